@@ -25,9 +25,9 @@ inline absl::Status Annotate(const absl::Status& status, absl::string_view where
 #define MOE_CONCAT_(a, b) a##b
 #define MOE_CONCAT(a, b) MOE_CONCAT_(a, b)
 
-#define RETURN_IF_ERROR(expr)              \
-  do {                                     \
-    ::absl::Status moe_status_ = (expr);   \
+#define RETURN_IF_ERROR(expr)                  \
+  do {                                         \
+    ::absl::Status moe_status_ = (expr);       \
     if (!moe_status_.ok()) return moe_status_; \
   } while (false)
 

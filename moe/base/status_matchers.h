@@ -32,20 +32,20 @@ void ExpectError(const S& result, absl::StatusCode code, Parts... parts) {
 
 }  // namespace moe
 
-#define EXPECT_OK(expr)                                               \
-  do {                                                                \
-    const auto& moe_result_ = (expr);                                 \
+#define EXPECT_OK(expr)                                                                        \
+  do {                                                                                         \
+    const auto& moe_result_ = (expr);                                                          \
     EXPECT_TRUE(::moe::StatusOf(moe_result_).ok()) << ::moe::StatusOf(moe_result_).ToString(); \
   } while (false)
-#define ASSERT_OK(expr)                                               \
-  do {                                                                \
-    const auto& moe_result_ = (expr);                                 \
+#define ASSERT_OK(expr)                                                                        \
+  do {                                                                                         \
+    const auto& moe_result_ = (expr);                                                          \
     ASSERT_TRUE(::moe::StatusOf(moe_result_).ok()) << ::moe::StatusOf(moe_result_).ToString(); \
   } while (false)
 #define MOE_TEST_CONCAT_(a, b) a##b
 #define MOE_TEST_CONCAT(a, b) MOE_TEST_CONCAT_(a, b)
 #define ASSERT_OK_AND_ASSIGN(lhs, expr) MOE_ASSERT_ASSIGN_(MOE_TEST_CONCAT(moe_test_or_, __LINE__), lhs, expr)
-#define MOE_ASSERT_ASSIGN_(var, lhs, expr)                  \
-  auto var = (expr);                                        \
-  ASSERT_TRUE(var.ok()) << var.status().ToString();         \
+#define MOE_ASSERT_ASSIGN_(var, lhs, expr)          \
+  auto var = (expr);                                \
+  ASSERT_TRUE(var.ok()) << var.status().ToString(); \
   lhs = *std::move(var)

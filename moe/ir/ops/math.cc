@@ -1,0 +1,266 @@
+#include <algorithm>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
+#include "moe/base/status.h"
+#include "moe/ir/builder.h"
+#include "moe/ir/ops/ops.h"
+
+namespace moe {
+namespace {
+
+using Values = std::vector<Value>;
+using Dys = absl::Span<const Value>;
+
+absl::StatusOr<std::string> RuleOfEq(const Node& n) { return n.String("eq"); }
+
+std::vector<std::string> Factors(absl::string_view term) {
+  return absl::StrSplit(term, ' ', absl::SkipEmpty());
+}
+
+// d(einsum): dy with the other operands, contracted to this operand's factors. A factor of this operand that
+// is nowhere else was summed away, so its gradient is a broadcast.
+absl::Status EinsumGradient(Node* n, Dys dys, Builder& b, Values* dxs) {
+  const std::string eq = absl::StrReplaceAll(n->String("eq"), {{"!", ""}});
+  const std::vector<std::string> sides = absl::StrSplit(eq, absl::MaxSplits("->", 1));
+  const std::vector<std::string> terms = absl::StrSplit(sides[0], ',');
+  const std::vector<std::string> out = Factors(sides[1]);
+  for (int i = 0; i < n->num_operands(); ++i) {
+    const std::vector<std::string> mine = Factors(terms[i]);
+    std::set<std::string> have(out.begin(), out.end());
+    std::vector<std::string> in_terms = {absl::StrJoin(out, " ")};
+    std::vector<Value> operands = {dys[0]};
+    for (int j = 0; j < n->num_operands(); ++j) {
+      if (j == i) continue;
+      const std::vector<std::string> other = Factors(terms[j]);
+      have.insert(other.begin(), other.end());
+      in_terms.push_back(absl::StrJoin(other, " "));
+      operands.push_back(n->operand(j));
+    }
+    std::vector<std::string> part;
+    for (const std::string& f : mine) {
+      if (have.count(f)) part.push_back(f);
+    }
+    Value d = dys[0];
+    if (operands.size() > 1 || part != out) {
+      ASSIGN_OR_RETURN(
+          d,
+          b.Create("math.einsum", operands,
+                   {{"eq", absl::StrCat(absl::StrJoin(in_terms, ", "), " -> ", absl::StrJoin(part, " "))}}));
+    }
+    if (part != mine) {
+      std::vector<std::string> extents;
+      for (size_t k = 0; k < mine.size(); ++k) {
+        if (!have.count(mine[k])) extents.push_back(absl::StrCat(mine[k], "=", n->operand(i).type().dims[k]));
+      }
+      ASSIGN_OR_RETURN(
+          d, b.Create("math.broadcast", {d},
+                      {{"eq", absl::StrCat(absl::StrJoin(part, " "), " -> ", absl::StrJoin(mine, " "))},
+                       {"extents", extents}}));
+    }
+    (*dxs)[i] = d;
+  }
+  return absl::OkStatus();
+}
+
+// The inverse of a reshape swaps the sides of its rule; extents of all factors are given, so compound dims
+// resolve.
+absl::Status ReshapeGradient(Node* n, Dys dys, Builder& b, Values* dxs) {
+  const std::vector<std::string> sides = absl::StrSplit(n->String("eq"), absl::MaxSplits("->", 1));
+  ASSIGN_OR_RETURN((*dxs)[0], b.Create("math.reshape", {dys[0]},
+                                       {{"eq", absl::StrCat(absl::StripAsciiWhitespace(sides[1]), " -> ",
+                                                            absl::StripAsciiWhitespace(sides[0]))},
+                                        {"extents", n->Strings("extents")}}));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<Type>> InferConstant(const Node& n) {
+  const std::optional<DType> dtype = ParseDType(n.String("dtype"));
+  if (!dtype) return absl::InvalidArgumentError(absl::StrCat("unknown dtype '", n.String("dtype"), "'"));
+  return std::vector<Type>{Type(*dtype, Dims{})};
+}
+
+absl::StatusOr<std::vector<Type>> InferCast(const Node& n) {
+  const std::optional<DType> dtype = ParseDType(n.String("dtype"));
+  if (!dtype) return absl::InvalidArgumentError(absl::StrCat("unknown dtype '", n.String("dtype"), "'"));
+  Type t = n.operand(0).type();
+  t.dtype = *dtype;
+  t.placement = Placement::Replicated(t.rank());
+  return std::vector<Type>{t};
+}
+
+absl::StatusOr<std::string> ReduceAll(const Node& n) {
+  std::string s;
+  for (int i = 0; i < n.operand(0).type().rank(); ++i) absl::StrAppend(&s, i ? " " : "", "a", i);
+  return s + " ->";
+}
+
+double EinsumFlops(const Node& n, const ShardingRule& rule, absl::Span<const double> extents) {
+  double f = n.num_operands() > 1 ? 2 : 1;
+  for (double e : extents) f *= e;
+  return f;
+}
+
+}  // namespace
+
+void RegisterMathOps(OpRegistry* r) {
+  r->Add(OpDef("math.constant")
+             .Doc("A scalar constant.")
+             .Operands({})
+             .Results({"y"})
+             .Attr("value", AttrKind::kFloat)
+             .Attr("dtype", AttrKind::kString)
+             .Infer(InferConstant)
+             .Rule("->")
+             .NoGradient());
+  r->Add(OpDef("math.einsum")
+             .Doc("Sum of products over the factors that the result lacks; one to three operands. Over a "
+                  "ragged operand "
+                  "[e b c p h] this is the grouped matmul of the experts.")
+             .Operands({"x"})
+             .Variadic()
+             .Results({"y"})
+             .Attr("eq", AttrKind::kString)
+             .RuleFrom(RuleOfEq)
+             .LinearInAll()
+             .Gradient(EinsumGradient)
+             .Flops(EinsumFlops));
+  r->Add(OpDef("math.broadcast")
+             .Doc("Repeats x along the factors that only the result has (extents = [\"f=12\"]).")
+             .Operands({"x"})
+             .Results({"y"})
+             .Attr("eq", AttrKind::kString)
+             .Attr("extents", AttrKind::kStrings)
+             .RuleFrom(RuleOfEq)
+             .LinearIn({0})
+             .Cheap()
+             .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
+               const std::vector<std::string> sides =
+                   absl::StrSplit(n->String("eq"), absl::MaxSplits("->", 1));
+               ASSIGN_OR_RETURN((*dxs)[0],
+                                b.Create("math.einsum", {dys[0]},
+                                         {{"eq", absl::StrCat(absl::StripAsciiWhitespace(sides[1]), " -> ",
+                                                              absl::StripAsciiWhitespace(sides[0]))}}));
+               return absl::OkStatus();
+             }));
+  r->Add(OpDef("math.reshape")
+             .Doc("Splits or merges dims: eq = \"b (c t) h -> b c t h\", extents = [\"c=8\"] or both "
+                  "factors. Row-major "
+                  "order does not change.")
+             .Operands({"x"})
+             .Results({"y"})
+             .Attr("eq", AttrKind::kString)
+             .Attr("extents", AttrKind::kStrings)
+             .RuleFrom(RuleOfEq)
+             .LinearIn({0})
+             .Cheap()
+             .Gradient(ReshapeGradient));
+  r->Add(OpDef("math.add")
+             .Doc("x + y, elementwise.")
+             .Operands({"x", "y"})
+             .Results({"z"})
+             .Elementwise()
+             .JointlyLinear()
+             .Gradient([](Node*, Dys dys, Builder&, Values* dxs) -> absl::Status {
+               (*dxs)[0] = (*dxs)[1] = dys[0];
+               return absl::OkStatus();
+             }));
+  r->Add(OpDef("math.mul")
+             .Doc("x * y, elementwise; y has the shape of x.")
+             .Operands({"x", "y"})
+             .Results({"z"})
+             .Elementwise()
+             .LinearIn({0, 1})
+             .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
+               ASSIGN_OR_RETURN((*dxs)[0], b.Create("math.mul", {dys[0], n->operand(1)}));
+               ASSIGN_OR_RETURN((*dxs)[1], b.Create("math.mul", {dys[0], n->operand(0)}));
+               return absl::OkStatus();
+             }));
+  r->Add(OpDef("math.scale")
+             .Doc("x * by, a constant.")
+             .Operands({"x"})
+             .Results({"y"})
+             .Attr("by", AttrKind::kFloat)
+             .Elementwise()
+             .LinearIn({0})
+             .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
+               ASSIGN_OR_RETURN((*dxs)[0], b.Create("math.scale", {dys[0]}, {{"by", n->Float("by")}}));
+               return absl::OkStatus();
+             }));
+  r->Add(OpDef("math.silu")
+             .Doc("x * sigmoid(x).")
+             .Operands({"x"})
+             .Results({"y"})
+             .Elementwise()
+             .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
+               ASSIGN_OR_RETURN((*dxs)[0], b.Create("math.silu_grad", {n->operand(0), dys[0]}));
+               return absl::OkStatus();
+             }));
+  r->Add(OpDef("math.silu_grad")
+             .Doc("dy * sigmoid(x) * (1 + x * (1 - sigmoid(x))).")
+             .Operands({"x", "dy"})
+             .Results({"dx"})
+             .Elementwise()
+             .LinearIn({1})
+             .NoGradient());
+  r->Add(OpDef("math.log")
+             .Doc("Natural logarithm.")
+             .Operands({"x"})
+             .Results({"y"})
+             .Elementwise()
+             .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
+               ASSIGN_OR_RETURN(Value inverse, b.Create("math.reciprocal", {n->operand(0)}));
+               ASSIGN_OR_RETURN((*dxs)[0], b.Create("math.mul", {dys[0], inverse}));
+               return absl::OkStatus();
+             }));
+  r->Add(OpDef("math.reciprocal")
+             .Doc("1 / x. Used for normalisers, which are inputs: no gradient.")
+             .Operands({"x"})
+             .Results({"y"})
+             .Elementwise()
+             .NoGradient());
+  r->Add(OpDef("math.at_least")
+             .Doc("max(x, value), a constant: guards a normaliser against zero.")
+             .Operands({"x"})
+             .Results({"y"})
+             .Attr("value", AttrKind::kFloat)
+             .Elementwise()
+             .NoGradient());
+  r->Add(OpDef("math.cast")
+             .Doc("Conversion to another dtype.")
+             .Operands({"x"})
+             .Results({"y"})
+             .Attr("dtype", AttrKind::kString)
+             .Infer(InferCast)
+             .Elementwise()
+             .LinearIn({0})
+             .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
+               const DType from = n->operand(0).type().dtype;
+               if (!IsFloat(from)) return absl::OkStatus();
+               ASSIGN_OR_RETURN((*dxs)[0],
+                                b.Create("math.cast", {dys[0]}, {{"dtype", std::string(DTypeName(from))}}));
+               return absl::OkStatus();
+             }));
+  r->Add(OpDef("math.reduce_max")
+             .Doc("Maximum over the factors that the result lacks. A shift for a sum of exponentials: no "
+                  "gradient.")
+             .Operands({"x"})
+             .Results({"y"})
+             .Attr("eq", AttrKind::kString)
+             .RuleFrom(RuleOfEq)
+             .ReducesWith(Reduction::kMax)
+             .NoGradient());
+  r->Add(OpDef("math.sum_squares")
+             .Doc("Sum of the squares of all elements, a scalar.")
+             .Operands({"x"})
+             .Results({"y"})
+             .RuleFrom(ReduceAll)
+             .NoGradient());
+}
+
+}  // namespace moe

@@ -1,0 +1,177 @@
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "moe/base/status.h"
+#include "moe/ir/builder.h"
+#include "moe/ir/ops/ops.h"
+
+// Tokens are [batch b, group c, token t, hidden h]; a routing group is one (b, c). Dispatched tokens are
+// [expert e, batch b, group c, slot p, hidden h]; with dropless = true the slot dim is ragged. Choices are
+// [b, c, t, k]: expert (s32, -1 for a padded token) and slot (s32, -1 for a dropped or padded token).
+
+namespace moe {
+namespace {
+
+using Values = std::vector<Value>;
+using Dys = absl::Span<const Value>;
+
+constexpr char kR[] = "b c t! k!";  // a choice
+
+Attributes Slots(const Node& n, const Type& dispatched) {
+  return {{"experts", dispatched.dims[0]},
+          {"slots", dispatched.dims[3]},
+          {"dropless", n.BoolOr("dropless", false)}};
+}
+
+}  // namespace
+
+void RegisterMoeOps(OpRegistry* r) {
+  r->Add(OpDef("moe.top_k")
+             .Doc("The k largest probabilities and their experts, ties to the lower index, in falling order. "
+                  "Tokens with "
+                  "mask 0 are not routed: probability 0, expert -1.")
+             .Operands({"probability", "mask"})
+             .Results({"top", "expert"})
+             .Attr("k", AttrKind::kInt)
+             .ResultDTypes({"=0", "s32"})
+             .Rule("b c t e!, b c t -> b c t k!, b c t k!")
+             .FactorFrom("k", "k")
+             .NotDifferentiable({1})
+             .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
+               ASSIGN_OR_RETURN((*dxs)[0], b.Create("moe.top_k_grad", {n->result(1), dys[0]},
+                                                    {{"experts", n->operand(0).type().dims[3]}}));
+               return absl::OkStatus();
+             })
+             .Effects(kDecision));
+  r->Add(OpDef("moe.top_k_grad")
+             .Doc("Scatters d(top) back to the experts chosen.")
+             .Operands({"expert", "dtop"})
+             .Results({"dprobability"})
+             .Attr("experts", AttrKind::kInt)
+             .ResultDTypes({"=1"})
+             .Rule("b c t k!, b c t k! -> b c t e")
+             .FactorFrom("e", "experts")
+             .LinearIn({1})
+             .Cheap()
+             .NoGradient());
+  r->Add(OpDef("moe.normalize")
+             .Doc("p / sum over k of p; zero where the sum is zero.")
+             .Operands({"p"})
+             .Results({"q"})
+             .Rule("b c t k! -> b c t k!")
+             .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
+               ASSIGN_OR_RETURN((*dxs)[0], b.Create("moe.normalize_grad", {n->operand(0), dys[0]}));
+               return absl::OkStatus();
+             }));
+  r->Add(OpDef("moe.normalize_grad")
+             .Doc("(dq - sum over k of dq q) / sum over k of p.")
+             .Operands({"p", "dq"})
+             .Results({"dp"})
+             .Rule("b c t k!, b c t k! -> b c t k!")
+             .LinearIn({1})
+             .NoGradient());
+  r->Add(OpDef("moe.slots")
+             .Doc("Slot of each choice within its group and expert, in order of token, then k. Capacity "
+                  "lives only here: "
+                  "with dropless = false a slot >= capacity is -1 (dropped).")
+             .Operands({"expert"})
+             .Results({"slot"})
+             .Attr("experts", AttrKind::kInt)
+             .Attr("capacity", AttrKind::kInt)
+             .Attr("dropless", AttrKind::kBool, false)
+             .Rule("b c t! k! -> b c t! k!")
+             .Cheap()
+             .NoGradient()
+             .Effects(kDecision));
+  r->Add(OpDef("moe.count")
+             .Doc("Number of choices per expert, dropped ones too: [e], or [b, e] with per_sequence.")
+             .Operands({"expert"})
+             .Results({"count"})
+             .Attr("experts", AttrKind::kInt)
+             .Attr("per_sequence", AttrKind::kBool, false)
+             .ResultDTypes({"s32"})
+             .RuleFrom([](const Node& n) -> absl::StatusOr<std::string> {
+               return n.BoolOr("per_sequence", false) ? "b c t k -> b e" : "b c t k -> e";
+             })
+             .FactorFrom("e", "experts")
+             .NoGradient());
+  r->Add(OpDef("moe.count_kept")
+             .Doc("Number of choices that got a slot, a scalar.")
+             .Operands({"slot"})
+             .Results({"count"})
+             .ResultDTypes({"s32"})
+             .Rule("b c t k ->")
+             .NoGradient());
+  r->Add(OpDef("moe.dispatch")
+             .Doc("Copies tokens to their slots; empty slots are zero. `slots` is the capacity, or with "
+                  "dropless the "
+                  "expected extent of the ragged slot dim.")
+             .Operands({"x", "expert", "slot"})
+             .Results({"d"})
+             .Attr("experts", AttrKind::kInt)
+             .Attr("slots", AttrKind::kInt)
+             .Attr("dropless", AttrKind::kBool, false)
+             .Rule(absl::StrCat("b c t! h, ", kR, ", ", kR, " -> e b c p! h"))
+             .FactorFrom("e", "experts")
+             .FactorFrom("p", "slots")
+             .Ragged("p")
+             .LinearIn({0})
+             .Cheap()
+             .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
+               ASSIGN_OR_RETURN((*dxs)[0], b.Create("moe.undispatch", {dys[0], n->operand(1), n->operand(2)},
+                                                    {{"dropless", n->BoolOr("dropless", false)}}));
+               return absl::OkStatus();
+             }));
+  r->Add(OpDef("moe.undispatch")
+             .Doc("Gradient of moe.dispatch: sums the slots of each token.")
+             .Operands({"d", "expert", "slot"})
+             .Results({"x"})
+             .Attr("dropless", AttrKind::kBool, false)
+             .Rule(absl::StrCat("e b c p! h, ", kR, ", ", kR, " -> b c t! h"))
+             .LinearIn({0})
+             .NoGradient());
+  r->Add(
+      OpDef("moe.combine")
+          .Doc("Sum over a token's choices of probability times expert output; dropped choices add nothing.")
+          .Operands({"o", "probability", "expert", "slot"})
+          .Results({"y"})
+          .Attr("dropless", AttrKind::kBool, false)
+          .Rule(absl::StrCat("e b c p! h, ", kR, ", ", kR, ", ", kR, " -> b c t! h"))
+          .LinearIn({0, 1})
+          .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
+            ASSIGN_OR_RETURN((*dxs)[0],
+                             b.Create("moe.combine_do", {dys[0], n->operand(1), n->operand(2), n->operand(3)},
+                                      Slots(*n, n->operand(0).type())));
+            ASSIGN_OR_RETURN((*dxs)[1],
+                             b.Create("moe.combine_dp", {n->operand(0), dys[0], n->operand(2), n->operand(3)},
+                                      {{"dropless", n->BoolOr("dropless", false)}}));
+            return absl::OkStatus();
+          }));
+  r->Add(OpDef("moe.combine_do")
+             .Doc("d(expert output) of moe.combine: dispatches probability times dy.")
+             .Operands({"dy", "probability", "expert", "slot"})
+             .Results({"do"})
+             .Attr("experts", AttrKind::kInt)
+             .Attr("slots", AttrKind::kInt)
+             .Attr("dropless", AttrKind::kBool, false)
+             .Rule(absl::StrCat("b c t! h, ", kR, ", ", kR, ", ", kR, " -> e b c p! h"))
+             .FactorFrom("e", "experts")
+             .FactorFrom("p", "slots")
+             .Ragged("p")
+             .LinearIn({0, 1})
+             .Cheap()
+             .NoGradient());
+  r->Add(
+      OpDef("moe.combine_dp")
+          .Doc(
+              "d(probability) of moe.combine: dot product of expert output and dy; zero for dropped choices.")
+          .Operands({"o", "dy", "expert", "slot"})
+          .Results({"dprobability"})
+          .Attr("dropless", AttrKind::kBool, false)
+          .Rule(absl::StrCat("e b c p! h, b c t! h, ", kR, ", ", kR, " -> ", kR))
+          .LinearIn({0, 1})
+          .NoGradient());
+}
+
+}  // namespace moe

@@ -1,0 +1,50 @@
+#include "moe/ir/builder.h"
+#include "moe/ir/ops/ops.h"
+
+namespace moe {
+
+void RegisterOptimOps(OpRegistry* r) {
+  r->Add(OpDef("optim.accumulate")
+             .Doc("state + x, in the state's storage.")
+             .Operands({"state", "x"})
+             .Results({"state"})
+             .Elementwise()
+             .JointlyLinear()
+             .InPlace({{0, 0}})
+             .NoGradient()
+             .Effects(kStateful));
+  r->Add(OpDef("optim.clip")
+             .Doc("From the squared global norm: the norm, the factor min(1, max_norm / (norm + 1e-6)) for "
+                  "the gradients "
+                  "(1 if max_norm is 0), and whether the norm is finite (1 or 0).")
+             .Operands({"norm_squared"})
+             .Results({"norm", "factor", "finite"})
+             .Attr("max_norm", AttrKind::kFloat)
+             .Elementwise()
+             .NoGradient());
+  r->Add(OpDef("optim.adamw")
+             .Doc("AdamW with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2): g = factor "
+                  "gradient; "
+                  "m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2; "
+                  "p = p - lr (m / bias1 / (sqrt(v / bias2) + eps) + weight_decay p), bias_i = 1 - beta_i^t. "
+                  "With "
+                  "finite = 0 everything stays as it is.")
+             .Operands({"p", "gradient", "m", "v", "factor", "finite", "learning_rate", "bias1", "bias2"})
+             .Results({"p", "m", "v"})
+             .Attr("beta1", AttrKind::kFloat)
+             .Attr("beta2", AttrKind::kFloat)
+             .Attr("eps", AttrKind::kFloat)
+             .Attr("weight_decay", AttrKind::kFloat)
+             .ResultDTypes({"=0", "=2", "=3"})
+             .Elementwise()
+             .InPlace({{0, 0}, {1, 2}, {2, 3}})
+             .NoGradient()
+             .Effects(kStateful)
+             .Flops([](const Node&, const ShardingRule&, absl::Span<const double> e) {
+               double f = 14;
+               for (double x : e) f *= x;
+               return f;
+             }));
+}
+
+}  // namespace moe

@@ -1,0 +1,124 @@
+// Program: what passes rewrite. Module + schedule + memory plan, plain structs.
+//
+// Life of a program. The front end gives one function @step (one microbatch, forward) and the parameters.
+// `autodiff` appends the backward phase to it and adds @update and @report. `partition-stages` cuts @step
+// into @chunk0..@chunkN-1, each with a forward and a backward phase, and @update / @report into one per stage
+// (@update0, ...). `shard` and `insert-collectives` place them. `checkpoint` and `fuse` rewrite them.
+// `split-phases` cuts each chunk into @forward<c> and @backward<c>, whose residuals are explicit. `schedule`
+// resolves the actions of every stage, `plan-memory` their storage.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "moe/ir/graph.h"
+
+namespace moe {
+
+// One thing that a stage does. Functions are executed whole.
+struct Action {
+  enum Kind : uint8_t {
+    kForward,
+    kBackward,
+    kInputGrad,
+    kWeightGrad,
+    kSend,
+    kRecv,
+    kReset,
+    kUpdate,
+    kReport
+  };
+  Kind kind = kForward;
+  int chunk = -1;          // F/B/I/W: the chunk; send/recv: the chunk that produces the value
+  int microbatch = -1;     // -1 for reset, update, report
+  std::string function;    // F/B/I/W/update/report: name in the module
+  int residual_slot = -1;  // F/B: which residual set of the chunk
+  std::map<std::string, int> boundary_slots;  // F/B: boundary value -> its slot (arguments and results)
+  // send/recv: which boundary value, in which slot, with which stage
+  std::string boundary;
+  int slot = -1;
+  int peer_stage = -1;
+  friend bool operator==(const Action&, const Action&) = default;
+};
+std::string ActionToString(const Action& a);  // "F0.3", "send act.0 mb3 -> stage 1"
+
+struct Schedule {
+  std::string name;  // "1f1b", "gpipe", or the table's file
+  int microbatches = 1;
+  std::vector<int> chunk_stage;  // chunk -> pp rank
+  // The table: one row per pp rank, cells in order: "F0.0", "B1.3", ...
+  struct Cell {
+    char kind = 'F';  // F B I W
+    int chunk = 0, microbatch = 0;
+    friend bool operator==(const Cell&, const Cell&) = default;
+  };
+  std::vector<std::vector<Cell>> table;
+  // Resolved actions per stage and program: "train_step", "eval".
+  std::map<std::string, std::vector<std::vector<Action>>> actions;
+};
+
+// Where a value lives. Spaces of a rank's arena, in this order; offsets count from the start of the space.
+enum class Space : uint8_t {
+  kState,     // parameters, moments, gradients, accumulators: for the whole run
+  kInput,     // batch and scalars of one microbatch / step
+  kResidual,  // residual sets: (chunk, slot)
+  kBoundary,  // boundary values: (value, slot)
+  kFrame,     // everything else of the function that runs now
+  kSpill,     // overflow of ragged values; reserved address space, touched only on overflow
+};
+absl::string_view SpaceName(Space space);
+
+struct BufferRef {
+  Space space = Space::kFrame;
+  int64_t offset = 0;  // within the frame / residual set / boundary slot / state region
+  int64_t bytes = 0;
+  int64_t spill_offset = -1;  // ragged only
+  friend bool operator==(const BufferRef&, const BufferRef&) = default;
+};
+
+struct FunctionMemory {
+  std::map<std::string, BufferRef> values;  // by value name; arguments included
+  std::map<std::string, BufferRef>
+      workspace;  // by name of the node's first result: scratch bytes of its kernel
+  int64_t frame_bytes = 0;
+  // Waits that order memory reuse and data across queues: node (by first result name) -> nodes it must wait
+  // for.
+  std::map<std::string, std::vector<std::string>> waits;
+};
+
+struct StageMemory {
+  std::map<std::string, BufferRef> states;  // by state name
+  std::map<std::string, BufferRef> inputs;  // "batch:tokens", "scalar:inv_tokens"
+  struct Slots {
+    int64_t offset = 0, bytes = 0;  // slot i is at offset + i * bytes
+    int count = 0;
+  };
+  std::map<int, Slots> residuals;           // per chunk
+  std::map<std::string, Slots> boundaries;  // per boundary value
+  int64_t state_bytes = 0, input_bytes = 0, residual_bytes = 0, boundary_bytes = 0, frame_bytes = 0,
+          spill_bytes = 0;
+  // Of state_bytes, for the report.
+  std::map<std::string, int64_t> state_bytes_by_kind;
+  int64_t peak_bytes() const {
+    return state_bytes + input_bytes + residual_bytes + boundary_bytes + frame_bytes;
+  }
+};
+
+struct MemoryPlan {
+  std::map<std::string, FunctionMemory> functions;
+  std::vector<StageMemory> stages;
+  int64_t alignment = 64;
+};
+
+struct Program {
+  std::unique_ptr<Module> module;
+  Schedule schedule;
+  MemoryPlan memory;
+  // What each pass had to say, for the table of compile_and_train: pass -> lines.
+  std::vector<std::pair<std::string, std::string>> notes;
+};
+
+}  // namespace moe

@@ -1,0 +1,434 @@
+#include "moe/ir/verifier.h"
+
+#include <algorithm>
+#include <map>
+#include <set>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "moe/base/status.h"
+#include "moe/ir/limits.h"
+#include "moe/ir/registry.h"
+#include "moe/ir/state.h"
+#include "moe/ir/verify_placement.h"
+
+namespace moe {
+namespace {
+
+constexpr int kMaxProblems = 50;
+
+AttrKind KindOf(const Attribute& value) { return static_cast<AttrKind>(value.index()); }
+
+// "f32[8, ~5<=32]": what inference decides, without the placement.
+std::string Shape(const Type& type) {
+  Type shape = type;
+  shape.placement = Placement::Replicated(type.rank());
+  return TypeToString(shape, Mesh());
+}
+
+absl::Status VerifyAttributes(const Node& node) {
+  const OpDef& op = node.op();
+  for (const auto& [name, value] : node.attributes()) {
+    const AttrDef* def = op.FindAttr(name);
+    if (def == nullptr) return absl::InvalidArgumentError(absl::StrCat("unknown attribute '", name, "'"));
+    if (def->kind != KindOf(value)) {
+      return absl::InvalidArgumentError(absl::StrCat("attribute '", name, "' must be of kind ",
+                                                     AttrKindName(def->kind), ", not ",
+                                                     AttrKindName(KindOf(value))));
+    }
+  }
+  for (const AttrDef& def : op.attrs) {
+    if (def.required && !node.Has(def.name)) {
+      return absl::InvalidArgumentError(absl::StrCat("the attribute '", def.name, "' is missing"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+// The rule has one term per operand and result, of the right number of dims.
+absl::Status VerifyRuleRanks(const Node& node) {
+  ASSIGN_OR_RETURN(const ShardingRule* rule, node.Rule());
+  const size_t operand_terms =
+      rule->operands.size() == 1 && rule->operands[0].empty() && node.num_operands() == 0
+          ? 0
+          : rule->operands.size();
+  if (operand_terms != node.num_operands() || rule->results.size() != node.num_results()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the rule '", rule->ToString(), "' is for ", operand_terms, " operands and ", rule->results.size(),
+        " results; there are ", node.num_operands(), " and ", node.num_results()));
+  }
+  for (int i = 0; i < node.num_operands(); ++i) {
+    const int rank = node.operand(i).type().rank();
+    if (static_cast<int>(rule->operands[i].size()) != rank) {
+      return absl::InvalidArgumentError(absl::StrCat("operand ", i, " (", Shape(node.operand(i).type()),
+                                                     ") has ", rank, " dims; the rule '", rule->ToString(),
+                                                     "' wants ", rule->operands[i].size()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+class Verifier {
+ public:
+  explicit Verifier(const Mesh& mesh) : mesh_(mesh) {}
+
+  void CheckModule(const Module& module);
+  void CheckFunction(const Function& function);
+  absl::Status Result(const std::string& what) const;
+
+ private:
+  void Problem(const Function* function, const Node* node, absl::string_view message);
+  void CheckMesh();
+  void CheckName(const Function* function, absl::string_view what, absl::string_view name);
+  void CheckNames(const Function& function);
+  void CheckOrder(const Function& function);
+  void CheckUses(const Function& function, const Node& definition);
+  void CheckBindings(const Function& function);
+  void CheckBinding(const Function& function, const Attributes& binding, const Value& value, bool result);
+  void CheckNode(const Node& node);
+
+  const Mesh& mesh_;
+  std::vector<std::string> problems_;
+  int more_ = 0;
+  // Place of every node of the function under check; arguments are -1, the return node comes last.
+  std::unordered_map<const Node*, int64_t> place_;
+};
+
+void Verifier::Problem(const Function* function, const Node* node, absl::string_view message) {
+  if (problems_.size() >= kMaxProblems) {
+    ++more_;
+    return;
+  }
+  std::string line;
+  if (function != nullptr) absl::StrAppend(&line, "@", function->name(), ": ");
+  if (node != nullptr) {
+    for (int i = 0; i < node->num_results(); ++i)
+      absl::StrAppend(&line, i ? ", %" : "%", node->result_name(i));
+    absl::StrAppend(&line, node->num_results() ? " = " : "", node->op_name(), ": ");
+  }
+  problems_.push_back(absl::StrCat(line, message));
+}
+
+absl::Status Verifier::Result(const std::string& what) const {
+  if (problems_.empty()) return absl::OkStatus();
+  const int total = static_cast<int>(problems_.size()) + more_;
+  return absl::InvalidArgumentError(absl::StrCat(total, total == 1 ? " problem in " : " problems in ", what,
+                                                 ":\n  ", absl::StrJoin(problems_, "\n  "),
+                                                 more_ ? absl::StrCat("\n  and ", more_, " more") : ""));
+}
+
+void Verifier::CheckMesh() {
+  std::set<std::string> names;
+  int64_t ranks = 1;
+  for (int i = 0; i < mesh_.num_axes(); ++i) {
+    const MeshAxis& axis = mesh_.axes()[i];
+    bool word = !axis.name.empty() && !absl::ascii_isdigit(axis.name[0]);
+    for (const char c : axis.name) word = word && (absl::ascii_isalnum(c) || c == '_');
+    if (!word) Problem(nullptr, nullptr, absl::StrCat("'", axis.name, "' is no name of a mesh axis"));
+    if (!names.insert(axis.name).second) {
+      Problem(nullptr, nullptr, absl::StrCat("mesh axis '", axis.name, "' stands twice"));
+    }
+    if (axis.size < 1 || axis.size > kMaxAxisSize) {
+      Problem(nullptr, nullptr, absl::StrCat("mesh axis '", axis.name, "' has the size ", axis.size));
+    } else if (axis.size > kMaxRanks / ranks) {
+      Problem(nullptr, nullptr, absl::StrCat("the mesh has more than ", kMaxRanks, " ranks"));
+    } else {
+      ranks *= axis.size;
+    }
+    if (axis.name == "pp" && i != 0) Problem(nullptr, nullptr, "the axis 'pp' is not the first of the mesh");
+  }
+  for (const auto& [name, axes] : mesh_.aliases()) {
+    for (const AxisId axis : axes) {
+      if (axis < 0 || axis >= mesh_.num_axes()) {
+        Problem(nullptr, nullptr,
+                absl::StrCat("alias '", name, "' names an axis that the mesh does not have"));
+      }
+    }
+    if (names.count(name) > 0 && mesh_.Find(name) && !axes.empty() && axes != AxisList{*mesh_.Find(name)}) {
+      Problem(nullptr, nullptr,
+              absl::StrCat("alias '", name, "' has the name of an axis but means something else"));
+    }
+  }
+}
+
+void Verifier::CheckName(const Function* function, absl::string_view what, absl::string_view name) {
+  if (name.empty()) {
+    Problem(function, nullptr, absl::StrCat(what, " has no name"));
+  } else if (name.size() > kMaxNameLength) {
+    Problem(function, nullptr,
+            absl::StrCat(what, " has a name of ", name.size(), " characters; at most ", kMaxNameLength,
+                         " are allowed"));
+  }
+}
+
+void Verifier::CheckModule(const Module& module) {
+  CheckMesh();
+  if (!problems_.empty()) return;  // types mean nothing on a mesh that is none
+  CheckName(nullptr, "the module", module.name());
+  for (const std::unique_ptr<State>& state : module.states()) {
+    CheckName(nullptr, "a state", state->name);
+    const absl::Status type = VerifyType(state->type, mesh_);
+    if (!type.ok()) Problem(nullptr, nullptr, absl::StrCat("state @", state->name, ": ", type.message()));
+  }
+  std::set<absl::string_view> names;
+  for (const std::unique_ptr<Function>& function : module.functions()) {
+    CheckName(nullptr, "a function", function->name());
+    if (!names.insert(function->name()).second) {
+      Problem(nullptr, nullptr, absl::StrCat("function @", function->name(), " stands twice"));
+    }
+    CheckFunction(*function);
+  }
+}
+
+void Verifier::CheckNames(const Function& function) {
+  std::set<absl::string_view> names;
+  const auto check = [&](const Node& node) {
+    for (int i = 0; i < node.num_results(); ++i) {
+      const std::string& name = node.result_name(i);
+      CheckName(&function, "a value", name);
+      if (!names.insert(name).second) Problem(&function, &node, absl::StrCat("%", name, " is defined twice"));
+    }
+  };
+  for (const Node* arg : function.args()) check(*arg);
+  for (const std::unique_ptr<Node>& node : function.body()) check(*node);
+}
+
+// Every operand is a result of an earlier node of this function.
+void Verifier::CheckOrder(const Function& function) {
+  const auto check = [&](const Node& node) {
+    const int64_t place = place_.at(&node);
+    for (int i = 0; i < node.num_operands(); ++i) {
+      const Value& v = node.operand(i);
+      const auto definition = place_.find(v.node);
+      if (v.node == nullptr) {
+        Problem(&function, &node, absl::StrCat("operand ", i, " is missing"));
+      } else if (definition == place_.end()) {
+        Problem(&function, &node,
+                absl::StrCat("operand ", i, " is a value of another function or of an erased node"));
+      } else if (v.index < 0 || v.index >= v.node->num_results()) {
+        Problem(&function, &node,
+                absl::StrCat("operand ", i, " is result ", v.index, " of ", v.node->op_name(), ", which has ",
+                             v.node->num_results()));
+      } else if (definition->second >= place) {
+        Problem(&function, &node, absl::StrCat("%", v.name(), " is used before its definition"));
+      }
+    }
+  };
+  for (const std::unique_ptr<Node>& node : function.body()) check(*node);
+  check(*function.return_node());
+}
+
+void Verifier::CheckUses(const Function& function, const Node& definition) {
+  for (int i = 0; i < definition.num_results(); ++i) {
+    for (const Use& use : definition.uses(i)) {
+      const bool known = place_.count(use.user) > 0 && use.operand < use.user->num_operands();
+      if (!known || use.user->operand(use.operand) != Value{const_cast<Node*>(&definition), i}) {
+        Problem(&function, &definition,
+                absl::StrCat("%", definition.result_name(i), " lists a use that is none"));
+      }
+    }
+  }
+}
+
+void Verifier::CheckNode(const Node& node) {
+  absl::Status status = VerifyNode(node);
+  if (!status.ok()) {
+    // VerifyNode begins with the op, which Problem names already.
+    absl::string_view message = status.message();
+    absl::ConsumePrefix(&message, absl::StrCat(node.op_name(), ": "));
+    return Problem(node.function(), &node, message);
+  }
+  for (int i = 0; i < node.num_results(); ++i) {
+    status = VerifyType(node.type(i), mesh_);
+    if (!status.ok())
+      return Problem(node.function(), &node, absl::StrCat("%", node.result_name(i), ": ", status.message()));
+  }
+  status = VerifyPlacement(node, mesh_);
+  if (!status.ok()) Problem(node.function(), &node, status.message());
+  if (absl::StrContains(node.provenance.pass, ": ")) {
+    Problem(node.function(), &node, "the name of the pass in its provenance contains ': '");
+  }
+}
+
+void Verifier::CheckBinding(const Function& function, const Attributes& binding, const Value& value,
+                            bool result) {
+  const absl::string_view kind = BindingKind(binding), name = BindingName(binding);
+  const std::string where = absl::StrCat(result ? "result %" : "argument %", value.name());
+  if (kind.empty()) {
+    if (!name.empty()) Problem(&function, nullptr, absl::StrCat(where, " has a binding without a kind"));
+    return;
+  }
+  const std::set<absl::string_view> legal =
+      result ? std::set<absl::string_view>{"state", "boundary", "residual", "report"}
+             : std::set<absl::string_view>{"state", "batch", "scalar", "boundary", "residual"};
+  if (legal.count(kind) == 0) {
+    return Problem(&function, nullptr,
+                   absl::StrCat(where, " is bound to '", kind, "'; legal are ", absl::StrJoin(legal, ", ")));
+  }
+  if (name.empty())
+    return Problem(&function, nullptr, absl::StrCat(where, " is bound to a ", kind, " without a name"));
+  if (kind != "state" || function.module() == nullptr) return;
+  const State* state = function.module()->FindState(name);
+  if (state == nullptr) {
+    return Problem(&function, nullptr,
+                   absl::StrCat(where, " is bound to the state @", name, ", which the module does not have"));
+  }
+  if (!(state->type == value.type())) {
+    Problem(&function, nullptr,
+            absl::StrCat(where, " is ", TypeToString(value.type(), mesh_), ", its state @", name, " is ",
+                         TypeToString(state->type, mesh_)));
+  }
+}
+
+void Verifier::CheckBindings(const Function& function) {
+  std::set<std::pair<absl::string_view, absl::string_view>> read, written;
+  for (const Node* arg : function.args()) {
+    CheckBinding(function, arg->attributes(), Value{const_cast<Node*>(arg), 0}, false);
+    const auto key = std::make_pair(BindingKind(arg->attributes()), BindingName(arg->attributes()));
+    if (!key.first.empty() && !read.insert(key).second) {
+      Problem(&function, nullptr,
+              absl::StrCat("two arguments are bound to ", key.first, " '", key.second, "'"));
+    }
+  }
+  for (int i = 0; i < function.num_results(); ++i) {
+    const Attributes& binding = function.result_binding(i);
+    CheckBinding(function, binding, function.result(i), true);
+    const auto key = std::make_pair(BindingKind(binding), BindingName(binding));
+    if (!key.first.empty() && !written.insert(key).second) {
+      Problem(&function, nullptr,
+              absl::StrCat("two results are bound to ", key.first, " '", key.second, "'"));
+    }
+  }
+}
+
+void Verifier::CheckFunction(const Function& function) {
+  place_.clear();
+  int64_t place = 0;
+  for (const Node* arg : function.args()) place_[arg] = -1;
+  for (const std::unique_ptr<Node>& node : function.body()) place_[node.get()] = place++;
+  place_[function.return_node()] = place;
+
+  const size_t before = problems_.size();
+  CheckNames(function);
+  CheckOrder(function);
+  if (problems_.size() > before) return;  // the rest follows operands
+  for (const Node* arg : function.args()) {
+    const absl::Status type = VerifyType(arg->type(), mesh_);
+    if (!type.ok()) Problem(&function, arg, type.message());
+    CheckUses(function, *arg);
+  }
+  Phase phase = Phase::kForward;
+  for (const std::unique_ptr<Node>& node : function.body()) {
+    CheckNode(*node);
+    CheckUses(function, *node);
+    if (node->phase < phase) {
+      Problem(&function, node.get(),
+              absl::StrCat("a ", PhaseName(node->phase), " node stands after the ", PhaseName(phase),
+                           " phase has begun"));
+    }
+    phase = std::max(phase, node->phase);
+  }
+  CheckBindings(function);
+}
+
+}  // namespace
+
+absl::Status VerifyType(const Type& type, const Mesh& mesh) {
+  const auto error = [&](auto... parts) { return absl::InvalidArgumentError(absl::StrCat(parts...)); };
+  if (type.rank() > kMaxRank)
+    return error("a type of ", type.rank(), " dims; at most ", kMaxRank, " are allowed");
+  if (static_cast<int>(type.placement.dims.size()) != type.rank()) {
+    return error("a type of ", type.rank(), " dims with a placement of ", type.placement.dims.size());
+  }
+  if (type.ragged < -1 || type.ragged >= type.rank())
+    return error("the ragged dim ", type.ragged, " does not exist");
+  if (type.ragged < 0 ? type.ragged_bound != 0 : type.ragged_bound < 1 || type.ragged_bound > kMaxExtent) {
+    return error("a ragged bound of ", type.ragged_bound, type.ragged < 0 ? " without a ragged dim" : "");
+  }
+  std::set<AxisId> seen;
+  const auto take = [&](AxisId axis) -> absl::Status {
+    if (axis < 0 || axis >= mesh.num_axes())
+      return error("axis ", axis, " does not exist in ", mesh.ToString());
+    if (mesh.name(axis) == "pp") return error("a placement names 'pp'; stages are separate programs");
+    if (!seen.insert(axis).second) return error("axis '", mesh.name(axis), "' stands twice in a type");
+    return absl::OkStatus();
+  };
+  // Elements at the larger of expected extent and bound, so that every size computed from the type fits 64
+  // bits.
+  int64_t elements = 1;
+  for (int d = 0; d < type.rank(); ++d) {
+    const int64_t extent = type.dims[d];
+    if (extent < 1 || extent > kMaxExtent) {
+      return error("dim ", d, " is ", extent, "; legal are 1 to ", kMaxExtent);
+    }
+    const int64_t most = d == type.ragged ? std::max(extent, type.ragged_bound) : extent;
+    if (most > kMaxElements / elements) return error("a type of more than ", kMaxElements, " elements");
+    elements *= most;
+    for (const AxisId axis : type.placement.dims[d]) RETURN_IF_ERROR(take(axis));
+    const AxisList& axes = type.placement.dims[d];
+    if (d == type.ragged && !axes.empty())
+      return error("the ragged dim ", d, " is sharded over ", mesh.Show(axes));
+    if (extent % mesh.Size(axes) != 0) {
+      return error("dim ", d, " of ", extent, " is not divisible by the ", mesh.Size(axes), " ranks of ",
+                   mesh.Show(axes));
+    }
+  }
+  for (size_t i = 0; i < type.placement.partial.size(); ++i) {
+    RETURN_IF_ERROR(take(type.placement.partial[i].axis));
+    if (i > 0 && !(type.placement.partial[i - 1] < type.placement.partial[i]))
+      return error("partials are not sorted");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status VerifyNode(const Node& node) {
+  const OpDef& op = node.op();
+  const auto check = [&]() -> absl::Status {
+    const bool arity_ok = op.variadic ? node.num_operands() >= 1
+                                      : node.num_operands() == static_cast<int>(op.operand_names.size());
+    if (!arity_ok) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("takes ", op.variadic ? "one or more" : absl::StrCat(op.operand_names.size()),
+                       " operands (", absl::StrJoin(op.operand_names, ", "), "), not ", node.num_operands()));
+    }
+    if (node.num_results() != static_cast<int>(op.result_names.size())) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("has ", op.result_names.size(), " results, not ", node.num_results()));
+    }
+    RETURN_IF_ERROR(VerifyAttributes(node));
+    RETURN_IF_ERROR(VerifyRuleRanks(node));
+    ASSIGN_OR_RETURN(const std::vector<Type> inferred, InferTypes(node));
+    for (int i = 0; i < node.num_results(); ++i) {
+      const Type &is = node.type(i), &should = inferred[i];
+      if (is.dtype == should.dtype && is.dims == should.dims && is.ragged == should.ragged &&
+          is.ragged_bound == should.ragged_bound) {
+        continue;
+      }
+      return absl::InvalidArgumentError(
+          absl::StrCat("result %", node.result_name(i), " must be ", Shape(should), ", not ", Shape(is)));
+    }
+    return op.verify ? op.verify(node) : absl::OkStatus();
+  };
+  return Annotate(check(), op.name);
+}
+
+absl::Status Verify(const Module& module) {
+  Verifier verifier(module.mesh());
+  verifier.CheckModule(module);
+  return verifier.Result(absl::StrCat("module @", module.name()));
+}
+
+absl::Status Verify(const Function& function) {
+  static const Mesh& none = *new Mesh();
+  Verifier verifier(function.module() == nullptr ? none : function.module()->mesh());
+  verifier.CheckFunction(function);
+  return verifier.Result(absl::StrCat("function @", function.name()));
+}
+
+}  // namespace moe

@@ -1,0 +1,117 @@
+// Kernels: what an op does with local data. Looked up by (op, backend, dtype of the op, see Kernel::dtype).
+//
+// A kernel sees local shapes, the offset and the extent of every factor of its node's rule, never mesh axes. It writes
+// every element of its results (buffers arrive poisoned in tests), allocates nothing, and is deterministic: the same
+// inputs give the same bits on every rank. Scratch memory is asked for in advance through `workspace`.
+//
+//   absl::Status Silu(KernelContext& c) { ... c.in[0].As<float>() ... }
+//   registry.Add({"math.silu", Backend::kCpu, DType::kF32, &Silu<float>});
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "moe/ir/graph.h"
+#include "moe/ir/registry.h"
+
+namespace moe {
+
+// A local tensor, row-major. Ragged values ([E, B, C, ~P, H...]) carry the sizes of their (e, b, c) cells, and rows
+// packed in (e, b, c, slot) order: rows of one expert are contiguous.
+struct Tensor {
+  void* data = nullptr;
+  DType dtype = DType::kF32;
+  Dims dims;                   // local; the expected extent in the ragged dim
+  int ragged = -1;             // index of the ragged dim
+  // Ragged only.
+  int32_t* sizes = nullptr;    // one per cell
+  int64_t cells = 0;
+  int64_t row_elements = 0;    // elements of one row
+  int64_t capacity_rows = 0;   // rows that fit at arena_rows
+  void* arena_rows = nullptr;
+  void* spill_rows = nullptr;  // used when the rows do not fit in the arena; may be null when capacity is the worst case
+
+  template <typename T>
+  T* As() const {
+    return static_cast<T*>(data);
+  }
+  bool is_ragged() const { return ragged >= 0; }
+  int64_t elements() const {  // dense: all; ragged: of the actual rows
+    if (is_ragged()) return rows() * row_elements;
+    int64_t n = 1;
+    for (int64_t d : dims) n *= d;
+    return n;
+  }
+  int64_t rows() const {  // ragged: the sum of sizes
+    int64_t n = 0;
+    for (int64_t i = 0; i < cells; ++i) n += sizes[i];
+    return n;
+  }
+  // Points `data` at the rows, once sizes are known: for results after the kernel has filled `sizes`, for operands
+  // before the kernel runs (the caller does it).
+  absl::Status PlaceRows() {
+    const int64_t n = rows();
+    data = n <= capacity_rows ? arena_rows : spill_rows;
+    if (data == nullptr && n > 0) return absl::ResourceExhaustedError("ragged value exceeds its bound and has no spill");
+    return absl::OkStatus();
+  }
+};
+
+struct KernelContext {
+  const Node* node = nullptr;
+  const ShardingRule* rule = nullptr;
+  // Per factor of the rule: local extent, global offset of the local part, global extent.
+  std::vector<int64_t> extent, offset, global_extent;
+  std::vector<Tensor> in, out;
+  void* workspace = nullptr;  // workspace_bytes, 64-byte aligned
+  int64_t workspace_bytes = 0;
+
+  int64_t Extent(absl::string_view factor) const { return extent[rule->Find(factor)]; }
+  int64_t Offset(absl::string_view factor) const { return offset[rule->Find(factor)]; }
+};
+
+enum class Backend : uint8_t { kReference, kCpu, kCuda };
+absl::string_view BackendName(Backend b);
+
+using KernelFn = absl::Status (*)(KernelContext& c);
+// Scratch bytes for a node whose operands and results have these local extents. Null: none.
+using WorkspaceFn = int64_t (*)(const Node& n, const ShardingRule& rule, absl::Span<const int64_t> extent,
+                                absl::Span<const Tensor> in, absl::Span<const Tensor> out);
+
+struct Kernel {
+  std::string op;
+  Backend backend = Backend::kReference;
+  // The float type that the kernel computes in: that of the first float among the node's operands, then results;
+  // kS32 for ops without any float (moe.slots).
+  DType dtype = DType::kF32;
+  KernelFn fn = nullptr;
+  WorkspaceFn workspace = nullptr;
+};
+
+DType ComputeDType(const Node& n);
+
+class KernelRegistry {
+ public:
+  void Add(Kernel kernel);  // CHECK-fails on a duplicate
+  const Kernel* Find(absl::string_view op, Backend backend, DType dtype) const;
+  // Error: NotFound, naming op, backend and dtype, and what there is for the op.
+  absl::StatusOr<const Kernel*> Lookup(const Node& n, Backend backend) const;
+  std::vector<const Kernel*> All() const;
+
+ private:
+  std::map<std::tuple<std::string, Backend, DType>, Kernel> kernels_;
+};
+
+// Registration, one function per family and backend: moe/kernels/{reference,cpu}/<family>.cc.
+void RegisterReferenceKernels(KernelRegistry& r);  // f64, f32
+void RegisterCpuKernels(KernelRegistry& r);        // f32, f64
+const KernelRegistry& Kernels();                   // all that are linked in; built once
+
+}  // namespace moe

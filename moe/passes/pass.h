@@ -1,0 +1,80 @@
+// Passes: free functions that rewrite a Program. True if something changed.
+//
+//   absl::StatusOr<bool> RemoveDeadNodes(Function& f, const PassContext&);
+//   registry.Add({"remove-dead-nodes", "Removes nodes without uses.", ForEachFunction(RemoveDeadNodes)});
+//
+// A pipeline is text: "autodiff,partition-stages,shard,insert-collectives,fuse{only=adamw}". RunPipeline verifies after
+// each pass that changed something and dumps where asked. A pass outside moe/passes registers itself through
+// RegisterPass before main runs the pipeline (docs/writing_a_pass.md).
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "moe/cost/target.h"
+#include "moe/ir/program.h"
+#include "moe/passes/strategy.h"
+
+namespace moe {
+
+struct PassContext {
+  Strategy strategy;
+  Target target;                               // what the kernels can do, as data
+  std::map<std::string, std::string> options;  // of this pass: fuse{only=adamw}
+  std::string OptionOr(absl::string_view key, absl::string_view otherwise) const;
+  // A line for the table of what the passes did.
+  void Note(std::string line) const {
+    if (notes) notes->push_back(std::move(line));
+  }
+  std::vector<std::string>* notes = nullptr;
+};
+
+using Pass = std::function<absl::StatusOr<bool>(Program&, const PassContext&)>;
+using FunctionPass = std::function<absl::StatusOr<bool>(Function&, const PassContext&)>;
+Pass ForEachFunction(FunctionPass pass);
+
+struct PassDef {
+  std::string name;  // kebab-case
+  std::string doc;
+  Pass run;
+};
+
+class PassRegistry {
+ public:
+  void Add(PassDef def);
+  const PassDef* Find(absl::string_view name) const;
+  std::vector<const PassDef*> All() const;  // sorted by name
+ private:
+  std::map<std::string, PassDef> passes_;
+};
+PassRegistry& Passes();  // the built-in ones, and what RegisterPass added
+bool RegisterPass(PassDef def);
+
+struct PassResult {
+  std::string name;
+  bool changed = false;
+  double milliseconds = 0;
+  int64_t nodes_before = 0, nodes_after = 0;
+  std::vector<std::string> notes;
+};
+
+struct PipelineOptions {
+  std::string dump_to;                        // folder; empty: no dumps
+  std::string dump_pass_re = ".*";
+  std::vector<std::string> disable_passes;
+  bool verify = true;
+  // Called after each pass that changed something (validate_passes). An error ends the pipeline.
+  std::function<absl::Status(const std::string& pass, const Program& before, const Program& after)> validate;
+};
+
+// The default training pipeline.
+std::string DefaultPipeline();
+absl::StatusOr<std::vector<PassResult>> RunPipeline(absl::string_view pipeline, Program& program, PassContext context,
+                                                    const PipelineOptions& options = {});
+
+}  // namespace moe
