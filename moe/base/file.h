@@ -57,9 +57,6 @@ class FileWriter {
   ~FileWriter();
 
   absl::Status Append(absl::string_view bytes);
-  absl::Status Append(absl::Span<const char> bytes) {
-    return Append(absl::string_view(bytes.data(), bytes.size()));
-  }
   int64_t bytes_written() const { return bytes_written_; }
   absl::Status Close(bool sync = true);  // with `sync`, returns only when the bytes are on the disk
 
