@@ -1,0 +1,113 @@
+// InProcessGroup: the rendezvous of one group of virtual ranks, see in_process.h.
+//
+// A collective is a round: every member calls Run with its Call; the last to arrive compares the calls and
+// forms the round; from then on all members finish it, whatever else happens, because peers read each other's
+// buffers. Abort and timeouts therefore only reach members of rounds that are not formed yet. Point-to-point
+// messages meet in a queue per (source, destination, tag); the side that comes second copies.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/types/span.h"
+#include "moe/comm/communicator.h"
+#include "moe/comm/in_process/in_process.h"
+
+namespace moe {
+
+// What one member asks for. Views and pointers are valid while the member is inside Run.
+struct Call {
+  enum Op : uint8_t {
+    kAllReduce,
+    kReduceScatter,
+    kReduceScatterV,
+    kAllGather,
+    kAllGatherV,
+    kAllToAll,
+    kAllToAllV,
+    kBroadcast,
+    kBarrier,
+  };
+  Op op = kBarrier;
+  DType dtype = DType::kPred;
+  Reduction kind = Reduction::kSum;
+  int64_t count = 0;                         // as in the interface; kAllGatherV: of this rank
+  int root = 0;                              // kBroadcast
+  absl::Span<const int64_t> counts;          // kAllGatherV, kReduceScatterV; kAllToAllV: to send
+  absl::Span<const int64_t> receive_counts;  // kAllToAllV
+  const void* in = nullptr;
+  void* out = nullptr;
+  absl::string_view what;
+};
+std::string CallToString(const Call& call);  // "all_reduce(sum, f32, count 4) for 'x'"
+
+class InProcessGroup {
+ public:
+  InProcessGroup(std::vector<int64_t> ranks, InProcessOptions options);
+  InProcessGroup(const InProcessGroup&) = delete;
+  InProcessGroup& operator=(const InProcessGroup&) = delete;
+
+  int size() const { return static_cast<int>(ranks_.size()); }
+  Communicator* member(int rank) { return members_[rank].get(); }
+
+  absl::Status Run(int rank, const Call& call);
+  absl::Status Exchange(int rank, bool send, void* data, int64_t bytes, int peer, int64_t tag,
+                        absl::string_view what);
+  void Abort(absl::Status reason);
+
+ private:
+  // One side of a message, on the stack of the thread that waits.
+  struct Post {
+    bool send = false;
+    void* data = nullptr;
+    int64_t bytes = 0;
+    absl::string_view what;
+    bool taken = false;  // the other side copies now
+    bool done = false;
+    absl::Status status;
+    absl::CondVar changed;
+  };
+
+  // Waits until the round of `epoch` is over or handed out (*split), or, if it is not formed yet, the group
+  // fails.
+  absl::Status WaitForRound(int rank, uint64_t epoch, bool* split) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Waits until every member of the formed round has come here. leave: the member is done with the round.
+  void FinishShare(int rank, bool leave) ABSL_LOCKS_EXCLUDED(mutex_);
+  void NextEpoch() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status CheckCalls() const;  // do the calls of a full round fit together?
+  int64_t RoundBytes() const;       // read by all members together
+  void Share(int rank) const;       // the part of `rank` in the round's work
+  void Gather(int rank) const;      // second part of an all_reduce
+  absl::Status TimeoutError() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Fail(absl::Status reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  std::string Name() const;  // "group [0, 2, 4]"
+
+  const std::vector<int64_t> ranks_;
+  const InProcessOptions options_;
+  std::vector<std::unique_ptr<Communicator>> members_;
+
+  absl::Mutex mutex_;
+  absl::CondVar epoch_changed_;
+  // Written by its member under the lock before the round is formed, read by all after; hence not guarded.
+  std::vector<Call> calls_;
+  std::vector<bool> entered_ ABSL_GUARDED_BY(mutex_);
+  int arrived_ ABSL_GUARDED_BY(mutex_) = 0;  // in the current epoch
+  bool formed_ ABSL_GUARDED_BY(mutex_) = false;
+  uint64_t epoch_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool split_ ABSL_GUARDED_BY(mutex_) = false;  // every member works on the round that has just been formed
+  absl::Status round_status_ ABSL_GUARDED_BY(mutex_);
+  absl::Status failed_ ABSL_GUARDED_BY(mutex_);  // aborted or timed out: for good
+  std::map<std::tuple<int, int, int64_t>, std::deque<Post*>> posts_
+      ABSL_GUARDED_BY(mutex_);  // (from, to, tag)
+};
+
+}  // namespace moe

@@ -1,0 +1,63 @@
+#include "moe/comm/in_process/in_process.h"
+
+#include <glog/logging.h>
+
+#include <algorithm>
+#include <set>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "moe/comm/in_process/group.h"
+
+namespace moe {
+
+class InProcessWorld::View : public World {
+ public:
+  View(InProcessWorld* world, int64_t rank) : world_(world), rank_(rank) {}
+  int64_t rank() const override { return rank_; }
+  int64_t num_ranks() const override { return world_->num_ranks(); }
+  absl::StatusOr<Communicator*> Group(absl::Span<const int64_t> ranks, absl::string_view channel) override {
+    return world_->Member(rank_, ranks, channel);
+  }
+  void Abort(absl::Status reason) override { world_->Abort(std::move(reason)); }
+
+ private:
+  InProcessWorld* const world_;
+  const int64_t rank_;
+};
+
+InProcessWorld::InProcessWorld(int64_t num_ranks, InProcessOptions options) : options_(options) {
+  CHECK_GE(num_ranks, 1);
+  for (int64_t r = 0; r < num_ranks; ++r) views_.push_back(std::make_unique<View>(this, r));
+}
+
+InProcessWorld::~InProcessWorld() = default;
+
+absl::StatusOr<Communicator*> InProcessWorld::Member(int64_t rank, absl::Span<const int64_t> ranks,
+                                                     absl::string_view channel) {
+  const auto at = std::find(ranks.begin(), ranks.end(), rank);
+  const std::set<int64_t> distinct(ranks.begin(), ranks.end());
+  if (at == ranks.end() || distinct.size() != ranks.size() || *distinct.begin() < 0 ||
+      *distinct.rbegin() >= num_ranks()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("rank ", rank, " asks for the group [", absl::StrJoin(ranks, ", "),
+                     "]; a group names its caller and each rank below ", num_ranks(), " at most once"));
+  }
+  absl::MutexLock lock(&mutex_);
+  std::unique_ptr<InProcessGroup>& group =
+      groups_[{std::vector<int64_t>(ranks.begin(), ranks.end()), std::string(channel)}];
+  if (group == nullptr) {
+    group = std::make_unique<InProcessGroup>(std::vector<int64_t>(ranks.begin(), ranks.end()), options_);
+    if (!aborted_.ok()) group->Abort(aborted_);
+  }
+  return group->member(static_cast<int>(at - ranks.begin()));
+}
+
+void InProcessWorld::Abort(absl::Status reason) {
+  absl::MutexLock lock(&mutex_);
+  if (!aborted_.ok()) return;
+  aborted_ = reason.ok() ? absl::AbortedError("no reason given") : std::move(reason);
+  for (auto& [key, group] : groups_) group->Abort(aborted_);
+}
+
+}  // namespace moe

@@ -1,0 +1,38 @@
+// World: one rank's way to its communicators. A back end gives one World per rank; the rest of the runtime
+// asks it for the group of each step and knows no back end.
+//
+//   ASSIGN_OR_RETURN(Communicator* tp, world->Group(mesh.Group(rank, tp_axes), "comm"));
+//   RETURN_IF_ERROR(tp->AllReduce(...));
+//
+// A World owns its communicators; they live as long as it does. Group and Abort may be called from any
+// thread. One communicator serves one thread of a rank at a time, hence the channels: queues that run
+// concurrently use a channel each, and never wait for one another's collectives.
+#pragma once
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "moe/comm/communicator.h"
+
+namespace moe {
+
+class World {
+ public:
+  virtual ~World() = default;
+  virtual int64_t rank() const = 0;
+  virtual int64_t num_ranks() const = 0;
+
+  // The communicator of this rank in the group of `ranks`, in that order (group rank i is ranks[i]). The same
+  // group and channel give the same communicator. Every member asks for the same groups in the same order; a
+  // back end may connect its members here, so ask while loading. Error: InvalidArgument if this rank is no
+  // member, or a rank is out of range or listed twice.
+  virtual absl::StatusOr<Communicator*> Group(absl::Span<const int64_t> ranks, absl::string_view channel) = 0;
+
+  // Fails every pending and later call of every communicator, of all ranks where the back end can reach them.
+  virtual void Abort(absl::Status reason) = 0;
+};
+
+}  // namespace moe
