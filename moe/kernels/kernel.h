@@ -1,8 +1,9 @@
 // Kernels: what an op does with local data. Looked up by (op, backend, dtype of the op, see Kernel::dtype).
 //
-// A kernel sees local shapes, the offset and the extent of every factor of its node's rule, never mesh axes. It writes
-// every element of its results (buffers arrive poisoned in tests), allocates nothing, and is deterministic: the same
-// inputs give the same bits on every rank. Scratch memory is asked for in advance through `workspace`.
+// A kernel sees local shapes, the offset and the extent of every factor of its node's rule, never mesh axes.
+// It writes every element of its results (buffers arrive poisoned in tests), allocates nothing, and is
+// deterministic: the same inputs give the same bits on every rank. Scratch memory is asked for in advance
+// through `workspace`.
 //
 //   absl::Status Silu(KernelContext& c) { ... c.in[0].As<float>() ... }
 //   registry.Add({"math.silu", Backend::kCpu, DType::kF32, &Silu<float>});
@@ -23,20 +24,21 @@
 
 namespace moe {
 
-// A local tensor, row-major. Ragged values ([E, B, C, ~P, H...]) carry the sizes of their (e, b, c) cells, and rows
-// packed in (e, b, c, slot) order: rows of one expert are contiguous.
+// A local tensor, row-major. Ragged values ([E, B, C, ~P, H...]) carry the sizes of their (e, b, c) cells,
+// and rows packed in (e, b, c, slot) order: rows of one expert are contiguous.
 struct Tensor {
   void* data = nullptr;
   DType dtype = DType::kF32;
-  Dims dims;                   // local; the expected extent in the ragged dim
-  int ragged = -1;             // index of the ragged dim
+  Dims dims;        // local; the expected extent in the ragged dim
+  int ragged = -1;  // index of the ragged dim
   // Ragged only.
-  int32_t* sizes = nullptr;    // one per cell
+  int32_t* sizes = nullptr;  // one per cell
   int64_t cells = 0;
-  int64_t row_elements = 0;    // elements of one row
-  int64_t capacity_rows = 0;   // rows that fit at arena_rows
+  int64_t row_elements = 0;   // elements of one row
+  int64_t capacity_rows = 0;  // rows that fit at arena_rows
   void* arena_rows = nullptr;
-  void* spill_rows = nullptr;  // used when the rows do not fit in the arena; may be null when capacity is the worst case
+  void* spill_rows =
+      nullptr;  // used when the rows do not fit in the arena; may be null when capacity is the worst case
 
   template <typename T>
   T* As() const {
@@ -54,12 +56,13 @@ struct Tensor {
     for (int64_t i = 0; i < cells; ++i) n += sizes[i];
     return n;
   }
-  // Points `data` at the rows, once sizes are known: for results after the kernel has filled `sizes`, for operands
-  // before the kernel runs (the caller does it).
+  // Points `data` at the rows, once sizes are known: for results after the kernel has filled `sizes`, for
+  // operands before the kernel runs (the caller does it).
   absl::Status PlaceRows() {
     const int64_t n = rows();
     data = n <= capacity_rows ? arena_rows : spill_rows;
-    if (data == nullptr && n > 0) return absl::ResourceExhaustedError("ragged value exceeds its bound and has no spill");
+    if (data == nullptr && n > 0)
+      return absl::ResourceExhaustedError("ragged value exceeds its bound and has no spill");
     return absl::OkStatus();
   }
 };
@@ -88,8 +91,8 @@ using WorkspaceFn = int64_t (*)(const Node& n, const ShardingRule& rule, absl::S
 struct Kernel {
   std::string op;
   Backend backend = Backend::kReference;
-  // The float type that the kernel computes in: that of the first float among the node's operands, then results;
-  // kS32 for ops without any float (moe.slots).
+  // The float type that the kernel computes in: that of the first float among the node's operands, then
+  // results; kS32 for ops without any float (moe.slots).
   DType dtype = DType::kF32;
   KernelFn fn = nullptr;
   WorkspaceFn workspace = nullptr;

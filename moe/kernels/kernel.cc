@@ -1,0 +1,63 @@
+#include "moe/kernels/kernel.h"
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "glog/logging.h"
+
+namespace moe {
+
+absl::string_view BackendName(Backend b) {
+  switch (b) {
+    case Backend::kReference:
+      return "reference";
+    case Backend::kCpu:
+      return "cpu";
+    case Backend::kCuda:
+      return "cuda";
+  }
+  return "?";
+}
+
+DType ComputeDType(const Node& n) {
+  for (const Value& v : n.operands()) {
+    if (IsFloat(v.type().dtype)) return v.type().dtype;
+  }
+  for (int i = 0; i < n.num_results(); ++i) {
+    if (IsFloat(n.type(i).dtype)) return n.type(i).dtype;
+  }
+  return DType::kS32;
+}
+
+void KernelRegistry::Add(Kernel kernel) {
+  const auto key = std::make_tuple(kernel.op, kernel.backend, kernel.dtype);
+  const bool inserted = kernels_.emplace(key, kernel).second;
+  CHECK(inserted) << "kernel registered twice: " << kernel.op << " " << BackendName(kernel.backend) << " "
+                  << DTypeName(kernel.dtype);
+}
+
+const Kernel* KernelRegistry::Find(absl::string_view op, Backend backend, DType dtype) const {
+  const auto it = kernels_.find(std::make_tuple(std::string(op), backend, dtype));
+  return it == kernels_.end() ? nullptr : &it->second;
+}
+
+absl::StatusOr<const Kernel*> KernelRegistry::Lookup(const Node& n, Backend backend) const {
+  const DType dtype = ComputeDType(n);
+  if (const Kernel* k = Find(n.op_name(), backend, dtype)) return k;
+  std::vector<std::string> have;
+  for (const auto& [key, kernel] : kernels_) {
+    if (kernel.op == n.op_name())
+      have.push_back(absl::StrCat(BackendName(kernel.backend), " ", DTypeName(kernel.dtype)));
+  }
+  return absl::NotFoundError(
+      absl::StrCat("no ", BackendName(backend), " kernel for ", n.op_name(), " in ", DTypeName(dtype),
+                   have.empty() ? "; the op has no kernel at all"
+                                : absl::StrCat("; there is: ", absl::StrJoin(have, ", "))));
+}
+
+std::vector<const Kernel*> KernelRegistry::All() const {
+  std::vector<const Kernel*> all;
+  for (const auto& [key, kernel] : kernels_) all.push_back(&kernel);
+  return all;
+}
+
+}  // namespace moe

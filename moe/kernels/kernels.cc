@@ -1,0 +1,15 @@
+#include "moe/kernels/kernel.h"
+
+namespace moe {
+
+const KernelRegistry& Kernels() {
+  static const KernelRegistry& registry = *[] {
+    auto* r = new KernelRegistry;
+    RegisterReferenceKernels(*r);
+    RegisterCpuKernels(*r);
+    return r;
+  }();
+  return registry;
+}
+
+}  // namespace moe

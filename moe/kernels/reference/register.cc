@@ -1,0 +1,14 @@
+#include "moe/kernels/reference/families.h"
+
+namespace moe {
+
+void RegisterReferenceKernels(KernelRegistry& r) {
+  RegisterReferenceFused(r);
+  RegisterReferenceLoss(r);
+  RegisterReferenceMath(r);
+  RegisterReferenceMoe(r);
+  RegisterReferenceNn(r);
+  RegisterReferenceOptim(r);
+}
+
+}  // namespace moe
