@@ -1,0 +1,87 @@
+#include "moe/passes/strategy.h"
+
+#include <gtest/gtest.h>
+
+#include "moe/base/status_matchers.h"
+
+namespace moe {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+Strategy S(absl::string_view text) { return ParseStrategy(text).value(); }
+
+TEST(FoldMesh, ExpertsInsideDataParallel) {
+  ASSERT_OK_AND_ASSIGN(Mesh mesh, FoldMesh(S("pp=2 dp=2 tp=2 ep=2"), 4));
+  EXPECT_EQ(mesh.ToString(),
+            Mesh({{"pp", 2}, {"b", 2}, {"a", 2}},
+                 {{"cp", {}}, {"dp", {1}}, {"edp", {1}}, {"ep", {2}}, {"etp", {}}, {"kvh", {2}}, {"tp", {2}}})
+                .ToString());
+  EXPECT_EQ(mesh.num_ranks(), 8);
+  EXPECT_EQ(mesh.Alias("dp"), AxisList({1}));
+  EXPECT_EQ(mesh.Alias("ep"), AxisList({2}));
+}
+
+TEST(FoldMesh, AtomsAreMajorFirstAndNamedMinorFirst) {
+  ASSERT_OK_AND_ASSIGN(Mesh mesh, FoldMesh(S("cp=2 tp=2 dp=4 ep=8"), 2));
+  ASSERT_EQ(mesh.num_axes(), 4);
+  EXPECT_EQ(mesh.name(0), "d");
+  EXPECT_EQ(mesh.name(3), "a");
+  EXPECT_EQ(mesh.Alias("dp"), AxisList({0, 1}));
+  EXPECT_EQ(mesh.Alias("ep"), AxisList({1, 2, 3}));
+  EXPECT_EQ(mesh.Alias("edp"), AxisList({0}));
+}
+
+TEST(FoldMesh, FewerKeyValueHeadsThanTp) {
+  ASSERT_OK_AND_ASSIGN(Mesh mesh, FoldMesh(S("tp=8 etp=8"), 2));
+  ASSERT_EQ(mesh.num_axes(), 2);
+  EXPECT_EQ(mesh.size(0), 2);
+  EXPECT_EQ(mesh.Alias("kvh"), AxisList({0}));
+  EXPECT_EQ(mesh.Alias("tp"), AxisList({0, 1}));
+  ASSERT_OK_AND_ASSIGN(mesh, FoldMesh(S("tp=8 etp=8 no_kv_axis"), 2));
+  EXPECT_EQ(mesh.num_axes(), 1);
+}
+
+TEST(FoldMesh, OneRank) {
+  ASSERT_OK_AND_ASSIGN(Mesh mesh, FoldMesh(Strategy(), 4));
+  EXPECT_EQ(mesh.num_axes(), 0);
+  EXPECT_EQ(mesh.num_ranks(), 1);
+}
+
+TEST(FoldMesh, ImpossibleDegreesNameTheNearestLegalOnes) {
+  ExpectError(FoldMesh(S("tp=2 dp=4 ep=3"), 0), absl::StatusCode::kInvalidArgument, "does not divide",
+              "nearest legal", "tp=2 cp=1 dp=4 etp=1 ep=4");
+  ExpectError(FoldMesh(S("tp=6 dp=2"), 4), absl::StatusCode::kInvalidArgument, "4 key-value heads");
+  ExpectError(FoldMesh(S("tp=2 dp=6 etp=3 ep=4"), 0), absl::StatusCode::kInvalidArgument,
+              "2 does not divide 3");
+}
+
+TEST(FoldMesh, SaysWhenTheOtherOrderWouldFit) {
+  ExpectError(FoldMesh(S("tp=3 dp=4 ep=4"), 0), absl::StatusCode::kInvalidArgument, "3 does not divide 4",
+              "(etp, edp, ep)");
+  const auto other = FoldMesh(S("tp=2 dp=4 ep=3"), 0);
+  EXPECT_THAT(std::string(other.status().message()), Not(HasSubstr("(etp, edp, ep)")));
+}
+
+TEST(Strategy, TextRoundTrips) {
+  Strategy s;
+  EXPECT_EQ(s.ToString(), "dp=1");
+  s.pp = 2, s.dp = 4, s.tp = 8, s.ep = 16, s.etp = 2, s.cp = 3;
+  s.sequence_parallel = s.vocab_parallel = true;
+  s.zero = 3, s.expert_zero = 1, s.microbatches = 8, s.virtual_chunks = 2;
+  s.schedule = "file:a.txt", s.checkpoint = "selective", s.overload = 1.25, s.ep_order = "reversed",
+  s.kv_axis = false;
+  EXPECT_EQ(S(s.ToString()).ToString(), s.ToString());
+  EXPECT_EQ(S(s.ToString()).overload, 1.25);
+  EXPECT_EQ(S("dp=2, tp=4 sp").ToString(), "dp=2 tp=4 sp");
+}
+
+TEST(Strategy, BadWords) {
+  ExpectError(ParseStrategy("dp=0"), absl::StatusCode::kInvalidArgument, "dp=0", "positive");
+  ExpectError(ParseStrategy("zero=4"), absl::StatusCode::kInvalidArgument, "zero=4", "0, 1, 2 or 3");
+  ExpectError(ParseStrategy("dq=2"), absl::StatusCode::kInvalidArgument, "unknown word 'dq=2'");
+}
+
+}  // namespace
+}  // namespace moe
