@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "moe/base/status.h"
 #include "moe/ir/limits.h"
 #include "moe/ir/text.h"

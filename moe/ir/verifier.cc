@@ -12,6 +12,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "moe/base/status.h"
 #include "moe/ir/limits.h"
 #include "moe/ir/registry.h"
@@ -30,6 +31,12 @@ std::string Shape(const Type& type) {
   Type shape = type;
   shape.placement = Placement::Replicated(type.rank());
   return TypeToString(shape, Mesh());
+}
+
+bool IsAxisName(absl::string_view name) {
+  bool word = !name.empty() && name.size() <= kMaxNameLength && !absl::ascii_isdigit(name[0]);
+  for (const char c : name) word = word && (absl::ascii_isalnum(c) || c == '_');
+  return word;
 }
 
 absl::Status VerifyAttributes(const Node& node) {
@@ -78,13 +85,13 @@ class Verifier {
  public:
   explicit Verifier(const Mesh& mesh) : mesh_(mesh) {}
 
+  void CheckMesh();
   void CheckModule(const Module& module);
   void CheckFunction(const Function& function);
   absl::Status Result(const std::string& what) const;
 
  private:
   void Problem(const Function* function, const Node* node, absl::string_view message);
-  void CheckMesh();
   void CheckName(const Function* function, absl::string_view what, absl::string_view name);
   void CheckNames(const Function& function);
   void CheckOrder(const Function& function);
@@ -128,9 +135,7 @@ void Verifier::CheckMesh() {
   int64_t ranks = 1;
   for (int i = 0; i < mesh_.num_axes(); ++i) {
     const MeshAxis& axis = mesh_.axes()[i];
-    bool word = !axis.name.empty() && !absl::ascii_isdigit(axis.name[0]);
-    for (const char c : axis.name) word = word && (absl::ascii_isalnum(c) || c == '_');
-    if (!word) Problem(nullptr, nullptr, absl::StrCat("'", axis.name, "' is no name of a mesh axis"));
+    if (!IsAxisName(axis.name)) Problem(nullptr, nullptr, absl::StrCat("'", axis.name, "' is no name of a mesh axis"));
     if (!names.insert(axis.name).second) {
       Problem(nullptr, nullptr, absl::StrCat("mesh axis '", axis.name, "' stands twice"));
     }
@@ -144,6 +149,7 @@ void Verifier::CheckMesh() {
     if (axis.name == "pp" && i != 0) Problem(nullptr, nullptr, "the axis 'pp' is not the first of the mesh");
   }
   for (const auto& [name, axes] : mesh_.aliases()) {
+    if (!IsAxisName(name)) Problem(nullptr, nullptr, absl::StrCat("'", name, "' is no name of an alias"));
     for (const AxisId axis : axes) {
       if (axis < 0 || axis >= mesh_.num_axes()) {
         Problem(nullptr, nullptr,
@@ -416,6 +422,12 @@ absl::Status VerifyNode(const Node& node) {
     return op.verify ? op.verify(node) : absl::OkStatus();
   };
   return Annotate(check(), op.name);
+}
+
+absl::Status VerifyMesh(const Mesh& mesh) {
+  Verifier verifier(mesh);
+  verifier.CheckMesh();
+  return verifier.Result("the mesh");
 }
 
 absl::Status Verify(const Module& module) {

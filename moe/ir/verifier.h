@@ -21,5 +21,7 @@ absl::Status Verify(const Function& function);
 absl::Status VerifyNode(const Node& node);
 // One type on its mesh: extents in range and divisible by their axes, no axis twice, none called "pp", ragged fields.
 absl::Status VerifyType(const Type& type, const Mesh& mesh);
+// Names, sizes and number of ranks within bounds; "pp" first; aliases that name axes.
+absl::Status VerifyMesh(const Mesh& mesh);
 
 }  // namespace moe
