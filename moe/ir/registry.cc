@@ -10,6 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "moe/base/status.h"
+#include "moe/ir/limits.h"
 #include "moe/ir/ops/ops.h"
 
 namespace moe {
@@ -136,6 +137,10 @@ absl::StatusOr<std::vector<int64_t>> FactorExtents(const Node& n) {
   }
   std::vector<int64_t> extent(rule->num_factors(), 0);
   auto set = [&](int f, int64_t value, absl::string_view where) -> absl::Status {
+    if (value < 1 || value > kMaxExtent) {
+      return absl::InvalidArgumentError(absl::StrCat(op.name, ": ", where, " gives the factor ", rule->factors[f],
+                                                     " the extent ", value, "; legal are 1 to ", kMaxExtent));
+    }
     if (extent[f] == 0) extent[f] = value;
     if (extent[f] == value) return absl::OkStatus();
     return absl::InvalidArgumentError(absl::StrCat(op.name, ": factor ", rule->factors[f], " is ", extent[f],
@@ -187,7 +192,7 @@ absl::StatusOr<std::vector<int64_t>> FactorExtents(const Node& n) {
           unknown = f;
           ++unknowns;
         } else {
-          known *= extent[f];
+          known = known > kMaxExtent / extent[f] ? kMaxExtent + 1 : known * extent[f];
         }
       }
       if (unknowns > 1 || t.dims[d] % known != 0 || (unknowns == 0 && known != t.dims[d])) {
@@ -237,7 +242,12 @@ absl::StatusOr<std::vector<Type>> InferTypes(const Node& n) {
     const FactorTerm& term = rule->results[r];
     for (size_t d = 0; d < term.size(); ++d) {
       int64_t size = 1;
-      for (FactorId f : term[d]) size *= extent[f];
+      for (FactorId f : term[d]) {
+        if (extent[f] > kMaxExtent / size) {
+          return absl::InvalidArgumentError(absl::StrCat(op.name, ": dim ", d, " of result ", r, " exceeds ", kMaxExtent));
+        }
+        size *= extent[f];
+      }
       t.dims.push_back(size);
       if (term[d].size() == 1 && ragged_bound[term[d][0]] > 0) {
         t.ragged = static_cast<int>(d);
