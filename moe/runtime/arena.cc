@@ -1,0 +1,55 @@
+#include "moe/runtime/arena.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+
+namespace moe {
+namespace {
+constexpr int64_t kPage = 4096;
+}
+
+absl::StatusOr<std::unique_ptr<Arena>> Arena::Create(const StageMemory& m) {
+  std::unique_ptr<Arena> a(new Arena);
+  const int64_t bytes[] = {m.state_bytes, m.input_bytes, m.residual_bytes, m.boundary_bytes, m.frame_bytes};
+  int64_t at = 0;
+  for (int i = 0; i < 5; ++i) {
+    a->start_[i] = at;
+    at += bytes[i];
+  }
+  a->planned_ = at;
+  // The spill region starts on a page of its own, so that it can be given back.
+  a->start_[5] = (at + kPage - 1) / kPage * kPage;
+  a->reserved_ = std::max<int64_t>(kPage, a->start_[5] + m.spill_bytes);
+  void* p =
+      mmap(nullptr, a->reserved_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) {
+    a->reserved_ = 0;
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "cannot reserve ", at, " bytes for a rank (state ", m.state_bytes, ", input ", m.input_bytes,
+        ", residuals ", m.residual_bytes, ", boundaries ", m.boundary_bytes, ", frame ", m.frame_bytes,
+        ") and ", m.spill_bytes, " bytes of spill room: ", std::strerror(errno)));
+  }
+  a->base_ = static_cast<char*>(p);
+  return a;
+}
+
+Arena::~Arena() {
+  if (base_ != nullptr) munmap(base_, reserved_);
+}
+
+char* Arena::At(Space space, int64_t offset) const {
+  return base_ + start_[static_cast<int>(space)] + offset;
+}
+
+void Arena::ReleaseSpill() {
+  if (spill_used_ == 0) return;
+  madvise(base_ + start_[5], reserved_ - start_[5], MADV_DONTNEED);
+  spill_used_ = 0;
+}
+
+}  // namespace moe

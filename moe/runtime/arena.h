@@ -1,0 +1,54 @@
+// Arena: one rank's memory, laid out by the Plan. Address space for the planned peak and for the spill region
+// is reserved when the plan is loaded; nothing is allocated in the step loop. Pages of the spill region are
+// touched only when a ragged value exceeds its bound, and given back after the step.
+//
+//   ASSIGN_OR_RETURN(Arena arena, Arena::Create(stage_memory));
+//   void* p = arena.At(Space::kFrame, offset);
+//
+// Owned by the rank that uses it; not thread-safe.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "moe/ir/program.h"
+
+namespace moe {
+
+class Arena {
+ public:
+  // Error: ResourceExhausted with the plan's own numbers.
+  static absl::StatusOr<std::unique_ptr<Arena>> Create(const StageMemory& memory);
+  ~Arena();
+  Arena(const Arena&) = delete;
+
+  char* At(Space space, int64_t offset) const;
+  // Offset of an address from the start of the arena; spill addresses lie beyond planned_bytes().
+  int64_t OffsetOf(const void* p) const { return static_cast<const char*>(p) - base_; }
+  int64_t planned_bytes() const { return planned_; }
+  // The executor marks the end of every buffer that it hands to a kernel, so the measured peak is what was
+  // used. Ends are rounded up to the granularity of 64 bytes in which the plan hands memory out.
+  void MarkUsed(int64_t end) {
+    end = (end + 63) / 64 * 64;
+    if (end <= planned_) {
+      used_ = std::max(used_, end);
+    } else {
+      spill_used_ = std::max(spill_used_, end - start_[5]);
+      spill_peak_ = std::max(spill_peak_, spill_used_);
+    }
+  }
+  int64_t used_bytes() const { return used_; }  // highest planned byte in use so far
+  int64_t spill_peak_bytes() const { return spill_peak_; }
+  void ReleaseSpill();  // gives touched spill pages back to the system
+
+ private:
+  Arena() = default;
+  char* base_ = nullptr;
+  int64_t planned_ = 0, reserved_ = 0, used_ = 0, spill_used_ = 0, spill_peak_ = 0;
+  int64_t start_[6] = {};
+};
+
+}  // namespace moe

@@ -1,0 +1,92 @@
+#include "moe/runtime/local.h"
+
+#include "moe/base/status.h"
+
+namespace moe {
+
+absl::StatusOr<KernelContext> LocalContext(const Node& n, const Mesh& mesh, int64_t rank) {
+  KernelContext c;
+  c.node = &n;
+  ASSIGN_OR_RETURN(c.rule, n.Rule());
+  ASSIGN_OR_RETURN(c.global_extent, FactorExtents(n));
+  c.extent = c.global_extent;
+  c.offset.assign(c.extent.size(), 0);
+  if (n.assignment.empty()) return c;
+  for (size_t f = 0; f < c.extent.size(); ++f) {
+    c.extent[f] /= mesh.Size(n.assignment[f]);
+    c.offset[f] = c.extent[f] * mesh.Index(rank, n.assignment[f]);
+  }
+  return c;
+}
+
+Tensor LocalTensor(const Type& type, const Mesh& mesh, void* base, int64_t bytes, void* spill) {
+  Tensor t;
+  t.dtype = type.dtype;
+  t.dims = type.LocalDims(mesh);
+  t.data = base;
+  if (type.ragged < 0) return t;
+  const LocalStorage s = StorageOf(type, mesh);
+  t.ragged = type.ragged;
+  t.sizes = static_cast<int32_t*>(base);
+  t.cells = s.cells;
+  t.row_elements = s.row_elements;
+  t.arena_rows = static_cast<char*>(base) + s.header_bytes;
+  t.capacity_rows = (bytes - s.header_bytes) / (s.row_elements * ByteSize(type.dtype));
+  t.spill_rows = spill;
+  t.data = nullptr;
+  return t;
+}
+
+int64_t Block::elements() const {
+  int64_t n = 1;
+  for (int64_t e : extent) n *= e;
+  return n;
+}
+
+Block LocalBlock(const Type& type, const Mesh& mesh, int64_t rank) {
+  Block b;
+  b.global = type.dims;
+  b.extent = type.LocalDims(mesh);
+  for (int d = 0; d < type.rank(); ++d) {
+    b.begin.push_back(b.extent[d] * mesh.Index(rank, type.placement.dims[d]));
+  }
+  return b;
+}
+
+void ForEachRun(const Block& b, const std::function<void(int64_t, int64_t, int64_t)>& fn) {
+  const int rank = static_cast<int>(b.extent.size());
+  if (rank == 0) return fn(0, 0, 1);
+  if (b.elements() == 0) return;
+  // Trailing dims that are whole belong to one run.
+  int inner = rank - 1;
+  int64_t run = b.extent[inner];
+  while (inner > 0 && b.extent[inner] == b.global[inner]) run *= b.extent[--inner];
+  Dims stride(rank, 1);
+  for (int d = rank - 2; d >= 0; --d) stride[d] = stride[d + 1] * b.global[d + 1];
+  Dims index(rank, 0);
+  int64_t local = 0;
+  for (;;) {
+    int64_t global = 0;
+    for (int d = 0; d < rank; ++d) global += (b.begin[d] + index[d]) * stride[d];
+    fn(global, local, run);
+    local += run;
+    int d = inner - 1;
+    while (d >= 0 && ++index[d] == b.extent[d]) index[d--] = 0;
+    if (d < 0) return;
+  }
+}
+
+absl::StatusOr<int64_t> KernelWorkspace(const Node& n, const Mesh& mesh, Backend backend, double overload) {
+  ASSIGN_OR_RETURN(const Kernel* kernel, Kernels().Lookup(n, backend));
+  if (kernel->workspace == nullptr) return 0;
+  ASSIGN_OR_RETURN(KernelContext c, LocalContext(n, mesh, 0));
+  for (Value v : n.operands()) {
+    c.in.push_back(LocalTensor(v.type(), mesh, nullptr, StorageOf(v.type(), mesh, overload).bytes));
+  }
+  for (int i = 0; i < n.num_results(); ++i) {
+    c.out.push_back(LocalTensor(n.type(i), mesh, nullptr, StorageOf(n.type(i), mesh, overload).bytes));
+  }
+  return kernel->workspace(n, *c.rule, c.extent, c.in, c.out);
+}
+
+}  // namespace moe

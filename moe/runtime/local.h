@@ -1,0 +1,43 @@
+// The local part of a placed graph: what one rank's kernels see of nodes and values.
+//
+//   ASSIGN_OR_RETURN(KernelContext c, LocalContext(node, mesh, rank));
+//   c.in.push_back(LocalTensor(node.operand(0).type(), mesh, buffer, bytes, spill));
+//   RETURN_IF_ERROR(kernel->fn(c));
+//
+// Pure functions; no ownership: tensors point at the caller's buffers.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "absl/status/statusor.h"
+#include "moe/ir/graph.h"
+#include "moe/ir/types.h"
+#include "moe/kernels/kernel.h"
+
+namespace moe {
+
+// Rule, local extents, offsets and global extents of every factor; no tensors yet. A node without an
+// assignment is taken as unsharded.
+absl::StatusOr<KernelContext> LocalContext(const Node& n, const Mesh& mesh, int64_t rank);
+
+// A tensor over `bytes` at `base` (StorageOf(type, mesh).bytes of it, or less for a ragged value with a
+// tighter bound). `spill` is room for the worst case of a ragged value, or null. Ragged: PlaceRows() must be
+// called once sizes are known.
+Tensor LocalTensor(const Type& type, const Mesh& mesh, void* base, int64_t bytes, void* spill = nullptr);
+
+// The block of a global array that a rank holds: per dim, first index and extent.
+struct Block {
+  Dims begin, extent, global;
+  int64_t elements() const;
+};
+Block LocalBlock(const Type& type, const Mesh& mesh, int64_t rank);
+// Calls fn(global offset, local offset, count) for each run of consecutive elements of the block, in local
+// order.
+void ForEachRun(const Block& block, const std::function<void(int64_t, int64_t, int64_t)>& fn);
+
+// Scratch bytes that the kernel of `n` asks for on this mesh; `tensor_bytes` as in LocalTensor through
+// StorageOf with `overload`. Not for comm.* nodes (Exchange knows those).
+absl::StatusOr<int64_t> KernelWorkspace(const Node& n, const Mesh& mesh, Backend backend, double overload);
+
+}  // namespace moe

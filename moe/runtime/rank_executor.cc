@@ -1,0 +1,449 @@
+#include "moe/runtime/rank_executor.h"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "moe/base/status.h"
+#include "moe/ir/state.h"
+
+namespace moe {
+namespace {
+
+double Load(const Tensor& t, int64_t i) {
+  switch (t.dtype) {
+    case DType::kF32:
+      return t.As<float>()[i];
+    case DType::kF64:
+      return t.As<double>()[i];
+    case DType::kS32:
+      return t.As<int32_t>()[i];
+    default:
+      return std::numeric_limits<double>::quiet_NaN();
+  }
+}
+
+void Store(const Tensor& t, int64_t i, double value) {
+  switch (t.dtype) {
+    case DType::kF32:
+      t.As<float>()[i] = static_cast<float>(value);
+      break;
+    case DType::kF64:
+      t.As<double>()[i] = value;
+      break;
+    case DType::kS32:
+      t.As<int32_t>()[i] = static_cast<int32_t>(value);
+      break;
+    default:
+      break;
+  }
+}
+
+enum BatchKind { kTokens, kLabels, kMask, kPositions };
+
+absl::StatusOr<int> BatchKindOf(absl::string_view name) {
+  if (name == "tokens") return kTokens;
+  if (name == "labels") return kLabels;
+  if (name == "mask") return kMask;
+  if (name == "positions") return kPositions;
+  return absl::InvalidArgumentError(
+      absl::StrCat("unknown batch input '", name, "'; known: tokens, labels, mask, positions"));
+}
+
+std::string SlotKey(const Action& a) {
+  std::string key = absl::StrCat(a.function, "/", a.residual_slot);
+  for (const auto& [name, slot] : a.boundary_slots) absl::StrAppend(&key, "/", name, "=", slot);
+  return key;
+}
+
+// The boundary value that a value of `f` is: the binding of the argument or result.
+std::string BoundaryOf(Value v) {
+  if (BindingKind(v.node->attributes()) == "boundary") return std::string(BindingName(v.node->attributes()));
+  const Function& f = *v.node->function();
+  for (int i = 0; i < f.num_results(); ++i) {
+    if (f.result(i) == v && BindingKind(f.result_binding(i)) == "boundary") {
+      return std::string(BindingName(f.result_binding(i)));
+    }
+  }
+  return "";
+}
+
+constexpr char kQueue[] = "compute";
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<RankExecutor>> RankExecutor::Create(const Program& program, int64_t rank,
+                                                                   World* world, const RankOptions& options) {
+  std::unique_ptr<RankExecutor> r(new RankExecutor(program, rank, world, options));
+  absl::Status status = r->Bind();
+  if (!status.ok()) return Annotate(status, absl::StrCat("rank ", rank));
+  return r;
+}
+
+RankExecutor::~RankExecutor() = default;
+
+absl::Status RankExecutor::Bind() {
+  stage_ = static_cast<int>(mesh_.Stage(rank_));
+  if (stage_ >= static_cast<int>(program_.memory.stages.size())) {
+    return absl::FailedPreconditionError(absl::StrCat("the plan has no memory for stage ", stage_));
+  }
+  const StageMemory& memory = program_.memory.stages[stage_];
+  ASSIGN_OR_RETURN(arena_, Arena::Create(memory));
+  for (const auto& [name, ref] : memory.states) {
+    const State* state = program_.module->FindState(name);
+    if (state == nullptr)
+      return absl::FailedPreconditionError(absl::StrCat("the plan stores an unknown state ", name));
+    states_[name] = LocalTensor(state->type, mesh_, arena_->At(Space::kState, ref.offset), ref.bytes);
+    arena_->MarkUsed(arena_->OffsetOf(arena_->At(Space::kState, ref.offset)) + ref.bytes);
+    if (AttrString(state->attributes, "reset") == "step") reset_states_.push_back(name);
+  }
+  for (const auto& [program_name, stages] : program_.schedule.actions) {
+    std::vector<Step>& steps = programs_[program_name];
+    for (const Action& a : stages[stage_]) {
+      Step step;
+      step.action = &a;
+      step.name = ActionToString(a);
+      switch (a.kind) {
+        case Action::kReset:
+          break;
+        case Action::kSend:
+        case Action::kRecv: {
+          // The type is that of the argument or result bound to the boundary value in any function of this
+          // stage.
+          const Type* type = nullptr;
+          for (const auto& f : program_.module->functions()) {
+            if (Node* arg = FindArg(*f, "boundary", a.boundary)) type = &arg->type();
+            for (int i = 0; i < f->num_results(); ++i) {
+              if (BindingKind(f->result_binding(i)) == "boundary" &&
+                  BindingName(f->result_binding(i)) == a.boundary) {
+                type = &f->result(i).type();
+              }
+            }
+          }
+          if (type == nullptr) {
+            return absl::FailedPreconditionError(
+                absl::StrCat(step.name, ": no function has boundary ", a.boundary));
+          }
+          ASSIGN_OR_RETURN(step.buffer, BoundaryTensor(a.boundary, *type, a.slot));
+          const int64_t peer = rank_ + (a.peer_stage - stage_) * mesh_.ranks_per_stage();
+          std::vector<int64_t> pair = {std::min(rank_, peer), std::max(rank_, peer)};
+          ASSIGN_OR_RETURN(step.peer, world_->Group(pair, absl::StrCat("transfer ", a.boundary)));
+          if (a.kind == Action::kSend) {
+            auto& queue = send_queues_[a.boundary];
+            if (queue == nullptr) {
+              queue = std::make_unique<SendQueue>(step.peer, rank_ < peer ? 1 : 0,
+                                                  memory.boundaries.at(a.boundary).count, step.name);
+            }
+            step.queue = queue.get();
+          }
+          break;
+        }
+        default: {
+          ASSIGN_OR_RETURN(step.function, BindFunction(a));
+          break;
+        }
+      }
+      steps.push_back(std::move(step));
+    }
+  }
+  for (auto& [_, steps] : programs_) {  // an action waits for the pending sends of the slots that it writes
+    for (Step& s : steps) {
+      if (s.function == nullptr) continue;
+      for (int i = 0; i < s.function->function->num_results(); ++i) {
+        const Attributes& binding = s.function->function->result_binding(i);
+        if (BindingKind(binding) != "boundary") continue;
+        const std::string name(BindingName(binding));
+        auto queue = send_queues_.find(name);
+        if (queue != send_queues_.end())
+          s.wait_for.push_back({queue->second.get(), s.action->boundary_slots.at(name)});
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Tensor> RankExecutor::BoundaryTensor(const std::string& name, const Type& type, int slot) {
+  const StageMemory& memory = program_.memory.stages[stage_];
+  auto it = memory.boundaries.find(name);
+  if (it == memory.boundaries.end() || slot < 0 || slot >= it->second.count) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the plan has no slot ", slot, " for boundary value ", name));
+  }
+  char* p = arena_->At(Space::kBoundary, it->second.offset + slot * it->second.bytes);
+  return LocalTensor(type, mesh_, p, it->second.bytes);
+}
+
+absl::StatusOr<Tensor> RankExecutor::TensorOf(Value v, const FunctionMemory& memory, const Action& action) {
+  auto it = memory.values.find(v.name());
+  if (it == memory.values.end()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the plan has no storage for %", v.name(), " of @", v.node->function()->name()));
+  }
+  const BufferRef& ref = it->second;
+  const StageMemory& stage = program_.memory.stages[stage_];
+  int64_t base = 0;
+  if (ref.space == Space::kResidual) {
+    auto slots = stage.residuals.find(action.chunk);
+    if (slots == stage.residuals.end() || action.residual_slot < 0 ||
+        action.residual_slot >= slots->second.count) {
+      return absl::FailedPreconditionError(absl::StrCat(ActionToString(action), ": no residual slot ",
+                                                        action.residual_slot, " for chunk ", action.chunk));
+    }
+    base = slots->second.offset + action.residual_slot * slots->second.bytes;
+  } else if (ref.space == Space::kBoundary) {
+    const std::string boundary = BoundaryOf(v);
+    auto slot = action.boundary_slots.find(boundary);
+    auto slots = stage.boundaries.find(boundary);
+    if (slot == action.boundary_slots.end() || slots == stage.boundaries.end()) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          ActionToString(action), ": no slot for boundary value '", boundary, "' (%", v.name(), ")"));
+    }
+    base = slots->second.offset + slot->second * slots->second.bytes;
+  }
+  char* p = arena_->At(ref.space, base + ref.offset);
+  const int64_t end = arena_->OffsetOf(p) + ref.bytes;
+  if (ref.offset < 0 || ref.bytes < 0 || end > arena_->planned_bytes()) {
+    return absl::FailedPreconditionError(absl::StrCat("the plan places %", v.name(), " outside its arena"));
+  }
+  char* spill = ref.spill_offset >= 0 ? arena_->At(Space::kSpill, ref.spill_offset) : nullptr;
+  return LocalTensor(v.type(), mesh_, p, ref.bytes, spill);
+}
+
+absl::StatusOr<RankExecutor::BoundFunction*> RankExecutor::BindFunction(const Action& action) {
+  std::unique_ptr<BoundFunction>& bound = functions_[SlotKey(action)];
+  if (bound != nullptr) return bound.get();
+  bound = std::make_unique<BoundFunction>();
+  const Function* f = program_.module->Find(action.function);
+  auto memory = program_.memory.functions.find(action.function);
+  if (f == nullptr || memory == program_.memory.functions.end()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(ActionToString(action), ": no function @", action.function));
+  }
+  bound->function = f;
+  for (Node* arg : f->args()) {
+    const absl::string_view kind = BindingKind(arg->attributes());
+    if (kind == "batch") {
+      Input in;
+      ASSIGN_OR_RETURN(in.kind, BatchKindOf(BindingName(arg->attributes())));
+      ASSIGN_OR_RETURN(in.tensor, TensorOf(arg->result(), memory->second, action));
+      ForEachRun(LocalBlock(arg->type(), mesh_, rank_), [&](int64_t from, int64_t to, int64_t count) {
+        in.runs.push_back({from, to, count});
+      });
+      in.microbatch_elements = in.kind == kPositions ? 0 : arg->type().num_elements();
+      bound->inputs.push_back(std::move(in));
+    } else if (kind == "scalar") {
+      ASSIGN_OR_RETURN(Tensor t, TensorOf(arg->result(), memory->second, action));
+      scalars_.push_back({std::string(BindingName(arg->attributes())), t});
+    }
+  }
+  for (const auto& n : f->body()) {
+    absl::Status status = BindNode(*n, memory->second, action, bound.get());
+    if (!status.ok()) return Annotate(status, absl::StrCat("@", f->name(), " %", n->result_name()));
+  }
+  for (int i = 0; i < f->num_results(); ++i) {
+    if (BindingKind(f->result_binding(i)) != "report") continue;
+    Report r;
+    r.name = std::string(BindingName(f->result_binding(i)));
+    r.summed = action.kind == Action::kReport;
+    ASSIGN_OR_RETURN(r.tensor, TensorOf(f->result(i), memory->second, action));
+    (r.summed ? summed_ : common_)[r.name].assign(r.tensor.elements(), 0);
+    bound->reports.push_back(std::move(r));
+  }
+  return bound.get();
+}
+
+absl::Status RankExecutor::BindNode(const Node& n, const FunctionMemory& memory, const Action& action,
+                                    BoundFunction* out) {
+  BoundNode b;
+  b.node = &n;
+  b.what = absl::StrCat(n.scope, n.scope.empty() ? "" : " ", "%", n.result_name(), " = ", n.op_name());
+  b.category = CategoryOf(n);
+  if (n.op().Has(kCollective) || n.Is("comm.zero") || n.Is("comm.slice")) {
+    b.context.node = &n;
+    if (n.Is("comm.stage_reduce")) {
+      std::vector<int64_t> group;
+      for (int64_t s : n.Ints("stages")) group.push_back(rank_ + (s - stage_) * mesh_.ranks_per_stage());
+      ASSIGN_OR_RETURN(b.stage_group, world_->Group(group, kQueue));
+    } else {
+      std::unique_ptr<Exchange>& e = exchanges_[absl::StrCat(n.function()->name(), "/", n.result_name())];
+      if (e == nullptr) {
+        ASSIGN_OR_RETURN(std::vector<ConversionStep> steps, ParseSteps(n.String("steps"), mesh_));
+        ASSIGN_OR_RETURN(
+            e, Exchange::Create(n.operand(0).type(), n.type(), steps, mesh_, rank_, world_, kQueue));
+      }
+      b.exchange = e.get();
+    }
+  } else {
+    ASSIGN_OR_RETURN(b.kernel, Kernels().Lookup(n, options_.backend));
+    ASSIGN_OR_RETURN(b.context, LocalContext(n, mesh_, rank_));
+  }
+  for (Value v : n.operands()) {
+    ASSIGN_OR_RETURN(Tensor t, TensorOf(v, memory, action));
+    b.context.in.push_back(t);
+  }
+  for (int i = 0; i < n.num_results(); ++i) {
+    ASSIGN_OR_RETURN(Tensor t, TensorOf(Value{const_cast<Node*>(&n), i}, memory, action));
+    b.context.out.push_back(t);
+  }
+  auto ws = memory.workspace.find(n.result_name());
+  if (ws != memory.workspace.end() && ws->second.bytes > 0) {
+    b.context.workspace = arena_->At(ws->second.space, ws->second.offset);
+    b.context.workspace_bytes = ws->second.bytes;
+  }
+  if (n.Is("moe.top_k") || n.Is("moe.router")) {
+    b.decision = true;
+    b.decision_block = LocalBlock(n.type(n.Is("moe.router") ? 2 : 1), mesh_, rank_);
+  }
+  out->nodes.push_back(std::move(b));
+  return absl::OkStatus();
+}
+
+Tensor* RankExecutor::FindState(const std::string& name) {
+  auto it = states_.find(name);
+  return it == states_.end() ? nullptr : &it->second;
+}
+
+void RankExecutor::ResetAccumulators() {
+  for (const std::string& name : reset_states_) {
+    const Tensor& t = states_.at(name);
+    std::memset(t.data, 0, t.elements() * ByteSize(t.dtype));
+  }
+}
+
+// With replayed experts the probabilities must follow: top[i] = probability[expert[i]], and for the fused
+// router the counts too.
+void RankExecutor::ReplayTopK(BoundNode& n) {
+  const bool router = n.node->Is("moe.router");
+  const Tensor& probability = router ? n.context.out[0] : n.context.in[0];
+  const Tensor& top = router ? n.context.out[1] : n.context.out[0];
+  const int32_t* experts = (router ? n.context.out[2] : n.context.out[1]).As<int32_t>();
+  const int64_t k = top.dims[3], e = probability.dims[3];
+  if (router) std::memset(n.context.out[3].data, 0, n.context.out[3].elements() * sizeof(int32_t));
+  for (int64_t i = 0; i < top.elements(); ++i) {
+    Store(top, i, experts[i] < 0 ? 0.0 : Load(probability, i / k * e + experts[i]));
+    if (router && experts[i] >= 0) ++n.context.out[3].As<int32_t>()[experts[i]];
+  }
+}
+
+absl::Status RankExecutor::RunNode(BoundNode& n, int microbatch) {
+  at_node_ = &n.what;
+  KernelContext& c = n.context;
+  for (Tensor& t : c.in) {
+    if (t.is_ragged()) RETURN_IF_ERROR(t.PlaceRows());
+  }
+  const int64_t begin = recorder != nullptr ? NowNanos() : 0;
+  absl::Status status;
+  if (n.exchange != nullptr) {
+    status = n.exchange->Run(c.in[0], c.out[0], c.workspace, n.what);
+  } else if (n.stage_group != nullptr) {
+    const Reduction kind = n.node->String("reduction") == "max" ? Reduction::kMax : Reduction::kSum;
+    status = n.stage_group->AllReduce(c.in[0].data, c.out[0].data, c.in[0].elements(), c.in[0].dtype, kind,
+                                      n.what);
+  } else {
+    status = n.kernel->fn(c);
+  }
+  if (recorder != nullptr) {
+    const int64_t sent = n.exchange != nullptr ? n.exchange->bytes_sent() : 0;
+    recorder->Add({n.node->op_name().c_str(), &n.node->result_name(), begin, NowNanos(), microbatch,
+                   n.category == Category::kCollective ? 1 : 0, n.category, sent});
+  }
+  if (!status.ok()) return Annotate(status, n.what);
+  for (const Tensor& t : c.out) {
+    if (t.data != nullptr) arena_->MarkUsed(arena_->OffsetOf(t.data) + t.elements() * ByteSize(t.dtype));
+  }
+  if (c.workspace_bytes > 0) arena_->MarkUsed(arena_->OffsetOf(c.workspace) + c.workspace_bytes);
+  if (n.decision && decisions != nullptr) {
+    const int result = n.node->Is("moe.router") ? 2 : 1;
+    if (decisions->OnDecision(n.node->result_name(result), microbatch, n.decision_block,
+                              c.out[result].As<int32_t>())) {
+      ReplayTopK(n);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RankExecutor::RunFunction(BoundFunction& f, const Action& action, const StepInputs& inputs) {
+  if (options_.poison) {
+    std::memset(arena_->At(Space::kFrame, 0), 0xff,
+                program_.memory.functions.at(action.function).frame_bytes);
+  }
+  for (const Input& in : f.inputs) {
+    const int64_t at = std::max(0, action.microbatch) * in.microbatch_elements;
+    for (const Input::Run& r : in.runs) {
+      if (in.kind == kMask) {
+        for (int64_t i = 0; i < r.count; ++i) Store(in.tensor, r.to + i, inputs.mask[at + r.from + i]);
+      } else {
+        const std::vector<int32_t>& from = in.kind == kTokens   ? inputs.tokens
+                                           : in.kind == kLabels ? inputs.labels
+                                                                : inputs.positions;
+        std::memcpy(in.tensor.As<int32_t>() + r.to, from.data() + at + r.from, r.count * sizeof(int32_t));
+      }
+    }
+    arena_->MarkUsed(arena_->OffsetOf(in.tensor.data) + in.tensor.elements() * ByteSize(in.tensor.dtype));
+  }
+  for (BoundNode& n : f.nodes) RETURN_IF_ERROR(RunNode(n, action.microbatch));
+  for (const Report& r : f.reports) {
+    std::vector<double>& out = (r.summed ? summed_ : common_)[r.name];
+    for (int64_t i = 0; i < r.tensor.elements(); ++i) {
+      out[i] = (r.summed ? out[i] : 0) + Load(r.tensor, i);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RankExecutor::Run(const std::string& program_name, const StepInputs& inputs) {
+  auto it = programs_.find(program_name);
+  if (it == programs_.end())
+    return absl::NotFoundError(absl::StrCat("the plan has no program ", program_name));
+  for (const ScalarInput& s : scalars_) {
+    auto value = inputs.scalars.find(s.name);
+    if (value == inputs.scalars.end() && program_name == "train_step") {
+      return absl::InvalidArgumentError(absl::StrCat("the step needs the scalar ", s.name));
+    }
+    Store(s.tensor, 0, value == inputs.scalars.end() ? 0.0 : value->second);
+    arena_->MarkUsed(arena_->OffsetOf(s.tensor.data) + ByteSize(s.tensor.dtype));
+  }
+  for (auto& [_, values] : summed_) std::fill(values.begin(), values.end(), 0.0);
+  for (Step& step : it->second) {
+    const Action& a = *step.action;
+    at_action_ = &step.name;
+    const int64_t begin = recorder != nullptr ? NowNanos() : 0;
+    switch (a.kind) {
+      case Action::kReset:
+        ResetAccumulators();
+        break;
+      case Action::kRecv: {
+        const int peer = a.peer_stage < stage_ ? 0 : 1;
+        arena_->MarkUsed(arena_->OffsetOf(step.buffer.data) +
+                         step.buffer.elements() * ByteSize(step.buffer.dtype));
+        RETURN_IF_ERROR(
+            Annotate(step.peer->Recv(step.buffer.data, step.buffer.elements() * ByteSize(step.buffer.dtype),
+                                     peer, a.microbatch, step.name),
+                     step.name));
+        break;
+      }
+      case Action::kSend:
+        step.queue->Post(a.slot, step.buffer.data, step.buffer.elements() * ByteSize(step.buffer.dtype),
+                         a.microbatch);
+        break;
+      default:
+        for (auto& [queue, slot] : step.wait_for) RETURN_IF_ERROR(queue->WaitFor(slot));
+        RETURN_IF_ERROR(Annotate(RunFunction(*step.function, a, inputs), step.name));
+    }
+    if (recorder != nullptr && a.kind != Action::kReset) {
+      recorder->Add({step.name.c_str(), nullptr, begin, NowNanos(), a.microbatch, 2, Category::kOther, 0});
+    }
+  }
+  for (auto& [_, queue] : send_queues_) RETURN_IF_ERROR(queue->WaitForAll());
+  arena_->ReleaseSpill();
+  return absl::OkStatus();
+}
+
+std::string RankExecutor::WhereAmI() const {
+  const std::string* action = at_action_;
+  const std::string* node = at_node_;
+  return absl::StrCat(action ? *action : "nothing yet", node ? absl::StrCat(" ", *node) : "");
+}
+
+}  // namespace moe

@@ -1,0 +1,149 @@
+// RankExecutor: runs one rank's part of a Program: its stage's actions in schedule order, nodes on the
+// compute queue, transfers between stages on send queues of their own.
+//
+//   ASSIGN_OR_RETURN(auto rank, RankExecutor::Create(program, r, world, options));
+//   RETURN_IF_ERROR(rank->Run("train_step", inputs));
+//
+// Everything is bound when it is created: kernels, exchanges, addresses, one list per (function, slots).
+// Running allocates nothing. The Program and the World outlive it. Run is called by one thread at a time.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "moe/comm/compute_gate.h"
+#include "moe/comm/world.h"
+#include "moe/ir/program.h"
+#include "moe/kernels/kernel.h"
+#include "moe/runtime/arena.h"
+#include "moe/runtime/exchange.h"
+#include "moe/runtime/local.h"
+#include "moe/runtime/send_queue.h"
+#include "moe/runtime/session.h"
+#include "moe/runtime/trace.h"
+
+namespace moe {
+
+struct RankOptions {
+  Backend backend = Backend::kCpu;
+  ComputeGate* gate = nullptr;
+  bool poison = false;  // tests: fill frames with NaN before every action
+};
+
+// Hooks around decision nodes; called on rank threads, thread-safe.
+class DecisionHook {
+ public:
+  virtual ~DecisionHook() = default;
+  // After a decision node ran: may record `experts` (local, at `block` of the global value) or overwrite it.
+  // True if it overwrote.
+  virtual bool OnDecision(const std::string& name, int microbatch, const Block& block, int32_t* experts) = 0;
+};
+
+class RankExecutor {
+ public:
+  static absl::StatusOr<std::unique_ptr<RankExecutor>> Create(const Program& program, int64_t rank,
+                                                              World* world, const RankOptions& options);
+  ~RankExecutor();
+
+  absl::Status Run(const std::string& program_name, const StepInputs& inputs);
+
+  int64_t rank() const { return rank_; }
+  int stage() const { return stage_; }
+  Arena& arena() { return *arena_; }
+  const Arena& arena() const { return *arena_; }
+  // Storage of a state on this rank; null if its stage does not hold it.
+  Tensor* FindState(const std::string& name);
+  // Reports of the last Run: from @report (to be summed over stages) and from @update (the same on all
+  // stages).
+  const std::map<std::string, std::vector<double>>& summed_reports() const { return summed_; }
+  const std::map<std::string, std::vector<double>>& common_reports() const { return common_; }
+  // What this rank was doing last, for error messages: "B1.3 %h_2 = math.einsum". Readable from any thread.
+  std::string WhereAmI() const;
+
+  TraceRecorder* recorder = nullptr;  // null: no trace
+  DecisionHook* decisions = nullptr;  // null: none
+
+ private:
+  struct BoundNode {
+    const Node* node = nullptr;
+    const Kernel* kernel = nullptr;
+    KernelContext context;
+    Exchange* exchange = nullptr;
+    Communicator* stage_group = nullptr;
+    std::string what;  // "layers.0.moe %dispatch"
+    Category category = Category::kOther;
+    bool decision = false;
+    Block decision_block;
+  };
+  struct Input {   // one batch argument: runs to copy
+    int kind = 0;  // tokens, labels, mask, positions
+    Tensor tensor;
+    struct Run {
+      int64_t from, to, count;
+    };
+    std::vector<Run> runs;
+    int64_t microbatch_elements = 0;
+  };
+  struct Report {
+    std::string name;
+    bool summed = false;
+    Tensor tensor;
+  };
+  struct BoundFunction {
+    const Function* function = nullptr;
+    std::vector<Input> inputs;
+    std::vector<BoundNode> nodes;
+    std::vector<Report> reports;
+  };
+  struct Step {  // one action
+    const Action* action = nullptr;
+    BoundFunction* function = nullptr;
+    Tensor buffer;  // send, recv
+    Communicator* peer = nullptr;
+    SendQueue* queue = nullptr;
+    std::vector<std::pair<SendQueue*, int>> wait_for;  // slots that this action writes
+    std::string name;
+  };
+  struct ScalarInput {
+    std::string name;
+    Tensor tensor;
+  };
+
+  RankExecutor(const Program& program, int64_t rank, World* world, const RankOptions& options)
+      : program_(program), mesh_(program.module->mesh()), rank_(rank), world_(world), options_(options) {}
+  absl::Status Bind();
+  absl::StatusOr<BoundFunction*> BindFunction(const Action& action);
+  absl::Status BindNode(const Node& n, const FunctionMemory& memory, const Action& action,
+                        BoundFunction* out);
+  absl::StatusOr<Tensor> TensorOf(Value v, const FunctionMemory& memory, const Action& action);
+  absl::StatusOr<Tensor> BoundaryTensor(const std::string& name, const Type& type, int slot);
+  absl::Status RunFunction(BoundFunction& f, const Action& action, const StepInputs& inputs);
+  absl::Status RunNode(BoundNode& n, int microbatch);
+  void ResetAccumulators();
+  void ReplayTopK(BoundNode& n);
+
+  const Program& program_;
+  const Mesh& mesh_;
+  const int64_t rank_;
+  int stage_ = 0;
+  World* world_;
+  const RankOptions options_;
+  std::unique_ptr<Arena> arena_;
+  std::map<std::string, Tensor> states_;
+  std::vector<std::string> reset_states_;
+  std::vector<ScalarInput> scalars_;
+  std::map<std::string, std::unique_ptr<Exchange>> exchanges_;       // by function and node
+  std::map<std::string, std::unique_ptr<BoundFunction>> functions_;  // by function and slots
+  std::map<std::string, std::unique_ptr<SendQueue>> send_queues_;    // by boundary value
+  std::map<std::string, std::vector<Step>> programs_;
+  std::map<std::string, std::vector<double>> summed_, common_;
+  const std::string* volatile at_action_ = nullptr;
+  const std::string* volatile at_node_ = nullptr;
+};
+
+}  // namespace moe

@@ -1,0 +1,90 @@
+#include "moe/runtime/trace.h"
+
+#include <chrono>
+#include <map>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+
+namespace moe {
+
+absl::string_view CategoryName(Category c) {
+  switch (c) {
+    case Category::kGemm:
+      return "GEMM";
+    case Category::kAttention:
+      return "attention";
+    case Category::kRouting:
+      return "routing";
+    case Category::kCollective:
+      return "collectives";
+    case Category::kOptimizer:
+      return "optimizer";
+    case Category::kOther:
+      return "other";
+  }
+  return "?";
+}
+
+Category CategoryOf(const Node& n) {
+  const std::string& op = n.op_name();
+  if (op == "math.einsum") return n.num_operands() > 1 ? Category::kGemm : Category::kOther;
+  if (absl::StartsWith(op, "nn.head_stats")) return Category::kGemm;
+  if (absl::StartsWith(op, "nn.attention")) return Category::kAttention;
+  if (absl::StartsWith(op, "moe.")) return Category::kRouting;
+  if (absl::StartsWith(op, "comm.")) return Category::kCollective;
+  if (absl::StartsWith(op, "optim.") || n.phase == Phase::kUpdate) return Category::kOptimizer;
+  return Category::kOther;
+}
+
+int64_t NowNanos() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+std::string ChromeTrace(const std::vector<const TraceRecorder*>& recorders) {
+  int64_t start = INT64_MAX;
+  for (const TraceRecorder* r : recorders) {
+    for (const TraceEvent& e : r->events()) start = std::min(start, e.begin_ns);
+  }
+  std::string out = "{\"traceEvents\":[\n";
+  bool first = true;
+  auto add = [&](const std::string& event) {
+    absl::StrAppend(&out, first ? "" : ",\n", event);
+    first = false;
+  };
+  static constexpr const char* kLanes[] = {"compute", "communication", "pipeline"};
+  for (size_t rank = 0; rank < recorders.size(); ++rank) {
+    add(absl::StrFormat(R"({"ph":"M","pid":%d,"name":"process_name","args":{"name":"rank %d"}})", rank,
+                        rank));
+    for (int lane = 0; lane < 3; ++lane) {
+      add(absl::StrFormat(R"({"ph":"M","pid":%d,"tid":%d,"name":"thread_name","args":{"name":"%s"}})", rank,
+                          lane, kLanes[lane]));
+    }
+    // The k-th run of a collective on one rank and on its peers is one event: an arrow from the first to the
+    // others.
+    std::map<std::string, int> seen;
+    for (const TraceEvent& e : recorders[rank]->events()) {
+      const double ts = (e.begin_ns - start) / 1e3, dur = (e.end_ns - e.begin_ns) / 1e3;
+      std::string args = absl::StrFormat(R"("microbatch":%d)", e.microbatch);
+      if (e.detail) absl::StrAppend(&args, ",\"value\":\"", *e.detail, "\"");
+      if (e.bytes > 0) absl::StrAppend(&args, ",\"bytes\":", e.bytes);
+      add(absl::StrFormat(
+          R"({"ph":"X","pid":%d,"tid":%d,"name":"%s","cat":"%s","ts":%.3f,"dur":%.3f,"args":{%s}})", rank,
+          e.lane, e.name, std::string(CategoryName(e.category)), ts, dur, args));
+      if (e.category == Category::kCollective && e.detail != nullptr) {
+        const std::string key = absl::StrCat(*e.detail, "/", e.microbatch);
+        const std::string id = absl::StrCat(key, "/", seen[key]++);
+        add(absl::StrFormat(
+            R"({"ph":"%s","pid":%d,"tid":%d,"name":"collective","cat":"flow","id":"%s","ts":%.3f%s})",
+            rank == 0 ? "s" : "f", rank, e.lane, id, ts, rank == 0 ? "" : R"(,"bp":"e")"));
+      }
+    }
+  }
+  out += "\n],\"displayTimeUnit\":\"ms\"}\n";
+  return out;
+}
+
+}  // namespace moe
