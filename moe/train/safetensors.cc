@@ -264,6 +264,12 @@ const SafetensorsEntry* SafetensorsFile::Find(absl::string_view name) const {
   return it == by_name_.end() ? nullptr : &entries_[it->second];
 }
 
+absl::StatusOr<std::string> SafetensorsFile::ReadHeader() const {
+  std::string header(buffer_start_, '\0');
+  RETURN_IF_ERROR(file_->ReadAt(0, absl::MakeSpan(header.data(), header.size())));
+  return header;
+}
+
 absl::Status SafetensorsFile::ReadBytes(const SafetensorsEntry& entry, int64_t begin,
                                         absl::Span<char> out) const {
   const int64_t count = static_cast<int64_t>(out.size());

@@ -77,6 +77,8 @@ class SafetensorsFile {
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   const SafetensorsEntry* Find(absl::string_view name) const;  // null if there is none
 
+  // The length field and the header, as they are in the file.
+  absl::StatusOr<std::string> ReadHeader() const;
   // `count` bytes from byte `begin` of the tensor.
   absl::Status ReadBytes(const SafetensorsEntry& entry, int64_t begin, absl::Span<char> out) const;
   // The box [offsets, offsets + extents), packed row-major into `out`, whose size must be the box's bytes.
