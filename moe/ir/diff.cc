@@ -36,11 +36,13 @@ std::string DiffText(absl::string_view what, absl::string_view a, absl::string_v
 
 std::string DiffNodes(const Node& a, const Node& b, const Mesh& mesh) {
   if (std::string d = DiffText("op", a.op_name(), b.op_name()); !d.empty()) return d;
-  if (a.num_results() != b.num_results()) return absl::StrCat("has ", a.num_results(), " and ", b.num_results(), " results");
+  if (a.num_results() != b.num_results())
+    return absl::StrCat("has ", a.num_results(), " and ", b.num_results(), " results");
   for (int i = 0; i < a.num_results(); ++i) {
     if (std::string d = DiffText("name", a.result_name(i), b.result_name(i)); !d.empty()) return d;
     if (!(a.type(i) == b.type(i))) {
-      return absl::StrCat("%", a.result_name(i), " is ", TypeToString(a.type(i), mesh), " and ", TypeToString(b.type(i), mesh));
+      return absl::StrCat("%", a.result_name(i), " is ", TypeToString(a.type(i), mesh), " and ",
+                          TypeToString(b.type(i), mesh));
     }
   }
   if (std::string d = DiffAttributes(a.attributes(), b.attributes()); !d.empty()) return d;
@@ -81,7 +83,8 @@ std::string DiffFunctions(const Function& a, const Function& b) {
   std::unordered_map<const Node*, const Node*> twin;
   for (size_t i = 0; i < a.args().size(); ++i) {
     const Node &x = *a.args()[i], &y = *b.args()[i];
-    if (std::string d = DiffNodes(x, y, mesh); !d.empty()) return absl::StrCat(where, "argument ", i, ": ", d);
+    if (std::string d = DiffNodes(x, y, mesh); !d.empty())
+      return absl::StrCat(where, "argument ", i, ": ", d);
     twin[&x] = &y;
   }
   const auto operands = [&](const Node& x, const Node& y) -> std::string {
@@ -91,14 +94,16 @@ std::string DiffFunctions(const Function& a, const Function& b) {
     for (int i = 0; i < x.num_operands(); ++i) {
       const Value &v = x.operand(i), &w = y.operand(i);
       const auto it = twin.find(v.node);
-      if (it == twin.end() || it->second != w.node || v.index != w.index) return absl::StrCat("operand ", i, " differs");
+      if (it == twin.end() || it->second != w.node || v.index != w.index)
+        return absl::StrCat("operand ", i, " differs");
     }
     return "";
   };
   auto it = b.body().begin();
   int64_t place = 0;
   for (const std::unique_ptr<Node>& x : a.body()) {
-    if (it == b.body().end()) return absl::StrCat(where, "node ", place, " (", Label(*x), ") is only in the first");
+    if (it == b.body().end())
+      return absl::StrCat(where, "node ", place, " (", Label(*x), ") is only in the first");
     const Node& y = **it++;
     std::string d = DiffNodes(*x, y, mesh);
     if (d.empty()) d = operands(*x, y);
@@ -106,8 +111,10 @@ std::string DiffFunctions(const Function& a, const Function& b) {
     twin[x.get()] = &y;
     ++place;
   }
-  if (it != b.body().end()) return absl::StrCat(where, "node ", place, " (", Label(**it), ") is only in the second");
-  if (std::string d = operands(*a.return_node(), *b.return_node()); !d.empty()) return absl::StrCat(where, "return: ", d);
+  if (it != b.body().end())
+    return absl::StrCat(where, "node ", place, " (", Label(**it), ") is only in the second");
+  if (std::string d = operands(*a.return_node(), *b.return_node()); !d.empty())
+    return absl::StrCat(where, "return: ", d);
   for (int i = 0; i < a.num_results(); ++i) {
     if (std::string d = DiffAttributes(a.result_binding(i), b.result_binding(i)); !d.empty()) {
       return absl::StrCat(where, "result ", i, ": ", d);
@@ -118,9 +125,11 @@ std::string DiffFunctions(const Function& a, const Function& b) {
 
 std::string DiffModules(const Module& a, const Module& b) {
   if (std::string d = DiffText("name", a.name(), b.name()); !d.empty()) return d;
-  if (!SameMesh(a.mesh(), b.mesh())) return absl::StrCat("mesh is ", a.mesh().ToString(), " and ", b.mesh().ToString());
+  if (!SameMesh(a.mesh(), b.mesh()))
+    return absl::StrCat("mesh is ", a.mesh().ToString(), " and ", b.mesh().ToString());
   if (std::string d = DiffAttributes(a.attributes(), b.attributes()); !d.empty()) return d;
-  if (a.states().size() != b.states().size()) return absl::StrCat(a.states().size(), " and ", b.states().size(), " states");
+  if (a.states().size() != b.states().size())
+    return absl::StrCat(a.states().size(), " and ", b.states().size(), " states");
   for (size_t i = 0; i < a.states().size(); ++i) {
     const State &x = *a.states()[i], &y = *b.states()[i];
     std::string d = DiffText("name", x.name, y.name);

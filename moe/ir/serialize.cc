@@ -51,7 +51,9 @@ struct AttributeWriter {
   void operator()(int64_t v) const { proto->set_integer(v); }
   void operator()(double v) const { proto->set_real(v); }
   void operator()(const std::string& v) const { proto->set_text(v); }
-  void operator()(const std::vector<int64_t>& v) const { proto->mutable_ints()->mutable_value()->Add(v.begin(), v.end()); }
+  void operator()(const std::vector<int64_t>& v) const {
+    proto->mutable_ints()->mutable_value()->Add(v.begin(), v.end());
+  }
   void operator()(const std::vector<std::string>& v) const {
     proto->mutable_strings()->mutable_value()->Assign(v.begin(), v.end());
   }
@@ -73,10 +75,18 @@ absl::StatusOr<Attributes> AttributesFromProto(const AttributeProtos& protos, in
     RETURN_IF_ERROR(CheckName("an attribute", proto.name()));
     Attribute value;
     switch (proto.value_case()) {
-      case AttributeProto::kFlag: value = proto.flag(); break;
-      case AttributeProto::kInteger: value = static_cast<int64_t>(proto.integer()); break;
-      case AttributeProto::kReal: value = proto.real(); break;
-      case AttributeProto::kText: value = proto.text(); break;
+      case AttributeProto::kFlag:
+        value = proto.flag();
+        break;
+      case AttributeProto::kInteger:
+        value = static_cast<int64_t>(proto.integer());
+        break;
+      case AttributeProto::kReal:
+        value = proto.real();
+        break;
+      case AttributeProto::kText:
+        value = proto.text();
+        break;
       case AttributeProto::kInts:
         value = std::vector<int64_t>(proto.ints().value().begin(), proto.ints().value().end());
         break;
@@ -88,7 +98,8 @@ absl::StatusOr<Attributes> AttributesFromProto(const AttributeProtos& protos, in
         value = Axes{std::move(list)};
         break;
       }
-      default: return Error("attribute '", proto.name(), "' has no value");
+      default:
+        return Error("attribute '", proto.name(), "' has no value");
     }
     if (!attributes.emplace(proto.name(), std::move(value)).second) {
       return Error("attribute '", proto.name(), "' stands twice");
@@ -187,7 +198,8 @@ class FunctionReader {
   absl::Status ReadNode(const NodeProto& proto) {
     const OpDef* op = registry_.Find(proto.op());
     if (op == nullptr) {
-      return Error("unknown op '", proto.op().substr(0, kMaxNameLength), "'; the nearest known is ", registry_.Nearest(proto.op()));
+      return Error("unknown op '", proto.op().substr(0, kMaxNameLength), "'; the nearest known is ",
+                   registry_.Nearest(proto.op()));
     }
     RETURN_IF_ERROR(CheckCount("operands", proto.operands_size(), kMaxOperands));
     RETURN_IF_ERROR(CheckCount("results", proto.types_size(), kMaxResults));
@@ -207,9 +219,12 @@ class FunctionReader {
     }
     for (const std::string& name : names) RETURN_IF_ERROR(TakeName(name));
     ASSIGN_OR_RETURN(Attributes attributes, AttributesFromProto(proto.attributes(), mesh_.num_axes()));
-    if (proto.phase() < 0 || proto.phase() > static_cast<int>(Phase::kUpdate)) return Error("phase ", proto.phase());
-    if (proto.queue() < 0 || proto.queue() > static_cast<int>(Queue::kCopy)) return Error("queue ", proto.queue());
-    Node* node = function_->Insert(nullptr, op, std::move(operands), std::move(types), std::move(attributes), std::move(names));
+    if (proto.phase() < 0 || proto.phase() > static_cast<int>(Phase::kUpdate))
+      return Error("phase ", proto.phase());
+    if (proto.queue() < 0 || proto.queue() > static_cast<int>(Queue::kCopy))
+      return Error("queue ", proto.queue());
+    Node* node = function_->Insert(nullptr, op, std::move(operands), std::move(types), std::move(attributes),
+                                   std::move(names));
     node->phase = static_cast<Phase>(proto.phase());
     node->queue = static_cast<Queue>(proto.queue());
     node->scope = proto.scope();
@@ -255,7 +270,8 @@ absl::StatusOr<Mesh> FromProto(const MeshProto& proto) {
   for (const MeshProto::Axis& axis : proto.axes()) axes.push_back({axis.name(), axis.size()});
   for (const MeshProto::Alias& alias : proto.aliases()) {
     ASSIGN_OR_RETURN(AxisList list, AxesFromProto(alias.axes(), proto.axes_size()));
-    if (!aliases.emplace(alias.name(), std::move(list)).second) return Error("alias '", alias.name(), "' stands twice");
+    if (!aliases.emplace(alias.name(), std::move(list)).second)
+      return Error("alias '", alias.name(), "' stands twice");
   }
   Mesh mesh(std::move(axes), std::move(aliases));
   RETURN_IF_ERROR(VerifyMesh(mesh));
@@ -284,19 +300,23 @@ TypeProto ToProto(const Type& type) {
 absl::StatusOr<Type> FromProto(const TypeProto& proto, const Mesh& mesh) {
   const std::optional<DType> dtype = ParseDType(proto.dtype());
   if (!dtype) return Error("unknown dtype '", proto.dtype().substr(0, kMaxNameLength), "'");
-  if (proto.dims_size() > kMaxRank) return Error("a type of ", proto.dims_size(), " dims; at most ", kMaxRank, " are allowed");
+  if (proto.dims_size() > kMaxRank)
+    return Error("a type of ", proto.dims_size(), " dims; at most ", kMaxRank, " are allowed");
   Type type(*dtype, Dims(proto.dims().begin(), proto.dims().end()));
   if (proto.placement_size() > 0) {
-    if (proto.placement_size() != type.rank()) return Error("a type of ", type.rank(), " dims with ", proto.placement_size(), " placed");
+    if (proto.placement_size() != type.rank())
+      return Error("a type of ", type.rank(), " dims with ", proto.placement_size(), " placed");
     for (int d = 0; d < type.rank(); ++d) {
       ASSIGN_OR_RETURN(type.placement.dims[d], AxesFromProto(proto.placement(d), mesh.num_axes()));
     }
   }
   for (const TypeProto::PartialProto& p : proto.partial()) {
-    if (p.axis() < 0 || p.axis() >= mesh.num_axes()) return Error("a partial over axis ", p.axis(), ", which does not exist");
+    if (p.axis() < 0 || p.axis() >= mesh.num_axes())
+      return Error("a partial over axis ", p.axis(), ", which does not exist");
     type.placement.AddPartial({static_cast<AxisId>(p.axis()), p.max() ? Reduction::kMax : Reduction::kSum});
   }
-  if (proto.ragged_plus_one() < 0 || proto.ragged_plus_one() > type.rank()) return Error("the ragged dim does not exist");
+  if (proto.ragged_plus_one() < 0 || proto.ragged_plus_one() > type.rank())
+    return Error("the ragged dim does not exist");
   type.ragged = proto.ragged_plus_one() - 1;
   type.ragged_bound = proto.ragged_bound();
   RETURN_IF_ERROR(VerifyType(type, mesh));
@@ -314,7 +334,8 @@ ModuleProto ToProto(const Module& module) {
     *out->mutable_type() = ToProto(state->type);
     AttributesToProto(state->attributes, out->mutable_attributes());
   }
-  for (const std::unique_ptr<Function>& function : module.functions()) *proto.add_functions() = FunctionToProto(*function);
+  for (const std::unique_ptr<Function>& function : module.functions())
+    *proto.add_functions() = FunctionToProto(*function);
   return proto;
 }
 

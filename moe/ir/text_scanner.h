@@ -1,12 +1,14 @@
-// TextScanner: a cursor over IR text with the lexical rules of the text form, for the parser in text_parse.cc.
+// TextScanner: a cursor over IR text with the lexical rules of the text form, for the parser in
+// text_parse.cc.
 //
 //   TextScanner s(text);
 //   RETURN_IF_ERROR(s.Expect("("));
 //   ASSIGN_OR_RETURN(std::string name, s.Name("a value name"));
 //   return s.Error("...", start_of_word);     // "12:7: ..."
 //
-// White space and comments (// to the end of the line) may stand between any two tokens. The scanner refers to the
-// text, which must outlive it. Errors are InvalidArgument and begin with line:column (both from 1; columns in bytes).
+// White space and comments (// to the end of the line) may stand between any two tokens. The scanner refers
+// to the text, which must outlive it. Errors are InvalidArgument and begin with line:column (both from 1;
+// columns in bytes).
 #pragma once
 
 #include <cstdint>

@@ -139,7 +139,8 @@ TEST(Text, EmptyPlacementDiffersFromNone) {
 }
 
 TEST(Text, TypesMayBeLeftOut) {
-  const std::unique_ptr<Module> module = Parse(WithLine("  %y = math.einsum(%x) {eq = \"i j -> j\"}  // summed\n"));
+  const std::unique_ptr<Module> module =
+      Parse(WithLine("  %y = math.einsum(%x) {eq = \"i j -> j\"}  // summed\n"));
   ASSERT_NE(module, nullptr);
   EXPECT_EQ(module->Find("f")->Nodes()[0]->type(), Type(DType::kF32, {8}));
 }
@@ -165,7 +166,9 @@ TEST(Text, DiffNamesWhatDiffers) {
 }
 
 TEST(Text, ErrorsSayWhereAndWhatIsLegal) {
-  const auto error = [](absl::string_view line, auto... parts) { ExpectError(ParseModule(WithLine(line)), kInvalid, parts...); };
+  const auto error = [](absl::string_view line, auto... parts) {
+    ExpectError(ParseModule(WithLine(line)), kInvalid, parts...);
+  };
   error("  %y = math.ad(%x, %x) : f32[8, 8]", "3:8", "unknown op 'math.ad'", "math.add");
   error("  %y = arg() : f32[8, 8]", "3:8", "unknown op 'arg'");
   error("  %y = math.add(%x) : f32[8, 8]", "3:8", "math.add takes 2 operands (x, y), not 1");
@@ -175,7 +178,8 @@ TEST(Text, ErrorsSayWhereAndWhatIsLegal) {
   error("  %y = math.add(%x, %x) : f32[8, 9]", "3:8", "%y must be f32[8, 8], not f32[8, 9]");
   error("  %y = math.add(%x, %x) : f33[8, 8]", "3:27", "unknown dtype 'f33'", "f64");
   error("  %y = math.add(%x, %q) : f32[8, 8]", "3:21", "%q is not defined in @f");
-  error("  %y = math.add(%x, %z)\n  %w, %z = math.add(%y, %y)", "3:21", "%z is used before its definition at 4:7", "cycle");
+  error("  %y = math.add(%x, %z)\n  %w, %z = math.add(%y, %y)", "3:21",
+        "%z is used before its definition at 4:7", "cycle");
   error("  %y = math.add(%x, %y)", "3:21", "no cycles");
   error("  %x = math.add(%x, %x)", "3:4", "%x is defined twice");
   error("  %y = math.add(%x, %x) {bias = 1}", "3:26", "math.add has no attribute 'bias'");
@@ -188,14 +192,18 @@ TEST(Text, ErrorsSayWhereAndWhatIsLegal) {
   error("  %y = math.add(%x, %x) @gpu", "3:26", "unknown queue 'gpu'; legal are compute, comm, copy");
   error("  %y = math.add(%x, %x) : f32[8@a, 8@a]", "3:27", "axis 'a' stands twice");
   error("  %y = math.add(%x, %x) : f32[8, 8] partial(a, max:a)", "3:48", "axis 'a' stands twice");
-  error("  %y = math.add(%x, %x) : f32[0, 8]", "3:31", "a dim must be an integer from 1 to 1099511627776, not 0");
+  error("  %y = math.add(%x, %x) : f32[0, 8]", "3:31",
+        "a dim must be an integer from 1 to 1099511627776, not 0");
   error("  %y = math.add(%x, %x) : f32[8, 99999999999999999999]", "3:34", "a dim must be");
   error("  %y = math.add(%x, %x) : f32[1099511627776, 1099511627776]", "3:27", "elements");
   error("  %y = math.einsum(%x) {eq = \"a b -> b\", extents = [\"a=0\"]}", "3:8", "extents");
   error("  %y = math.einsum(%x) {eq = \"a b\"}", "3:8", "->");
-  error("  %y = math.reshape(%x) {eq = \"(a c) b -> a c b\", extents = [\"a=1099511627776\"]}", "3:8", "no product");
-  error("  %y = math.broadcast(%x) {eq = \"a b -> (a b c d)\", extents = [\"c=1099511627776\", \"d=1099511627776\"]}", "3:8",
-        "exceeds");
+  error("  %y = math.reshape(%x) {eq = \"(a c) b -> a c b\", extents = [\"a=1099511627776\"]}", "3:8",
+        "no product");
+  error(
+      "  %y = math.broadcast(%x) {eq = \"a b -> (a b c d)\", extents = [\"c=1099511627776\", "
+      "\"d=1099511627776\"]}",
+      "3:8", "exceeds");
   error("  %s = moe.top_k_grad(%t, %t) {experts = -4}", "3:8", "-4", "legal are 1 to");
   error("  forward", "4:3", "expected ':'");
   error("  %y = math.scale(%x) {by = \x01}", "3:29", "byte 0x01");
@@ -205,7 +213,9 @@ TEST(Text, ErrorsSayWhereAndWhatIsLegal) {
 }
 
 TEST(Text, ModuleLevelErrors) {
-  const auto error = [](absl::string_view text, auto... parts) { ExpectError(ParseModule(text), kInvalid, parts...); };
+  const auto error = [](absl::string_view text, auto... parts) {
+    ExpectError(ParseModule(text), kInvalid, parts...);
+  };
   error("", "1:1", "'module @name'", "end of the text");
   error("module @m mesh<a=2, a=2>", "1:21", "'a' stands twice");
   error("module @m mesh<a=0>", "1:18", "the size of an axis");
@@ -214,7 +224,8 @@ TEST(Text, ModuleLevelErrors) {
   error("module @m mesh<a=2, b=2; a=b>", "has the name of an axis");
   error("module @m mesh<a=2; x=a.c>", "'c', which is no axis");
   error("module @m mesh<pp=2>\nstate @w : f32[2@pp]", "2:12", "'pp'");
-  error("module @m mesh<a=3>\nstate @w : f32[8@a]", "2:12", "dim 0 of 8 is not divisible by the 3 ranks of a");
+  error("module @m mesh<a=3>\nstate @w : f32[8@a]", "2:12",
+        "dim 0 of 8 is not divisible by the 3 ranks of a");
   error("module @m\nstate @w : f32[8]\nstate @w : f32[8]", "3:8", "@w stands twice");
   error("module @m\nfunc @f() {\n  return\n}\nfunc @f() {\n  return\n}", "5:7", "@f stands twice");
   error("module @m\nfunc @f(%x: f32[8], %x: f32[8]) {\n", "2:22", "%x is defined twice");
@@ -229,7 +240,8 @@ TEST(Text, DeepNestingAndTruncation) {
   const std::string deep(10000, '(');
   EXPECT_FALSE(ParseModule(absl::StrCat("module @m\nfunc @f", deep)).ok());
   EXPECT_FALSE(ParseModule(WithLine(absl::StrCat("%y = math.add", deep))).ok());
-  EXPECT_FALSE(ParseModule(WithLine(absl::StrCat("%y = math.add(%x, %x) : f32", std::string(10000, '[')))).ok());
+  EXPECT_FALSE(
+      ParseModule(WithLine(absl::StrCat("%y = math.add(%x, %x) : f32", std::string(10000, '[')))).ok());
   EXPECT_FALSE(ParseModule(WithLine(absl::StrCat("%y = math.einsum(%x) {eq = \"", deep, "\"}"))).ok());
   const std::string text = kModule;
   for (size_t n = 0; n + 30 < text.size(); ++n) {
@@ -241,9 +253,37 @@ TEST(Text, DeepNestingAndTruncation) {
 // Bytes and words replaced at random: an error with its place, or a module that prints and parses again.
 TEST(Text, MutationsNeverCrash) {
   const std::string text = kModule;
-  const char* const kWords[] = {"%x",  "%h",     "f32[8]", "place<", "@",    "{",   "}",    "(",    ")",   "[]", ",", "=",
-                                "9999999999999999999", "-1",     "0",      "\"",   "~3<=", "eq",  "pp",   "nan",  ":",  "//", "return", "backward:",
-                                "math.add", "1e999", "partial(max:tp)", "\\x", "func", "state", "module"};
+  const char* const kWords[] = {"%x",
+                                "%h",
+                                "f32[8]",
+                                "place<",
+                                "@",
+                                "{",
+                                "}",
+                                "(",
+                                ")",
+                                "[]",
+                                ",",
+                                "=",
+                                "9999999999999999999",
+                                "-1",
+                                "0",
+                                "\"",
+                                "~3<=",
+                                "eq",
+                                "pp",
+                                "nan",
+                                ":",
+                                "//",
+                                "return",
+                                "backward:",
+                                "math.add",
+                                "1e999",
+                                "partial(max:tp)",
+                                "\\x",
+                                "func",
+                                "state",
+                                "module"};
   const uint32_t seed = 20240607;
   std::mt19937 random(seed);
   int accepted = 0;
@@ -253,9 +293,15 @@ TEST(Text, MutationsNeverCrash) {
     for (int k = 0; k < edits; ++k) {
       const size_t at = random() % mutant.size();
       switch (random() % 4) {
-        case 0: mutant[at] = static_cast<char>(random() % 256); break;
-        case 1: mutant.erase(at, 1 + random() % 12); break;
-        case 2: mutant.insert(at, kWords[random() % std::size(kWords)]); break;
+        case 0:
+          mutant[at] = static_cast<char>(random() % 256);
+          break;
+        case 1:
+          mutant.erase(at, 1 + random() % 12);
+          break;
+        case 2:
+          mutant.insert(at, kWords[random() % std::size(kWords)]);
+          break;
         default: {  // one piece of the text over another
           const size_t from = random() % mutant.size(), length = 1 + random() % 24;
           const std::string piece = mutant.substr(from, length);
@@ -274,7 +320,8 @@ TEST(Text, MutationsNeverCrash) {
     (void)verified;
     const std::string printed = PrintModule(**module);
     const absl::StatusOr<std::unique_ptr<Module>> again = ParseModule(printed);
-    ASSERT_TRUE(again.ok()) << "seed " << seed << ", mutant " << i << ": " << again.status() << "\n" << printed;
+    ASSERT_TRUE(again.ok()) << "seed " << seed << ", mutant " << i << ": " << again.status() << "\n"
+                            << printed;
     EXPECT_EQ(DiffModules(**module, **again), "") << "seed " << seed << ", mutant " << i << "\n" << mutant;
   }
   EXPECT_GT(accepted, 100);

@@ -135,7 +135,8 @@ void Verifier::CheckMesh() {
   int64_t ranks = 1;
   for (int i = 0; i < mesh_.num_axes(); ++i) {
     const MeshAxis& axis = mesh_.axes()[i];
-    if (!IsAxisName(axis.name)) Problem(nullptr, nullptr, absl::StrCat("'", axis.name, "' is no name of a mesh axis"));
+    if (!IsAxisName(axis.name))
+      Problem(nullptr, nullptr, absl::StrCat("'", axis.name, "' is no name of a mesh axis"));
     if (!names.insert(axis.name).second) {
       Problem(nullptr, nullptr, absl::StrCat("mesh axis '", axis.name, "' stands twice"));
     }
@@ -271,7 +272,7 @@ void Verifier::CheckBinding(const Function& function, const Attributes& binding,
     return;
   }
   const std::set<absl::string_view> legal =
-      result ? std::set<absl::string_view>{"state", "boundary", "residual", "report"}
+      result ? std::set<absl::string_view>{"state", "boundary", "residual", "report", "loss"}
              : std::set<absl::string_view>{"state", "batch", "scalar", "boundary", "residual"};
   if (legal.count(kind) == 0) {
     return Problem(&function, nullptr,
@@ -306,7 +307,8 @@ void Verifier::CheckBindings(const Function& function) {
     const Attributes& binding = function.result_binding(i);
     CheckBinding(function, binding, function.result(i), true);
     const auto key = std::make_pair(BindingKind(binding), BindingName(binding));
-    if (!key.first.empty() && !written.insert(key).second) {
+    // Reports of one name are summed by the host.
+    if (!key.first.empty() && key.first != "report" && !written.insert(key).second) {
       Problem(&function, nullptr,
               absl::StrCat("two results are bound to ", key.first, " '", key.second, "'"));
     }

@@ -55,7 +55,8 @@ absl::Status VerifyConversion(const Node& node, const Mesh& mesh) {
   return absl::OkStatus();
 }
 
-// The sum partials that enter a linear op and leave it in its results. Errors: a partial that the op cannot pass.
+// The sum partials that enter a linear op and leave it in its results. Errors: a partial that the op cannot
+// pass.
 absl::StatusOr<std::vector<PassedPartial>> PassedThrough(const Node& node, const Mesh& mesh) {
   const OpDef& op = node.op();
   std::vector<PassedPartial> passed;
@@ -64,8 +65,8 @@ absl::StatusOr<std::vector<PassedPartial>> PassedThrough(const Node& node, const
     for (int i = 0; i < node.num_operands(); ++i) {
       const int role = node.operand(i).type().placement.Role(axis);
       if (role == Placement::kMax) {
-        return Error("operand ", i, " (%", node.operand(i).name(), ") is a max-partial over '", mesh.name(axis),
-                     "', which no op passes");
+        return Error("operand ", i, " (%", node.operand(i).name(), ") is a max-partial over '",
+                     mesh.name(axis), "', which no op passes");
       }
       if (role == Placement::kSum) operands.push_back(i);
     }
@@ -75,22 +76,25 @@ absl::StatusOr<std::vector<PassedPartial>> PassedThrough(const Node& node, const
       continue;
     }
     if (operands.size() > 1 || !op.IsLinearIn(operands[0])) {
-      return Error("operand ", operands[0], " (%", node.operand(operands[0]).name(), ") is partial over '", mesh.name(axis),
-                   "'; ", operands.size() > 1 ? "one operand at a time may be" : "the op is not linear in it");
+      return Error("operand ", operands[0], " (%", node.operand(operands[0]).name(), ") is partial over '",
+                   mesh.name(axis), "'; ",
+                   operands.size() > 1 ? "one operand at a time may be" : "the op is not linear in it");
     }
     passed.push_back({axis, operands[0]});
   }
   return passed;
 }
 
-absl::Status VerifyAssignment(const Node& node, const ShardingRule& rule, absl::Span<const PassedPartial> passed,
-                              const Mesh& mesh) {
+absl::Status VerifyAssignment(const Node& node, const ShardingRule& rule,
+                              absl::Span<const PassedPartial> passed, const Mesh& mesh) {
   std::set<AxisId> used;
   for (const PassedPartial& p : passed) used.insert(p.axis);
   for (int f = 0; f < rule.num_factors(); ++f) {
     for (const AxisId axis : node.assignment[f]) {
-      if (axis < 0 || axis >= mesh.num_axes()) return Error("factor ", rule.factors[f], " is placed on an axis that the mesh lacks");
-      if (mesh.name(axis) == "pp") return Error("factor ", rule.factors[f], " is placed on 'pp'; stages are separate programs");
+      if (axis < 0 || axis >= mesh.num_axes())
+        return Error("factor ", rule.factors[f], " is placed on an axis that the mesh lacks");
+      if (mesh.name(axis) == "pp")
+        return Error("factor ", rule.factors[f], " is placed on 'pp'; stages are separate programs");
       if (!used.insert(axis).second) {
         return Error("factor ", rule.factors[f], " is placed on '", mesh.name(axis),
                      "', which another factor or a partial operand uses");
@@ -122,10 +126,12 @@ absl::Status VerifyPlacement(const Node& node, const Mesh& mesh) {
   ASSIGN_OR_RETURN(const ShardingRule* rule, node.Rule());
   if (node.assignment.empty() && rule->num_factors() > 0) {
     if (!AnyPlaced(node)) return absl::OkStatus();  // a logical node
-    return Error("its operands or results are placed on mesh axes, but its factors are not (rule ", rule->ToString(), ")");
+    return Error("its operands or results are placed on mesh axes, but its factors are not (rule ",
+                 rule->ToString(), ")");
   }
   if (static_cast<int>(node.assignment.size()) != rule->num_factors()) {
-    return Error("places ", node.assignment.size(), " factors; the rule ", rule->ToString(), " has ", rule->num_factors());
+    return Error("places ", node.assignment.size(), " factors; the rule ", rule->ToString(), " has ",
+                 rule->num_factors());
   }
   ASSIGN_OR_RETURN(const std::vector<PassedPartial> passed, PassedThrough(node, mesh));
   RETURN_IF_ERROR(VerifyAssignment(node, *rule, passed, mesh));
@@ -146,7 +152,8 @@ absl::Status VerifyPlacement(const Node& node, const Mesh& mesh) {
   for (const auto& [result, operand] : node.op().in_place) {
     if (!(node.type(result) == node.operand(operand).type())) {
       return Error("result %", node.result_name(result), " takes over the storage of operand ", operand, " (",
-                   TypeToString(node.operand(operand).type(), mesh), ") but is ", TypeToString(node.type(result), mesh));
+                   TypeToString(node.operand(operand).type(), mesh), ") but is ",
+                   TypeToString(node.type(result), mesh));
     }
   }
   return absl::OkStatus();
