@@ -1,0 +1,52 @@
+#include "moe/runtime/init.h"
+
+#include <cmath>
+
+#include "glog/logging.h"
+#include "moe/ir/state.h"
+
+namespace moe {
+namespace {
+
+// One round of SplitMix64 (Steele, Lea and Flood 2014, figure 17).
+uint64_t Mix(uint64_t z) {
+  z += 0x9e3779b97f4a7c15;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
+  return z ^ (z >> 31);
+}
+
+}  // namespace
+
+uint64_t CounterBits(uint64_t seed, uint64_t stream, uint64_t counter) {
+  return Mix(Mix(Mix(seed) ^ stream) ^ counter);
+}
+
+uint64_t StreamOf(absl::string_view name) {
+  uint64_t h = 0xcbf29ce484222325;
+  for (const char c : name) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+  return h;
+}
+
+Initializer::Initializer(const State& state, uint64_t seed)
+    : kind_(kZeros), seed_(seed), stream_(StreamOf(state.name)) {
+  const std::string init = AttrString(state.attributes, "init", "zeros");
+  CHECK(init == "normal" || init == "ones" || init == "zeros") << "init of " << state.name << ": " << init;
+  if (init == "normal") {
+    kind_ = kNormal;
+    std_ = AttrFloat(state.attributes, "std", 0.02);
+  } else if (init == "ones") {
+    kind_ = kOnes;
+  }
+}
+
+double Initializer::operator()(int64_t index) const {
+  if (kind_ == kOnes) return 1;
+  if (kind_ == kZeros) return 0;
+  // 53 bits each; the first in (0, 1], so that its logarithm is finite.
+  const double u = static_cast<double>((CounterBits(seed_, stream_, 2 * index) >> 11) + 1) * 0x1p-53;
+  const double v = static_cast<double>(CounterBits(seed_, stream_, 2 * index + 1) >> 11) * 0x1p-53;
+  return std_ * std::sqrt(-2 * std::log(u)) * std::cos(2 * M_PI * v);
+}
+
+}  // namespace moe
