@@ -74,6 +74,14 @@ struct Degrees {
   }
 };
 
+Degrees DegreesOf(const Strategy& s, int64_t kv_heads) {
+  Degrees d;
+  d.tp = s.tp, d.cp = s.cp, d.dp = s.dp, d.etp = s.etp, d.ep = s.ep;
+  d.edp = std::max<int64_t>(1, d.world() / (d.etp * d.ep));
+  d.kv_heads = s.kv_axis ? kv_heads : 0;
+  return d;
+}
+
 std::string Nearest(const Degrees& wanted) {
   Degrees best;
   double best_distance = std::numeric_limits<double>::infinity();
@@ -172,6 +180,13 @@ absl::StatusOr<Strategy> ParseStrategy(absl::string_view text) {
   return s;
 }
 
+std::string FoldProblem(const Strategy& s, int64_t kv_heads) {
+  for (const IntField& f : kDegrees) {
+    if (s.*f.field < 1 || s.*f.field > kMaxDegree) return absl::StrCat(f.name, " = ", s.*f.field, " is not positive");
+  }
+  return DegreesOf(s, kv_heads).Problem().value_or("");
+}
+
 absl::StatusOr<Mesh> FoldMesh(const Strategy& s, int64_t kv_heads) {
   for (const IntField& f : kDegrees) {
     if (s.*f.field < 1 || s.*f.field > kMaxDegree) {
@@ -179,10 +194,7 @@ absl::StatusOr<Mesh> FoldMesh(const Strategy& s, int64_t kv_heads) {
           absl::StrCat("strategy: ", f.name, " = ", s.*f.field, " is not positive"));
     }
   }
-  Degrees d;
-  d.tp = s.tp, d.cp = s.cp, d.dp = s.dp, d.etp = s.etp, d.ep = s.ep;
-  d.edp = std::max<int64_t>(1, d.world() / (d.etp * d.ep));
-  d.kv_heads = s.kv_axis ? kv_heads : 0;
+  const Degrees d = DegreesOf(s, kv_heads);
   if (const std::optional<std::string> problem = d.Problem()) {
     std::string message = absl::StrCat("strategy: ", *problem, "; nearest legal: ", Nearest(d));
     // The chain is stricter than necessary: the same degrees may fit with edp inside ep.

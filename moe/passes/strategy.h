@@ -42,5 +42,7 @@ absl::StatusOr<Strategy> ParseStrategy(absl::string_view text);  // inverse of T
 // sizes. Axes get names of one letter, minor first ('a' is the innermost); "pp" is prepended when pp > 1. Aliases:
 // dp cp tp ep etp edp kvh.
 absl::StatusOr<Mesh> FoldMesh(const Strategy& s, int64_t kv_heads);
+// What keeps the degrees from folding, without the search for the nearest legal ones; "" if they fold.
+std::string FoldProblem(const Strategy& s, int64_t kv_heads);
 
 }  // namespace moe
