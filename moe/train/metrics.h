@@ -1,0 +1,70 @@
+// What a run reports: JSON lines for machines, and the progress line that the field's log parsers read.
+//
+//   ASSIGN_OR_RETURN(MetricsWriter metrics, MetricsWriter::Open("runs/7/metrics.jsonl", /*resume_after=*/0));
+//   RETURN_IF_ERROR(metrics.Write(step));
+//   std::cout << ProgressLine(step, absl::Now()) << std::endl;
+//
+// One line per step, written at once, so a run that dies leaves whole lines. Single-threaded; rank 0 alone
+// reports.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "moe/base/file.h"
+
+namespace moe {
+
+struct StepMetrics {
+  int64_t iteration = 0;  // from 1
+  int64_t train_iters = 0;
+  int64_t consumed_samples = 0;  // after this step
+  double milliseconds = 0;       // per iteration, mean since the last line
+  double tflops_per_device = 0;  // model flops; 0: unknown
+  double mfu = 0;                // share of the devices' peak; 0: unknown, and then not shown
+  double learning_rate = 0;
+  int64_t global_batch_size = 0;
+  double lm_loss = 0;
+  double grad_norm = 0;
+  int64_t skipped_iterations = 0;  // so far: something was not finite, or out of bounds, and weights stayed
+  int64_t nan_iterations = 0;
+  double tokens_per_second = 0;
+  bool has_experts = false;       // the four below are shown only then
+  double load_max_over_mean = 1;  // of tokens per expert, the worst layer
+  double dropped = 0;             // share of (token, expert) choices without a slot
+  double aux_loss = 0;            // mean over layers, without its coefficient: 1 is balanced
+  double z_loss = 0;
+};
+
+// " [2025-01-01 00:00:00] iteration       10/     100 | consumed samples: ... | ... |", local time.
+std::string ProgressLine(const StepMetrics& m, absl::Time now, absl::TimeZone zone = absl::LocalTimeZone());
+
+// {"kind":"train","iteration":10,...}; a value that is not finite is null.
+std::string MetricsJson(const StepMetrics& m);
+// {"kind":"eval","iteration":100,"held_out_loss":1.9,"bits_per_byte":2.7}
+std::string EvaluationJson(int64_t iteration, double held_out_loss);
+
+class MetricsWriter {
+ public:
+  // Appends to the file; lines of iterations after `resume_after`, left over by a run that went further than
+  // its last checkpoint, are removed first. 0: starts the file anew.
+  static absl::StatusOr<MetricsWriter> Open(const std::string& path, int64_t resume_after);
+  absl::Status Write(const StepMetrics& m) { return WriteLine(MetricsJson(m)); }
+  absl::Status WriteEvaluation(int64_t iteration, double held_out_loss) {
+    return WriteLine(EvaluationJson(iteration, held_out_loss));
+  }
+  absl::Status Close() { return file_.Close(); }
+
+ private:
+  explicit MetricsWriter(FileWriter file) : file_(std::move(file)) {}
+  absl::Status WriteLine(const std::string& json) { return file_.Append(json + "\n"); }
+  FileWriter file_;
+};
+
+// "01:31", "2:03:04"; for an ETA.
+std::string ShowDuration(double seconds);
+
+}  // namespace moe
