@@ -2,8 +2,8 @@
 //
 //   EXPECT_EQ(DiffModules(*before, *after), "");
 //
-// The answer is empty for equal modules, else one line on the first difference: "@f: node 3 (%y = math.add): scope ...".
-// No state; any thread.
+// The answer is empty for equal modules, else one line on the first difference: "@f: node 3 (%y = math.add):
+// scope ...". No state; any thread.
 #pragma once
 
 #include <string>

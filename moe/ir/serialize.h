@@ -1,12 +1,13 @@
-// Protobuf form of modules (module.proto). FromProto(ToProto(m)) == m, always; both are generic over the registry.
+// Protobuf form of modules (module.proto). FromProto(ToProto(m)) == m, always; both are generic over the
+// registry.
 //
 //   ModuleProto proto = ToProto(module);
 //   ASSIGN_OR_RETURN(std::unique_ptr<Module> copy, FromProto(proto));
 //   RETURN_IF_ERROR(Verify(*copy));
 //
-// FromProto is for hostile input: sizes are bounded (limits.h), every index is checked, and errors (InvalidArgument) name
-// the function and the node. What spans several nodes is left to Verify, which belongs after every load. The results
-// own all they hold. No state; any thread.
+// FromProto is for hostile input: sizes are bounded (limits.h), every index is checked, and errors
+// (InvalidArgument) name the function and the node. What spans several nodes is left to Verify, which belongs
+// after every load. The results own all they hold. No state; any thread.
 #pragma once
 
 #include <memory>
@@ -19,7 +20,8 @@
 namespace moe {
 
 ModuleProto ToProto(const Module& module);
-absl::StatusOr<std::unique_ptr<Module>> FromProto(const ModuleProto& proto, const OpRegistry& registry = Ops());
+absl::StatusOr<std::unique_ptr<Module>> FromProto(const ModuleProto& proto,
+                                                  const OpRegistry& registry = Ops());
 
 MeshProto ToProto(const Mesh& mesh);
 absl::StatusOr<Mesh> FromProto(const MeshProto& proto);

@@ -1,11 +1,11 @@
-// Checks a module: names, arity, attributes, dominance (operands before users), types against inference, placements
-// against the mesh and against the sharding rule and factor assignment, phases in order, state and bindings that exist.
-// All problems at once, up to a limit, one line each.
+// Checks a module: names, arity, attributes, dominance (operands before users), types against inference,
+// placements against the mesh and against the sharding rule and factor assignment, phases in order, state and
+// bindings that exist. All problems at once, up to a limit, one line each.
 //
 //   RETURN_IF_ERROR(Verify(module));   // "2 problems in module @m:\n  @f: %y = math.add: ..."
 //
-// It runs after every load and after every pass that changed something. Errors are InvalidArgument. Nothing is changed;
-// several threads may verify one module.
+// It runs after every load and after every pass that changed something. Errors are InvalidArgument. Nothing
+// is changed; several threads may verify one module.
 #pragma once
 
 #include "absl/status/status.h"
@@ -16,10 +16,12 @@ namespace moe {
 absl::Status Verify(const Module& module);
 absl::Status Verify(const Function& function);
 
-// What can be said about one node without its surroundings: arity, attributes (known, of the right kind, complete),
-// number of results, dtypes and global dims as inferred, what the op itself demands. The operands must be nodes.
+// What can be said about one node without its surroundings: arity, attributes (known, of the right kind,
+// complete), number of results, dtypes and global dims as inferred, what the op itself demands. The operands
+// must be nodes.
 absl::Status VerifyNode(const Node& node);
-// One type on its mesh: extents in range and divisible by their axes, no axis twice, none called "pp", ragged fields.
+// One type on its mesh: extents in range and divisible by their axes, no axis twice, none called "pp", ragged
+// fields.
 absl::Status VerifyType(const Type& type, const Mesh& mesh);
 // Names, sizes and number of ranks within bounds; "pp" first; aliases that name axes.
 absl::Status VerifyMesh(const Mesh& mesh);

@@ -1,5 +1,6 @@
-// The part of the verifier that follows placements through one node: a node's operand and result types must be what its
-// sharding rule gives for its factor assignment, and a conversion (comm.*) must be one that its op performs.
+// The part of the verifier that follows placements through one node: a node's operand and result types must
+// be what its sharding rule gives for its factor assignment, and a conversion (comm.*) must be one that its
+// op performs.
 //
 //   %y = math.einsum(%x, %w) {eq = "b k, k n -> b n"} place<k=tp> : f32[8, 16]
 //   -> "result %y is [-, -], the placement of its factors gives [-, -] partial(tp)"
