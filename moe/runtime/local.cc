@@ -1,6 +1,8 @@
 #include "moe/runtime/local.h"
 
 #include "moe/base/status.h"
+#include "moe/ir/conversion_layout.h"
+#include "moe/ir/conversion_steps.h"
 
 namespace moe {
 
@@ -76,7 +78,13 @@ void ForEachRun(const Block& b, const std::function<void(int64_t, int64_t, int64
   }
 }
 
-absl::StatusOr<int64_t> KernelWorkspace(const Node& n, const Mesh& mesh, Backend backend, double overload) {
+absl::StatusOr<int64_t> NodeWorkspace(const Node& n, const Mesh& mesh, Backend backend, double overload) {
+  if (n.Is("comm.stage_reduce")) return 0;
+  if (n.Has("steps")) {
+    ASSIGN_OR_RETURN(std::vector<ConversionStep> steps, ParseSteps(n.String("steps"), mesh));
+    ASSIGN_OR_RETURN(ConversionLayout layout, LayoutConversion(n.operand(0).type(), n.type(), mesh, 0, steps));
+    return layout.WorkspaceBytes(overload);
+  }
   ASSIGN_OR_RETURN(const Kernel* kernel, Kernels().Lookup(n, backend));
   if (kernel->workspace == nullptr) return 0;
   ASSIGN_OR_RETURN(KernelContext c, LocalContext(n, mesh, 0));
@@ -87,6 +95,13 @@ absl::StatusOr<int64_t> KernelWorkspace(const Node& n, const Mesh& mesh, Backend
     c.out.push_back(LocalTensor(n.type(i), mesh, nullptr, StorageOf(n.type(i), mesh, overload).bytes));
   }
   return kernel->workspace(n, *c.rule, c.extent, c.in, c.out);
+}
+
+std::function<int64_t(const Node&, const Mesh&)> WorkspaceHook(Backend backend, double overload) {
+  return [=](const Node& n, const Mesh& mesh) -> int64_t {
+    absl::StatusOr<int64_t> bytes = NodeWorkspace(n, mesh, backend, overload);
+    return bytes.ok() ? *bytes : 0;
+  };
 }
 
 }  // namespace moe

@@ -335,7 +335,7 @@ absl::Status RankExecutor::RunNode(BoundNode& n, int microbatch) {
   const int64_t begin = recorder != nullptr ? NowNanos() : 0;
   absl::Status status;
   if (n.exchange != nullptr) {
-    status = n.exchange->Run(c.in[0], c.out[0], c.workspace, n.what);
+    status = n.exchange->Run(c.in[0], c.out[0], c.workspace, c.workspace_bytes, n.what);
   } else if (n.stage_group != nullptr) {
     const Reduction kind = n.node->String("reduction") == "max" ? Reduction::kMax : Reduction::kSum;
     status = n.stage_group->AllReduce(c.in[0].data, c.out[0].data, c.in[0].elements(), c.in[0].dtype, kind,
