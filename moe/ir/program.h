@@ -79,11 +79,14 @@ struct BufferRef {
   friend bool operator==(const BufferRef&, const BufferRef&) = default;
 };
 
+// All queues are idle between two functions, so lifetimes and waits count within one. A value that updates a state lies
+// in the state's own bytes.
 struct FunctionMemory {
   std::map<std::string, BufferRef> values;  // by value name; arguments included
   std::map<std::string, BufferRef>
       workspace;  // by name of the node's first result: scratch bytes of its kernel
   int64_t frame_bytes = 0;
+  int64_t live_bytes = 0;  // most bytes of the frame that hold something at one time; no layout needs less
   // Waits that order memory reuse and data across queues: node (by first result name) -> nodes it must wait
   // for.
   std::map<std::string, std::vector<std::string>> waits;
@@ -95,11 +98,16 @@ struct StageMemory {
   struct Slots {
     int64_t offset = 0, bytes = 0;  // slot i is at offset + i * bytes
     int count = 0;
+    // Residuals: overflow of ragged values, in the spill space; slot i is at spill_offset + i * spill_bytes, and
+    // BufferRef::spill_offset counts from there. (In a frame, it counts from the start of the spill space.)
+    int64_t spill_offset = 0, spill_bytes = 0;
+    friend bool operator==(const Slots&, const Slots&) = default;
   };
   std::map<int, Slots> residuals;           // per chunk
   std::map<std::string, Slots> boundaries;  // per boundary value
   int64_t state_bytes = 0, input_bytes = 0, residual_bytes = 0, boundary_bytes = 0, frame_bytes = 0,
           spill_bytes = 0;
+  // spill_bytes: address space, not counted in peak_bytes().
   // Of state_bytes, for the report.
   std::map<std::string, int64_t> state_bytes_by_kind;
   int64_t peak_bytes() const {
@@ -113,10 +121,20 @@ struct MemoryPlan {
   int64_t alignment = 64;
 };
 
+// A node of the model, noted when `partition-stages` cuts it into chunks, so that the finished plan can be held against
+// it. Later passes may replace a node by others; the pipeline then notes which pass did.
+struct LogicalNode {
+  std::string op, name;      // `name`: of the first result
+  std::vector<int> chunks;   // one; several only for what is computed anew from inputs alone wherever it is used
+  std::string rewritten_by;  // the pass after which the node was gone; empty: it still stands
+  friend bool operator==(const LogicalNode&, const LogicalNode&) = default;
+};
+
 struct Program {
   std::unique_ptr<Module> module;
   Schedule schedule;
   MemoryPlan memory;
+  std::vector<LogicalNode> inventory;
   // What each pass had to say, for the table of compile_and_train: pass -> lines.
   std::vector<std::pair<std::string, std::string>> notes;
 };

@@ -26,6 +26,9 @@ struct PassContext {
   Strategy strategy;
   Target target;                               // what the kernels can do, as data
   std::map<std::string, std::string> options;  // of this pass: fuse{only=adamw}
+  // Scratch bytes that a placed node's kernel or exchange wants on one rank; set by whoever links them. Null: none.
+  std::function<int64_t(const Node&, const Mesh&)> workspace;
+  int64_t memory_limit = 0;  // bytes of one rank that `certify` holds the plan to; 0: none
   std::string OptionOr(absl::string_view key, absl::string_view otherwise) const;
   // A line for the table of what the passes did.
   void Note(std::string line) const {
@@ -52,7 +55,8 @@ class PassRegistry {
  private:
   std::map<std::string, PassDef> passes_;
 };
-PassRegistry& Passes();  // the built-in ones, and what RegisterPass added
+PassRegistry& Passes();            // the built-in ones, and what RegisterPass added (link :builtin)
+PassRegistry& RegisteredPasses();  // the same registry, without a call to register the built-in ones
 bool RegisterPass(PassDef def);
 
 struct PassResult {
@@ -74,6 +78,9 @@ struct PipelineOptions {
 
 // The default training pipeline.
 std::string DefaultPipeline();
+// Runs the passes in order. After one that changed something, nodes without uses are removed and the module is
+// verified. Errors: unknown passes and malformed text before anything runs; then the first error of a pass, with its
+// name. Each pass's notes are also appended to program.notes.
 absl::StatusOr<std::vector<PassResult>> RunPipeline(absl::string_view pipeline, Program& program, PassContext context,
                                                     const PipelineOptions& options = {});
 

@@ -1,0 +1,258 @@
+#include "moe/passes/schedule_table.h"
+
+#include <algorithm>
+#include <map>
+#include <optional>
+#include <set>
+#include <tuple>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
+#include "moe/base/file.h"
+#include "moe/base/status.h"
+
+namespace moe {
+namespace {
+
+constexpr int64_t kMaxTableBytes = 64 << 20;
+constexpr int kMaxIndex = 1 << 20;  // chunks, microbatches
+
+using Key = std::tuple<char, int, int>;
+Key KeyOf(const Schedule::Cell& c) { return {c.kind, c.chunk, c.microbatch}; }
+std::string Show(const Key& k) {
+  return absl::StrCat(std::string(1, std::get<0>(k)), std::get<1>(k), ".", std::get<2>(k));
+}
+
+absl::StatusOr<Schedule> TableFromFile(const Strategy& s, absl::string_view path) {
+  const std::string where(path);
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(where, kMaxTableBytes));
+  Schedule out;
+  out.name = where;
+  out.microbatches = static_cast<int>(s.microbatches);
+  ASSIGN_OR_RETURN(out.table, ParseScheduleTable(text, where));
+  if (static_cast<int64_t>(out.table.size()) != s.pp) {
+    return absl::InvalidArgumentError(absl::StrCat(where, ": ", out.table.size(), " rows for pp = ", s.pp,
+                                                   "; a table has one row per stage"));
+  }
+  const int chunks = static_cast<int>(s.pp * s.virtual_chunks);
+  out.chunk_stage.assign(chunks, -1);
+  for (int stage = 0; stage < s.pp; ++stage) {
+    for (const Schedule::Cell& c : out.table[stage]) {
+      if (c.chunk >= chunks) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(where, ": row ", stage + 1, ": ", CellToString(c), ": there are chunks 0 to ",
+                         chunks - 1, " (pp = ", s.pp, " x virtual_chunks = ", s.virtual_chunks, ")"));
+      }
+      int& home = out.chunk_stage[c.chunk];
+      if (home < 0) home = stage;
+    }
+  }
+  for (int c = 0; c < chunks; ++c) {
+    if (out.chunk_stage[c] < 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(where, ": chunk ", c, " is nowhere in the table; pp = ", s.pp,
+                       " x virtual_chunks = ", s.virtual_chunks, " makes ", chunks, " chunks"));
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
+std::string CellToString(const Schedule::Cell& c) {
+  return absl::StrCat(std::string(1, c.kind), c.chunk, ".", c.microbatch);
+}
+
+absl::StatusOr<Schedule::Cell> ParseCell(absl::string_view text) {
+  const auto bad = [&](absl::string_view why) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("'", text, "' ", why, "; a cell is F or B, chunk, '.', microbatch: F0.3"));
+  };
+  if (text.size() < 4 || text.size() > 16) return bad("is no cell");
+  Schedule::Cell cell;
+  cell.kind = text[0];
+  if (cell.kind == 'I' || cell.kind == 'W') {
+    return bad("asks for a split backward, which there is not: write B for the whole of it");
+  }
+  if (cell.kind != 'F' && cell.kind != 'B') return bad("is no cell");
+  const std::vector<absl::string_view> parts = absl::StrSplit(text.substr(1), '.');
+  const auto number = [](absl::string_view t, int* out) {
+    return !t.empty() && std::all_of(t.begin(), t.end(), absl::ascii_isdigit) && absl::SimpleAtoi(t, out) &&
+           *out < kMaxIndex;
+  };
+  if (parts.size() != 2 || !number(parts[0], &cell.chunk) || !number(parts[1], &cell.microbatch)) {
+    return bad("is no cell");
+  }
+  return cell;
+}
+
+absl::StatusOr<ScheduleTable> ParseScheduleTable(absl::string_view csv, absl::string_view where) {
+  ScheduleTable table;
+  int line_number = 0;
+  for (absl::string_view line : absl::StrSplit(csv, '\n')) {
+    ++line_number;
+    line = absl::StripAsciiWhitespace(line);
+    if (line.empty() || line[0] == '#') continue;
+    table.emplace_back();
+    int column = 0;
+    for (absl::string_view text : absl::StrSplit(line, ',')) {
+      ++column;
+      text = absl::StripAsciiWhitespace(text);
+      if (text.empty()) continue;
+      absl::StatusOr<Schedule::Cell> cell = ParseCell(text);
+      if (!cell.ok()) {
+        return Annotate(cell.status(), absl::StrCat(where, ": line ", line_number, ", column ", column));
+      }
+      table.back().push_back(*cell);
+    }
+  }
+  if (table.empty()) return absl::InvalidArgumentError(absl::StrCat(where, ": the table has no rows"));
+  return table;
+}
+
+std::string PrintScheduleTable(const ScheduleTable& table) {
+  std::string out;
+  for (const std::vector<Schedule::Cell>& row : table) {
+    absl::StrAppend(
+        &out,
+        absl::StrJoin(row, ", ", [](std::string* s, const Schedule::Cell& c) { s->append(CellToString(c)); }),
+        "\n");
+  }
+  return out;
+}
+
+ScheduleTable GPipeTable(int stages, int chunks_per_stage, int microbatches) {
+  ScheduleTable table(stages);
+  for (int s = 0; s < stages; ++s) {
+    for (int v = 0; v < chunks_per_stage; ++v) {
+      for (int m = 0; m < microbatches; ++m) table[s].push_back({'F', v * stages + s, m});
+    }
+    for (int v = chunks_per_stage - 1; v >= 0; --v) {
+      for (int m = 0; m < microbatches; ++m) table[s].push_back({'B', v * stages + s, m});
+    }
+  }
+  return table;
+}
+
+ScheduleTable OneForwardOneBackwardTable(int stages, int microbatches) {
+  ScheduleTable table(stages);
+  for (int s = 0; s < stages; ++s) {
+    const int warmup = std::min(stages - 1 - s, microbatches);
+    int forward = 0, backward = 0;
+    while (forward < warmup) table[s].push_back({'F', s, forward++});
+    while (forward < microbatches) {
+      table[s].push_back({'F', s, forward++});
+      table[s].push_back({'B', s, backward++});
+    }
+    while (backward < microbatches) table[s].push_back({'B', s, backward++});
+  }
+  return table;
+}
+
+absl::StatusOr<Schedule> MakeSchedule(const Strategy& s) {
+  if (s.pp < 1 || s.virtual_chunks < 1 || s.microbatches < 1 || s.pp * s.virtual_chunks > kMaxIndex ||
+      s.microbatches > kMaxIndex) {
+    return absl::InvalidArgumentError(absl::StrCat("pp = ", s.pp, ", virtual_chunks = ", s.virtual_chunks,
+                                                   ", microbatches = ", s.microbatches,
+                                                   ": each is at least 1"));
+  }
+  absl::string_view name = s.schedule;
+  Schedule out;
+  if (absl::ConsumePrefix(&name, "file:")) {
+    ASSIGN_OR_RETURN(out, TableFromFile(s, name));
+  } else {
+    out.name = s.schedule;
+    out.microbatches = static_cast<int>(s.microbatches);
+    for (int c = 0; c < s.pp * s.virtual_chunks; ++c) out.chunk_stage.push_back(c % static_cast<int>(s.pp));
+    if (name == "gpipe") {
+      out.table = GPipeTable(s.pp, s.virtual_chunks, s.microbatches);
+    } else if (name == "1f1b") {
+      if (s.virtual_chunks != 1) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("schedule 1f1b has one chunk per stage, virtual_chunks = ", s.virtual_chunks,
+                         " asks for more; legal with it: gpipe, file:PATH"));
+      }
+      out.table = OneForwardOneBackwardTable(s.pp, s.microbatches);
+    } else {
+      return absl::InvalidArgumentError(
+          absl::StrCat("unknown schedule '", s.schedule, "'; there are gpipe, 1f1b and file:PATH"));
+    }
+  }
+  RETURN_IF_ERROR(Annotate(ValidateTable(out), absl::StrCat("schedule ", out.name)));
+  return out;
+}
+
+absl::Status ValidateTable(const Schedule& s) {
+  const int chunks = static_cast<int>(s.chunk_stage.size());
+  std::map<Key, int> stage_of;
+  for (int stage = 0; stage < static_cast<int>(s.table.size()); ++stage) {
+    for (const Schedule::Cell& c : s.table[stage]) {
+      const std::string at = absl::StrCat("stage ", stage, ": ", CellToString(c));
+      if (c.kind != 'F' && c.kind != 'B')
+        return absl::InvalidArgumentError(absl::StrCat(at, ": cells are F or B"));
+      if (c.chunk < 0 || c.chunk >= chunks) {
+        return absl::InvalidArgumentError(absl::StrCat(at, ": there are chunks 0 to ", chunks - 1));
+      }
+      if (c.microbatch < 0 || c.microbatch >= s.microbatches) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(at, ": there are microbatches 0 to ", s.microbatches - 1));
+      }
+      if (s.chunk_stage[c.chunk] != stage) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(at, ": chunk ", c.chunk, " belongs to stage ", s.chunk_stage[c.chunk]));
+      }
+      if (!stage_of.emplace(KeyOf(c), stage).second) {
+        return absl::InvalidArgumentError(absl::StrCat(at, " stands twice; each cell runs exactly once"));
+      }
+    }
+  }
+  for (int c = 0; c < chunks; ++c) {
+    for (int m = 0; m < s.microbatches; ++m) {
+      for (const char kind : {'F', 'B'}) {
+        if (stage_of.count({kind, c, m})) continue;
+        return absl::InvalidArgumentError(absl::StrCat("stage ", s.chunk_stage[c], ": ", Show({kind, c, m}),
+                                                       " is missing; each cell runs exactly once"));
+      }
+    }
+  }
+  // Runs the rows against each other; what stands still at the end waits in a circle.
+  std::set<Key> done;
+  const auto waits_for = [&](const Schedule::Cell& c) -> std::optional<Key> {
+    if (c.kind == 'F') {
+      if (c.chunk > 0 && !done.count({'F', c.chunk - 1, c.microbatch}))
+        return Key{'F', c.chunk - 1, c.microbatch};
+      return std::nullopt;
+    }
+    if (!done.count({'F', c.chunk, c.microbatch})) return Key{'F', c.chunk, c.microbatch};
+    if (c.chunk + 1 < chunks && !done.count({'B', c.chunk + 1, c.microbatch})) {
+      return Key{'B', c.chunk + 1, c.microbatch};
+    }
+    return std::nullopt;
+  };
+  std::vector<size_t> next(s.table.size(), 0);
+  for (bool progress = true; progress;) {
+    progress = false;
+    for (size_t stage = 0; stage < s.table.size(); ++stage) {
+      while (next[stage] < s.table[stage].size() && !waits_for(s.table[stage][next[stage]])) {
+        done.insert(KeyOf(s.table[stage][next[stage]++]));
+        progress = true;
+      }
+    }
+  }
+  std::vector<std::string> stuck;
+  for (size_t stage = 0; stage < s.table.size(); ++stage) {
+    if (next[stage] == s.table[stage].size()) continue;
+    const Schedule::Cell& c = s.table[stage][next[stage]];
+    stuck.push_back(absl::StrCat("stage ", stage, " at ", CellToString(c), " waits for ", Show(*waits_for(c)),
+                                 " of stage ", stage_of.at(*waits_for(c))));
+  }
+  if (stuck.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("the order cannot run: ", absl::StrJoin(stuck, "; ")));
+}
+
+}  // namespace moe
