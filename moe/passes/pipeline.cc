@@ -1,0 +1,196 @@
+#include "moe/passes/pipeline.h"
+
+#include <glog/logging.h>
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <regex>
+#include <set>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "moe/base/file.h"
+#include "moe/base/status.h"
+#include "moe/ir/text.h"
+#include "moe/ir/verifier.h"
+#include "moe/passes/remove_dead_nodes.h"
+
+namespace moe {
+namespace {
+
+absl::Status Malformed(absl::string_view text, size_t at, absl::string_view what) {
+  return absl::InvalidArgumentError(absl::StrCat("pipeline '", text, "', character ", at + 1, ": ", what,
+                                                 "; write pass,pass{option=value}"));
+}
+
+// Word characters of names, options and values; everything but the separators.
+bool IsWordChar(char c) { return !absl::ascii_isspace(c) && c != ',' && c != '{' && c != '}' && c != '='; }
+
+absl::StatusOr<const PassDef*> FindPass(const PassRegistry& registry, absl::string_view name) {
+  const PassDef* def = registry.Find(name);
+  if (def != nullptr) return def;
+  std::vector<std::string> names;
+  for (const PassDef* d : registry.All()) names.push_back(d->name);
+  return absl::InvalidArgumentError(
+      absl::StrCat("unknown pass '", name, "'; there are ", absl::StrJoin(names, ", ")));
+}
+
+int64_t CountNodes(const Program& program) {
+  int64_t nodes = 0;
+  for (const auto& function : program.module->functions()) nodes += function->num_nodes();
+  return nodes;
+}
+
+Program CloneProgram(const Program& program) {
+  Program clone;
+  clone.module = CloneModule(*program.module);
+  clone.schedule = program.schedule;
+  clone.memory = program.memory;
+  clone.inventory = program.inventory;
+  clone.notes = program.notes;
+  return clone;
+}
+
+// Notes in the inventory which nodes of the model `pass` has replaced.
+void NoteRewrites(const std::string& pass, Program* program) {
+  if (program->inventory.empty()) return;
+  std::set<std::pair<absl::string_view, absl::string_view>> present;
+  for (const auto& function : program->module->functions()) {
+    for (const auto& node : function->body()) {
+      if (node->num_results() > 0) present.emplace(node->op_name(), node->result_name());
+    }
+  }
+  for (LogicalNode& node : program->inventory) {
+    if (node.rewritten_by.empty() && present.count({node.op, node.name}) == 0) node.rewritten_by = pass;
+  }
+}
+
+// Writes the module after the passes whose names match: module_0001.<module>.0003.after_<pass>.txt.
+class Dumper {
+ public:
+  static absl::StatusOr<Dumper> Create(const PipelineOptions& options, const Module& module) {
+    Dumper dumper;
+    dumper.folder_ = options.dump_to;
+    if (dumper.folder_.empty()) return dumper;
+    try {  // std::regex throws on a malformed expression
+      dumper.passes_ = std::regex(options.dump_pass_re);
+    } catch (const std::regex_error& e) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("dump_pass_re '", options.dump_pass_re, "' is no regular expression: ", e.what()));
+    }
+    for (const char c : module.name()) dumper.module_ += absl::ascii_isalnum(c) || c == '-' ? c : '_';
+    RETURN_IF_ERROR(MakeFolders(dumper.folder_));
+    return dumper;
+  }
+
+  absl::Status Dump(int step, absl::string_view when, const std::string& pass, const Module& module) const {
+    if (folder_.empty() || !std::regex_search(pass, passes_)) return absl::OkStatus();
+    const std::string file = absl::StrFormat("module_0001.%s.%04d.%s_%s.txt", module_, step, when, pass);
+    return WriteFile(JoinPath(folder_, file), PrintModule(module));
+  }
+
+ private:
+  std::string folder_, module_;
+  std::regex passes_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::vector<PipelineStep>> ParsePipeline(absl::string_view text) {
+  std::vector<PipelineStep> steps;
+  size_t at = 0;
+  const auto skip = [&] {
+    while (at < text.size() && absl::ascii_isspace(text[at])) ++at;
+  };
+  const auto accept = [&](char c) {
+    skip();
+    if (at >= text.size() || text[at] != c) return false;
+    ++at;
+    return true;
+  };
+  const auto word = [&] {
+    skip();
+    const size_t start = at;
+    while (at < text.size() && IsWordChar(text[at])) ++at;
+    return std::string(text.substr(start, at - start));
+  };
+  skip();
+  if (at == text.size()) return steps;
+  while (true) {
+    PipelineStep step;
+    step.pass = word();
+    if (step.pass.empty()) return Malformed(text, at, "expected the name of a pass");
+    if (accept('{') && !accept('}')) {
+      while (true) {
+        const std::string key = word();
+        if (key.empty()) return Malformed(text, at, "expected an option");
+        std::string value = accept('=') ? word() : "true";
+        if (!step.options.emplace(key, std::move(value)).second) {
+          return Malformed(text, at, absl::StrCat("option '", key, "' stands twice"));
+        }
+        if (accept('}')) break;
+        if (!accept(',')) return Malformed(text, at, "expected ',' or '}'");
+      }
+    }
+    steps.push_back(std::move(step));
+    skip();
+    if (at == text.size()) return steps;
+    if (!accept(',')) return Malformed(text, at, "expected ','");
+  }
+}
+
+absl::StatusOr<std::vector<PassResult>> RunPipelineOf(const PassRegistry& registry,
+                                                      absl::string_view pipeline, Program& program,
+                                                      PassContext context, const PipelineOptions& options) {
+  CHECK(program.module != nullptr);
+  ASSIGN_OR_RETURN(const std::vector<PipelineStep> steps, ParsePipeline(pipeline));
+  for (const PipelineStep& step : steps) RETURN_IF_ERROR(FindPass(registry, step.pass).status());
+  for (const std::string& name : options.disable_passes) {
+    RETURN_IF_ERROR(Annotate(FindPass(registry, name).status(), "disable_passes"));
+  }
+  ASSIGN_OR_RETURN(const Dumper dumper, Dumper::Create(options, *program.module));
+  if (!steps.empty()) RETURN_IF_ERROR(dumper.Dump(0, "before", steps[0].pass, *program.module));
+
+  std::vector<PassResult> results;
+  for (const PipelineStep& step : steps) {
+    const auto& off = options.disable_passes;
+    if (std::find(off.begin(), off.end(), step.pass) != off.end()) continue;
+    PassResult result;
+    result.name = step.pass;
+    result.nodes_before = CountNodes(program);
+    Program before;
+    if (options.validate) before = CloneProgram(program);
+
+    context.options = step.options;
+    context.notes = &result.notes;
+    const auto start = std::chrono::steady_clock::now();
+    const absl::StatusOr<bool> changed = registry.Find(step.pass)->run(program, context);
+    if (!changed.ok()) return Annotate(changed.status(), step.pass);
+    result.changed = *changed;
+    if (result.changed) {
+      for (const auto& function : program.module->functions()) {
+        RETURN_IF_ERROR(RemoveDeadNodes(*function, context).status());
+      }
+      NoteRewrites(step.pass, &program);
+    }
+    result.milliseconds =
+        std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+    result.nodes_after = CountNodes(program);
+    for (const std::string& note : result.notes) program.notes.emplace_back(step.pass, note);
+
+    if (result.changed) {
+      RETURN_IF_ERROR(dumper.Dump(static_cast<int>(results.size()) + 1, "after", step.pass, *program.module));
+      if (options.verify)
+        RETURN_IF_ERROR(Annotate(Verify(*program.module), absl::StrCat("after ", step.pass)));
+      if (options.validate) RETURN_IF_ERROR(options.validate(step.pass, before, program));
+    }
+    results.push_back(std::move(result));
+  }
+  return results;
+}
+
+}  // namespace moe
