@@ -1,11 +1,18 @@
-#include "moe/kernels/kernel.h"
+#include "moe/kernels/cpu/families.h"
 
 namespace moe {
 
 void RegisterCpuKernels(KernelRegistry& r) {
+  RegisterCpuAttention(r);
+  RegisterCpuFused(r);
+  RegisterCpuLoss(r);
+  RegisterCpuMath(r);
+  RegisterCpuMoe(r);
+  RegisterCpuNn(r);
+  RegisterCpuOptim(r);
+  // Small ops, where the plain loop is as good as any.
   KernelRegistry reference;
   RegisterReferenceKernels(reference);
-  // What the lists above leave out: ops whose plain loop is as good as any.
   for (const Kernel* k : reference.All()) {
     if (r.Find(k->op, Backend::kCpu, k->dtype) != nullptr) continue;
     Kernel cpu = *k;

@@ -1,0 +1,189 @@
+#include <algorithm>
+#include <cstring>
+
+#include "moe/kernels/cpu/families.h"
+#include "moe/kernels/cpu/gemm.h"
+#include "moe/kernels/cpu/simd.h"
+#include "moe/kernels/loops.h"
+
+namespace moe {
+namespace {
+
+template <typename T>
+bool DenseByGemm(KernelContext& c) {
+  const ShardingRule& rule = *c.rule;
+  const TermStrides a = StridesOf(rule.operands[0], c.extent, -1),
+                    b = StridesOf(rule.operands[1], c.extent, -1),
+                    y = StridesOf(rule.results[0], c.extent, -1);
+  ContractionFactors factors;
+  for (int f = 0; f < rule.num_factors(); ++f) {
+    factors.push_back({c.extent[f], a.element[f], b.element[f], y.element[f]});
+  }
+  return ContractByGemm<T>(factors, c.in[0].As<T>(), c.in[1].As<T>(), c.out[0].As<T>(), false);
+}
+
+// Grouped matmul. The rows of one expert (the first factor of the ragged term) are contiguous, so every
+// expert is a contraction with one row factor in place of the expert, its cells and the ragged dim. The dense
+// term may have the expert, but no other factor of the cells. Nothing is done for experts without rows, but
+// their gradient is zero.
+template <typename T>
+bool RaggedByGemm(KernelContext& c) {
+  const ShardingRule& rule = *c.rule;
+  const Tensor* tensors[3] = {&c.in[0], &c.in[1], &c.out[0]};
+  const FactorTerm* terms[3] = {&rule.operands[0], &rule.operands[1], &rule.results[0]};
+  TermStrides strides[3];
+  const Tensor* ragged = nullptr;
+  const FactorTerm* ragged_term = nullptr;
+  for (int i = 0; i < 3; ++i) {
+    strides[i] = StridesOf(*terms[i], c.extent, tensors[i]->ragged);
+    if (tensors[i]->is_ragged() && ragged == nullptr) {
+      ragged = tensors[i];
+      ragged_term = terms[i];
+    }
+  }
+  std::vector<bool> in_cells(rule.num_factors(), false);
+  for (int d = 0; d <= ragged->ragged; ++d) {
+    if ((*ragged_term)[d].size() != 1) return false;
+    in_cells[(*ragged_term)[d][0]] = true;
+  }
+  const FactorId expert = (*ragged_term)[0][0];
+  if (ragged->ragged == 0) return false;
+  for (int i = 0; i < 3; ++i) {
+    if (tensors[i]->is_ragged()) continue;
+    for (int f = 0; f < rule.num_factors(); ++f) {
+      if (in_cells[f] && f != expert && strides[i].element[f] != 0) return false;
+    }
+  }
+  ContractionFactors factors;
+  factors.push_back({0, 0, 0, 0});  // the rows of one expert
+  for (int f = 0; f < rule.num_factors(); ++f) {
+    if (!in_cells[f]) {
+      factors.push_back({c.extent[f], strides[0].element[f], strides[1].element[f], strides[2].element[f]});
+    }
+  }
+  int64_t* row_stride[3] = {&factors[0].a, &factors[0].b, &factors[0].c};
+  for (int i = 0; i < 3; ++i) *row_stride[i] = tensors[i]->is_ragged() ? strides[i].row_elements : 0;
+
+  const int64_t experts = c.extent[expert], cells = experts > 0 ? ragged->cells / experts : 0;
+  const bool dense_result = !c.out[0].is_ragged();
+  const bool sums_experts = dense_result && strides[2].element[expert] == 0 && experts > 1;
+  if (dense_result) {
+    const int64_t n = c.out[0].elements();
+    std::fill(c.out[0].As<T>(), c.out[0].As<T>() + n, T(0));
+  }
+  int64_t start = 0;
+  for (int64_t e = 0; e < experts; ++e) {
+    int64_t rows = 0;
+    for (int64_t i = 0; i < cells; ++i) rows += ragged->sizes[e * cells + i];
+    if (rows > 0) {
+      factors[0].extent = rows;
+      T* data[3];
+      for (int i = 0; i < 3; ++i) {
+        data[i] = tensors[i]->As<T>() + (tensors[i]->is_ragged() ? start * strides[i].row_elements
+                                                                 : e * strides[i].element[expert]);
+      }
+      if (!ContractByGemm<T>(factors, data[0], data[1], data[2], sums_experts, 1)) return false;
+    }
+    start += rows;
+  }
+  return true;
+}
+
+template <typename T>
+absl::Status Einsum(KernelContext& c) {
+  RETURN_IF_ERROR(PlaceLikeOperand(c));
+  if (c.in.size() == 2) {
+    const bool ragged = c.in[0].is_ragged() || c.in[1].is_ragged();
+    if (ragged ? RaggedByGemm<T>(c) : DenseByGemm<T>(c)) return absl::OkStatus();
+  }
+  return ReduceProducts<T>(c, Reduce::kSum);
+}
+
+template <typename T>
+absl::Status Add(KernelContext& c) {
+  RETURN_IF_ERROR(PlaceLikeOperand(c));
+  const T *x = c.in[0].As<T>(), *y = c.in[1].As<T>();
+  T* z = c.out[0].As<T>();
+  const int64_t n = c.out[0].elements();
+  if (n == 0) return absl::OkStatus();
+  if (IsScalar(c.in[0])) {
+    Simd<T>::Get().shift(y, x[0], z, n);
+  } else if (IsScalar(c.in[1])) {
+    Simd<T>::Get().shift(x, y[0], z, n);
+  } else {
+    Simd<T>::Get().add(x, y, z, n);
+  }
+  return absl::OkStatus();
+}
+
+template <typename T>
+absl::Status Mul(KernelContext& c) {
+  RETURN_IF_ERROR(PlaceLikeOperand(c));
+  const T *x = c.in[0].As<T>(), *y = c.in[1].As<T>();
+  T* z = c.out[0].As<T>();
+  const int64_t n = c.out[0].elements();
+  if (n == 0) return absl::OkStatus();
+  if (IsScalar(c.in[0])) {
+    Simd<T>::Get().scale(y, x[0], z, n);
+  } else if (IsScalar(c.in[1])) {
+    Simd<T>::Get().scale(x, y[0], z, n);
+  } else {
+    Simd<T>::Get().mul(x, y, z, n);
+  }
+  return absl::OkStatus();
+}
+
+template <typename T>
+absl::Status Scale(KernelContext& c) {
+  RETURN_IF_ERROR(PlaceLikeOperand(c));
+  Simd<T>::Get().scale(c.in[0].As<T>(), static_cast<T>(c.node->Float("by")), c.out[0].As<T>(),
+                       c.out[0].elements());
+  return absl::OkStatus();
+}
+
+template <typename T>
+absl::Status Silu(KernelContext& c) {
+  RETURN_IF_ERROR(PlaceLikeOperand(c));
+  Simd<T>::Get().silu(c.in[0].As<T>(), c.out[0].As<T>(), c.out[0].elements());
+  return absl::OkStatus();
+}
+
+template <typename T>
+absl::Status SiluGrad(KernelContext& c) {
+  RETURN_IF_ERROR(PlaceLikeOperand(c));
+  Simd<T>::Get().silu_grad(c.in[0].As<T>(), c.in[1].As<T>(), c.out[0].As<T>(), c.out[0].elements());
+  return absl::OkStatus();
+}
+
+template <typename T>
+absl::Status SumSquares(KernelContext& c) {
+  // Pieces bound the error of a long sum in float.
+  constexpr int64_t kPiece = 4096;
+  double sum = 0;
+  const int64_t n = c.in[0].elements();
+  const T* x = c.in[0].As<T>();
+  for (int64_t i = 0; i < n; i += kPiece) sum += Simd<T>::Get().dot(x + i, x + i, std::min(kPiece, n - i));
+  c.out[0].As<T>()[0] = static_cast<T>(sum);
+  return absl::OkStatus();
+}
+
+template <typename T>
+void RegisterFloat(KernelRegistry& r, DType dtype) {
+  auto add = [&](const char* op, KernelFn fn) { r.Add({op, Backend::kCpu, dtype, fn}); };
+  add("math.add", &Add<T>);
+  add("math.einsum", &Einsum<T>);
+  add("math.mul", &Mul<T>);
+  add("math.scale", &Scale<T>);
+  add("math.silu", &Silu<T>);
+  add("math.silu_grad", &SiluGrad<T>);
+  add("math.sum_squares", &SumSquares<T>);
+}
+
+}  // namespace
+
+void RegisterCpuMath(KernelRegistry& r) {
+  RegisterFloat<float>(r, DType::kF32);
+  RegisterFloat<double>(r, DType::kF64);
+}
+
+}  // namespace moe

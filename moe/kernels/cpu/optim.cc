@@ -1,0 +1,35 @@
+#include "moe/kernels/cpu/optim.h"
+
+#include "moe/kernels/cpu/families.h"
+#include "moe/kernels/cpu/simd.h"
+
+namespace moe {
+namespace {
+
+template <typename T>
+absl::Status Accumulate(KernelContext& c) {
+  Simd<T>::Get().add(c.in[0].As<T>(), c.in[1].As<T>(), c.out[0].As<T>(), c.out[0].elements());
+  return absl::OkStatus();
+}
+
+template <typename T>
+absl::Status AdamW(KernelContext& c) {
+  AdamWTensor(*c.node, c.node->Float("weight_decay"), {&c.in[4], 5}, {&c.in[0], &c.in[1], &c.in[2], &c.in[3]},
+              {&c.out[0], &c.out[1], &c.out[2]}, T());
+  return absl::OkStatus();
+}
+
+template <typename T>
+void RegisterFloat(KernelRegistry& r, DType dtype) {
+  r.Add({"optim.accumulate", Backend::kCpu, dtype, &Accumulate<T>});
+  r.Add({"optim.adamw", Backend::kCpu, dtype, &AdamW<T>});
+}
+
+}  // namespace
+
+void RegisterCpuOptim(KernelRegistry& r) {
+  RegisterFloat<float>(r, DType::kF32);
+  RegisterFloat<double>(r, DType::kF64);
+}
+
+}  // namespace moe
