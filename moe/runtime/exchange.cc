@@ -1,0 +1,376 @@
+#include "moe/runtime/exchange.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "moe/base/status.h"
+
+namespace moe {
+namespace {
+
+constexpr int32_t kOneRow = 1;  // the sizes of a dense value
+
+int64_t RoundUp(int64_t n) { return (n + 63) / 64 * 64; }
+
+// The innermost loop with a run of kBytes known to the compiler; 0: any.
+template <int kBytes>
+void CopyRuns(const char* from, char* to, int64_t count, int64_t from_stride, int64_t to_stride,
+              int64_t bytes) {
+  for (int64_t i = 0; i < count; ++i) {
+    std::memcpy(to + i * to_stride, from + i * from_stride, kBytes > 0 ? kBytes : bytes);
+  }
+}
+
+void CopyLoops(const StridedCopy& copy, size_t depth, const char* from, char* to, int64_t element) {
+  const int64_t bytes = copy.run * element;
+  if (depth == copy.loops.size()) {
+    std::memcpy(to, from, bytes);
+    return;
+  }
+  const StridedCopy::Loop& loop = copy.loops[depth];
+  const int64_t from_stride = loop.from_stride * element, to_stride = loop.to_stride * element;
+  if (depth + 1 < copy.loops.size()) {
+    for (int64_t i = 0; i < loop.count; ++i) {
+      CopyLoops(copy, depth + 1, from + i * from_stride, to + i * to_stride, element);
+    }
+    return;
+  }
+  switch (bytes) {
+    case 2:
+      return CopyRuns<2>(from, to, loop.count, from_stride, to_stride, bytes);
+    case 4:
+      return CopyRuns<4>(from, to, loop.count, from_stride, to_stride, bytes);
+    case 8:
+      return CopyRuns<8>(from, to, loop.count, from_stride, to_stride, bytes);
+    case 16:
+      return CopyRuns<16>(from, to, loop.count, from_stride, to_stride, bytes);
+    default:
+      return CopyRuns<0>(from, to, loop.count, from_stride, to_stride, bytes);
+  }
+}
+
+// `rows` rows, each by `copy`; the rows are so many elements apart.
+void CopyRows(const StridedCopy& copy, int64_t rows, const char* from, int64_t from_row, char* to,
+              int64_t to_row, int64_t element) {
+  if (rows == 0) return;
+  if (copy.IsContiguous() && copy.run == from_row && copy.run == to_row) {
+    std::memcpy(to, from, rows * copy.run * element);
+    return;
+  }
+  for (int64_t r = 0; r < rows; ++r)
+    CopyLoops(copy, 0, from + r * from_row * element, to + r * to_row * element, element);
+}
+
+// Rows before each cell.
+void Accumulate(const int32_t* sizes, std::vector<int64_t>& rows) {
+  rows[0] = 0;
+  for (size_t c = 0; c + 1 < rows.size(); ++c) rows[c + 1] = rows[c] + sizes[c];
+}
+
+int64_t RowsOf(absl::Span<const CellRun> runs, absl::Span<const int64_t> rows) {
+  int64_t n = 0;
+  for (const CellRun& r : runs) n += rows[r.first + r.count] - rows[r.first];
+  return n;
+}
+
+absl::Span<const CellRun> Runs(const std::vector<CellRun>& runs, const std::vector<int>& begin, int peer) {
+  return absl::MakeConstSpan(runs).subspan(begin[peer], begin[peer + 1] - begin[peer]);
+}
+
+// Copies the block of `peer` out of a value (packed end to end at `to`); returns the elements written.
+int64_t PackBlock(const StepLayout& l, int peer, absl::Span<const int64_t> rows, const char* from, char* to,
+                  int64_t element) {
+  int64_t at = 0;
+  for (const CellRun& r : Runs(l.pack_cells, l.pack_begin, peer)) {
+    const int64_t n = rows[r.first + r.count] - rows[r.first];
+    CopyRows(l.pack_row, n, from + (rows[r.first] * l.row_in + l.pack_offset[peer]) * element, l.row_in,
+             to + at * element, l.row_block, element);
+    at += n * l.row_block;
+  }
+  return at;
+}
+
+int64_t UnpackBlock(const StepLayout& l, int peer, absl::Span<const int64_t> rows, const char* from, char* to,
+                    int64_t element) {
+  int64_t at = 0;
+  for (const CellRun& r : Runs(l.unpack_cells, l.unpack_begin, peer)) {
+    const int64_t n = rows[r.first + r.count] - rows[r.first];
+    CopyRows(l.unpack_row, n, from + at * element, l.row_block,
+             to + (rows[r.first] * l.row_out + l.unpack_offset[peer]) * element, l.row_out, element);
+    at += n * l.row_block;
+  }
+  return at;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Exchange>> Exchange::Create(const Type& src, const Type& dst,
+                                                           absl::Span<const ConversionStep> steps,
+                                                           const Mesh& mesh, int64_t rank, World* world,
+                                                           absl::string_view channel) {
+  std::unique_ptr<Exchange> e(new Exchange());
+  ASSIGN_OR_RETURN(e->layout_, LayoutConversion(src, dst, mesh, rank, steps));
+  e->element_ = ByteSize(src.dtype);
+  e->steps_.resize(e->layout_.steps.size());
+  for (size_t i = 0; i < e->steps_.size(); ++i) {
+    const StepLayout& l = e->layout_.steps[i];
+    Step& s = e->steps_[i];
+    if (!IsLocal(l.kind)) {
+      ASSIGN_OR_RETURN(s.communicator, world->Group(l.group, channel));
+    }
+    const int n = l.group_size();
+    s.rows_in.resize(l.cells_in + 1);
+    s.rows_out.resize(l.cells_out + 1);
+    s.sizes_out.resize(l.cells_out);
+    if (!l.pack_cells.empty()) s.packed_sizes.resize(n * l.cells_block);
+    if (!l.unpack_cells.empty()) s.received_sizes.resize(n * l.cells_block);
+    s.send.assign(n, 0);
+    s.receive.assign(n, 0);
+    s.send_cells.assign(n, 0);
+    s.receive_cells.assign(n, 0);
+    if (l.kind == StepKind::kPermute) {
+      s.send_cells[l.send_to] = l.cells_in;
+      s.receive_cells[l.receive_from] = l.cells_out;
+    }
+  }
+  return e;
+}
+
+Exchange::~Exchange() {
+  if (overflow_ != nullptr) munmap(overflow_, 2 * overflow_half_);
+}
+
+absl::StatusOr<char*> Exchange::Take(Scratch& scratch, int64_t bytes) {
+  bytes = RoundUp(bytes);
+  const int end = scratch.at_end ? 1 : 0;
+  scratch.at_end = !scratch.at_end;
+  scratch.live[end] = 0;
+  if (scratch.live[0] + scratch.live[1] + bytes <= scratch.bytes) {
+    scratch.live[end] = bytes;
+    return end == 0 ? scratch.base : scratch.base + scratch.bytes - bytes;
+  }
+  if (!ragged()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the workspace has ", scratch.bytes, " bytes, not ", WorkspaceBytes()));
+  }
+  if (overflow_ == nullptr) {
+    for (int i = 0; i <= static_cast<int>(steps_.size()); ++i) {
+      overflow_half_ = std::max(overflow_half_, RoundUp(layout_.ValueBytes(i, 0)));
+    }
+    void* p = mmap(nullptr, 2 * overflow_half_, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("no ", 2 * overflow_half_, " bytes for an exchange of more rows than planned"));
+    }
+    overflow_ = static_cast<char*>(p);
+  }
+  if (bytes > overflow_half_) {
+    return absl::ResourceExhaustedError(absl::StrCat("an exchange of ", bytes,
+                                                     " bytes, of which there can be ", overflow_half_,
+                                                     " by the bound of the ragged value"));
+  }
+  overflow_used_ = true;
+  return overflow_ + end * overflow_half_;
+}
+
+absl::Status Exchange::CheckTensor(const Tensor& t, const Dims& dims, int64_t cells,
+                                   int64_t row_elements) const {
+  const bool fits = t.dtype == layout_.src.dtype && t.dims == dims && t.ragged == layout_.src.ragged &&
+                    (!ragged() || (t.cells == cells && t.row_elements == row_elements));
+  if (fits) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("a local tensor ", DTypeName(t.dtype), "[", absl::StrJoin(t.dims, ","), "] where ",
+                   DTypeName(layout_.src.dtype), "[", absl::StrJoin(dims, ","), "] belongs"));
+}
+
+absl::Status Exchange::ConvertSizes(const StepLayout& l, Step& s, const int32_t* in, int32_t* out,
+                                    absl::string_view what) {
+  const auto pack = [&](int peer, int32_t* to) {
+    for (const CellRun& r : Runs(l.pack_cells, l.pack_begin, peer))
+      to = std::copy_n(in + r.first, r.count, to);
+  };
+  const auto unpack = [&](int peer, const int32_t* from) {
+    for (const CellRun& r : Runs(l.unpack_cells, l.unpack_begin, peer)) {
+      std::copy_n(from, r.count, out + r.first);
+      from += r.count;
+    }
+  };
+  switch (l.kind) {
+    case StepKind::kZero:
+    case StepKind::kAllReduce:  // summands have the same cells
+      std::copy_n(in, l.cells_in, out);
+      return absl::OkStatus();
+    case StepKind::kPermute:
+      return s.communicator->AllToAllV(in, s.send_cells, out, s.receive_cells, DType::kS32, what);
+    case StepKind::kSlice:
+    case StepKind::kReduceScatter:
+      pack(l.me, out);
+      return absl::OkStatus();
+    case StepKind::kAllGather:
+    case StepKind::kAllToAll:
+      break;
+  }
+  const int n = l.group_size();
+  if (!l.exchanges_sizes) {  // everyone has these cells, and a part of each row
+    pack(l.me, s.packed_sizes.data());
+    unpack(l.me, s.packed_sizes.data());
+    return absl::OkStatus();
+  }
+  int32_t* const received = s.received_sizes.data();
+  if (l.kind == StepKind::kAllGather) {
+    RETURN_IF_ERROR(s.communicator->AllGather(in, received, l.cells_block, DType::kS32, what));
+  } else {
+    for (int p = 0; p < n; ++p) pack(p, s.packed_sizes.data() + p * l.cells_block);
+    RETURN_IF_ERROR(
+        s.communicator->AllToAll(s.packed_sizes.data(), received, l.cells_block, DType::kS32, what));
+  }
+  for (int p = 0; p < n; ++p) unpack(p, received + p * l.cells_block);
+  return absl::OkStatus();
+}
+
+void Exchange::CountRows(const StepLayout& l, Step& s, const int32_t* in, const int32_t* out) const {
+  Accumulate(in, s.rows_in);
+  Accumulate(out, s.rows_out);
+  const int64_t all_in = s.rows_in.back() * l.row_in, all_out = s.rows_out.back() * l.row_out;
+  const int n = l.group_size();
+  switch (l.kind) {
+    case StepKind::kPermute:
+      s.send[l.send_to] = all_in;
+      s.receive[l.receive_from] = all_out;
+      break;
+    case StepKind::kReduceScatter:
+    case StepKind::kAllToAll:
+      for (int p = 0; p < n; ++p)
+        s.send[p] = RowsOf(Runs(l.pack_cells, l.pack_begin, p), s.rows_in) * l.row_block;
+      break;
+    default:
+      std::fill(s.send.begin(), s.send.end(), all_in);
+  }
+  if (l.kind == StepKind::kAllGather || l.kind == StepKind::kAllToAll) {
+    for (int p = 0; p < n; ++p) {
+      s.receive[p] = RowsOf(Runs(l.unpack_cells, l.unpack_begin, p), s.rows_out) * l.row_block;
+    }
+  }
+}
+
+absl::Status Exchange::Communicate(const StepLayout& l, Step& s, const char* in, char* out,
+                                   absl::string_view what) {
+  const DType dtype = layout_.src.dtype;
+  const int64_t n = l.group_size();
+  int64_t sent = 0;  // elements
+  absl::Status status;
+  switch (l.kind) {
+    case StepKind::kAllReduce:
+      sent = 2 * s.send[0] / n * (n - 1);
+      status = s.communicator->AllReduce(in, out, s.send[0], dtype, l.reduction, what);
+      break;
+    case StepKind::kReduceScatter:
+      for (int p = 0; p < n; ++p) sent += p == l.me ? 0 : s.send[p];
+      status = ragged() ? s.communicator->ReduceScatterV(in, s.send, out, dtype, l.reduction, what)
+                        : s.communicator->ReduceScatter(in, out, s.send[0], dtype, l.reduction, what);
+      break;
+    case StepKind::kAllGather:
+      sent = s.send[0] * (n - 1);
+      status = ragged() ? s.communicator->AllGatherV(in, s.send[0], out, s.receive, dtype, what)
+                        : s.communicator->AllGather(in, out, s.send[0], dtype, what);
+      break;
+    case StepKind::kAllToAll:
+    case StepKind::kPermute:
+      for (int p = 0; p < n; ++p) sent += p == l.me ? 0 : s.send[p];
+      status = ragged() || l.kind == StepKind::kPermute
+                   ? s.communicator->AllToAllV(in, s.send, out, s.receive, dtype, what)
+                   : s.communicator->AllToAll(in, out, s.send[0], dtype, what);
+      break;
+    case StepKind::kZero:
+    case StepKind::kSlice:
+      break;
+  }
+  bytes_sent_ += sent * element_;
+  return status;
+}
+
+absl::Status Exchange::RunStep(int i, Local& value, Tensor& out, Scratch& scratch, absl::string_view what) {
+  const StepLayout& l = layout_.steps[i];
+  Step& s = steps_[i];
+  const bool last = i + 1 == static_cast<int>(steps_.size());
+  const int32_t* sizes = &kOneRow;
+  if (ragged()) {
+    int32_t* const to = last ? out.sizes : s.sizes_out.data();
+    RETURN_IF_ERROR(ConvertSizes(l, s, value.sizes, to, what));
+    sizes = to;
+  }
+  CountRows(l, s, value.sizes, sizes);
+  const int64_t bytes_in = s.rows_in.back() * l.row_in * element_;
+  const int64_t bytes_out = s.rows_out.back() * l.row_out * element_;
+
+  const char* from = value.rows;
+  if (l.packs) {
+    ASSIGN_OR_RETURN(char* const packed, Take(scratch, bytes_in));
+    int64_t at = 0;
+    for (int p = 0; p < l.group_size(); ++p) {
+      at += PackBlock(l, p, s.rows_in, from, packed + at * element_, element_);
+    }
+    from = packed;
+  }
+  // The result of the step, taken only when it is written: until then its half of the workspace is in use.
+  const auto result = [&]() -> absl::StatusOr<char*> {
+    if (!last) return Take(scratch, bytes_out);
+    if (ragged()) RETURN_IF_ERROR(out.PlaceRows());
+    return static_cast<char*>(out.data);
+  };
+  if (l.unpacks) {
+    ASSIGN_OR_RETURN(char* const received, Take(scratch, bytes_out));
+    RETURN_IF_ERROR(Communicate(l, s, from, received, what));
+    ASSIGN_OR_RETURN(char* const to, result());
+    int64_t at = 0;
+    for (int p = 0; p < l.group_size(); ++p) {
+      at += UnpackBlock(l, p, s.rows_out, received + at * element_, to, element_);
+    }
+    value = {sizes, to};
+    return absl::OkStatus();
+  }
+  ASSIGN_OR_RETURN(char* const to, result());
+  if (l.kind == StepKind::kZero) {
+    if (!l.keeps) {
+      if (bytes_out > 0) std::memset(to, 0, bytes_out);
+    } else if (to != from && bytes_out > 0) {
+      std::memcpy(to, from, bytes_out);
+    }
+  } else if (l.kind == StepKind::kSlice) {
+    PackBlock(l, l.me, s.rows_in, from, to, element_);
+  } else {
+    RETURN_IF_ERROR(Communicate(l, s, from, to, what));
+  }
+  value = {sizes, to};
+  return absl::OkStatus();
+}
+
+absl::Status Exchange::Run(const Tensor& in, Tensor& out, void* workspace, int64_t workspace_bytes,
+                           absl::string_view what) {
+  bytes_sent_ = 0;
+  if (steps_.empty()) {
+    return absl::FailedPreconditionError("an exchange without steps converts nothing");
+  }
+  const StepLayout &first = layout_.steps.front(), &final = layout_.steps.back();
+  RETURN_IF_ERROR(CheckTensor(in, first.dims_in, first.cells_in, first.row_in));
+  RETURN_IF_ERROR(CheckTensor(out, final.dims_out, final.cells_out, final.row_out));
+  Local value = {ragged() ? in.sizes : &kOneRow, static_cast<const char*>(in.data)};
+  Scratch scratch = {static_cast<char*>(workspace), workspace_bytes / 64 * 64};
+  absl::Status status;
+  for (int i = 0; i < static_cast<int>(steps_.size()) && status.ok(); ++i) {
+    status = RunStep(i, value, out, scratch, what);
+  }
+  if (overflow_used_) {
+    madvise(overflow_, 2 * overflow_half_, MADV_DONTNEED);
+    overflow_used_ = false;
+  }
+  return status;
+}
+
+}  // namespace moe

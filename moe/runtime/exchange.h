@@ -1,0 +1,99 @@
+// Exchange: executes one comm.* conversion on local buffers, on one rank.
+//
+//   ASSIGN_OR_RETURN(std::unique_ptr<Exchange> e, Exchange::Create(x.type(), y.type(), steps, mesh, rank,
+//   world, "comm")); RETURN_IF_ERROR(e->Run(in, out, workspace, workspace_bytes, "layers.0.moe
+//   %dispatched"));
+//
+// Built once per node and rank when a plan is loaded: copies, groups and counts are computed there
+// (conversion_layout.h) and Run only executes them. Blocks that lie in storage as they travel are neither
+// packed nor unpacked; a reduction to replicated never is. Ragged values send their cell sizes first, where
+// the receiver cannot know them, and then only the rows there are.
+//
+// All ranks of a group build and run the same exchanges in the same order; `what` has to be the same on all.
+// An Exchange is used by one thread at a time, and the World outlives it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "moe/comm/communicator.h"
+#include "moe/comm/world.h"
+#include "moe/ir/conversion_layout.h"
+#include "moe/ir/conversion_steps.h"
+#include "moe/kernels/kernel.h"
+
+namespace moe {
+
+class Exchange {
+ public:
+  // Errors: InvalidArgument as of LayoutConversion; those of World::Group.
+  static absl::StatusOr<std::unique_ptr<Exchange>> Create(const Type& src, const Type& dst,
+                                                          absl::Span<const ConversionStep> steps,
+                                                          const Mesh& mesh, int64_t rank, World* world,
+                                                          absl::string_view channel);
+  ~Exchange();
+  Exchange(const Exchange&) = delete;
+  Exchange& operator=(const Exchange&) = delete;
+
+  // What Run wants at least; see StorageOf about `overload`. Never more is touched, except that a ragged
+  // value with more rows goes through memory of the exchange's own, given back after the run.
+  int64_t WorkspaceBytes(double overload = 0) const { return layout_.WorkspaceBytes(overload); }
+
+  // Converts. Ragged: in.data points at the rows; out.sizes are filled and its rows placed. `workspace` is
+  // 64-byte aligned, and null if workspace_bytes is 0. in and out do not overlap, but a lone all_reduce or
+  // zero may be in place. Errors: FailedPrecondition if a tensor or the workspace does not fit the types;
+  // ResourceExhausted if a ragged result has no room; those of the communicator.
+  absl::Status Run(const Tensor& in, Tensor& out, void* workspace, int64_t workspace_bytes,
+                   absl::string_view what);
+
+  // Bytes that this rank gave to other ranks in the last run (a reduction counts as in a ring).
+  int64_t bytes_sent() const { return bytes_sent_; }
+  const ConversionLayout& layout() const { return layout_; }
+
+ private:
+  struct Step {  // what a step of the layout needs besides
+    Communicator* communicator = nullptr;
+    std::vector<int32_t> packed_sizes, received_sizes, sizes_out;  // by cell; sizes_out only between steps
+    std::vector<int64_t> rows_in, rows_out;                        // before each cell; one more entry: all
+    std::vector<int64_t> send, receive;                            // elements per peer
+    std::vector<int64_t> send_cells, receive_cells;                // kPermute
+  };
+  // Where a value is now. Dense values have one cell of size 1.
+  struct Local {
+    const int32_t* sizes;
+    const char* rows;
+  };
+  // The workspace and its overflow; buffers alternate between its two ends, so two are live at a time.
+  struct Scratch {
+    char* base;
+    int64_t bytes;
+    bool at_end = false;
+    int64_t live[2] = {0, 0};
+  };
+
+  Exchange() = default;
+  bool ragged() const { return layout_.src.ragged >= 0; }
+  absl::StatusOr<char*> Take(Scratch& scratch, int64_t bytes);
+  absl::Status CheckTensor(const Tensor& t, const Dims& dims, int64_t cells, int64_t row_elements) const;
+  absl::Status ConvertSizes(const StepLayout& l, Step& s, const int32_t* in, int32_t* out,
+                            absl::string_view what);
+  absl::Status Communicate(const StepLayout& l, Step& s, const char* in, char* out, absl::string_view what);
+  absl::Status RunStep(int i, Local& value, Tensor& out, Scratch& scratch, absl::string_view what);
+  void CountRows(const StepLayout& l, Step& s, const int32_t* in, const int32_t* out) const;
+
+  ConversionLayout layout_;
+  int64_t element_ = 0;  // bytes
+  std::vector<Step> steps_;
+  int64_t bytes_sent_ = 0;
+  char* overflow_ = nullptr;  // reserved at the first overflow; two halves
+  int64_t overflow_half_ = 0;
+  bool overflow_used_ = false;
+};
+
+}  // namespace moe
