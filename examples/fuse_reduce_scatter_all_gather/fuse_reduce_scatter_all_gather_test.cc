@@ -1,0 +1,34 @@
+#include <gtest/gtest.h>
+
+#include "moe/testing/pass_test.h"
+
+namespace moe {
+namespace {
+
+class FuseReduceScatterAllGatherTest : public PassTest {};
+
+TEST_F(FuseReduceScatterAllGatherTest, SameAxes) {
+  ExpectRewrite("fuse-rs-ag", R"(
+    module @m mesh<tp=4> {}
+    func @f(%x: f32[8, 8] partial(tp)) {
+      // CHECK: %[[S:.*]] = comm.all_reduce(%x)
+      // CHECK: return %[[S]]
+      %a = comm.reduce_scatter(%x) {axes = [tp], steps = "reduce_scatter tp:sum>0"} : f32[8@tp, 8]
+      %b = comm.all_gather(%a) {axes = [tp], steps = "all_gather tp:0>-"} : f32[8, 8]
+      return %b
+    })");
+}
+
+TEST_F(FuseReduceScatterAllGatherTest, TheShardIsUsedElsewhere) {
+  ExpectRewrite("fuse-rs-ag", R"(
+    module @m mesh<tp=4> {}
+    func @f(%x: f32[8, 8] partial(tp)) {
+      // CHECK-NOT: comm.all_reduce
+      %a = comm.reduce_scatter(%x) {axes = [tp], steps = "reduce_scatter tp:sum>0"} : f32[8@tp, 8]
+      %b = comm.all_gather(%a) {axes = [tp], steps = "all_gather tp:0>-"} : f32[8, 8]
+      return %a, %b
+    })");
+}
+
+}  // namespace
+}  // namespace moe

@@ -1,0 +1,178 @@
+#include "moe/testing/equivalence.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
+#include "moe/base/status.h"
+#include "moe/ir/state.h"
+#include "moe/model/config.h"
+#include "moe/model/transformer.h"
+#include "moe/passes/autodiff.h"
+#include "moe/passes/pass.h"
+#include "moe/runtime/executor.h"
+#include "moe/runtime/interpreter.h"
+#include "moe/testing/random_inputs.h"
+
+namespace moe {
+namespace {
+
+constexpr uint64_t kSeed = 11;
+
+double Norm(const std::vector<double>& x) {
+  double s = 0;
+  for (double v : x) s += v * v;
+  return std::sqrt(s);
+}
+
+double Distance(const std::vector<double>& x, const std::vector<double>& y) {
+  if (x.size() != y.size()) return INFINITY;
+  double s = 0;
+  for (size_t i = 0; i < x.size(); ++i) s += (x[i] - y[i]) * (x[i] - y[i]);
+  return std::sqrt(s);
+}
+
+BuildOptions OptionsOf(const EquivalenceCase& c, const Strategy& s) {
+  BuildOptions o;
+  o.global_batch = c.global_batch;
+  o.microbatches = s.microbatches;
+  o.clip_grad = 0.05;  // low enough to clip, so that the global norm matters
+  return o;
+}
+
+struct Reference {
+  std::vector<StepInputs> inputs;
+  std::vector<double> losses;
+  std::map<std::string, std::vector<double>> gradients, parameters, initial;
+  std::vector<Decisions> decisions;
+  double gradient_norm = 0;
+};
+
+absl::StatusOr<std::map<std::string, std::vector<double>>> ReadKind(Session& s, const Module& m,
+                                                                    absl::string_view kind) {
+  std::map<std::string, std::vector<double>> out;
+  for (const auto& state : m.states()) {
+    if (AttrString(state->attributes, "kind") != kind) continue;
+    ASSIGN_OR_RETURN(out[state->name], s.ReadState(state->name));
+  }
+  return out;
+}
+
+absl::StatusOr<const Reference*> ReferenceFor(ModelConfig model, const Strategy& strategy,
+                                              const EquivalenceCase& c) {
+  static auto& cache = *new std::map<std::string, Reference>;
+  model.set_dtype("f64");
+  const std::string key =
+      absl::StrCat(ModelConfigToText(model), "|", c.global_batch, "|", strategy.microbatches, "|", c.steps);
+  auto it = cache.find(key);
+  if (it != cache.end()) return &it->second;
+  Reference r;
+  Program program;
+  ASSIGN_OR_RETURN(program.module, BuildModel(model, OptionsOf(c, strategy)));
+  ASSIGN_OR_RETURN(auto passes, RunPipeline("autodiff", program, PassContext{}));
+  ASSIGN_OR_RETURN(std::unique_ptr<Interpreter> oracle, Interpreter::Create(*program.module));
+  RETURN_IF_ERROR(oracle->InitializeState(kSeed));
+  ASSIGN_OR_RETURN(r.initial, ReadKind(*oracle, *program.module, "parameter"));
+  for (int step = 1; step <= c.steps; ++step) {
+    RandomInputOptions random;
+    random.seed = 100 + step;
+    random.learning_rate = 3e-3;
+    ASSIGN_OR_RETURN(StepInputs in, RandomInputs(*program.module, random, step));
+    r.decisions.emplace_back();
+    oracle->RecordDecisions(&r.decisions.back());
+    ASSIGN_OR_RETURN(Reports reports, oracle->TrainStep(in));
+    r.losses.push_back(reports.at("lm loss").at(0));
+    if (step == 1) {
+      ASSIGN_OR_RETURN(r.gradients, ReadKind(*oracle, *program.module, "gradient"));
+    }
+    r.inputs.push_back(std::move(in));
+  }
+  ASSIGN_OR_RETURN(r.parameters, ReadKind(*oracle, *program.module, "parameter"));
+  double squares = 0;
+  for (const auto& [_, g] : r.gradients) squares += Norm(g) * Norm(g);
+  r.gradient_norm = std::sqrt(squares);
+  return &(cache[key] = std::move(r));
+}
+
+}  // namespace
+
+absl::StatusOr<EquivalenceResult> CheckEquivalence(const ModelConfig& config, const Strategy& strategy,
+                                                   const EquivalenceCase& c) {
+  ASSIGN_OR_RETURN(const Reference* ref, ReferenceFor(config, strategy, c));
+  ModelConfig model = config;
+  model.set_dtype(c.f32 ? "f32" : "f64");
+  Program program;
+  ASSIGN_OR_RETURN(program.module, BuildModel(model, OptionsOf(c, strategy)));
+  PassContext context;
+  context.strategy = strategy;
+  context.workspace = WorkspaceHook(Backend::kCpu, strategy.overload);
+  ASSIGN_OR_RETURN(auto passes,
+                   RunPipeline(c.passes.empty() ? DefaultPipeline() : c.passes, program, context));
+  EquivalenceResult result;
+  for (const StageMemory& s : program.memory.stages) result.planned_peak.push_back(s.peak_bytes());
+  ExecutorOptions options;
+  options.poison = c.poison;
+  for (int run = 0; run < (c.twice ? 2 : 1); ++run) {
+    ASSIGN_OR_RETURN(std::unique_ptr<Executor> plan, Executor::Create(program, options));
+    RETURN_IF_ERROR(plan->InitializeState(kSeed));
+    result.ranks = plan->num_ranks();
+    for (int step = 0; step < c.steps; ++step) {
+      if (c.f32) plan->ReplayDecisions(&ref->decisions[step]);
+      ASSIGN_OR_RETURN(Reports reports, plan->TrainStep(ref->inputs[step]));
+      const double loss = reports.at("lm loss").at(0);
+      if (run == 1) {
+        if (loss != result.losses[step]) result.repeated_bitwise = false;
+        continue;
+      }
+      result.losses.push_back(loss);
+      result.worst_loss =
+          std::max(result.worst_loss, std::abs(loss - ref->losses[step]) / std::abs(ref->losses[step]));
+      if (!std::isfinite(loss)) result.worst_loss = INFINITY;
+      if (step == 0) {
+        for (const auto& [name, want] : ref->gradients) {
+          absl::StatusOr<std::vector<double>> got = plan->ReadState(name);
+          if (!got.ok()) return got.status();
+          double e = Distance(*got, want) / std::max(Norm(want), 1e-6 * ref->gradient_norm);
+          if (!std::isfinite(e)) e = INFINITY;
+          if (e > result.worst_gradient || result.worst_gradient_name.empty()) {
+            result.worst_gradient = e;
+            result.worst_gradient_name = name;
+          }
+        }
+      }
+    }
+    if (run == 0) {
+      for (const auto& [name, want] : ref->parameters) {
+        ASSIGN_OR_RETURN(std::vector<double> got, plan->ReadState(name));
+        result.worst_parameter = std::max(result.worst_parameter, Distance(got, want) / (Norm(want) + 1e-30));
+      }
+      result.measured_peak = plan->MeasuredPeakPerStage();
+    }
+  }
+  result.reference_losses = ref->losses;
+  return result;
+}
+
+absl::StatusOr<EquivalenceResult> CheckEquivalence(const EquivalenceCase& c) {
+  ASSIGN_OR_RETURN(ModelConfig model, ParseModelConfig(c.model, c.name));
+  ASSIGN_OR_RETURN(Strategy strategy, ParseStrategy(c.strategy));
+  return CheckEquivalence(model, strategy, c);
+}
+
+std::string EquivalenceResult::ToString() const {
+  std::string s = absl::StrFormat("%d ranks  gradients %.1e (%s)  losses %.1e  parameters %.1e", ranks,
+                                  worst_gradient, worst_gradient_name, worst_loss, worst_parameter);
+  for (size_t i = 0; i < planned_peak.size(); ++i) {
+    absl::StrAppend(&s, i ? ", " : "  peak ", planned_peak[i],
+                    i < measured_peak.size() && measured_peak[i] == planned_peak[i]
+                        ? " as planned"
+                        : absl::StrCat(" planned, ", measured_peak[i], " measured"));
+  }
+  return s;
+}
+
+}  // namespace moe

@@ -1,0 +1,55 @@
+// The plan-equivalence harness: a strategy, compiled and run on virtual devices, against the one-device
+// reference.
+//
+//   EquivalenceCase c{"tp2 sp", "small_test", "tp=2 sp"};
+//   ASSERT_OK_AND_ASSIGN(EquivalenceResult r, CheckEquivalence(c));
+//   EXPECT_LT(r.worst_gradient, 1e-9);
+//
+// The reference is the interpreter of the logical module with naive f64 kernels. Both start from the same
+// parameters and see the same batches (with padding). Compared are the gradients of the first step and the
+// losses of all steps; the error of a tensor is ||out - ref|| / max(||ref||, 1e-6 x global gradient norm). In
+// f32 the reference's routing decisions are replayed. Also: planned against measured peak memory per stage,
+// and bitwise repetition.
+//
+// References are computed once per model and batch and kept for the process. Not thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "moe/model/config.pb.h"
+#include "moe/passes/strategy.h"
+#include "moe/runtime/session.h"
+
+namespace moe {
+
+struct EquivalenceCase {
+  std::string name;
+  std::string model;     // textproto of a ModelConfig
+  std::string strategy;  // as ParseStrategy reads it
+  int64_t global_batch = 8;
+  int steps = 20;
+  bool f32 = false;  // run the plan in f32 (decisions replayed); the reference stays f64
+  bool poison = true;
+  bool twice = false;  // run the plan again and compare all reports bitwise
+  std::string passes;  // "": the default pipeline
+};
+
+struct EquivalenceResult {
+  double worst_gradient = 0, worst_loss = 0, worst_parameter = 0;
+  std::string worst_gradient_name;
+  std::vector<double> losses, reference_losses;
+  std::vector<int64_t> planned_peak, measured_peak;  // per stage
+  bool repeated_bitwise = true;
+  int64_t ranks = 0;
+  std::string ToString() const;
+};
+
+absl::StatusOr<EquivalenceResult> CheckEquivalence(const EquivalenceCase& c);
+// The same for a model given as a message.
+absl::StatusOr<EquivalenceResult> CheckEquivalence(const ModelConfig& model, const Strategy& strategy,
+                                                   const EquivalenceCase& c);
+
+}  // namespace moe
