@@ -83,8 +83,9 @@ absl::StatusOr<Compiled> Compile(absl::string_view pattern, const Variables& var
   int groups = 0;
   while (!pattern.empty()) {
     if (absl::ConsumePrefix(&pattern, "[[")) {
-      const size_t end = pattern.find("]]");
+      size_t end = pattern.find("]]");
       if (end == absl::string_view::npos) return absl::InvalidArgumentError("[[ without ]]");
+      while (pattern.substr(end + 2, 1) == "]") ++end;  // [[X:[a-z]]]: the expression ends in a bracket
       const std::vector<std::string> parts = absl::StrSplit(pattern.substr(0, end), absl::MaxSplits(':', 1));
       pattern.remove_prefix(end + 2);
       const std::string& name = parts[0];
