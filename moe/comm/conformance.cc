@@ -59,7 +59,7 @@ const std::vector<DType> kReducible = {DType::kF32, DType::kF64, DType::kBF16,
                                        DType::kF16, DType::kS32, DType::kS64};
 const std::vector<DType> kMovable = {DType::kF32, DType::kF64, DType::kBF16, DType::kF16,
                                      DType::kS32, DType::kS64, DType::kPred, DType::kF8E4M3};
-const std::vector<int64_t> kCounts = {0, 1, 7, 1003, 20011};
+const std::vector<int64_t> kCounts = {0, 1, 7, 1003, 6007};
 
 uint64_t Mix(uint64_t x) {
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
