@@ -1,0 +1,42 @@
+#include "tools/opt.h"
+
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "moe/base/status.h"
+#include "moe/ir/text.h"
+#include "moe/ir/verifier.h"
+#include "moe/passes/strategy.h"
+
+namespace moe {
+
+absl::StatusOr<std::string> Optimize(absl::string_view text, const std::string& file,
+                                     const OptOptions& options) {
+  PassContext context;
+  if (!options.strategy.empty()) {
+    absl::StatusOr<Strategy> strategy = ParseStrategy(options.strategy);
+    if (!strategy.ok()) return Annotate(strategy.status(), "--strategy");
+    context.strategy = *std::move(strategy);
+  }
+  absl::StatusOr<std::unique_ptr<Module>> module = ParseModule(text);
+  if (!module.ok()) {
+    return absl::Status(module.status().code(), absl::StrCat(file, ":", module.status().message()));
+  }
+  RETURN_IF_ERROR(Annotate(Verify(**module), file));
+  Program program;
+  program.module = *std::move(module);
+  ASSIGN_OR_RETURN(std::vector<PassResult> results,
+                   RunPipeline(options.passes, program, std::move(context), options.pipeline));
+  if (options.results != nullptr) *options.results = std::move(results);
+  return PrintModule(*program.module);
+}
+
+std::string DescribePasses() {
+  std::string out;
+  for (const PassDef* pass : Passes().All()) absl::StrAppendFormat(&out, "%-26s %s\n", pass->name, pass->doc);
+  return absl::StrCat(out, "\ndefault pipeline: ", DefaultPipeline(), "\n");
+}
+
+}  // namespace moe
