@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <optional>
-#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -37,18 +36,10 @@ std::vector<int> MixedDims(const Placement& from, const Placement& to) {
   return mixed;
 }
 
-// `list` with the axes that it shares with `other` beyond their common prefix moved up to that prefix, in the
-// order of `other`; the rest keeps its order behind them.
-AxisList SharedFirst(const AxisList& list, const AxisList& other) {
-  const size_t n = CommonPrefix(list, other);
-  AxisList out = Head(list, n);
-  for (size_t i = n; i < other.size(); ++i) {
-    if (std::find(list.begin() + n, list.end(), other[i]) != list.end()) out.push_back(other[i]);
-  }
-  for (size_t i = n; i < list.size(); ++i) {
-    if (!Contains(out, list[i])) out.push_back(list[i]);
-  }
-  return out;
+bool SameAxes(AxisList a, AxisList b) {
+  std::sort(a.begin(), a.end());
+  std::sort(b.begin(), b.end());
+  return a == b;
 }
 
 Conversion Chain(const Conversion& a, const Conversion& b) {
@@ -142,20 +133,17 @@ Conversion ConversionPlanner::Compute(const Placement& from, const Placement& to
   if (mixed.empty()) return Direct(from, to);
 
   Conversion best = ThroughMiddle(from, to);
-  const auto offer = [&best](Conversion c) {
-    // Sizes do not matter to the choice unless they are tiny: compare the linear part, then launches.
-    if (c.legal &&
-        (!best.legal || std::pair(c.per_byte, c.constant) < std::pair(best.per_byte, best.constant))) {
-      best = std::move(c);
-    }
-  };
-  Placement first = from, last = to;
+  // Dims that only change the order of their axes may be permuted. (Where axes also leave or come, the
+  // gathered middle is worth more than the bytes that a permute saves: others of the value's uses want it.)
+  Placement permuted = from;
   for (int d : mixed) {
-    first.dims[d] = SharedFirst(from.dims[d], to.dims[d]);
-    last.dims[d] = SharedFirst(to.dims[d], from.dims[d]);
+    if (!SameAxes(from.dims[d], to.dims[d])) return best;
+    permuted.dims[d] = to.dims[d];
   }
-  if (first != from) offer(Chain(Permute(from, first), Plan(first, to)));
-  if (last != to && last != from) offer(Chain(Plan(from, last), Permute(last, to)));
+  Conversion other = Chain(Permute(from, permuted), Plan(permuted, to));
+  // Sizes do not matter to the choice unless they are tiny: compare the linear part, then launches.
+  if (other.legal && std::pair(other.per_byte, other.constant) < std::pair(best.per_byte, best.constant))
+    return other;
   return best;
 }
 

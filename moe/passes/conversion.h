@@ -9,8 +9,8 @@
 // A conversion is planned jointly over all axes. On the view with one sub-dim per axis that leaves or comes, the kinds
 // of steps follow in the order zero, slice, reduce_scatter, all_reduce, all_to_all, all_gather: what shrinks the value
 // goes first. The steps are cut into phases where the intermediate is a placement (every dim keeps a prefix of its
-// axes). A dim that both loses and gains axes goes through a middle placement, or through a permute (another order of
-// axes in a dim) where that is cheaper. replicated -> partial is "zero all but one", which is exact.
+// axes). A dim that both loses and gains axes goes through a middle placement; one that only changes the order of its
+// axes is permuted where that is cheaper. replicated -> partial is "zero all but one", which is exact.
 //
 // Cost: bytes that one rank sends in a ring, of the larger side, plus a constant per collective. It is linear in the
 // size of the value and otherwise depends on the placements alone, so plans are cached per mesh and pair of

@@ -152,7 +152,8 @@ class GraphBuilder {
     ShardValue& added = g_.values[x.operands[1]];
     if (added.seed_kind != SeedKind::kNone || added.producer < 0) return;
     added.seed = planner_.Intern(s.placement);
-    added.settled = planner_.Intern(s.open ? s.settled : s.placement);
+    // Reports are few and small: what they cost once a step decides nothing.
+    if (s.is_gradient) added.settled = planner_.Intern(s.settled);
     added.seed_kind = s.open && !s.decided ? SeedKind::kOpen : SeedKind::kFixed;
     if (s.is_gradient) added.gradient_of = planner_.Intern(s.compute);
   }

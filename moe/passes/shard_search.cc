@@ -247,7 +247,7 @@ absl::Status ShardSearch::PlaceAccumulate(int n) {
   if (x.seed_kind == SeedKind::kOpen && !plan_.decided.count(name)) {
     p = SeedOf(x, variants_[added][0]);
     plan_.decided[name] = p;
-    plan_.deferred += planner_.Cost(p, x.settled, x.bytes) / microbatches_;
+    if (x.settled != kNoPlacement) plan_.deferred += planner_.Cost(p, x.settled, x.bytes) / microbatches_;
   } else if (plan_.decided.count(name)) {
     p = plan_.decided[name];
   }
@@ -336,7 +336,8 @@ PlacementId ShardSearch::SeedOf(const ShardValue& v, PlacementId produced) {
 double ShardSearch::SeedCost(const ShardValue& v, PlacementId produced) {
   const PlacementId seed = SeedOf(v, produced);
   double cost = planner_.Cost(produced, seed, v.bytes);
-  if (v.seed_kind == SeedKind::kOpen) cost += planner_.Cost(seed, v.settled, v.bytes) / microbatches_;
+  if (v.seed_kind == SeedKind::kOpen && v.settled != kNoPlacement)
+    cost += planner_.Cost(seed, v.settled, v.bytes) / microbatches_;
   return cost;
 }
 
