@@ -9,6 +9,9 @@
 //     return %g {kind = "report", name = "g"}
 //   }
 //
+// A hand-written node may leave out its result types (then they are inferred, replicated) and its placement (then it is
+// what the types of operands and results show); the printer leaves out neither.
+//
 // The parser is for hostile input: limits on size, depth and extents; every error carries line:column and what would
 // have been legal.
 #pragma once

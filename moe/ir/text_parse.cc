@@ -20,6 +20,7 @@
 #include "moe/ir/text.h"
 #include "moe/ir/text_scanner.h"
 #include "moe/ir/verifier.h"
+#include "moe/ir/verify_placement.h"
 
 namespace moe {
 namespace {
@@ -554,7 +555,8 @@ absl::Status Parser::ParseNode() {
   node->phase = phase_;
   for (size_t i = 0; i < names.size(); ++i) values_[names[i]] = node->result(i);
 
-  if (s_.AcceptWord("place")) RETURN_IF_ERROR(ParsePlace(node, op_at));
+  const bool placed = s_.AcceptWord("place");
+  if (placed) RETURN_IF_ERROR(ParsePlace(node, op_at));
   if (s_.Accept("@")) {
     const size_t at = s_.Here();
     ASSIGN_OR_RETURN(const std::string queue, s_.Word("a queue"));
@@ -580,6 +582,12 @@ absl::Status Parser::ParseNode() {
   RETURN_IF_ERROR(ParseOrigin(node));
   const absl::Status legal = VerifyNode(*node);
   if (!legal.ok()) return s_.Error(legal.message(), op_at);
+  if (!placed && !IsConversion(*op)) {
+    // Left out: as the types show.
+    const absl::StatusOr<FactorAssignment> shown = AssignmentFromTypes(*node, module_->mesh());
+    if (!shown.ok()) return s_.Error(absl::StrCat(op_name, ": ", shown.status().message()), op_at);
+    node->assignment = *shown;
+  }
   return absl::OkStatus();
 }
 

@@ -145,6 +145,33 @@ TEST(Text, TypesMayBeLeftOut) {
   EXPECT_EQ(module->Find("f")->Nodes()[0]->type(), Type(DType::kF32, {8}));
 }
 
+// The example of the docs: types, no placements.
+TEST(Text, PlacementMayBeLeftOut) {
+  const std::unique_ptr<Module> module = Parse(R"(
+    module @moe_ffn mesh<edp=2, ep=4, tp=2; dp=edp.ep>
+    func @fwd(%x: f32[32@dp,8,64,1024], %wg: f32[1024,64], %mask: f32[32@dp,8,64], %q: f32[8, 16, 8@tp, 4],
+              %w1: f32[64@ep,1024,4096@tp], %w2: f32[64@ep,4096@tp,1024]) {
+      %l = math.einsum(%x, %wg) {eq = "b c t h, h e -> b c t e"} : f32[32@dp,8,64,64]
+      %g = nn.softmax(%l) : f32[32@dp,8,64,64]
+      %p, %e = moe.top_k(%g, %mask) {k = 2} : f32[32@dp,8,64,2], s32[32@dp,8,64,2]
+      %s = moe.slots(%e) {capacity = 3, experts = 64} : s32[32@dp,8,64,2]
+      %d = moe.dispatch(%x, %e, %s) {experts = 64, slots = 3} : f32[64,32@dp,8,3,1024]
+      %r = comm.all_to_all(%d) {axes = [ep]} : f32[64@ep,32@edp,8,3,1024]
+      %h = math.einsum(%r, %w1) {eq = "e b c p h, e h f -> e b c p f"} : f32[64@ep,32@edp,8,3,4096@tp]
+      %a = math.silu(%h) : f32[64@ep,32@edp,8,3,4096@tp]
+      %o = math.einsum(%a, %w2) {eq = "e b c p f, e f h -> e b c p h"} : f32[64@ep,32@edp,8,3,1024] partial(tp)
+      %t = comm.all_reduce(%o) {axes = [tp]} : f32[64@ep,32@edp,8,3,1024]
+      %b = comm.all_to_all(%t) {axes = [ep]} : f32[64,32@dp,8,3,1024]
+      %y = moe.combine(%b, %p, %e, %s) : f32[32@dp,8,64,1024]
+      %z = math.reshape(%q) {eq = "b s (k g) d -> b s k g d", extents = ["k=2"]} : f32[8, 16, 2@tp, 4, 4]
+      return %y
+    })");
+  ASSERT_NE(module, nullptr);
+  EXPECT_OK(Verify(*module));
+  EXPECT_THAT(PrintNode(*module->Find("fwd")->Nodes()[8]), HasSubstr("place<e=ep, b=edp, f=tp>"));
+  ExpectRoundTrip(*module);
+}
+
 TEST(Text, CloneHasTheSameText) {
   const std::unique_ptr<Module> module = Parse(kModule);
   EXPECT_EQ(PrintModule(*CloneModule(*module)), PrintModule(*module));

@@ -121,6 +121,32 @@ bool IsConversion(const OpDef& op) {
          std::any_of(op.attrs.begin(), op.attrs.end(), [](const AttrDef& a) { return a.name == "axes"; });
 }
 
+absl::StatusOr<FactorAssignment> AssignmentFromTypes(const Node& node, const Mesh& mesh) {
+  FactorAssignment assignment;
+  if (!AnyPlaced(node)) return assignment;
+  ASSIGN_OR_RETURN(const ShardingRule* rule, node.Rule());
+  ASSIGN_OR_RETURN(const std::vector<int64_t> extents, FactorExtents(node));
+  assignment.resize(rule->num_factors());
+  const auto read = [&](const FactorTerm& term, const Placement& placement) {
+    for (size_t d = 0; d < term.size() && d < placement.dims.size(); ++d) {
+      const AxisList& axes = placement.dims[d];
+      size_t next = 0;
+      for (const FactorId f : term[d]) {
+        AxisList taken;
+        while (next < axes.size()) {
+          const bool fits = extents[f] % (mesh.Size(taken) * mesh.size(axes[next])) == 0;
+          if (!fits && term[d].size() > 1) break;
+          taken.push_back(axes[next++]);
+        }
+        if (assignment[f].empty()) assignment[f] = taken;
+      }
+    }
+  };
+  for (int i = 0; i < node.num_operands(); ++i) read(rule->operands[i], node.operand(i).type().placement);
+  for (int i = 0; i < node.num_results(); ++i) read(rule->results[i], node.type(i).placement);
+  return assignment;
+}
+
 absl::Status VerifyPlacement(const Node& node, const Mesh& mesh) {
   if (IsConversion(node.op())) return VerifyConversion(node, mesh);
   ASSIGN_OR_RETURN(const ShardingRule* rule, node.Rule());
