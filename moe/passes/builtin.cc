@@ -1,17 +1,35 @@
 #include "moe/passes/builtin.h"
 
+#include "moe/passes/autodiff.h"
 #include "moe/passes/common_subexpressions.h"
+#include "moe/passes/insert_collectives.h"
+#include "moe/passes/partition_stages.h"
 #include "moe/passes/pipeline.h"
+#include "moe/passes/plan_memory.h"
 #include "moe/passes/remove_dead_nodes.h"
+#include "moe/passes/schedule.h"
+#include "moe/passes/shard.h"
+#include "moe/passes/split_phases.h"
 
 namespace moe {
 
-// Sorted by name, one line each (or name, doc, function on lines of their own).
+// Sorted by name.
 void RegisterBuiltinPasses(PassRegistry* registry) {
+  registry->Add({"autodiff", "Adds the backward phase, gradient accumulators and the update.", Autodiff});
   registry->Add({"common-subexpressions", "Merges nodes of one phase that compute the same.",
                  ForEachFunction(MergeCommonSubexpressions)});
   registry->Add(
+      {"insert-collectives", "Lowers conversions to the cheapest legal collectives.", InsertCollectives});
+  registry->Add(
+      {"partition-stages", "Cuts the step into chunks by cost, each node exactly once.", PartitionStages});
+  registry->Add({"plan-memory", "Gives every value of every rank its place in the arena.", PlanMemory});
+  registry->Add(
       {"remove-dead-nodes", "Removes nodes whose results nobody uses.", ForEachFunction(RemoveDeadNodes)});
+  registry->Add(
+      {"schedule", "Resolves the actions of every stage from the schedule's table.", ResolveSchedule});
+  registry->Add({"shard", "Places every value by the strategy, the sharding rules and cost.", Shard});
+  registry->Add(
+      {"split-phases", "Cuts each chunk into forward and backward with explicit residuals.", SplitPhases});
 }
 
 PassRegistry& Passes() {
@@ -24,9 +42,7 @@ PassRegistry& Passes() {
 }
 
 std::string DefaultPipeline() {
-  return "autodiff,remove-dead-nodes,common-subexpressions,partition-stages,shard,insert-collectives,"
-         "checkpoint,fuse,"
-         "split-phases,schedule,plan-memory";
+  return "autodiff,partition-stages,shard,insert-collectives,split-phases,schedule,plan-memory";
 }
 
 absl::StatusOr<std::vector<PassResult>> RunPipeline(absl::string_view pipeline, Program& program,

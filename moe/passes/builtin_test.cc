@@ -1,0 +1,93 @@
+#include "moe/passes/builtin.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "moe/base/status_matchers.h"
+#include "moe/ir/diff.h"
+#include "moe/ir/serialize.h"
+#include "moe/ir/text.h"
+#include "moe/ir/verifier.h"
+#include "moe/model/transformer.h"
+#include "moe/passes/pipeline.h"
+#include "moe/passes/strategy.h"
+
+namespace moe {
+namespace {
+
+ModelConfig Config(double capacity_factor) {
+  ModelConfig c;
+  c.set_name("small");
+  c.set_num_layers(3);
+  c.set_hidden_size(16);
+  c.set_num_attention_heads(4);
+  c.set_num_key_value_heads(2);
+  c.set_ffn_hidden_size(24);
+  c.set_vocab_size(32);
+  c.set_seq_length(8);
+  c.set_num_experts(4);
+  c.set_moe_router_topk(2);
+  c.set_first_dense_layers(1);
+  c.set_capacity_factor(capacity_factor);
+  c.set_aux_loss_coeff(0.01);
+  c.set_z_loss_coeff(0.001);
+  c.set_tie_embeddings(true);
+  return ResolveModelConfig(c);
+}
+
+class DefaultPipelineTest : public ::testing::TestWithParam<const char*> {};
+
+// What every pass leaves behind verifies, and text and protobuf forms give it back.
+TEST_P(DefaultPipelineTest, EveryStepVerifiesAndRoundTrips) {
+  for (const double capacity_factor : {1.5, 0.0}) {
+    const ModelConfig config = Config(capacity_factor);
+    PassContext context;
+    ASSERT_OK_AND_ASSIGN(context.strategy, ParseStrategy(GetParam()));
+    Program program;
+    ASSERT_OK_AND_ASSIGN(program.module, BuildModel(config, {.global_batch = 8,
+                                                             .microbatches = context.strategy.microbatches}));
+    ASSERT_OK_AND_ASSIGN(program.module->mesh(), FoldMesh(context.strategy, config.num_key_value_heads()));
+    EXPECT_OK(Verify(*program.module));
+    PipelineOptions options;
+    std::vector<std::string> changed;
+    options.validate = [&](const std::string& pass, const Program&, const Program& after) -> absl::Status {
+      changed.push_back(pass);
+      const absl::StatusOr<std::unique_ptr<Module>> parsed = ParseModule(PrintModule(*after.module));
+      EXPECT_TRUE(parsed.ok()) << pass << ": " << parsed.status();
+      if (parsed.ok()) {
+        EXPECT_EQ(DiffModules(*after.module, **parsed), "") << pass;
+      }
+      const absl::StatusOr<std::unique_ptr<Module>> read = FromProto(ToProto(*after.module));
+      EXPECT_TRUE(read.ok()) << pass << ": " << read.status();
+      if (read.ok()) {
+        EXPECT_EQ(DiffModules(*after.module, **read), "") << pass;
+      }
+      return absl::OkStatus();
+    };
+    EXPECT_OK(RunPipeline(DefaultPipeline(), program, context, options));
+    EXPECT_GE(changed.size(), 5);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Strategies, DefaultPipelineTest,
+                         ::testing::Values("dp=1", "pp=2 microbatches=2", "dp=2 ep=2 zero=1",
+                                           "pp=2 dp=2 tp=2 ep=2 etp=2 microbatches=2",
+                                           "dp=2 tp=2 ep=4 sp zero=3"));
+
+TEST(Builtin, DefaultPipelineNamesRegisteredPasses) {
+  ASSERT_OK_AND_ASSIGN(const std::vector<PipelineStep> steps, ParsePipeline(DefaultPipeline()));
+  for (const PipelineStep& step : steps) EXPECT_NE(Passes().Find(step.pass), nullptr) << step.pass;
+}
+
+TEST(Builtin, EveryPassIsDescribed) {
+  for (const PassDef* pass : Passes().All()) {
+    EXPECT_TRUE(pass->doc.size() > 10 && pass->doc.back() == '.') << pass->name;
+  }
+}
+
+}  // namespace
+}  // namespace moe
