@@ -1,0 +1,105 @@
+// Every CPU kernel against the reference kernel, on fresh random inputs.
+
+#include <gtest/gtest.h>
+
+#include <random>
+#include <set>
+#include <string>
+
+#include "moe/base/status_matchers.h"
+#include "moe/kernels/kernel.h"
+#include "moe/testing/op_cases.h"
+#include "moe/testing/op_cases_run.h"
+
+namespace moe {
+namespace {
+
+double Tolerance(DType dtype) { return dtype == DType::kF64 ? 1e-12 : 1e-5; }
+
+uint64_t Seed() {
+  static const uint64_t seed = std::random_device()();
+  return seed;
+}
+
+// Results of the CPU kernel agree with those of the reference; both write every element.
+void Compare(const OpCase& c, DType dtype, const RunNodeOptions& options = {}) {
+  SCOPED_TRACE(testing::Message() << c.name << " " << DTypeName(dtype) << " seed " << Seed());
+  ASSERT_OK_AND_ASSIGN(const Kernel* reference, Kernels().Lookup(*c.node, Backend::kReference));
+  ASSERT_OK_AND_ASSIGN(const Kernel* cpu, Kernels().Lookup(*c.node, Backend::kCpu));
+  ASSERT_OK_AND_ASSIGN(const std::vector<HostValue> want, RunNode(*c.node, *reference, c.operands));
+  ASSERT_OK_AND_ASSIGN(const std::vector<HostValue> got, RunNode(*c.node, *cpu, c.operands, options));
+  for (size_t r = 0; r < want.size(); ++r) {
+    EXPECT_LE(RelativeError(got[r], want[r]), IsFloat(want[r].dtype) ? Tolerance(dtype) : 0)
+        << "result " << r;
+  }
+}
+
+class CpuTest : public testing::TestWithParam<DType> {
+ protected:
+  void CompareAll(OpSizes sizes, double masked = 0.2, const RunNodeOptions& run = {}) {
+    RecordProperty("seed", std::to_string(Seed()));
+    for (const OpCase& c : MakeOpCases(Ops(), {GetParam(), Seed(), sizes, masked}))
+      Compare(c, GetParam(), run);
+  }
+};
+
+TEST_P(CpuTest, Small) { CompareAll(OpSizes()); }
+TEST_P(CpuTest, OddSizes) { CompareAll(OpSizes::Odd()); }
+TEST_P(CpuTest, SmallestSizes) { CompareAll(OpSizes::Tiny()); }
+TEST_P(CpuTest, NoTokenIsRouted) { CompareAll(OpSizes(), 1.0); }
+TEST_P(CpuTest, InPlace) { CompareAll(OpSizes(), 0.2, {.in_place = true}); }
+TEST_P(CpuTest, RaggedRowsSpill) { CompareAll(OpSizes(), 0.2, {.spill_from_row = 3}); }
+
+// A query that no key is visible to, blocks that are wholly masked, more queries than keys.
+TEST_P(CpuTest, HeadDimOfEight) {
+  OpSizes s;
+  s.batch = 1, s.sequence = 200, s.kv_heads = 1, s.groups_per_kv = 3, s.head_dim = 8;
+  CompareAll(s);
+}
+
+INSTANTIATE_TEST_SUITE_P(DTypes, CpuTest, testing::Values(DType::kF32, DType::kF64),
+                         [](const auto& info) { return std::string(DTypeName(info.param)); });
+
+// Kernels are told offsets of factors that only results have, or that name ids: vocabulary, experts.
+TEST(CpuShardTest, OffsetsAndLocalExtents) {
+  const Mesh mesh({{"a", 2}});
+  for (const DType dtype : {DType::kF32, DType::kF64}) {
+    int compared = 0;
+    for (const OpCase& c : MakeOpCases(Ops(), {dtype, Seed(), OpSizes(), 0.2})) {
+      SCOPED_TRACE(testing::Message() << c.name << " " << DTypeName(dtype) << " seed " << Seed());
+      ASSERT_OK_AND_ASSIGN(const Kernel* reference, Kernels().Lookup(*c.node, Backend::kReference));
+      ASSERT_OK_AND_ASSIGN(const Kernel* cpu, Kernels().Lookup(*c.node, Backend::kCpu));
+      ASSERT_OK_AND_ASSIGN(const ShardingRule* rule, c.node->Rule());
+      ASSERT_OK_AND_ASSIGN(const std::vector<int64_t> extents, FactorExtents(*c.node));
+      for (int f = 0; f < rule->num_factors(); ++f) {
+        FactorAssignment assignment(rule->num_factors());
+        assignment[f] = {0};
+        const auto placements = PlaceNode(*c.node, *rule, extents, assignment, {}, mesh);
+        if (!placements.ok()) continue;
+        for (int64_t rank = 0; rank < 2; ++rank) {
+          std::vector<HostValue> in;
+          for (size_t i = 0; i < c.operands.size(); ++i) {
+            in.push_back(ShardOf(c.operands[i], placements->operands[i], mesh, rank));
+          }
+          ASSERT_OK_AND_ASSIGN(auto want, RunNodeOnRank(*c.node, *reference, assignment, mesh, rank, in));
+          ASSERT_OK_AND_ASSIGN(auto got, RunNodeOnRank(*c.node, *cpu, assignment, mesh, rank, in));
+          for (size_t r = 0; r < want.size(); ++r) {
+            EXPECT_LE(RelativeError(got[r], want[r]), IsFloat(want[r].dtype) ? Tolerance(dtype) : 0)
+                << "factor " << rule->factors[f] << " rank " << rank << " result " << r;
+            ++compared;
+          }
+        }
+      }
+    }
+    EXPECT_GT(compared, 300);
+  }
+}
+
+TEST(LookupTest, SaysWhatThereIs) {
+  const std::vector<OpCase> cases = MakeOpCases(Ops(), {});
+  ExpectError(Kernels().Lookup(*cases.front().node, Backend::kCuda), absl::StatusCode::kNotFound,
+              cases.front().node->op_name(), "cuda", "f64", "there is: ", "reference f32");
+}
+
+}  // namespace
+}  // namespace moe
