@@ -1,0 +1,86 @@
+#include "moe/testing/sharded_model.h"
+
+#include <chrono>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "moe/base/status.h"
+#include "moe/ir/verifier.h"
+#include "moe/model/transformer.h"
+#include "moe/passes/autodiff.h"
+#include "moe/passes/insert_collectives.h"
+#include "moe/passes/partition_stages.h"
+#include "moe/passes/pass.h"
+#include "moe/passes/shard.h"
+
+namespace moe {
+
+ModelConfig SmallMoe() {
+  ModelConfig c;
+  c.set_name("small");
+  c.set_num_layers(2);
+  c.set_hidden_size(16);
+  c.set_num_attention_heads(8);
+  c.set_num_key_value_heads(2);
+  c.set_head_dim(4);
+  c.set_ffn_hidden_size(16);
+  c.set_vocab_size(32);
+  c.set_seq_length(8);
+  c.set_num_experts(8);
+  c.set_moe_router_topk(2);
+  c.set_first_dense_layers(1);
+  c.set_capacity_factor(1);
+  c.set_routing_groups_per_sequence(4);
+  c.set_aux_loss_coeff(0.02);
+  c.set_aux_loss_scope("microbatch");
+  c.set_vocab_blocks(8);
+  c.set_dtype("f64");
+  return c;
+}
+
+ModelConfig SmallDense() {
+  ModelConfig c = SmallMoe();
+  c.set_num_experts(0);
+  c.set_moe_router_topk(0);
+  c.set_first_dense_layers(0);
+  c.set_capacity_factor(0);
+  c.set_routing_groups_per_sequence(0);
+  c.set_aux_loss_coeff(0);
+  c.set_aux_loss_scope("");
+  return c;
+}
+
+ModelConfig SmallDropless() {
+  ModelConfig c = SmallMoe();
+  c.set_capacity_factor(0);
+  return c;
+}
+
+absl::StatusOr<std::unique_ptr<ShardedModel>> CompileSharded(const ModelConfig& config,
+                                                             const std::string& strategy,
+                                                             int64_t global_batch) {
+  auto m = std::make_unique<ShardedModel>();
+  PassContext context;
+  ASSIGN_OR_RETURN(context.strategy, ParseStrategy(strategy));
+  context.notes = &m->notes;
+  BuildOptions options;
+  options.global_batch = global_batch;
+  options.microbatches = context.strategy.microbatches;
+  const ModelConfig resolved = ResolveModelConfig(config);
+  ASSIGN_OR_RETURN(m->program.module, BuildModel(resolved, options));
+  ASSIGN_OR_RETURN(m->program.module->mesh(), FoldMesh(context.strategy, resolved.num_key_value_heads()));
+  RETURN_IF_ERROR(Autodiff(m->program, context).status());
+  RETURN_IF_ERROR(PartitionStages(m->program, context).status());
+  m->logical = CloneModule(*m->program.module);
+  m->notes.clear();
+  const auto start = std::chrono::steady_clock::now();
+  RETURN_IF_ERROR(Shard(m->program, context).status());
+  m->milliseconds =
+      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+  RETURN_IF_ERROR(Annotate(Verify(*m->program.module), "after shard"));
+  RETURN_IF_ERROR(InsertCollectives(m->program, context).status());
+  RETURN_IF_ERROR(Annotate(Verify(*m->program.module), "after insert-collectives"));
+  return m;
+}
+
+}  // namespace moe

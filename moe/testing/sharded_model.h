@@ -1,0 +1,36 @@
+// A small model compiled up to insert-collectives, for tests of placement.
+//
+//   ASSERT_OK_AND_ASSIGN(auto m, CompileSharded(SmallMoe(), "tp=2 dp=4 ep=4 sp vp zero=1"));
+//   m->module().Find("chunk0")...     m->logical->Find("chunk0")   // the same before shard
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "moe/ir/program.h"
+#include "moe/model/config.h"
+
+namespace moe {
+
+// Two layers, the second with experts; f64; sizes that divide over 16 ranks (4 routing groups of 2 tokens).
+ModelConfig SmallMoe();
+ModelConfig SmallDense();     // the same with two dense layers
+ModelConfig SmallDropless();  // the same with ragged slots
+
+struct ShardedModel {
+  Program program;
+  std::unique_ptr<Module> logical;  // as `shard` got it
+  std::vector<std::string> notes;   // of shard and insert-collectives
+  double milliseconds = 0;          // of shard
+  const Module& module() const { return *program.module; }
+};
+
+// autodiff, partition-stages, shard, insert-collectives; verified after each.
+absl::StatusOr<std::unique_ptr<ShardedModel>> CompileSharded(const ModelConfig& config,
+                                                             const std::string& strategy,
+                                                             int64_t global_batch = 8);
+
+}  // namespace moe
