@@ -1,3 +1,4 @@
+#include <cstdlib>
 #include <iostream>
 #include <iterator>
 #include <string>
@@ -34,6 +35,12 @@ namespace {
 int Fail(const absl::Status& status) {
   std::cerr << "error: " << status.message() << "\n";
   return 1;
+}
+
+// `bazel run` starts the tool in a folder of its own; paths are meant from where the user stands.
+std::string FromWorkingDirectory(const std::string& path) {
+  const char* folder = std::getenv("BUILD_WORKING_DIRECTORY");
+  return folder == nullptr || path.empty() || path == "-" ? path : moe::JoinPath(folder, path);
 }
 
 absl::StatusOr<std::string> ReadInput(const std::string& file) {
@@ -76,18 +83,18 @@ int main(int argc, char** argv) {
   options.passes = absl::GetFlag(FLAGS_passes);
   if (options.passes == "default") options.passes = moe::DefaultPipeline();
   options.strategy = absl::GetFlag(FLAGS_strategy);
-  options.pipeline.dump_to = absl::GetFlag(FLAGS_dump_to);
+  options.pipeline.dump_to = FromWorkingDirectory(absl::GetFlag(FLAGS_dump_to));
   options.pipeline.dump_pass_re = absl::GetFlag(FLAGS_dump_pass_re);
   options.pipeline.disable_passes = absl::GetFlag(FLAGS_disable_passes);
   options.pipeline.verify = absl::GetFlag(FLAGS_verify);
   options.results = &results;
 
-  const absl::StatusOr<std::string> text = ReadInput(file);
+  const absl::StatusOr<std::string> text = ReadInput(FromWorkingDirectory(file));
   if (!text.ok()) return Fail(text.status());
   const absl::StatusOr<std::string> out = moe::Optimize(*text, file == "-" ? "<stdin>" : file, options);
   if (!out.ok()) return Fail(out.status());
   if (absl::GetFlag(FLAGS_stats)) PrintStats(results);
-  const std::string output = absl::GetFlag(FLAGS_output);
+  const std::string output = FromWorkingDirectory(absl::GetFlag(FLAGS_output));
   if (output != "-") {
     const absl::Status written = moe::WriteFile(output, *out);
     return written.ok() ? 0 : Fail(written);
