@@ -59,6 +59,10 @@ class Emitter {
       x.value.node->SetType(0, Placed(x.value.type(), p));
       made_[{static_cast<int>(v), p}] = x.value;
     }
+    first_user_.assign(g_.values.size(), nullptr);
+    for (auto n = g_.nodes.rbegin(); n != g_.nodes.rend(); ++n) {
+      for (int v : n->operands) first_user_[v] = n->node;
+    }
     // New nodes stand before the next node of the function that stays.
     std::vector<Node*> next(plan_.program.size(), nullptr);
     Node* following = nullptr;
@@ -156,7 +160,7 @@ class Emitter {
       }
     }
     Builder b = At(before);
-    Settle(x.user, before ? before : root.node->Is("arg") ? nullptr : root.node, &b);
+    Settle(x.user, first_user_[x.value], &b);
     b.provenance = {"shard",
                     absl::StrCat(DescribeConversion(phase.from, phase.to, planner_.mesh(), DimNames(root)),
                                  ", for %", root.name())};
@@ -172,6 +176,7 @@ class Emitter {
   const ShardPlan& plan_;
   ConversionPlanner& planner_;
   absl::flat_hash_map<std::pair<int, PlacementId>, Value> made_;
+  std::vector<const Node*> first_user_;  // per value
   EmitCounts counts_;
 };
 
