@@ -315,6 +315,7 @@ Function* CloneFunction(const Function& f, Module* into, std::string name) {
   for (const Node* a : f.args()) {
     map[a] = g->AddArg(a->result_name(), a->type(), a->attributes()).node;
     map[a]->scope = a->scope;
+    map[a]->provenance = a->provenance;
   }
   for (const auto& n : f.body()) {
     std::vector<Value> operands;

@@ -174,6 +174,7 @@ TEST(Text, PlacementMayBeLeftOut) {
 
 TEST(Text, CloneHasTheSameText) {
   const std::unique_ptr<Module> module = Parse(kModule);
+  module->Find("fwd")->args()[0]->provenance = {"front-end", "tokens"};
   EXPECT_EQ(PrintModule(*CloneModule(*module)), PrintModule(*module));
 }
 
@@ -232,6 +233,9 @@ TEST(Text, ErrorsSayWhereAndWhatIsLegal) {
       "\"d=1099511627776\"]}",
       "3:8", "exceeds");
   error("  %s = moe.top_k_grad(%t, %t) {experts = -4}", "3:8", "-4", "legal are 1 to");
+  error("  %i = math.cast(%x) {dtype = \"s32\"}\n  %y = math.add(%x, %i)", "4:8",
+        "operand 1 (y) is s32, operand 0 is f32; math.cast converts");
+  error("  %y = nn.embed(%x, %x)", "3:8", "operand 0 (ids) must be s32, not f32");
   error("  forward", "4:3", "expected ':'");
   error("  %y = math.scale(%x) {by = \x01}", "3:29", "byte 0x01");
   error("  %y = math.scale(%x) {tag = \"\xff\"}", "3:31", "not UTF-8");

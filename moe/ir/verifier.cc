@@ -58,6 +58,25 @@ absl::Status VerifyAttributes(const Node& node) {
   return absl::OkStatus();
 }
 
+// A factor is ragged in all operands that have it, or in none.
+absl::Status VerifyRagged(const Node& node, const ShardingRule& rule) {
+  std::vector<int64_t> bound(rule.num_factors(), -1);
+  for (int i = 0; i < node.num_operands(); ++i) {
+    const Type& t = node.operand(i).type();
+    for (int d = 0; d < t.rank(); ++d) {
+      const int64_t mine = d == t.ragged ? t.ragged_bound : 0;
+      for (const FactorId f : rule.operands[i][d]) {
+        if (bound[f] < 0) bound[f] = mine;
+        if (bound[f] == mine) continue;
+        return absl::InvalidArgumentError(
+            absl::StrCat("factor ", rule.factors[f], " is ragged with the bound ", mine, " in operand ", i,
+                         " and ", bound[f], " in an earlier one (0: not ragged)"));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
 // The rule has one term per operand and result, of the right number of dims.
 absl::Status VerifyRuleRanks(const Node& node) {
   ASSIGN_OR_RETURN(const ShardingRule* rule, node.Rule());
@@ -77,6 +96,35 @@ absl::Status VerifyRuleRanks(const Node& node) {
                                                      ") has ", rank, " dims; the rule '", rule->ToString(),
                                                      "' wants ", rule->operands[i].size()));
     }
+  }
+  return VerifyRagged(node, *rule);
+}
+
+// Operands that hold indices, by the names that the ops give them.
+bool IsIndex(absl::string_view operand_name) {
+  static const auto& names = *new std::set<absl::string_view>{
+      "ids", "labels", "expert", "slot", "positions", "q_positions", "k_positions"};
+  return names.count(operand_name) > 0;
+}
+
+// Kernels are chosen by one dtype: values have it in common, indices are s32. Nothing converts silently.
+absl::Status VerifyOperandDTypes(const Node& node) {
+  const OpDef& op = node.op();
+  const auto name = [&](int i) { return op.variadic ? op.operand_names[0] : op.operand_names[i]; };
+  int first = -1;
+  for (int i = 0; i < node.num_operands(); ++i) {
+    const DType dtype = node.operand(i).type().dtype;
+    if (IsIndex(name(i))) {
+      if (dtype == DType::kS32) continue;
+      return absl::InvalidArgumentError(
+          absl::StrCat("operand ", i, " (", name(i), ") must be s32, not ", DTypeName(dtype)));
+    }
+    if (first < 0) first = i;
+    const DType common = node.operand(first).type().dtype;
+    if (dtype == common) continue;
+    return absl::InvalidArgumentError(absl::StrCat("operand ", i, " (", name(i), ") is ", DTypeName(dtype),
+                                                   ", operand ", first, " is ", DTypeName(common),
+                                                   "; math.cast converts"));
   }
   return absl::OkStatus();
 }
@@ -410,6 +458,7 @@ absl::Status VerifyNode(const Node& node) {
           absl::StrCat("has ", op.result_names.size(), " results, not ", node.num_results()));
     }
     RETURN_IF_ERROR(VerifyAttributes(node));
+    RETURN_IF_ERROR(VerifyOperandDTypes(node));
     RETURN_IF_ERROR(VerifyRuleRanks(node));
     ASSIGN_OR_RETURN(const std::vector<Type> inferred, InferTypes(node));
     for (int i = 0; i < node.num_results(); ++i) {
