@@ -2,9 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <random>
 #include <string>
+#include <vector>
 
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "moe/base/status_matchers.h"
 #include "moe/testing/lockstep.h"
 #include "moe/testing/sharded_model.h"
@@ -80,11 +84,65 @@ TEST(ShardLockstep, VariationsOfTheModel) {
   ExpectSame(group, "tp=2 dp=4 ep=4 sp");
 }
 
+TEST(ShardLockstep, OddSizes) {
+  ModelConfig odd = SmallMoe();
+  odd.set_num_layers(3);
+  odd.set_hidden_size(20);
+  odd.set_num_attention_heads(6);
+  odd.set_num_key_value_heads(3);
+  odd.set_head_dim(6);
+  odd.set_ffn_hidden_size(18);
+  odd.set_vocab_size(37);
+  odd.set_vocab_blocks(1);
+  odd.set_seq_length(6);
+  odd.set_num_experts(7);
+  odd.set_moe_router_topk(3);
+  odd.set_routing_groups_per_sequence(3);
+  for (const char* s :
+       {"dp=3 cp=2", "tp=6 dp=2 sp etp=6 zero=1", "tp=3 dp=2 sp", "tp=3 dp=2 etp=3 zero=3", "dp=7 ep=7"}) {
+    ExpectSame(odd, s, 42);
+  }
+}
+
 TEST(ShardLockstep, Stages) {
   ModelConfig tied = SmallMoe();
   tied.set_tie_embeddings(true);
   ExpectSame(tied, "pp=2 dp=2 tp=2 ep=2 sp vp zero=1 microbatches=2");
   ExpectSame(SmallMoe(), "pp=2 dp=2 tp=2 ep=2 microbatches=2");
+}
+
+// Any strategy that folds and divides must be right, whatever it costs.
+TEST(ShardLockstep, RandomStrategiesAndModels) {
+  const char* wanted = getenv("CASES");
+  const int cases = wanted ? atoi(wanted) : 10;
+  std::mt19937 rng(20);
+  const auto pick = [&](std::vector<int64_t> from) { return from[rng() % from.size()]; };
+  int done = 0;
+  for (int i = 0; done < cases; ++i) {
+    const int64_t tp = pick({1, 2, 2, 4}), cp = pick({1, 1, 2}), dp = pick({1, 2, 4});
+    const int64_t world = tp * cp * dp, ep = pick({1, 2, 4, 8}), etp = pick({1, 1, 2, 4});
+    if (world < 2 || world > 16 || world % (ep * etp)) continue;
+    std::string strategy = absl::StrCat("tp=", tp, " cp=", cp, " dp=", dp, " ep=", ep, " etp=", etp,
+                                        " zero=", pick({0, 1, 2, 3}), " microbatches=", pick({1, 3}));
+    if (rng() % 2) strategy += " sp";
+    if (rng() % 2) strategy += " vp";
+    if (rng() % 3 == 0) strategy += " expert_zero=1";
+    ModelConfig c = rng() % 3 ? SmallMoe() : SmallDropless();
+    c.set_tie_embeddings(rng() % 2);
+    c.set_first_dense_layers(rng() % 2);
+    c.set_norm_topk_prob(rng() % 2);
+    c.set_shared_expert_ffn_hidden_size(rng() % 2 ? 8 : 0);
+    c.set_z_loss_coeff(rng() % 2 ? 0.01 : 0);
+    c.set_routing_groups_per_sequence(pick({1, 2, 4}));
+    c.set_aux_loss_scope(std::vector<std::string>{"sequence", "microbatch", "global_batch"}[rng() % 3]);
+    c.set_seq_length(pick({8, 16}));
+    const absl::Status fits =
+        CompileSharded(c, strategy, 4 * (absl::StrContains(strategy, "microbatches=3") ? 3 : 1)).status();
+    if (absl::StrContains(fits.message(), "strategy: ")) continue;  // does not fold
+    ++done;
+    SCOPED_TRACE(absl::StrCat("case ", i, ": ", c.ShortDebugString()));
+    ExpectSame(c, strategy, 4 * (absl::StrContains(strategy, "microbatches=3") ? 3 : 1));
+  }
 }
 
 }  // namespace
