@@ -79,6 +79,14 @@ absl::Status ReshapeGradient(Node* n, Dys dys, Builder& b, Values* dxs) {
   return absl::OkStatus();
 }
 
+// The gradient of an operand that was broadcast, a scalar, is the sum over all elements.
+absl::StatusOr<Value> GradientOfOperand(Value d, Value operand, Builder& b) {
+  if (operand.type().rank() == d.type().rank()) return d;
+  std::vector<std::string> dims;
+  for (int i = 0; i < d.type().rank(); ++i) dims.push_back(absl::StrCat("a", i));
+  return b.Create("math.einsum", {d}, {{"eq", absl::StrCat(absl::StrJoin(dims, " "), " ->")}});
+}
+
 absl::StatusOr<std::vector<Type>> InferConstant(const Node& n) {
   const std::optional<DType> dtype = ParseDType(n.String("dtype"));
   if (!dtype) return absl::InvalidArgumentError(absl::StrCat("unknown dtype '", n.String("dtype"), "'"));
@@ -166,8 +174,10 @@ void RegisterMathOps(OpRegistry* r) {
              .Results({"z"})
              .Elementwise()
              .JointlyLinear()
-             .Gradient([](Node*, Dys dys, Builder&, Values* dxs) -> absl::Status {
-               (*dxs)[0] = (*dxs)[1] = dys[0];
+             .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
+               for (int i = 0; i < 2; ++i) {
+                 ASSIGN_OR_RETURN((*dxs)[i], GradientOfOperand(dys[0], n->operand(i), b));
+               }
                return absl::OkStatus();
              }));
   r->Add(OpDef("math.mul")
@@ -177,8 +187,10 @@ void RegisterMathOps(OpRegistry* r) {
              .Elementwise()
              .LinearIn({0, 1})
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
-               ASSIGN_OR_RETURN((*dxs)[0], b.Create("math.mul", {dys[0], n->operand(1)}));
-               ASSIGN_OR_RETURN((*dxs)[1], b.Create("math.mul", {dys[0], n->operand(0)}));
+               for (int i = 0; i < 2; ++i) {
+                 ASSIGN_OR_RETURN(Value d, b.Create("math.mul", {dys[0], n->operand(1 - i)}));
+                 ASSIGN_OR_RETURN((*dxs)[i], GradientOfOperand(d, n->operand(i), b));
+               }
                return absl::OkStatus();
              }));
   r->Add(OpDef("math.scale")
