@@ -104,6 +104,22 @@ class CaseBuilder {
     return v;
   }
 
+  // Rows of probabilities that differ by far more than a finite difference moves them; with ties, there are
+  // only two.
+  Value Ranked(Dims dims, bool ties) {
+    const int64_t e = dims.back();
+    std::vector<double> row(e);
+    int64_t next = e;
+    return Fill(options_.dtype, std::move(dims), [&, e] {
+      if (next == e) {
+        for (int64_t j = 0; j < e; ++j) row[j] = ties ? 1 + j % 2 : 1 + j + 0.5 * uniform_(rng_);
+        std::shuffle(row.begin(), row.end(), rng_);
+        next = 0;
+      }
+      return row[next++] / static_cast<double>(e * (e + 1));
+    });
+  }
+
   // A routing of [b c t k]: distinct experts per token as far as there are enough, none for masked tokens;
   // expert 0 gets nothing. Made once, so that experts, slots and ragged sizes of a case agree.
   Value Experts() {
@@ -446,10 +462,12 @@ void MoeCases(Cases* out) {
   auto scores = [](CaseBuilder& c) { return Dims{c.s.batch, c.s.groups, c.s.tokens, c.s.experts}; };
   auto routed = [](CaseBuilder& c) { return Dims{c.s.batch, c.s.groups, c.s.tokens}; };
   auto hidden = [](CaseBuilder& c) { return Dims{c.s.batch, c.s.groups, c.s.tokens, c.s.hidden}; };
-  add("moe.top_k", [=](CaseBuilder& c) {
-    const Value p = c.Probabilities(scores(c));
-    c.Op("moe.top_k", {p, c.Mask(routed(c))}, {{"k", std::min(c.s.k, c.s.experts)}});
-  });
+  for (const bool ties : {false, true}) {
+    add(ties ? "moe.top_k/ties" : "moe.top_k", [=](CaseBuilder& c) {
+      const Value p = c.Ranked(scores(c), ties);
+      c.Op("moe.top_k", {p, c.Mask(routed(c))}, {{"k", std::min(c.s.k, c.s.experts)}});
+    });
+  }
   add("moe.router", [=](CaseBuilder& c) {
     const Value x = c.Real(scores(c));
     c.Op("moe.router", {x, c.Mask(routed(c))}, {{"k", std::min(c.s.k, c.s.experts)}});
