@@ -1,0 +1,140 @@
+#include "moe/base/textproto.h"
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "google/protobuf/descriptor.h"
+#include "google/protobuf/io/tokenizer.h"
+#include "google/protobuf/text_format.h"
+
+namespace moe {
+namespace {
+
+using ::google::protobuf::Descriptor;
+using ::google::protobuf::DescriptorPool;
+using ::google::protobuf::FieldDescriptor;
+using ::google::protobuf::Message;
+using ::google::protobuf::TextFormat;
+
+// Levenshtein's.
+int64_t EditDistance(absl::string_view a, absl::string_view b) {
+  std::vector<int64_t> row(b.size() + 1);
+  for (size_t j = 0; j <= b.size(); ++j) row[j] = static_cast<int64_t>(j);
+  for (size_t i = 1; i <= a.size(); ++i) {
+    int64_t diagonal = row[0];
+    row[0] = static_cast<int64_t>(i);
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const int64_t substitute = diagonal + (a[i - 1] != b[j - 1]);
+      diagonal = row[j];
+      row[j] = std::min({row[j] + 1, row[j - 1] + 1, substitute});
+    }
+  }
+  return row[b.size()];
+}
+
+// The quoted words of a message.
+std::vector<std::string> Quoted(const std::string& message) {
+  std::vector<std::string> words;
+  size_t at = 0;
+  while ((at = message.find('"', at)) != std::string::npos) {
+    const size_t end = message.find('"', at + 1);
+    if (end == std::string::npos) break;
+    words.push_back(message.substr(at + 1, end - at - 1));
+    at = end + 1;
+  }
+  return words;
+}
+
+class Collector : public google::protobuf::io::ErrorCollector {
+ public:
+  explicit Collector(absl::string_view file) : file_(file) {}
+  void AddError(int line, int column, const std::string& message) override { Add(line, column, message); }
+  // Unknown fields come as warnings, so that the parser goes on to the next.
+  void AddWarning(int line, int column, const std::string& message) override { Add(line, column, message); }
+  const std::vector<std::string>& problems() const { return problems_; }
+
+ private:
+  void Add(int line, int column, std::string message) {
+    if (message.find("has no field named") != std::string::npos) {
+      const std::vector<std::string> words = Quoted(message);  // type, field
+      if (words.size() >= 2) message = UnknownField(words[0], words[1].substr(0, 80));
+    }
+    problems_.push_back(absl::StrCat(file_, ":", line + 1, ":", column + 1, ": ", message));
+  }
+
+  static std::string UnknownField(const std::string& type, const std::string& name) {
+    std::string text = absl::StrCat("unknown field '", name, "'");
+    const Descriptor* descriptor = DescriptorPool::generated_pool()->FindMessageTypeByName(type);
+    if (descriptor == nullptr) return text;
+    const FieldDescriptor* best = nullptr;
+    int64_t distance = 0;
+    for (int i = 0; i < descriptor->field_count(); ++i) {
+      const int64_t d = EditDistance(name, descriptor->field(i)->name());
+      if (best == nullptr || d < distance) best = descriptor->field(i), distance = d;
+    }
+    absl::StrAppend(&text, " in ", descriptor->name());
+    if (best != nullptr) absl::StrAppend(&text, "; the nearest known one is '", best->name(), "'");
+    return text;
+  }
+
+  const std::string file_;
+  std::vector<std::string> problems_;
+};
+
+void Print(const Message& message, int indent, std::string* out) {
+  const Descriptor* descriptor = message.GetDescriptor();
+  const google::protobuf::Reflection* reflection = message.GetReflection();
+  std::vector<const FieldDescriptor*> fields;
+  for (int i = 0; i < descriptor->field_count(); ++i) fields.push_back(descriptor->field(i));
+  std::sort(fields.begin(), fields.end(),
+            [](const auto* a, const auto* b) { return a->number() < b->number(); });
+  TextFormat::Printer printer;
+  const std::string margin(indent, ' ');
+  for (const FieldDescriptor* field : fields) {
+    const int count = field->is_repeated() ? reflection->FieldSize(message, field) : 1;
+    for (int i = 0; i < count; ++i) {
+      if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
+        const Message& child = field->is_repeated() ? reflection->GetRepeatedMessage(message, field, i)
+                                                    : reflection->GetMessage(message, field);
+        absl::StrAppend(out, margin, field->name(), " {\n");
+        Print(child, indent + 2, out);
+        absl::StrAppend(out, margin, "}\n");
+        continue;
+      }
+      std::string value;
+      printer.PrintFieldValueToString(message, field, field->is_repeated() ? i : -1, &value);
+      absl::StrAppend(out, margin, field->name(), ": ", value, "\n");
+    }
+  }
+}
+
+}  // namespace
+
+absl::Status MergeTextproto(absl::string_view text, absl::string_view file_name, Message& message) {
+  // First by itself, so that a field that stands twice is an error; then over what is there.
+  std::unique_ptr<Message> alone(message.New());
+  Collector collector(file_name);
+  TextFormat::Parser parser;
+  parser.RecordErrorsTo(&collector);
+  parser.AllowUnknownField(true);
+  const bool parsed = parser.ParseFromString(std::string(text), alone.get());
+  if (!parsed || !collector.problems().empty()) {
+    return absl::InvalidArgumentError(collector.problems().empty()
+                                          ? absl::StrCat(file_name, ": not a text-form protobuf message")
+                                          : absl::StrJoin(collector.problems(), "\n"));
+  }
+  TextFormat::Parser merger;
+  merger.MergeFromString(std::string(text), &message);
+  return absl::OkStatus();
+}
+
+std::string PrintTextproto(const Message& message) {
+  std::string text;
+  Print(message, 0, &text);
+  return text;
+}
+
+}  // namespace moe

@@ -1,0 +1,194 @@
+#include "moe/train/config.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "moe/base/file.h"
+#include "moe/base/status.h"
+#include "moe/base/textproto.h"
+#include "moe/model/config.h"
+
+namespace moe {
+namespace {
+
+bool MulFits(int64_t a, int64_t b, int64_t* out) { return !__builtin_mul_overflow(a, b, out); }
+
+}  // namespace
+
+RunConfig DefaultRunConfig() {
+  RunConfig config;
+  ModelConfig& model = *config.mutable_model();
+  model.set_name("tiny_moe");
+  model.set_num_layers(4);
+  model.set_hidden_size(128);
+  model.set_num_attention_heads(8);
+  model.set_num_key_value_heads(4);
+  model.set_vocab_size(256);
+  model.set_seq_length(128);
+  model.set_num_experts(8);
+  model.set_moe_router_topk(2);
+  model.set_moe_ffn_hidden_size(192);
+  model.set_norm_topk_prob(true);
+  model.set_capacity_factor(1.25);
+  model.set_aux_loss_coeff(0.01);
+  model.set_z_loss_coeff(0.001);
+
+  StrategyConfig& strategy = *config.mutable_strategy();
+  strategy.set_pipeline_model_parallel_size(2);
+  strategy.set_data_parallel_size(2);
+  strategy.set_context_parallel_size(1);
+  strategy.set_tensor_model_parallel_size(2);
+  strategy.set_expert_model_parallel_size(2);
+  strategy.set_expert_zero_stage(-1);
+  strategy.set_schedule("1f1b");
+  strategy.set_virtual_pipeline_model_parallel_size(1);
+  strategy.set_recompute_granularity("selective");
+  strategy.set_split_tensor_by_kv_heads(true);
+
+  TrainConfig& train = *config.mutable_train();
+  train.set_held_out_fraction(0.05);
+  train.set_train_iters(600);
+  train.set_global_batch_size(32);
+  train.set_micro_batch_size(4);
+  train.set_lr(3e-3);
+  train.set_min_lr(3e-4);
+  train.set_lr_warmup_iters(30);
+  train.set_weight_decay(0.1);
+  train.set_adam_beta1(0.9);
+  train.set_adam_beta2(0.95);
+  train.set_adam_eps(1e-8);
+  train.set_clip_grad(1);
+  train.set_seed(1);
+  train.set_log_interval(10);
+  train.set_max_consecutive_skips(10);
+  return config;
+}
+
+absl::Status MergeRunConfigFile(const std::string& path, RunConfig& config) {
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(path, 1 << 24));
+  return MergeTextproto(text, path, config);
+}
+
+RunConfig ResolveRunConfig(RunConfig config) {
+  *config.mutable_model() = ResolveModelConfig(config.model());
+  StrategyConfig& s = *config.mutable_strategy();
+  if (s.pipeline_model_parallel_size() == 0) s.set_pipeline_model_parallel_size(1);
+  if (s.context_parallel_size() == 0) s.set_context_parallel_size(1);
+  if (s.tensor_model_parallel_size() == 0) s.set_tensor_model_parallel_size(1);
+  if (s.expert_model_parallel_size() == 0) s.set_expert_model_parallel_size(1);
+  if (s.virtual_pipeline_model_parallel_size() == 0) s.set_virtual_pipeline_model_parallel_size(1);
+  if (s.schedule().empty()) s.set_schedule("1f1b");
+  if (s.recompute_granularity().empty()) s.set_recompute_granularity("none");
+  const bool experts = config.model().num_experts() > 0;
+  // A dense model has no experts to spread; a default meant for another model must not stand in its way.
+  if (!experts) s.set_expert_model_parallel_size(1);
+  if (s.expert_tensor_parallel_size() == 0) {
+    s.set_expert_tensor_parallel_size(experts ? std::max<int64_t>(1, s.tensor_model_parallel_size()) : 1);
+  }
+  int64_t others = s.pipeline_model_parallel_size();
+  const bool fits = MulFits(others, s.context_parallel_size(), &others) &&
+                    MulFits(others, s.tensor_model_parallel_size(), &others) && others > 0;
+  if (s.data_parallel_size() == 0) {
+    s.set_data_parallel_size(fits && s.world_size() >= others ? s.world_size() / others : 1);
+  }
+
+  TrainConfig& t = *config.mutable_train();
+  if (t.data_path().empty()) t.set_data_path(DefaultDataPath());
+  if (t.micro_batch_size() == 0) t.set_micro_batch_size(1);
+  if (t.log_interval() == 0) t.set_log_interval(1);
+  if (t.max_consecutive_skips() == 0) t.set_max_consecutive_skips(10);
+  return config;
+}
+
+int64_t NumMicrobatches(const RunConfig& config) {
+  int64_t samples = 0;
+  const int64_t global = config.train().global_batch_size();
+  if (!MulFits(config.train().micro_batch_size(), config.strategy().data_parallel_size(), &samples)) return 0;
+  return samples > 0 && global > 0 && global % samples == 0 ? global / samples : 0;
+}
+
+Strategy StrategyOf(const RunConfig& config) {
+  const StrategyConfig& c = config.strategy();
+  Strategy s;
+  s.pp = c.pipeline_model_parallel_size();
+  s.dp = c.data_parallel_size();
+  s.cp = c.context_parallel_size();
+  s.tp = c.tensor_model_parallel_size();
+  s.ep = c.expert_model_parallel_size();
+  s.etp = c.expert_tensor_parallel_size();
+  s.sequence_parallel = c.sequence_parallel();
+  s.vocab_parallel = c.vocab_parallel();
+  s.zero = static_cast<int>(c.zero_stage());
+  s.expert_zero = static_cast<int>(c.expert_zero_stage());
+  s.microbatches = std::max<int64_t>(1, NumMicrobatches(config));
+  s.schedule = c.schedule();
+  s.virtual_chunks = c.virtual_pipeline_model_parallel_size();
+  s.checkpoint = c.recompute_granularity();
+  s.overload = c.moe_overload_factor();
+  s.ep_order = c.expert_axis_order();
+  s.kv_axis = c.split_tensor_by_kv_heads();
+  return s;
+}
+
+void SetStrategy(const Strategy& s, RunConfig& config) {
+  StrategyConfig& c = *config.mutable_strategy();
+  c.set_pipeline_model_parallel_size(s.pp);
+  c.set_data_parallel_size(s.dp);
+  c.set_context_parallel_size(s.cp);
+  c.set_tensor_model_parallel_size(s.tp);
+  c.set_expert_model_parallel_size(s.ep);
+  c.set_expert_tensor_parallel_size(s.etp);
+  c.set_sequence_parallel(s.sequence_parallel);
+  c.set_vocab_parallel(s.vocab_parallel);
+  c.set_zero_stage(s.zero);
+  c.set_expert_zero_stage(s.expert_zero);
+  c.set_schedule(s.schedule);
+  c.set_virtual_pipeline_model_parallel_size(s.virtual_chunks);
+  c.set_recompute_granularity(s.checkpoint);
+  c.set_moe_overload_factor(s.overload);
+  c.set_expert_axis_order(s.ep_order);
+  c.set_split_tensor_by_kv_heads(s.kv_axis);
+  const int64_t per_step = s.microbatches * s.dp;
+  if (s.microbatches > 1 && per_step > 0) {
+    config.mutable_train()->set_micro_batch_size(
+        std::max<int64_t>(1, config.train().global_batch_size() / per_step));
+  }
+}
+
+std::string RunConfigToText(const RunConfig& config) { return PrintTextproto(config); }
+
+std::string DefaultDataPath() {
+  const char* cache = std::getenv("XDG_CACHE_HOME");
+  const char* home = std::getenv("HOME");
+  const std::string base =
+      cache != nullptr && *cache ? std::string(cache) : JoinPath(home != nullptr ? home : "", ".cache");
+  return JoinPath(base, "switchyard/english.txt");
+}
+
+std::string DescribeStrategy(const RunConfig& config) {
+  const Strategy s = StrategyOf(config);
+  std::vector<std::string> degrees;
+  if (s.pp > 1) degrees.push_back(absl::StrCat("pp ", s.pp));
+  if (s.dp > 1) degrees.push_back(absl::StrCat("dp ", s.dp));
+  if (s.cp > 1) degrees.push_back(absl::StrCat("cp ", s.cp));
+  if (s.tp > 1) degrees.push_back(absl::StrCat("tp ", s.tp));
+  std::string line = absl::StrCat(s.world(), s.world() == 1 ? " virtual device" : " virtual devices");
+  if (!degrees.empty()) absl::StrAppend(&line, "   ", absl::StrJoin(degrees, " x "));
+  if (s.sequence_parallel) absl::StrAppend(&line, ", sequence parallel");
+  if (s.vocab_parallel) absl::StrAppend(&line, ", vocabulary parallel");
+  if (s.zero > 0) absl::StrAppend(&line, ", ZeRO-", s.zero);
+  if (config.model().num_experts() > 0) {
+    absl::StrAppend(&line, "   experts: ep ", s.ep, ", edp ", s.edp(), ", etp ", s.etp);
+    if (s.expert_zero >= 0 && s.expert_zero != s.zero) absl::StrAppend(&line, ", ZeRO-", s.expert_zero);
+  }
+  const std::string schedule = s.schedule == "1f1b" ? "1F1B" : s.schedule == "gpipe" ? "GPipe" : s.schedule;
+  absl::StrAppend(&line, "   ", schedule, ", ", s.microbatches,
+                  s.microbatches == 1 ? " microbatch of " : " microbatches of ",
+                  config.train().micro_batch_size() * s.dp, " x ", config.model().seq_length());
+  return line;
+}
+
+}  // namespace moe

@@ -1,0 +1,507 @@
+#include "moe/train/validate.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "moe/model/config.h"
+
+namespace moe {
+namespace {
+
+constexpr int64_t kMaxDegree = int64_t{1} << 20;
+constexpr int64_t kMaxSize = int64_t{1} << 31;
+constexpr int64_t kByteVocabulary = 256;
+
+std::vector<int64_t> Divisors(int64_t n) {
+  std::vector<int64_t> small, large;
+  for (int64_t d = 1; d * d <= n; ++d) {
+    if (n % d != 0) continue;
+    small.push_back(d);
+    if (d != n / d) large.push_back(n / d);
+  }
+  small.insert(small.end(), large.rbegin(), large.rend());
+  return small;
+}
+
+std::vector<int64_t> Keep(std::vector<int64_t> values, const std::function<bool(int64_t)>& wanted) {
+  values.erase(std::remove_if(values.begin(), values.end(), [&](int64_t v) { return !wanted(v); }),
+               values.end());
+  return values;
+}
+
+double Distance(int64_t value, int64_t wanted) {
+  return std::abs(std::log2(static_cast<double>(value)) -
+                  std::log2(static_cast<double>(std::max<int64_t>(wanted, 1))));
+}
+
+// "1, 2, 4, 8"; of many, the dozen nearest to what was asked for.
+std::string ShowNear(std::vector<int64_t> values, int64_t wanted) {
+  constexpr size_t kMost = 12;
+  if (values.size() <= kMost) return absl::StrJoin(values, ", ");
+  std::stable_sort(values.begin(), values.end(),
+                   [&](int64_t a, int64_t b) { return Distance(a, wanted) < Distance(b, wanted); });
+  values.resize(kMost);
+  std::sort(values.begin(), values.end());
+  return absl::StrCat(absl::StrJoin(values, ", "), " and others");
+}
+
+bool HasDenseLayer(const ModelConfig& model) {
+  for (int64_t l = 0; l < std::min<int64_t>(model.num_layers(), 100'000); ++l) {
+    if (!IsMoeLayer(model, l)) return true;
+  }
+  return false;
+}
+
+bool KvFits(int64_t kv_heads, int64_t tp) { return kv_heads < 1 || kv_heads % tp == 0 || tp % kv_heads == 0; }
+
+// Sizes that tp, etp, ... must divide, in one place for the checks and for the search. 0: no such size.
+struct Sizes {
+  // Absurd sizes are problems of the model, told elsewhere; here they must not cost time.
+  static int64_t Sane(int64_t size) { return size >= 1 && size <= kMaxSize ? size : 0; }
+  explicit Sizes(const RunConfig& config) {
+    const ModelConfig& m = config.model();
+    heads = Sane(m.num_attention_heads());
+    kv_heads = Sane(m.num_key_value_heads());
+    experts = Sane(m.num_experts());
+    layers = Sane(m.num_layers());
+    seq = Sane(m.seq_length());
+    expert_ffn = experts > 0 ? Sane(m.moe_ffn_hidden_size()) : 0;
+    if (m.moe_layer_freq() >= 1 || experts == 0) dense_ffn = HasDenseLayer(m) ? Sane(m.ffn_hidden_size()) : 0;
+    shared_ffn = experts > 0 ? Sane(m.shared_expert_ffn_hidden_size()) : 0;
+    vocab = config.strategy().vocab_parallel() ? Sane(m.vocab_size()) : 0;
+    seq_parallel = config.strategy().sequence_parallel();
+  }
+  // Every size that the tensor ranks divide, with its field.
+  std::vector<std::pair<std::string, int64_t>> OfTensor() const {
+    return {{"num_attention_heads", heads},
+            {"ffn_hidden_size", dense_ffn},
+            {"shared_expert_ffn_hidden_size", shared_ffn},
+            {"vocab_size", vocab}};
+  }
+  bool TensorFits(int64_t tp) const {
+    for (const auto& [field, size] : OfTensor()) {
+      if (size > 0 && size % tp != 0) return false;
+    }
+    return KvFits(kv_heads, tp) && (!seq_parallel || seq < 1 || seq % tp == 0);
+  }
+  int64_t heads = 0, kv_heads = 0, experts = 0, layers = 0, seq = 0;
+  int64_t expert_ffn = 0, dense_ffn = 0, shared_ffn = 0, vocab = 0;
+  bool seq_parallel = false;
+};
+
+struct Degree {
+  const char* flag;
+  int64_t (StrategyConfig::*get)() const;
+  void (StrategyConfig::*set)(int64_t);
+};
+constexpr Degree kDegrees[] = {
+    {"pipeline_model_parallel_size", &StrategyConfig::pipeline_model_parallel_size,
+     &StrategyConfig::set_pipeline_model_parallel_size},
+    {"data_parallel_size", &StrategyConfig::data_parallel_size, &StrategyConfig::set_data_parallel_size},
+    {"context_parallel_size", &StrategyConfig::context_parallel_size,
+     &StrategyConfig::set_context_parallel_size},
+    {"tensor_model_parallel_size", &StrategyConfig::tensor_model_parallel_size,
+     &StrategyConfig::set_tensor_model_parallel_size},
+    {"expert_model_parallel_size", &StrategyConfig::expert_model_parallel_size,
+     &StrategyConfig::set_expert_model_parallel_size},
+    {"expert_tensor_parallel_size", &StrategyConfig::expert_tensor_parallel_size,
+     &StrategyConfig::set_expert_tensor_parallel_size},
+};
+
+bool IsSchedule(const std::string& s) {
+  return s == "1f1b" || s == "gpipe" || (absl::StartsWith(s, "file:") && s.size() > 5);
+}
+bool IsRecompute(const std::string& s) { return s == "none" || s == "selective" || s == "full"; }
+bool IsExpertOrder(const std::string& s) { return s.empty() || s == "fold" || s == "reversed"; }
+
+class Collector {
+ public:
+  template <typename... Parts>
+  ConfigProblem& Add(const Parts&... parts) {
+    problems_.push_back({absl::StrCat(parts...), ""});
+    return problems_.back();
+  }
+  std::vector<ConfigProblem> Take() { return std::move(problems_); }
+
+ private:
+  std::vector<ConfigProblem> problems_;
+};
+
+// Words of the strategy that mean something only as one of a few.
+void CheckWords(const StrategyConfig& s, Collector& out) {
+  if (!IsSchedule(s.schedule()))
+    out.Add("schedule = '", s.schedule(), "' is not known").legal = "1f1b, gpipe, file:PATH";
+  if (!IsRecompute(s.recompute_granularity())) {
+    out.Add("recompute_granularity = '", s.recompute_granularity(), "' is not known").legal =
+        "none, selective, full";
+  }
+  if (!IsExpertOrder(s.expert_axis_order())) {
+    out.Add("expert_axis_order = '", s.expert_axis_order(), "' is not known").legal =
+        "fold, reversed, or empty";
+  }
+  if (s.zero_stage() < 0 || s.zero_stage() > 3) out.Add("zero_stage = ", s.zero_stage()).legal = "0, 1, 2, 3";
+  if (s.expert_zero_stage() < -1 || s.expert_zero_stage() > 3) {
+    out.Add("expert_zero_stage = ", s.expert_zero_stage()).legal = "-1 (as zero_stage), 0, 1, 2, 3";
+  }
+  if (s.virtual_pipeline_model_parallel_size() > 1 && s.schedule() == "1f1b") {
+    out.Add("virtual_pipeline_model_parallel_size = ", s.virtual_pipeline_model_parallel_size(),
+            " with schedule 1f1b, which has one chunk per stage")
+        .legal = "1, or schedule gpipe or file:PATH";
+  }
+  if (!std::isfinite(s.moe_overload_factor()) || s.moe_overload_factor() < 0) {
+    out.Add("moe_overload_factor = ", s.moe_overload_factor()).legal =
+        "0 (the worst case) or a positive number";
+  }
+}
+
+// Positive and small enough to multiply.
+bool CheckDegrees(const StrategyConfig& s, Collector& out) {
+  bool good = true;
+  for (const Degree& d : kDegrees) {
+    const int64_t value = (s.*d.get)();
+    if (value >= 1 && value <= kMaxDegree) continue;
+    out.Add(d.flag, " = ", value).legal = absl::StrCat("1 to ", kMaxDegree);
+    good = false;
+  }
+  const int64_t chunks = s.virtual_pipeline_model_parallel_size();
+  if (chunks < 1 || chunks > kMaxDegree) {
+    out.Add("virtual_pipeline_model_parallel_size = ", chunks).legal = absl::StrCat("1 to ", kMaxDegree);
+    good = false;
+  }
+  if (s.world_size() < 0)
+    out.Add("world_size = ", s.world_size()).legal = "0 (the product of the sizes) or positive";
+  return good;
+}
+
+void CheckModelFits(const Sizes& z, const StrategyConfig& s, Collector& out) {
+  const int64_t pp = s.pipeline_model_parallel_size(), tp = s.tensor_model_parallel_size();
+  const int64_t cp = s.context_parallel_size(), ep = s.expert_model_parallel_size();
+  const int64_t etp = s.expert_tensor_parallel_size(), chunks = s.virtual_pipeline_model_parallel_size();
+  if (z.layers >= 1 && pp * chunks > z.layers) {
+    const std::string of =
+        chunks > 1 ? absl::StrCat(pp * chunks, " chunks (", pp, " stages x ", chunks, ") leaves a chunk")
+                   : absl::StrCat(pp, " pipeline stages leaves a stage");
+    out.Add("num_layers = ", z.layers, " on ", of, " empty").legal =
+        z.layers / chunks >= 1 ? absl::StrCat("pipeline_model_parallel_size from 1 to ", z.layers / chunks)
+                               : absl::StrCat("virtual_pipeline_model_parallel_size up to ", z.layers);
+  }
+  for (const auto& [field, size] : z.OfTensor()) {
+    if (size < 1 || size % tp == 0) continue;
+    out.Add("tensor_model_parallel_size = ", tp, " does not divide ", field, " = ", size).legal =
+        ShowNear(Keep(Divisors(size), [&](int64_t t) { return z.TensorFits(t); }), tp);
+  }
+  if (z.heads >= 1 && z.heads % tp == 0 && !KvFits(z.kv_heads, tp)) {
+    out.Add("tensor_model_parallel_size = ", tp, " and num_key_value_heads = ", z.kv_heads,
+            ": one must divide the other")
+        .legal = ShowNear(Keep(Divisors(z.heads), [&](int64_t t) { return z.TensorFits(t); }), tp);
+  }
+  if (z.seq >= 1 && z.seq % cp != 0) {
+    out.Add("context_parallel_size = ", cp, " does not divide seq_length = ", z.seq).legal =
+        ShowNear(Divisors(z.seq), cp);
+  } else if (z.seq >= 1 && z.seq_parallel && z.seq % (cp * tp) != 0) {
+    out.Add("sequence_parallel: context_parallel_size x tensor_model_parallel_size = ", cp * tp,
+            " does not divide seq_length = ", z.seq)
+        .legal =
+        absl::StrCat("a product of ", ShowNear(Divisors(z.seq), cp * tp), ", or no sequence_parallel");
+  }
+  if (z.experts > 0 && z.experts % ep != 0) {
+    out.Add("expert_model_parallel_size = ", ep, " does not divide num_experts = ", z.experts).legal =
+        ShowNear(Divisors(z.experts), ep);
+  }
+  if (z.experts == 0 && ep * etp > 1) {
+    out.Add("expert_model_parallel_size = ", ep, ", expert_tensor_parallel_size = ", etp,
+            ", but the model has no experts")
+        .legal = "1 and 1";
+  }
+  if (z.expert_ffn > 0 && z.expert_ffn % etp != 0) {
+    out.Add("expert_tensor_parallel_size = ", etp, " does not divide moe_ffn_hidden_size = ", z.expert_ffn)
+        .legal = ShowNear(Divisors(z.expert_ffn), etp);
+  }
+}
+
+void CheckWorld(const Sizes& z, const StrategyConfig& s, Collector& out) {
+  const int64_t pp = s.pipeline_model_parallel_size(), dp = s.data_parallel_size(),
+                cp = s.context_parallel_size();
+  const int64_t tp = s.tensor_model_parallel_size(), ep = s.expert_model_parallel_size();
+  const int64_t etp = s.expert_tensor_parallel_size();
+  // Degrees are at most 2^20 each; doubles tell the product of all of them apart well enough to reject the
+  // absurd.
+  if (static_cast<double>(pp) * dp * cp * tp > 1e9 || static_cast<double>(ep) * etp > 1e9) {
+    out.Add("more than a thousand million ranks").legal = "smaller sizes";
+    return;
+  }
+  const int64_t stage = dp * cp * tp, world = pp * stage;
+  if (s.world_size() > 0 && world != s.world_size()) {
+    std::string& legal = out.Add("pp x dp x cp x tp = ", pp, " x ", dp, " x ", cp, " x ", tp, " = ", world,
+                                 " is not the world size ", s.world_size())
+                             .legal;
+    const int64_t others = pp * cp * tp;
+    legal = s.world_size() % others == 0
+                ? absl::StrCat("data_parallel_size = ", s.world_size() / others, ", or world_size = ", world)
+                : absl::StrCat("world_size = ", world, ", or sizes whose product is ", s.world_size());
+    if (ep > 1 && static_cast<double>(world) * ep * etp == static_cast<double>(s.world_size())) {
+      absl::StrAppend(&legal, "; experts share the ranks of dp, cp and tp, they do not multiply the world");
+    }
+  }
+  if (z.experts == 0) return;
+  if (stage % (ep * etp) != 0) {
+    const std::vector<int64_t> fit =
+        stage % etp == 0 ? Keep(Divisors(stage / etp), [&](int64_t e) { return z.experts % e == 0; })
+                         : std::vector<int64_t>();
+    out.Add("expert_model_parallel_size x expert_tensor_parallel_size = ", ep, " x ", etp,
+            " does not divide the ", stage, " ranks of a stage, which experts share with dp, cp and tp")
+        .legal = fit.empty() ? absl::StrCat("expert_tensor_parallel_size of ", ShowNear(Divisors(stage), etp))
+                             : absl::StrCat("expert_model_parallel_size of ", ShowNear(fit, ep),
+                                            " with this ", "expert_tensor_parallel_size");
+    return;
+  }
+  if (!KvFits(z.kv_heads, tp)) return;  // told already
+  RunConfig config;
+  *config.mutable_strategy() = s;
+  const std::string fold = FoldProblem(StrategyOf(config), z.kv_heads);
+  if (!fold.empty()) out.Add("the sizes do not fold over the same ranks: ", fold);
+}
+
+void CheckBatch(const RunConfig& config, Collector& out) {
+  const int64_t global = config.train().global_batch_size(), micro = config.train().micro_batch_size();
+  const int64_t dp = config.strategy().data_parallel_size();
+  const std::string legal_size = absl::StrCat("1 to ", kMaxSize);
+  const bool global_ok = global >= 1 && global <= kMaxSize, micro_ok = micro >= 1 && micro <= kMaxSize;
+  if (!global_ok) out.Add("global_batch_size = ", global).legal = legal_size;
+  if (!micro_ok) out.Add("micro_batch_size = ", micro).legal = legal_size;
+  if (!global_ok || !micro_ok || NumMicrobatches(config) > 0) return;
+  const bool divides = global % dp == 0;
+  const int64_t step = micro * dp;  // below 2^51
+  const int64_t below = global / step * step;
+  std::string& legal = out.Add("micro_batch_size x data_parallel_size = ", micro, " x ", dp,
+                               " does not divide global_batch_size = ", global)
+                           .legal;
+  if (divides)
+    absl::StrAppend(&legal, "micro_batch_size of ", ShowNear(Divisors(global / dp), micro), ", or ");
+  absl::StrAppend(&legal, "global_batch_size of ");
+  if (below > 0) absl::StrAppend(&legal, below, " or ");
+  absl::StrAppend(&legal, below + step);
+}
+
+std::string DescribeNearest(const RunConfig& from, const RunConfig& to) {
+  const Strategy s = StrategyOf(to);
+  std::vector<std::string> degrees;
+  for (const auto& [name, size] : {std::pair("pp", s.pp), {"dp", s.dp}, {"cp", s.cp}, {"tp", s.tp}}) {
+    if (size > 1) degrees.push_back(absl::StrCat(name, " ", size));
+  }
+  std::string text = degrees.empty() ? "one rank" : absl::StrJoin(degrees, " x ");
+  if (to.model().num_experts() > 0) {
+    absl::StrAppend(&text, ", ep ", s.ep, ", etp ", s.etp);
+    if (to.model().num_experts() % s.ep == 0) {
+      absl::StrAppend(&text, ", ", to.model().num_experts() / s.ep, " experts per rank");
+    }
+  }
+  std::vector<std::string> flags;
+  auto add = [&](absl::string_view flag, const auto& value) {
+    flags.push_back(absl::StrCat("--", flag, "=", value));
+  };
+  for (const Degree& d : kDegrees) {
+    if ((from.strategy().*d.get)() != (to.strategy().*d.get)()) add(d.flag, (to.strategy().*d.get)());
+  }
+  const StrategyConfig &a = from.strategy(), &b = to.strategy();
+  if (a.virtual_pipeline_model_parallel_size() != b.virtual_pipeline_model_parallel_size()) {
+    add("virtual_pipeline_model_parallel_size", b.virtual_pipeline_model_parallel_size());
+  }
+  if (a.schedule() != b.schedule()) add("schedule", b.schedule());
+  if (a.recompute_granularity() != b.recompute_granularity())
+    add("recompute_granularity", b.recompute_granularity());
+  if (a.expert_axis_order() != b.expert_axis_order()) add("expert_axis_order", b.expert_axis_order());
+  if (a.zero_stage() != b.zero_stage()) add("zero_stage", b.zero_stage());
+  if (a.expert_zero_stage() != b.expert_zero_stage()) add("expert_zero_stage", b.expert_zero_stage());
+  if (a.moe_overload_factor() != b.moe_overload_factor()) add("moe_overload_factor", b.moe_overload_factor());
+  if (a.world_size() != b.world_size()) add("world_size", b.world_size());
+  if (from.train().micro_batch_size() != to.train().micro_batch_size()) {
+    add("micro_batch_size", to.train().micro_batch_size());
+  }
+  return absl::StrCat(text, "\n  ", absl::StrJoin(flags, " "));
+}
+
+// Candidates by distance from what is wanted, nearest first; smaller ones first among equals.
+struct Candidates {
+  std::vector<int64_t> values;
+  int64_t wanted;
+};
+Candidates Near(std::vector<int64_t> values, int64_t wanted, size_t most) {
+  std::stable_sort(values.begin(), values.end(),
+                   [&](int64_t a, int64_t b) { return Distance(a, wanted) < Distance(b, wanted); });
+  if (values.size() > most) values.resize(most);
+  return {std::move(values), wanted};
+}
+
+}  // namespace
+
+std::vector<ConfigProblem> ModelConfigProblems(const RunConfig& config) {
+  Collector out;
+  for (const std::string& problem : ModelProblems(config.model())) out.Add(problem);
+  const int64_t vocab = config.model().vocab_size();
+  if (vocab >= 1 && vocab < kByteVocabulary) {
+    out.Add("vocab_size = ", vocab, " is below the ", kByteVocabulary, " tokens of the byte tokenizer")
+        .legal = absl::StrCat(kByteVocabulary, " or more");
+  }
+  return out.Take();
+}
+
+std::vector<ConfigProblem> StrategyProblems(const RunConfig& config) {
+  Collector out;
+  const Sizes sizes(config);
+  CheckWords(config.strategy(), out);
+  if (CheckDegrees(config.strategy(), out)) {
+    CheckModelFits(sizes, config.strategy(), out);
+    CheckWorld(sizes, config.strategy(), out);
+    CheckBatch(config, out);
+  }
+  return out.Take();
+}
+
+std::vector<ConfigProblem> TrainConfigProblems(const RunConfig& config) {
+  Collector out;
+  const TrainConfig& t = config.train();
+  auto at_least = [&](absl::string_view field, int64_t value, int64_t least) {
+    if (value < least) out.Add(field, " = ", value).legal = absl::StrCat(least, " or more");
+  };
+  auto within = [&](absl::string_view field, double value, bool good, absl::string_view legal) {
+    if (!std::isfinite(value) || !good) out.Add(field, " = ", value).legal = std::string(legal);
+  };
+  at_least("train_iters", t.train_iters(), 1);
+  at_least("lr_warmup_iters", t.lr_warmup_iters(), 0);
+  at_least("log_interval", t.log_interval(), 1);
+  at_least("eval_interval", t.eval_interval(), 0);
+  at_least("eval_samples", t.eval_samples(), 0);
+  at_least("save_interval", t.save_interval(), 0);
+  at_least("max_consecutive_skips", t.max_consecutive_skips(), 1);
+  within("held_out_fraction", t.held_out_fraction(), t.held_out_fraction() >= 0 && t.held_out_fraction() < 1,
+         "at least 0, below 1");
+  within("lr", t.lr(), t.lr() >= 0, "0 or more");
+  within("min_lr", t.min_lr(), t.min_lr() >= 0 && t.min_lr() <= t.lr(), absl::StrCat("0 to lr = ", t.lr()));
+  within("weight_decay", t.weight_decay(), t.weight_decay() >= 0, "0 or more");
+  within("adam_beta1", t.adam_beta1(), t.adam_beta1() >= 0 && t.adam_beta1() < 1, "at least 0, below 1");
+  within("adam_beta2", t.adam_beta2(), t.adam_beta2() >= 0 && t.adam_beta2() < 1, "at least 0, below 1");
+  within("adam_eps", t.adam_eps(), t.adam_eps() > 0, "above 0");
+  within("clip_grad", t.clip_grad(), t.clip_grad() >= 0, "0 (no clipping) or more");
+  return out.Take();
+}
+
+std::optional<RunConfig> NearestLegalStrategy(const RunConfig& config) {
+  RunConfig trial = config;
+  StrategyConfig& s = *trial.mutable_strategy();
+  if (!IsSchedule(s.schedule())) s.set_schedule("1f1b");
+  if (!IsRecompute(s.recompute_granularity())) s.set_recompute_granularity("none");
+  if (!IsExpertOrder(s.expert_axis_order())) s.set_expert_axis_order("");
+  s.set_zero_stage(std::clamp<int64_t>(s.zero_stage(), 0, 3));
+  s.set_expert_zero_stage(std::clamp<int64_t>(s.expert_zero_stage(), -1, 3));
+  if (!(s.moe_overload_factor() >= 0) || !std::isfinite(s.moe_overload_factor()))
+    s.set_moe_overload_factor(0);
+  if (s.world_size() < 0) s.set_world_size(0);
+  const Sizes z(trial);
+  int64_t chunks = std::max<int64_t>(1, s.virtual_pipeline_model_parallel_size());
+  if (s.schedule() == "1f1b") chunks = 1;
+  chunks = std::min(chunks, std::max<int64_t>(1, z.layers));
+  s.set_virtual_pipeline_model_parallel_size(chunks);
+
+  const int64_t world = s.world_size(), global = trial.train().global_batch_size();
+  if (global < 1 || global > kMaxSize) return std::nullopt;
+  const size_t most = world > 0 ? 32 : 6;
+  auto in_world = [&](int64_t d) { return world == 0 || world % d == 0; };
+  auto divisors = [](int64_t n) { return Divisors(std::max<int64_t>(1, n)); };
+  auto near = [&](std::vector<int64_t> values, int64_t wanted) {
+    return Near(Keep(std::move(values), in_world), wanted, most);
+  };
+  std::vector<int64_t> stages;
+  const int64_t most_stages = std::max<int64_t>(1, std::min<int64_t>(z.layers / chunks, 4096));
+  for (int64_t p = 1; p <= most_stages; ++p) stages.push_back(p);
+  const Candidates pp = near(stages, s.pipeline_model_parallel_size());
+  const Candidates tp = near(Keep(divisors(z.heads), [&](int64_t t) { return z.TensorFits(t); }),
+                             s.tensor_model_parallel_size());
+  const Candidates cp = near(divisors(z.seq), s.context_parallel_size());
+  const Candidates ep = near(divisors(z.experts), s.expert_model_parallel_size());
+  const Candidates etp = near(divisors(z.expert_ffn), s.expert_tensor_parallel_size());
+  const Candidates dp = near(divisors(global), s.data_parallel_size());
+
+  double best = std::numeric_limits<double>::infinity();
+  std::optional<RunConfig> found;
+  const double close = 1e-9;
+  // Depth first, nearest candidates first; a branch ends where it is already as far as the best found.
+  for (int64_t p : pp.values) {
+    const double d1 = Distance(p, pp.wanted);
+    if (d1 >= best - close) break;
+    for (int64_t t : tp.values) {
+      const double d2 = d1 + Distance(t, tp.wanted);
+      if (d2 >= best - close) break;
+      for (int64_t c : cp.values) {
+        const double d3 = d2 + Distance(c, cp.wanted);
+        if (d3 >= best - close) break;
+        std::vector<int64_t> datas = dp.values;
+        if (world > 0) {
+          if (world % (p * t * c) != 0) continue;
+          datas = {world / (p * t * c)};
+        }
+        for (int64_t d : datas) {
+          if (global % d != 0) continue;
+          // With the world given, the size of dp follows from the others and weighs less.
+          double d4 = d3 + (world > 0 ? 0.25 : 1) * Distance(d, dp.wanted);
+          const std::vector<int64_t> micros =
+              Near(Divisors(global / d), trial.train().micro_batch_size(), 1).values;
+          d4 += 0.25 * Distance(micros[0], trial.train().micro_batch_size());
+          for (int64_t e : ep.values) {
+            const double d5 = d4 + Distance(e, ep.wanted);
+            if (d5 >= best - close) break;
+            for (int64_t x : etp.values) {
+              const double d6 = d5 + Distance(x, etp.wanted);
+              if (d6 >= best - close) break;
+              if ((d * c * t) % (e * x) != 0) continue;
+              s.set_pipeline_model_parallel_size(p);
+              s.set_tensor_model_parallel_size(t);
+              s.set_context_parallel_size(c);
+              s.set_data_parallel_size(d);
+              s.set_expert_model_parallel_size(e);
+              s.set_expert_tensor_parallel_size(x);
+              trial.mutable_train()->set_micro_batch_size(micros[0]);
+              if (!StrategyProblems(trial).empty()) continue;
+              best = d6;
+              found = trial;
+            }
+          }
+        }
+      }
+    }
+  }
+  return found;
+}
+
+absl::Status ValidateRunConfig(const RunConfig& config) {
+  std::vector<ConfigProblem> problems = ModelConfigProblems(config);
+  const std::vector<ConfigProblem> strategy = StrategyProblems(config), train = TrainConfigProblems(config);
+  const bool only_strategy = problems.empty() && train.empty();
+  problems.insert(problems.end(), strategy.begin(), strategy.end());
+  problems.insert(problems.end(), train.begin(), train.end());
+  if (problems.empty()) return absl::OkStatus();
+  std::string text =
+      absl::StrCat(only_strategy ? "this strategy cannot be built; " : "this configuration cannot be built; ",
+                   problems.size(), problems.size() == 1 ? " problem\n" : " problems\n");
+  for (size_t i = 0; i < problems.size(); ++i) {
+    absl::StrAppend(&text, "\n", i + 1 < 10 ? "  " : " ", i + 1, "  ", problems[i].what);
+    if (!problems[i].legal.empty()) absl::StrAppend(&text, "\n     legal here: ", problems[i].legal);
+  }
+  if (!strategy.empty()) {
+    if (const std::optional<RunConfig> nearest = NearestLegalStrategy(config)) {
+      absl::StrAppend(&text, "\n\nnearest legal strategy:  ", DescribeNearest(config, *nearest));
+    } else {
+      absl::StrAppend(&text, "\n\nno legal strategy is near; the model or the batch must change first");
+    }
+  }
+  return absl::InvalidArgumentError(text);
+}
+
+}  // namespace moe

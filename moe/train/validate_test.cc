@@ -1,0 +1,231 @@
+#include "moe/train/validate.h"
+
+#include <cmath>
+#include <limits>
+#include <random>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "moe/base/status_matchers.h"
+#include "moe/base/textproto.h"
+
+namespace moe {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+// The default configuration with a textproto laid over it, resolved.
+RunConfig With(absl::string_view text) {
+  RunConfig config = DefaultRunConfig();
+  EXPECT_OK(MergeTextproto(text, "test", config));
+  return ResolveRunConfig(config);
+}
+
+// All parts must be in the error; there must be exactly `count` problems.
+template <typename... Parts>
+void ExpectProblems(absl::string_view text, int count, Parts... parts) {
+  SCOPED_TRACE(text);
+  ExpectError(ValidateRunConfig(With(text)), absl::StatusCode::kInvalidArgument,
+              absl::StrCat("cannot be built; ", count, count == 1 ? " problem\n" : " problems\n"), parts...);
+}
+
+std::string NearestFlags(absl::string_view text) {
+  const std::string message(ValidateRunConfig(With(text)).message());
+  const size_t at = message.find("\n  --");
+  return at == std::string::npos ? message : message.substr(at + 3);
+}
+
+TEST(ValidateTest, TheDefaultIsLegal) { EXPECT_OK(ValidateRunConfig(With(""))); }
+
+TEST(ValidateTest, UnevenStagesAreLegalEmptyOnesNot) {
+  EXPECT_OK(ValidateRunConfig(With("model { num_layers: 3 }")));
+  EXPECT_OK(ValidateRunConfig(With("model { num_layers: 7 } strategy { pipeline_model_parallel_size: 4 }")));
+  ExpectProblems("model { num_layers: 3 } strategy { pipeline_model_parallel_size: 4 }", 1,
+                 "num_layers = 3 on 4 pipeline stages leaves a stage empty",
+                 "pipeline_model_parallel_size from 1 to 3", "--pipeline_model_parallel_size=3");
+  ExpectProblems("strategy { virtual_pipeline_model_parallel_size: 3 schedule: 'gpipe' }", 1,
+                 "num_layers = 4 on 6 chunks", "pipeline_model_parallel_size from 1 to 1");
+}
+
+TEST(ValidateTest, ExpertsOverRanks) {
+  ExpectProblems(
+      "strategy { expert_model_parallel_size: 3 data_parallel_size: 3 } train { global_batch_size: 24 }", 1,
+      "expert_model_parallel_size = 3 does not divide num_experts = 8", "legal here: 1, 2, 4, 8");
+  ExpectProblems("strategy { expert_model_parallel_size: 8 }", 1,
+                 "8 x 2 does not divide the 4 ranks of a stage",
+                 "expert_model_parallel_size of 1, 2 with this");
+  ExpectProblems("strategy { expert_tensor_parallel_size: 5 expert_model_parallel_size: 1 }", 2,
+                 "expert_tensor_parallel_size = 5 does not divide moe_ffn_hidden_size = 192");
+  // Folding of experts over dp x tp is legal.
+  EXPECT_OK(
+      ValidateRunConfig(With("strategy { expert_model_parallel_size: 4 expert_tensor_parallel_size: 1 }")));
+  ExpectProblems("model { num_experts: 0 ffn_hidden_size: 256 } strategy { expert_tensor_parallel_size: 2 }",
+                 1, "the model has no experts");
+}
+
+TEST(ValidateTest, HeadsAndFeaturesOverTensorRanks) {
+  ExpectProblems(
+      "strategy { tensor_model_parallel_size: 3 expert_tensor_parallel_size: 1 expert_model_parallel_size: 1 "
+      "}",
+      1, "tensor_model_parallel_size = 3 does not divide num_attention_heads = 8", "legal here: 1, 2, 4, 8");
+  ExpectProblems(
+      "model { num_attention_heads: 12 head_dim: 8 num_key_value_heads: 4 }"
+      "strategy { tensor_model_parallel_size: 6 expert_tensor_parallel_size: 1 expert_model_parallel_size: 1 "
+      "}",
+      1, "tensor_model_parallel_size = 6 and num_key_value_heads = 4: one must divide the other",
+      "legal here: 1, 2, 4, 12");
+  EXPECT_OK(ValidateRunConfig(With("strategy { tensor_model_parallel_size: 8 }")));  // above the kv heads
+  ExpectProblems("model { vocab_size: 1009 } strategy { vocab_parallel: true }", 1,
+                 "does not divide vocab_size = 1009");
+  ExpectProblems("model { first_dense_layers: 1 ffn_hidden_size: 65 shared_expert_ffn_hidden_size: 33 }", 2,
+                 "does not divide ffn_hidden_size = 65",
+                 "does not divide shared_expert_ffn_hidden_size = 33");
+}
+
+TEST(ValidateTest, Sequence) {
+  ExpectProblems("strategy { context_parallel_size: 3 }", 2, "do not fold",
+                 "context_parallel_size = 3 does not divide seq_length = 128");
+  ExpectProblems("model { seq_length: 127 } strategy { sequence_parallel: true }", 1,
+                 "does not divide seq_length = 127");
+  ExpectProblems("model { routing_groups_per_sequence: 5 }", 1,
+                 "routing_groups_per_sequence = 5 does not divide seq_length = 128");
+}
+
+TEST(ValidateTest, World) {
+  EXPECT_OK(ValidateRunConfig(With("strategy { world_size: 8 }")));
+  ExpectProblems("strategy { world_size: 16 }", 1, "2 x 2 x 1 x 2 = 8 is not the world size 16",
+                 "data_parallel_size = 4", "--data_parallel_size=4");
+  ExpectProblems("strategy { world_size: 12 data_parallel_size: 2 }", 1, "= 8 is not the world size 12",
+                 "nearest legal strategy");
+  // What a user who multiplies ep into the world must be told.
+  ExpectProblems("strategy { world_size: 32 }", 1, "experts share the ranks of dp, cp and tp");
+  // Without a data parallel size, the world gives it.
+  const RunConfig derived = With("strategy { world_size: 32 data_parallel_size: 0 }");
+  EXPECT_EQ(derived.strategy().data_parallel_size(), 8);
+  EXPECT_OK(ValidateRunConfig(derived));
+}
+
+TEST(ValidateTest, Folding) {
+  ExpectProblems(
+      "model { num_attention_heads: 12 num_key_value_heads: 12 head_dim: 8 num_experts: 4 }"
+      "strategy { tensor_model_parallel_size: 3 data_parallel_size: 4 expert_model_parallel_size: 4 "
+      "expert_tensor_parallel_size: 1 }",
+      1, "do not fold", "nearest legal strategy");
+}
+
+TEST(ValidateTest, Batch) {
+  ExpectProblems("train { global_batch_size: 30 }", 1,
+                 "micro_batch_size x data_parallel_size = 4 x 2 does not divide global_batch_size = 30",
+                 "micro_batch_size of 1, 3, 5, 15", "24 or 32");
+  ExpectProblems("train { global_batch_size: 5 }", 1, "global_batch_size of 8");
+  ExpectProblems("train { global_batch_size: -1 }", 1, "global_batch_size = -1");
+}
+
+TEST(ValidateTest, ModelAndTraining) {
+  ExpectProblems("model { moe_router_topk: 9 }", 1, "moe_router_topk = 9 exceeds num_experts = 8");
+  ExpectProblems("model { vocab_size: 100 }", 1, "vocab_size = 100", "256");
+  ExpectProblems("train { train_iters: 0 lr: -1 min_lr: 0 adam_beta1: 1 held_out_fraction: 1 adam_eps: 0 }",
+                 6, "train_iters = 0", "lr = -1", "adam_beta1 = 1", "held_out_fraction = 1", "adam_eps = 0");
+  ExpectProblems("train { clip_grad: nan }", 1, "clip_grad = nan");
+  ExpectProblems(
+      "strategy { schedule: 'zigzag' recompute_granularity: 'some' zero_stage: 4 expert_axis_order: 'x' }", 4,
+      "schedule = 'zigzag'", "1f1b, gpipe, file:PATH", "recompute_granularity = 'some'", "zero_stage = 4",
+      "--schedule=1f1b");
+  ExpectProblems("strategy { tensor_model_parallel_size: -2 }", 1, "tensor_model_parallel_size = -2", "1 to");
+}
+
+TEST(ValidateTest, AllAtOnceAndTheNearestOfAll) {
+  const std::string text =
+      "model { num_layers: 3 moe_router_topk: 9 }"
+      "strategy { pipeline_model_parallel_size: 4 tensor_model_parallel_size: 3 expert_model_parallel_size: "
+      "3 "
+      "expert_tensor_parallel_size: 1 data_parallel_size: 1 }"
+      "train { global_batch_size: 6 micro_batch_size: 4 min_lr: 1 }";
+  ExpectProblems(text, 6, "this configuration cannot be built", "  1  moe_router_topk = 9",
+                 "num_layers = 3 on 4", "tensor_model_parallel_size = 3", "expert_model_parallel_size = 3",
+                 "4 x 1 does not divide global_batch_size = 6", "min_lr = 1",
+                 "nearest legal strategy:  pp 3 x tp 4, ep 4");
+  EXPECT_EQ(NearestFlags(text),
+            "--pipeline_model_parallel_size=3 --tensor_model_parallel_size=4 --expert_model_parallel_size=4 "
+            "--micro_batch_size=3");
+}
+
+TEST(ValidateTest, AtScale) {
+  const std::string mixtral =
+      "model { num_layers: 56 hidden_size: 6144 num_attention_heads: 48 num_key_value_heads: 8 "
+      "moe_ffn_hidden_size: 16384 "
+      "vocab_size: 32768 seq_length: 4096 num_experts: 64 }"
+      "train { global_batch_size: 1024 micro_batch_size: 1 }";
+  EXPECT_OK(ValidateRunConfig(
+      With(mixtral +
+           "strategy { world_size: 128 pipeline_model_parallel_size: 4 tensor_model_parallel_size: 8 "
+           "data_parallel_size: 4 expert_model_parallel_size: 32 expert_tensor_parallel_size: 1 }")));
+  const std::string wrong =
+      mixtral +
+      "strategy { world_size: 128 pipeline_model_parallel_size: 4 tensor_model_parallel_size: 8 "
+      "data_parallel_size: 4 expert_model_parallel_size: 64 expert_tensor_parallel_size: 1 }";
+  ExpectProblems(wrong, 1, "64 x 1 does not divide the 32 ranks of a stage",
+                 "expert_model_parallel_size of 1, 2, 4, 8, 16, 32",
+                 "nearest legal strategy:  pp 4 x dp 4 x tp 8, ep 32, etp 1, 2 experts per rank");
+  EXPECT_EQ(NearestFlags(wrong), "--expert_model_parallel_size=32");
+}
+
+TEST(ValidateTest, AbsurdNumbersAreOnlyErrors) {
+  const int64_t huge = std::numeric_limits<int64_t>::max();
+  for (const char* field :
+       {"num_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "seq_length",
+        "num_experts", "moe_ffn_hidden_size", "vocab_size", "moe_layer_freq", "head_dim"}) {
+    for (int64_t value : {huge, huge - 1, int64_t{-1}, int64_t{-huge}}) {
+      EXPECT_FALSE(ValidateRunConfig(With(absl::StrCat("model { ", field, ": ", value, " }"))).ok() &&
+                   std::string(field) != "moe_layer_freq")
+          << field << " " << value;
+    }
+  }
+  for (const char* field :
+       {"pipeline_model_parallel_size", "data_parallel_size", "context_parallel_size",
+        "tensor_model_parallel_size", "expert_model_parallel_size", "expert_tensor_parallel_size",
+        "virtual_pipeline_model_parallel_size", "world_size"}) {
+    for (int64_t value : {huge, int64_t{1} << 20, int64_t{-1}}) {
+      EXPECT_FALSE(ValidateRunConfig(With(absl::StrCat("strategy { ", field, ": ", value, " }"))).ok())
+          << field;
+    }
+  }
+  EXPECT_FALSE(ValidateRunConfig(With(absl::StrCat("train { global_batch_size: ", huge, " }"))).ok());
+  EXPECT_FALSE(ValidateRunConfig(With(absl::StrCat("train { micro_batch_size: ", huge, " }"))).ok());
+  EXPECT_FALSE(ValidateRunConfig(RunConfig()).ok());
+  EXPECT_FALSE(ValidateRunConfig(ResolveRunConfig(RunConfig())).ok());
+}
+
+// Whatever is proposed must be legal, and what is legal needs no proposal.
+TEST(ValidateTest, RandomStrategies) {
+  const unsigned seed = 1117;
+  SCOPED_TRACE(absl::StrCat("seed ", seed));
+  std::mt19937 random(seed);
+  int legal = 0;
+  for (int trial = 0; trial < 300; ++trial) {
+    auto pick = [&](std::vector<int64_t> of) { return of[random() % of.size()]; };
+    RunConfig config = With("");
+    StrategyConfig& s = *config.mutable_strategy();
+    s.set_pipeline_model_parallel_size(pick({1, 2, 3, 4, 5}));
+    s.set_data_parallel_size(pick({1, 2, 3, 4}));
+    s.set_context_parallel_size(pick({1, 1, 2, 3}));
+    s.set_tensor_model_parallel_size(pick({1, 2, 3, 4, 8, 16}));
+    s.set_expert_model_parallel_size(pick({1, 2, 3, 4, 8, 16}));
+    s.set_expert_tensor_parallel_size(pick({1, 2, 4, 5}));
+    s.set_world_size(pick({0, 0, 8, 16, 24}));
+    s.set_sequence_parallel(random() % 2);
+    const bool ok = ValidateRunConfig(config).ok();
+    const std::optional<RunConfig> nearest = NearestLegalStrategy(config);
+    ASSERT_TRUE(nearest.has_value()) << RunConfigToText(config);
+    EXPECT_OK(ValidateRunConfig(*nearest));
+    EXPECT_EQ(RunConfigToText(*nearest) == RunConfigToText(config), ok);
+    legal += ok;
+  }
+  EXPECT_GT(legal, 5);
+}
+
+}  // namespace
+}  // namespace moe
