@@ -182,7 +182,7 @@ absl::StatusOr<Tensor> RankExecutor::TensorOf(Value v, const FunctionMemory& mem
   }
   const BufferRef& ref = it->second;
   const StageMemory& stage = program_.memory.stages[stage_];
-  int64_t base = 0;
+  int64_t base = 0, spill_base = 0;
   if (ref.space == Space::kResidual) {
     auto slots = stage.residuals.find(action.chunk);
     if (slots == stage.residuals.end() || action.residual_slot < 0 ||
@@ -191,6 +191,7 @@ absl::StatusOr<Tensor> RankExecutor::TensorOf(Value v, const FunctionMemory& mem
                                                         action.residual_slot, " for chunk ", action.chunk));
     }
     base = slots->second.offset + action.residual_slot * slots->second.bytes;
+    spill_base = slots->second.spill_offset + action.residual_slot * slots->second.spill_bytes;
   } else if (ref.space == Space::kBoundary) {
     const std::string boundary = BoundaryOf(v);
     auto slot = action.boundary_slots.find(boundary);
@@ -206,7 +207,7 @@ absl::StatusOr<Tensor> RankExecutor::TensorOf(Value v, const FunctionMemory& mem
   if (ref.offset < 0 || ref.bytes < 0 || end > arena_->planned_bytes()) {
     return absl::FailedPreconditionError(absl::StrCat("the plan places %", v.name(), " outside its arena"));
   }
-  char* spill = ref.spill_offset >= 0 ? arena_->At(Space::kSpill, ref.spill_offset) : nullptr;
+  char* spill = ref.spill_offset >= 0 ? arena_->At(Space::kSpill, spill_base + ref.spill_offset) : nullptr;
   return LocalTensor(v.type(), mesh_, p, ref.bytes, spill);
 }
 

@@ -12,7 +12,6 @@
 #include "moe/ir/state.h"
 #include "moe/model/config.h"
 #include "moe/model/transformer.h"
-#include "moe/passes/autodiff.h"
 #include "moe/passes/pass.h"
 #include "moe/runtime/executor.h"
 #include "moe/runtime/interpreter.h"
@@ -107,6 +106,7 @@ absl::StatusOr<EquivalenceResult> CheckEquivalence(const ModelConfig& config, co
   model.set_dtype(c.f32 ? "f32" : "f64");
   Program program;
   ASSIGN_OR_RETURN(program.module, BuildModel(model, OptionsOf(c, strategy)));
+  ASSIGN_OR_RETURN(program.module->mesh(), FoldMesh(strategy, AttrInt(program.module->attributes(), "kv_heads")));
   PassContext context;
   context.strategy = strategy;
   context.workspace = WorkspaceHook(Backend::kCpu, strategy.overload);
