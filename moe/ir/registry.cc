@@ -312,6 +312,7 @@ absl::StatusOr<NodePlacements> PlaceNode(const Node& n, const ShardingRule& rule
     Placement p;
     p.dims = dims_of(rule.results[r]);
     for (int f = 0; f < rule.num_factors(); ++f) {
+      if (op.variadic_results) break;  // each tensor is on its own: nothing is reduced
       if (assignment[f].empty() || rule.InResult(static_cast<int>(r), static_cast<FactorId>(f)) ||
           !rule.InOperands(static_cast<FactorId>(f))) {
         continue;

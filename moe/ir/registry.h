@@ -84,6 +84,12 @@ struct OpDef {
     result_names = std::move(names);
     return *this;
   }
+  // As many results as the rule says, which follows from the operands: result_names repeat. Such nodes are created with
+  // Builder::CreateTyped.
+  OpDef& VariadicResults() {
+    variadic_results = true;
+    return *this;
+  }
   OpDef& Attr(std::string n, AttrKind k, bool required = true) {
     attrs.push_back({std::move(n), k, required});
     return *this;
@@ -175,7 +181,7 @@ struct OpDef {
   // ---- data
   std::string name, doc;
   std::vector<std::string> operand_names, result_names;
-  bool variadic = false;
+  bool variadic = false, variadic_results = false;
   std::vector<AttrDef> attrs;
   std::map<std::string, std::string> factor_from;
   std::vector<std::string> result_dtypes;

@@ -517,7 +517,7 @@ absl::Status Parser::ParseNode() {
                     op_at);
   }
   const std::string results = absl::StrJoin(op->result_names, ", ");
-  if (names.size() != op->result_names.size()) {
+  if (!op->variadic_results && names.size() != op->result_names.size()) {
     return s_.Error(absl::StrCat(op_name, " has ", op->result_names.size(), " results (", results, "), not ",
                                  names.size()),
                     start);

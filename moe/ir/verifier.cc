@@ -320,8 +320,8 @@ void Verifier::CheckBinding(const Function& function, const Attributes& binding,
     return;
   }
   const std::set<absl::string_view> legal =
-      result ? std::set<absl::string_view>{"state", "boundary", "residual", "report", "loss"}
-             : std::set<absl::string_view>{"state", "batch", "scalar", "boundary", "residual"};
+      result ? std::set<absl::string_view>{"state", "boundary", "residual", "weight_residual", "report", "loss"}
+             : std::set<absl::string_view>{"state", "batch", "scalar", "boundary", "residual", "weight_residual"};
   if (legal.count(kind) == 0) {
     return Problem(&function, nullptr,
                    absl::StrCat(where, " is bound to '", kind, "'; legal are ", absl::StrJoin(legal, ", ")));
@@ -453,7 +453,7 @@ absl::Status VerifyNode(const Node& node) {
           absl::StrCat("takes ", op.variadic ? "one or more" : absl::StrCat(op.operand_names.size()),
                        " operands (", absl::StrJoin(op.operand_names, ", "), "), not ", node.num_operands()));
     }
-    if (node.num_results() != static_cast<int>(op.result_names.size())) {
+    if (!op.variadic_results && node.num_results() != static_cast<int>(op.result_names.size())) {
       return absl::InvalidArgumentError(
           absl::StrCat("has ", op.result_names.size(), " results, not ", node.num_results()));
     }

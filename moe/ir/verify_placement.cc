@@ -176,6 +176,7 @@ absl::Status VerifyPlacement(const Node& node, const Mesh& mesh) {
                  ", the placement of the factors gives ", PlacementToString(want.results[i], mesh));
   }
   for (const auto& [result, operand] : node.op().in_place) {
+    if (result >= node.num_results()) break;
     if (!(node.type(result) == node.operand(operand).type())) {
       return Error("result %", node.result_name(result), " takes over the storage of operand ", operand, " (",
                    TypeToString(node.operand(operand).type(), mesh), ") but is ",

@@ -197,6 +197,7 @@ absl::StatusOr<std::unique_ptr<Interpreter::Program>> Interpreter::Prepare(const
   for (size_t i = 0; i < p->steps.size(); ++i) {
     Program::Step& s = p->steps[i];
     for (const auto& [result, operand] : s.node->op().in_place) {
+      if (result >= s.node->num_results()) break;
       const int v = s.in[operand];
       if (last[v] == static_cast<int>(i) && !keep[v] && std::count(s.in.begin(), s.in.end(), v) == 1) {
         s.takes_over[result] = v;

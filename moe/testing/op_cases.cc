@@ -546,6 +546,41 @@ void OptimCases(Cases* out) {
   }
 }
 
+void FusedCases(Cases* out) {
+  auto add = [&](std::string name, Make make) { out->push_back({std::move(name), std::move(make)}); };
+  auto tokens = [](CaseBuilder& c) { return Dims{c.s.batch, c.s.sequence, c.s.hidden}; };
+  const std::vector<std::string> all = {"t0 = mul x0 x1",     "t1 = scale t0 0.5",     "t2 = silu_grad x0 t1",
+                                        "t3 = silu t2",       "t4 = at_least t3 0.25", "t5 = log t4",
+                                        "t6 = reciprocal t4", "t7 = add t5 t6",        "t8 = mul t7 x2",
+                                        "t9 = add x2 t8"};
+  add("math.fused", [=](CaseBuilder& c) {
+    const Value x = c.Real(tokens(c)), y = c.Real(tokens(c));
+    c.Op("math.fused", {x, y, c.Real({})}, {{"program", all}});
+  });
+  add("math.fused/dropless", [=](CaseBuilder& c) {
+    const Value x = c.DispatchedTokens(true, {c.s.ffn}), y = c.DispatchedTokens(true, {c.s.ffn});
+    c.Op("math.fused", {x, y}, {{"program", std::vector<std::string>{"t0 = silu x0", "t1 = mul t0 x1"}}});
+  });
+  for (const double finite : {1.0, 0.0}) {
+    add(finite ? "optim.multi_adamw" : "optim.multi_adamw/not-finite", [=](CaseBuilder& c) {
+      std::vector<Value> operands = {c.Scalar(0.5), c.Scalar(finite), c.Scalar(0.01), c.Scalar(0.19),
+                                     c.Scalar(0.002)};
+      std::vector<Type> types;
+      for (const Dims& dims : {Dims{c.s.hidden}, Dims{c.s.hidden, c.s.ffn}}) {
+        for (const Value& v : {c.Real(dims), c.Real(dims), c.Real(dims), c.Positive(dims)})
+          operands.push_back(v);
+        types.insert(types.end(), 3, operands.back().type());
+      }
+      c.TypedOp("optim.multi_adamw", std::move(operands),
+                {{"beta1", 0.9},
+                 {"beta2", 0.999},
+                 {"eps", 1e-8},
+                 {"weight_decay", std::vector<std::string>{"0", "0.1"}}},
+                std::move(types));
+    });
+  }
+}
+
 }  // namespace
 
 std::vector<OpCase> MakeOpCases(const OpRegistry& registry, const OpCaseOptions& options) {
@@ -554,6 +589,7 @@ std::vector<OpCase> MakeOpCases(const OpRegistry& registry, const OpCaseOptions&
   NnCases(&cases);
   MoeCases(&cases);
   OptimCases(&cases);
+  FusedCases(&cases);
   std::vector<OpCase> out;
   for (size_t i = 0; i < cases.size(); ++i) {
     CaseBuilder builder(registry, options, options.seed * 1000003 + i);

@@ -1,21 +1,112 @@
+#include <algorithm>
+#include <map>
 #include <string>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "moe/base/status.h"
+#include "moe/ir/ops/fused_program.h"
+#include "moe/ir/ops/multi_adamw.h"
 #include "moe/ir/ops/ops.h"
 
 // Ops that only `fuse` creates. They stand after autodiff, so they have no gradient.
 
 namespace moe {
+namespace {
+
+absl::Status VerifyFused(const Node& n) {
+  RETURN_IF_ERROR(ParseFusedProgram(n.Strings("program"), n.num_operands()).status());
+  for (const Value& v : n.operands()) {
+    if (v.type().rank() != 0 && v.type().dims != n.operand(0).type().dims) {
+      return absl::InvalidArgumentError("operands are scalars or have the dims of the first");
+    }
+  }
+  return absl::OkStatus();
+}
+
+// Every tensor has factors of its own: the scalars, then p, gradient, m, v of each tensor; results p, m, v of
+// each.
+absl::StatusOr<std::string> RuleOfMultiAdamW(const Node& n) {
+  const int tensors = MultiAdamWTensors(n);
+  if (tensors < 1 || n.num_operands() != kMultiAdamWScalars + 4 * tensors ||
+      tensors > kMaxMultiAdamWTensors) {
+    return absl::InvalidArgumentError(absl::StrCat("takes 5 scalars and 4 operands for each of 1 to ",
+                                                   kMaxMultiAdamWTensors, " tensors, not ", n.num_operands(),
+                                                   " operands"));
+  }
+  std::string operands = " , , , , ", results;
+  for (int i = 0; i < tensors; ++i) {
+    std::string term;
+    const int rank = n.operand(kMultiAdamWScalars + 4 * i).type().rank();
+    for (int d = 0; d < rank; ++d) absl::StrAppend(&term, d ? " " : "", "p", i, "_", d);
+    for (int j = 0; j < 4; ++j) absl::StrAppend(&operands, ", ", term);
+    for (int j = 0; j < 3; ++j) absl::StrAppend(&results, results.empty() ? "" : ", ", term);
+  }
+  return absl::StrCat(operands, " -> ", results);
+}
+
+absl::StatusOr<std::vector<Type>> InferMultiAdamW(const Node& n) {
+  std::vector<Type> types;
+  for (int i = 0; i < MultiAdamWTensors(n); ++i) {
+    for (const int operand : {0, 2, 3}) {
+      Type t = n.operand(kMultiAdamWScalars + 4 * i + operand).type();
+      t.placement = Placement::Replicated(t.rank());
+      types.push_back(std::move(t));
+    }
+  }
+  return types;
+}
+
+absl::Status VerifyMultiAdamW(const Node& n) {
+  const int tensors = MultiAdamWTensors(n);
+  if (static_cast<int>(n.Strings("weight_decay").size()) != tensors) {
+    return absl::InvalidArgumentError(absl::StrCat("weight_decay has ", n.Strings("weight_decay").size(),
+                                                   " entries for ", tensors, " tensors"));
+  }
+  for (const std::string& decay : n.Strings("weight_decay")) {
+    double x = 0;
+    if (!absl::SimpleAtod(decay, &x)) {
+      return absl::InvalidArgumentError(absl::StrCat("weight_decay entry '", decay, "' is no number"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+std::map<int, int> MultiAdamWInPlace() {
+  std::map<int, int> in_place;
+  for (int i = 0; i < kMaxMultiAdamWTensors; ++i) {
+    const int first = kMultiAdamWScalars + 4 * i;
+    in_place[3 * i] = first;
+    in_place[3 * i + 1] = first + 2;
+    in_place[3 * i + 2] = first + 3;
+  }
+  return in_place;
+}
+
+}  // namespace
+
+int MultiAdamWTensors(const Node& n) { return (n.num_operands() - kMultiAdamWScalars) / 4; }
 
 void RegisterFusedOps(OpRegistry* r) {
-  r->Add(OpDef("nn.add_rms_norm")
-             .Doc("sum = x + y; normed = rms_norm(sum, weight).")
-             .Operands({"x", "y", "weight"})
-             .Results({"sum", "normed"})
-             .Attr("eps", AttrKind::kFloat)
-             .Rule("b s h!, b s h!, h! -> b s h!, b s h!")
-             .NoGradient());
+  r->Add(OpDef("math.fused")
+             .Doc("A chain of elementwise ops in one pass over memory. `program` is a list of instructions "
+                  "in SSA form, "
+                  "\"t0 = mul x0 x1\", \"t1 = scale t0 0.5\": x<i> is operand i, the last t the result. "
+                  "Operands have the "
+                  "dims of the first, or are scalars; also over ragged rows.")
+             .Operands({"x"})
+             .Variadic()
+             .Results({"y"})
+             .Attr("program", AttrKind::kStrings)
+             .Verify(VerifyFused)
+             .Elementwise()
+             .NoGradient()
+             .Flops([](const Node& n, const ShardingRule&, absl::Span<const double> e) {
+               double f = static_cast<double>(n.Strings("program").size());
+               for (double x : e) f *= x;
+               return f;
+             }));
   r->Add(OpDef("moe.router")
              .Doc("nn.softmax, moe.top_k and moe.count of its experts in one.")
              .Operands({"logits", "mask"})
@@ -26,6 +117,40 @@ void RegisterFusedOps(OpRegistry* r) {
              .FactorFrom("k", "k")
              .NoGradient()
              .Effects(kDecision));
+  r->Add(OpDef("nn.add_rms_norm")
+             .Doc("sum = x + y; normed = rms_norm(sum, weight).")
+             .Operands({"x", "y", "weight"})
+             .Results({"sum", "normed"})
+             .Attr("eps", AttrKind::kFloat)
+             .Rule("b s h!, b s h!, h! -> b s h!, b s h!")
+             .NoGradient());
+  r->Add(OpDef("optim.multi_adamw")
+             .Doc("optim.adamw of several tensors. Operands: the 5 scalars, then p, gradient, m, v of each "
+                  "tensor; results: "
+                  "p, m, v of each. `weight_decay` has one number per tensor.")
+             .Operands({"factor", "finite", "learning_rate", "bias1", "bias2"})
+             .Variadic()
+             .Results({"p", "m", "v"})
+             .VariadicResults()
+             .Attr("beta1", AttrKind::kFloat)
+             .Attr("beta2", AttrKind::kFloat)
+             .Attr("eps", AttrKind::kFloat)
+             .Attr("weight_decay", AttrKind::kStrings)
+             .Infer(InferMultiAdamW)
+             .Verify(VerifyMultiAdamW)
+             .RuleFrom(RuleOfMultiAdamW)
+             .InPlace(MultiAdamWInPlace())
+             .NoGradient()
+             .Effects(kStateful)
+             .Flops([](const Node& n, const ShardingRule& rule, absl::Span<const double> e) {
+               double f = 0;
+               for (int i = 0; i < MultiAdamWTensors(n); ++i) {
+                 double elements = 14;
+                 for (const FactorDim& dim : rule.results[3 * i]) elements *= e[dim[0]];
+                 f += elements;
+               }
+               return f;
+             }));
 }
 
 }  // namespace moe

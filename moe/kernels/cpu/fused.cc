@@ -1,7 +1,11 @@
 #include <algorithm>
 #include <cmath>
 
+#include "absl/strings/numbers.h"
+#include "moe/ir/ops/fused_program.h"
+#include "moe/ir/ops/multi_adamw.h"
 #include "moe/kernels/cpu/families.h"
+#include "moe/kernels/cpu/optim.h"
 #include "moe/kernels/cpu/simd.h"
 #include "moe/kernels/loops.h"
 
@@ -22,8 +26,87 @@ absl::Status AddRmsNorm(KernelContext& c) {
   return absl::OkStatus();
 }
 
+// Blocks of a chain stay in the nearest cache.
+constexpr int64_t kFusedBlock = 512;
+
+template <typename T>
+int64_t FusedWorkspace(const Node& n, const ShardingRule&, absl::Span<const int64_t>,
+                       absl::Span<const Tensor>, absl::Span<const Tensor>) {
+  return (n.Strings("program").size() + 1) * kFusedBlock * sizeof(T);
+}
+
+template <typename T>
+void RunInstruction(const FusedInstruction& in, const T* a, const T* b, T* y, int64_t n) {
+  const Simd<T>& simd = Simd<T>::Get();
+  switch (in.op) {
+    case FusedOp::kAdd:
+      return simd.add(a, b, y, n);
+    case FusedOp::kMul:
+      return simd.mul(a, b, y, n);
+    case FusedOp::kScale:
+      return simd.scale(a, static_cast<T>(in.constant), y, n);
+    case FusedOp::kSilu:
+      return simd.silu(a, y, n);
+    case FusedOp::kSiluGrad:
+      return simd.silu_grad(a, b, y, n);
+    case FusedOp::kLog:
+      for (int64_t i = 0; i < n; ++i) y[i] = std::log(a[i]);
+      return;
+    case FusedOp::kReciprocal:
+      for (int64_t i = 0; i < n; ++i) y[i] = T(1) / a[i];
+      return;
+    case FusedOp::kAtLeast:
+      for (int64_t i = 0; i < n; ++i) y[i] = std::max(a[i], static_cast<T>(in.constant));
+      return;
+  }
+}
+
+template <typename T>
+absl::Status Fused(KernelContext& c) {
+  RETURN_IF_ERROR(PlaceLikeOperand(c));
+  ASSIGN_OR_RETURN(const FusedProgram program,
+                   ParseFusedProgram(c.node->Strings("program"), static_cast<int>(c.in.size())));
+  // One block per instruction but the last, which writes the result; and two for scalars spread out.
+  T* const blocks = static_cast<T*>(c.workspace);
+  T* const spread = blocks + (program.size() - 1) * kFusedBlock;
+  const int64_t size = c.out[0].elements();
+  for (int64_t start = 0; start < size; start += kFusedBlock) {
+    const int64_t n = std::min(kFusedBlock, size - start);
+    const auto value = [&](int operand, T* scratch) -> const T* {
+      if (operand < 0) return blocks + (-1 - operand) * kFusedBlock;
+      const Tensor& x = c.in[operand];
+      if (!IsScalar(x)) return x.As<T>() + start;
+      std::fill(scratch, scratch + n, *x.As<T>());
+      return scratch;
+    };
+    for (size_t i = 0; i < program.size(); ++i) {
+      T* y = i + 1 == program.size() ? c.out[0].As<T>() + start : blocks + i * kFusedBlock;
+      const T* a = value(program[i].a, spread);
+      const T* b = NumFusedOperands(program[i].op) == 2 ? value(program[i].b, spread + kFusedBlock) : nullptr;
+      RunInstruction(program[i], a, b, y, n);
+    }
+  }
+  return absl::OkStatus();
+}
+
+template <typename T>
+absl::Status MultiAdamW(KernelContext& c) {
+  for (int i = 0; i < MultiAdamWTensors(*c.node); ++i) {
+    double decay = 0;
+    if (!absl::SimpleAtod(c.node->Strings("weight_decay")[i], &decay))
+      return absl::InternalError("weight_decay");
+    const Tensor* in = &c.in[kMultiAdamWScalars + 4 * i];
+    const Tensor* out = &c.out[3 * i];
+    AdamWTensor(*c.node, decay, {&c.in[0], kMultiAdamWScalars}, {&in[0], &in[1], &in[2], &in[3]},
+                {&out[0], &out[1], &out[2]}, T());
+  }
+  return absl::OkStatus();
+}
+
 template <typename T>
 void RegisterFloat(KernelRegistry& r, DType dtype) {
+  r.Add({"math.fused", Backend::kCpu, dtype, &Fused<T>, &FusedWorkspace<T>});
+  r.Add({"optim.multi_adamw", Backend::kCpu, dtype, &MultiAdamW<T>});
   r.Add({"nn.add_rms_norm", Backend::kCpu, dtype, &AddRmsNorm<T>});
 }
 

@@ -2,6 +2,9 @@
 #include <cmath>
 #include <vector>
 
+#include "absl/strings/numbers.h"
+#include "moe/ir/ops/fused_program.h"
+#include "moe/ir/ops/multi_adamw.h"
 #include "moe/kernels/loops.h"
 #include "moe/kernels/reference/families.h"
 
@@ -56,11 +59,80 @@ absl::Status Router(KernelContext& c) {
   return absl::OkStatus();
 }
 
+double Sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+
+double Evaluate(const FusedInstruction& in, double a, double b) {
+  switch (in.op) {
+    case FusedOp::kAdd:
+      return a + b;
+    case FusedOp::kMul:
+      return a * b;
+    case FusedOp::kScale:
+      return a * in.constant;
+    case FusedOp::kSilu:
+      return a * Sigmoid(a);
+    case FusedOp::kSiluGrad:
+      return b * Sigmoid(a) * (1 + a * (1 - Sigmoid(a)));
+    case FusedOp::kLog:
+      return std::log(a);
+    case FusedOp::kReciprocal:
+      return 1 / a;
+    case FusedOp::kAtLeast:
+      return std::max(a, in.constant);
+  }
+  return 0;
+}
+
+// Every instruction rounds to T, as the nodes that it stands for would.
+template <typename T>
+absl::Status Fused(KernelContext& c) {
+  RETURN_IF_ERROR(PlaceLikeOperand(c));
+  ASSIGN_OR_RETURN(const FusedProgram program,
+                   ParseFusedProgram(c.node->Strings("program"), static_cast<int>(c.in.size())));
+  std::vector<Elements<T>> x(c.in.begin(), c.in.end());
+  std::vector<T> t(program.size());
+  for (int64_t i = 0; i < c.out[0].elements(); ++i) {
+    const auto value = [&](int operand) -> double { return operand >= 0 ? x[operand][i] : t[-1 - operand]; };
+    for (size_t j = 0; j < program.size(); ++j) {
+      t[j] = static_cast<T>(Evaluate(program[j], value(program[j].a), value(program[j].b)));
+    }
+    c.out[0].As<T>()[i] = t.back();
+  }
+  return absl::OkStatus();
+}
+
+template <typename T>
+absl::Status MultiAdamW(KernelContext& c) {
+  const double beta1 = c.node->Float("beta1"), beta2 = c.node->Float("beta2"), eps = c.node->Float("eps");
+  const auto scalar = [&](int i) { return static_cast<double>(*c.in[i].As<T>()); };
+  const double factor = scalar(0), finite = scalar(1), rate = scalar(2), bias1 = scalar(3), bias2 = scalar(4);
+  for (int i = 0; i < MultiAdamWTensors(*c.node); ++i) {
+    double decay = 0;
+    if (!absl::SimpleAtod(c.node->Strings("weight_decay")[i], &decay))
+      return absl::InternalError("weight_decay");
+    const Tensor* in = &c.in[kMultiAdamWScalars + 4 * i];
+    Tensor* out = &c.out[3 * i];
+    for (int64_t j = 0; j < out[0].elements(); ++j) {
+      const double p = in[0].As<T>()[j], m = in[2].As<T>()[j], v = in[3].As<T>()[j];
+      const double g = factor * in[1].As<T>()[j];
+      const double m1 = finite == 0 ? m : beta1 * m + (1 - beta1) * g;
+      const double v1 = finite == 0 ? v : beta2 * v + (1 - beta2) * g * g;
+      const double step = finite == 0 ? 0 : rate * (m1 / bias1 / (std::sqrt(v1 / bias2) + eps) + decay * p);
+      out[0].As<T>()[j] = static_cast<T>(p - step);
+      out[1].As<T>()[j] = static_cast<T>(m1);
+      out[2].As<T>()[j] = static_cast<T>(v1);
+    }
+  }
+  return absl::OkStatus();
+}
+
 template <typename T>
 void RegisterFloat(KernelRegistry& r, DType dtype) {
   auto add = [&](const char* op, KernelFn fn) { r.Add({op, Backend::kReference, dtype, fn}); };
+  add("math.fused", &Fused<T>);
   add("moe.router", &Router<T>);
   add("nn.add_rms_norm", &AddRmsNorm<T>);
+  add("optim.multi_adamw", &MultiAdamW<T>);
 }
 
 }  // namespace
