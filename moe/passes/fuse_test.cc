@@ -1,0 +1,164 @@
+#include "moe/passes/fuse.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "moe/base/status_matchers.h"
+#include "moe/ir/verifier.h"
+#include "moe/testing/pass_test.h"
+#include "moe/testing/sharded_model.h"
+
+namespace moe {
+namespace {
+
+class FuseTest : public PassTest {};
+
+TEST_F(FuseTest, AddRmsNorm) {
+  ExpectRewrite(Fuse, R"(
+    module @m mesh<tp=2>
+    func @f(%x: f32[4, 8@tp, 16], %y: f32[4, 8@tp, 16], %w: f32[16]) {
+      // CHECK: %sum, %h = nn.add_rms_norm(%x, %y, %w) {eps = 1e-05, tag = "residual_stream"}
+      // CHECK-NOT: math.add
+      // CHECK: return %sum, %h
+      %sum = math.add(%x, %y) {tag = "residual_stream"} : f32[4, 8@tp, 16]
+      %h = nn.rms_norm(%sum, %w) {eps = 1e-05} : f32[4, 8@tp, 16]
+      return %sum, %h
+    })");
+}
+
+// The sum is summed over tp before the norm: a partial sum is no input of a norm.
+TEST_F(FuseTest, NoFusionAcrossACollective) {
+  ExpectUnchanged(Fuse, R"(
+    module @m mesh<tp=2>
+    func @f(%x: f32[4, 8, 16] partial(tp), %y: f32[4, 8, 16] partial(tp), %w: f32[16]) {
+      %sum = math.add(%x, %y) : f32[4, 8, 16] partial(tp)
+      %s = comm.all_reduce(%sum) {axes = [tp]} : f32[4, 8, 16]
+      %h = nn.rms_norm(%s, %w) {eps = 1e-05} : f32[4, 8, 16]
+      return %h
+    })");
+}
+
+TEST_F(FuseTest, RouterKeepsTheNameOfItsDecision) {
+  ExpectRewrite(Fuse, R"(
+    module @m mesh<dp=2>
+    func @f(%logits: f32[4@dp, 1, 8, 4], %mask: f32[4@dp, 1, 8]) {
+      // CHECK: %probability, %top, %expert, %load = moe.router(%logits, %mask) {k = 2}
+      // CHECK-SAME: s32[4] partial(dp)
+      // CHECK-NOT: nn.softmax
+      // CHECK-NOT: moe.top_k
+      %probability = nn.softmax(%logits) : f32[4@dp, 1, 8, 4]
+      %top, %expert = moe.top_k(%probability, %mask) {k = 2} : f32[4@dp, 1, 8, 2], s32[4@dp, 1, 8, 2]
+      %slot = moe.slots(%expert) {experts = 4, capacity = 5} : s32[4@dp, 1, 8, 2]
+      %load = moe.count(%expert) {experts = 4} : s32[4] partial(dp)
+      return %probability, %top, %slot, %load
+    })");
+}
+
+// Counted per sequence, the router has no such result.
+TEST_F(FuseTest, NoRouterWithoutACountOfExperts) {
+  ExpectUnchanged(Fuse, R"(
+    module @m
+    func @f(%logits: f32[4, 1, 8, 4], %mask: f32[4, 1, 8]) {
+      %probability = nn.softmax(%logits) : f32[4, 1, 8, 4]
+      %top, %expert = moe.top_k(%probability, %mask) {k = 2} : f32[4, 1, 8, 2], s32[4, 1, 8, 2]
+      %load = moe.count(%expert) {experts = 4, per_sequence = true} : s32[4, 4]
+      return %top, %load
+    })");
+}
+
+TEST_F(FuseTest, Chain) {
+  ExpectRewrite(Fuse, R"(
+    module @m
+    func @f(%x: f32[8, 4], %y: f32[8, 4], %c: f32[]) {
+      // CHECK: %d = math.fused(%x, %y, %c) {program = ["t0 = mul x0 x2", "t1 = silu t0", "t2 = scale t1 0.5", "t3 = add x1 t2"]}
+      // CHECK: return %d
+      %a = math.mul(%x, %c) : f32[8, 4]
+      %b = math.silu(%a) : f32[8, 4]
+      %e = math.scale(%b) {by = 0.5} : f32[8, 4]
+      %d = math.add(%y, %e) : f32[8, 4]
+      return %d
+    })");
+}
+
+// A link that others read has to exist; phases stay apart.
+TEST_F(FuseTest, NoChainThroughASharedValueOrAPhase) {
+  ExpectUnchanged(Fuse, R"(
+    module @m
+    func @f(%x: f32[8, 4], %y: f32[8, 4]) {
+      %a = math.mul(%x, %y) : f32[8, 4]
+      %b = math.silu(%a) : f32[8, 4]
+      %c = math.log(%x) : f32[8, 4]
+    backward:
+      %d = math.scale(%c) {by = 0.5} : f32[8, 4]
+      return %a, %b, %d
+    })");
+}
+
+constexpr char kUpdate[] = R"(
+    module @m mesh<dp=2>
+    state @p : f32[8, 4] {kind = "parameter"}
+    state @q : f32[6] {kind = "parameter"}
+    func @update(%p: f32[8, 4] {kind = "state", name = "p"}, %q: f32[6] {kind = "state", name = "q"},
+                 %gp: f32[8@dp, 4], %mp: f32[8@dp, 4], %vp: f32[8@dp, 4], %gq: f32[6], %mq: f32[6], %vq: f32[6],
+                 %factor: f32[], %finite: f32[], %rate: f32[], %bias1: f32[], %bias2: f32[]) {
+      // CHECK: %shard = comm.slice(%p)
+      // CHECK: %new_p, %new_mp, %new_vp, %new_q, %new_mq, %new_vq = optim.multi_adamw(%factor, %finite, %rate, %bias1, %bias2, %shard, %gp, %mp, %vp, %q, %gq, %mq, %vq)
+      // CHECK: weight_decay = ["0.125", "0"]
+      // CHECK: %whole = comm.all_gather(%new_p)
+      %shard = comm.slice(%p) {axes = [dp]} : f32[8@dp, 4]
+      %new_p, %new_mp, %new_vp = optim.adamw(%shard, %gp, %mp, %vp, %factor, %finite, %rate, %bias1, %bias2) {beta1 = 0.9, beta2 = 0.95, eps = 1e-08, weight_decay = 0.125} : f32[8@dp, 4], f32[8@dp, 4], f32[8@dp, 4]
+      %whole = comm.all_gather(%new_p) {axes = [dp]} : f32[8, 4]
+      %new_q, %new_mq, %new_vq = optim.adamw(%q, %gq, %mq, %vq, %factor, %finite, %rate, %bias1, %bias2) {beta1 = 0.9, beta2 = 0.95, eps = 1e-08, weight_decay = 0.0} : f32[6], f32[6], f32[6]
+      return %whole {kind = "state", name = "p"}, %new_q {kind = "state", name = "q"}, %new_mp, %new_vp, %new_mq, %new_vq
+    })";
+
+// Tensors of different placement share a node; the gather of an updated one moves behind it.
+TEST_F(FuseTest, AdamWOfManyTensors) { ExpectRewrite(Fuse, kUpdate); }
+
+TEST_F(FuseTest, OnlyAndSkip) {
+  PassContext context;
+  context.options = {{"skip", "adamw"}};
+  ExpectUnchanged(Fuse, kUpdate, context);
+  context.options = {{"only", "router+elementwise"}};
+  ExpectUnchanged(Fuse, kUpdate, context);
+  context.options = {{"only", "adam"}};
+  ExpectPassError(Fuse, kUpdate, absl::StatusCode::kInvalidArgument,
+                  {"'adam'", "add-rms-norm, router, elementwise, adamw"}, context);
+}
+
+TEST_F(FuseTest, TargetWithoutTheKernel) {
+  PassContext context;
+  context.target.all_fusions = false;
+  context.target.fusions = {"moe.router"};
+  ExpectUnchanged(Fuse, kUpdate, context);
+}
+
+// On whole models, under strategies that place everything differently, the result verifies and each fusion is
+// found.
+TEST(FuseModelTest, FindsItsPatterns) {
+  for (const std::string strategy :
+       {"", "tp=2 dp=4 ep=4 sp vp zero=1", "tp=2 cp=2 ep=4 zero=3", "pp=2 dp=2 ep=2"}) {
+    for (const ModelConfig& config : {SmallMoe(), SmallDropless()}) {
+      SCOPED_TRACE(strategy);
+      ASSERT_OK_AND_ASSIGN(const std::unique_ptr<ShardedModel> model, CompileSharded(config, strategy));
+      std::vector<std::string> notes;
+      PassContext context;
+      context.notes = &notes;
+      ASSERT_OK_AND_ASSIGN(const bool changed, Fuse(model->program, context));
+      EXPECT_TRUE(changed);
+      ASSERT_OK(Verify(*model->program.module));
+      ASSERT_EQ(notes.size(), 1);
+      for (const char* name : {"add-rms-norm", "router 1", "adamw"})
+        EXPECT_THAT(notes[0], testing::HasSubstr(name));
+      ASSERT_OK_AND_ASSIGN(const bool again, Fuse(model->program, context));
+      EXPECT_FALSE(again);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace moe
