@@ -1,0 +1,215 @@
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "moe/base/file.h"
+#include "moe/base/status_matchers.h"
+#include "moe/inspect/buffers.h"
+#include "moe/inspect/graph_svg.h"
+#include "moe/inspect/stage_view.h"
+#include "moe/inspect/timeline.h"
+#include "moe/model/transformer.h"
+#include "moe/plan/compile.h"
+
+namespace moe {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+// With `layers`: so many, all of experts.
+Program CompileSmall(const std::string& strategy_text, int64_t layers = 0) {
+  const Strategy strategy = *ParseStrategy(strategy_text);
+  absl::StatusOr<ModelConfig> config = LoadModelConfig("testdata/models/small_test.textproto");
+  EXPECT_TRUE(config.ok()) << config.status();
+  if (layers > 0) {
+    config->set_num_layers(layers);
+    config->set_first_dense_layers(0);
+  }
+  absl::StatusOr<std::unique_ptr<Module>> module =
+      BuildModel(*config, {.global_batch = 8 * strategy.microbatches, .microbatches = strategy.microbatches});
+  EXPECT_TRUE(module.ok()) << module.status();
+  absl::StatusOr<Compiled> compiled = Compile(*std::move(module), strategy);
+  EXPECT_TRUE(compiled.ok()) << compiled.status();
+  return std::move(compiled->plan.program);
+}
+
+// Checks the nesting of tags and that text holds no bare '<' or '&': enough to tell a broken writer.
+void ExpectWellFormed(const std::string& xml) {
+  std::vector<std::string> open;
+  size_t at = 0;
+  while ((at = xml.find('<', at)) != std::string::npos) {
+    const size_t end = xml.find('>', at);
+    ASSERT_NE(end, std::string::npos);
+    const std::string tag = xml.substr(at + 1, end - at - 1);
+    ASSERT_EQ(tag.find('<'), std::string::npos) << tag;
+    at = end + 1;
+    if (tag[0] == '?' || tag[0] == '!' || tag.back() == '/') continue;
+    const std::string name = tag.substr(tag[0] == '/', tag.find_first_of(" \n") - (tag[0] == '/'));
+    if (tag[0] == '/') {
+      ASSERT_FALSE(open.empty()) << tag;
+      ASSERT_EQ(open.back(), name);
+      open.pop_back();
+    } else {
+      open.push_back(name);
+    }
+  }
+  EXPECT_TRUE(open.empty());
+  for (size_t i = xml.find('&'); i != std::string::npos; i = xml.find('&', i + 1)) {
+    EXPECT_LT(xml.find(';', i) - i, 8u) << xml.substr(i, 12);
+  }
+}
+
+// A schedule alone, as a user's table gives it: no functions, no resolved actions.
+Program Table(std::vector<std::vector<Schedule::Cell>> table, std::vector<int> chunk_stage,
+              int microbatches) {
+  Program p;
+  p.module = std::make_unique<Module>("table");
+  p.schedule.name = "table";
+  p.schedule.microbatches = microbatches;
+  p.schedule.chunk_stage = std::move(chunk_stage);
+  p.schedule.table = std::move(table);
+  return p;
+}
+
+TEST(TimelineTest, OneForwardOneBackward) {
+  const Program p = CompileSmall("pp=2 dp=2 microbatches=4");
+  const Timeline t = PlanTimeline(p);
+  EXPECT_NEAR(t.bubble, 1.0 / 5, 1e-9);  // (p - 1) / (m + p - 1)
+  EXPECT_THAT(TimelineText(t), HasSubstr("stage 0  F0|F1|......B0===|F2|B1===|F3|B2===|...B3===|"));
+  EXPECT_THAT(TimelineText(t), HasSubstr("stage 1  ...F0|B0===|F1|B1===|F2|B2===|F3|B3===|......"));
+  const std::string svg = TimelineSvg(t);
+  ExpectWellFormed(svg);
+  for (const char* label :
+       {"bubble 20.0%", ">stage 1<", ">forward<", ">backward<", ">update<", "idle (bubble)"}) {
+    EXPECT_THAT(svg, HasSubstr(label));
+  }
+}
+
+TEST(TimelineTest, SplitBackwardFillsTheBubble) {
+  using Cell = Schedule::Cell;
+  // Stage 1 is done first with each microbatch; stage 0 puts its weight gradients where it would wait.
+  const Program p = Table(
+      {{Cell{'F', 0, 0}, Cell{'F', 0, 1}, Cell{'I', 0, 0}, Cell{'W', 0, 0}, Cell{'I', 0, 1}, Cell{'W', 0, 1}},
+       {Cell{'F', 1, 0}, Cell{'I', 1, 0}, Cell{'F', 1, 1}, Cell{'I', 1, 1}, Cell{'W', 1, 0},
+        Cell{'W', 1, 1}}},
+      {0, 1}, 2);
+  const Timeline t = PlanTimeline(p);
+  ASSERT_EQ(t.spans.size(), 2u);
+  EXPECT_EQ(t.spans[0].size(), 6u);
+  EXPECT_DOUBLE_EQ(t.end, 7);
+  const std::string svg = TimelineSvg(t);
+  ExpectWellFormed(svg);
+  EXPECT_THAT(svg, HasSubstr("weight gradient"));
+}
+
+TEST(TimelineTest, MeasuredFromATrace) {
+  std::string events;
+  const auto add = [&](int rank, int lane, const char* name, int begin, int end) {
+    absl::StrAppend(&events, events.empty() ? "" : ",", R"({"ph":"X","pid":)", rank, R"(,"tid":)", lane,
+                    R"(,"name":")", name, R"(","cat":"x","ts":)", begin, R"(,"dur":)", end - begin, "}");
+  };
+  for (int step = 0; step < 2; ++step) {
+    const int at = 1000 + step * 100;
+    for (int rank = 0; rank < 2; ++rank) {
+      add(rank, 2, "reset", at, at + 1);
+      add(rank, 2, "F0.0", at + 1, at + 11 + 10 * step);
+      add(rank, 1, "comm.all_reduce", at + 3, at + 5);
+      add(rank, 2, "B0.0", at + 40, at + 60);
+      add(rank, 2, "update", at + 60, at + 70);
+    }
+  }
+  add(0, 2, "reset", 1200, 1201);  // a step cut short
+  const std::string trace =
+      absl::StrCat(R"({"traceEvents":[{"ph":"M","pid":0,"name":"process_name"},)", events, "]}");
+  ASSERT_OK_AND_ASSIGN(const Timeline t, MeasuredTimeline(trace, Mesh({{"a", 2}})));
+  EXPECT_TRUE(t.seconds);
+  ASSERT_EQ(t.rows.size(), 2u);
+  EXPECT_NEAR(t.bubble, 1 - 40.0 / 59, 1e-9);  // forward 20 and backward 20 of 59 us in the second step
+  EXPECT_THAT(TimelineSvg(t), HasSubstr("collective"));
+  ASSERT_OK_AND_ASSIGN(const Timeline first, MeasuredTimeline(trace, Mesh({{"a", 2}}), {.step = 0}));
+  EXPECT_NEAR(first.bubble, 1 - 30.0 / 59, 1e-9);
+
+  ExpectError(MeasuredTimeline(trace, Mesh({{"a", 2}}), {.step = 9}), absl::StatusCode::kNotFound,
+              "2 whole steps");
+  ExpectError(MeasuredTimeline("{", Mesh()), absl::StatusCode::kInvalidArgument, "no JSON");
+  ExpectError(MeasuredTimeline("{\"traceEvents\":[{\"ph\":\"X\"}]}", Mesh()),
+              absl::StatusCode::kInvalidArgument, "without");
+  ExpectError(MeasuredTimeline("{\"traceEvents\":[3, {\"ph\":7}]}", Mesh()),
+              absl::StatusCode::kInvalidArgument, "no events");
+}
+
+TEST(BuffersTest, PictureShowsSlotsAndSpaces) {
+  const Program p = CompileSmall("pp=2 dp=2 tp=2 ep=2 microbatches=4");
+  ASSERT_OK_AND_ASSIGN(const std::string svg, BuffersSvg(p, 0));
+  ExpectWellFormed(svg);
+  for (const char* label :
+       {"parameters", "optimizer", "residuals of microbatch 3", "F0.0", "update", "residual: "}) {
+    EXPECT_THAT(svg, HasSubstr(label));
+  }
+  ExpectError(BuffersSvg(p, 5), absl::StatusCode::kNotFound, "no stage 5");
+  const std::vector<BufferUse> largest = LargestBuffers(p, 0, 5);
+  ASSERT_EQ(largest.size(), 5u);
+  for (size_t i = 0; i + 1 < 5; ++i) EXPECT_GE(largest[i].bytes, largest[i + 1].bytes);
+  for (const BufferUse& u : largest) EXPECT_LE(u.address + u.bytes, p.memory.stages[0].peak_bytes());
+}
+
+TEST(GraphTest, BoxesStandForEveryCollective) {
+  const Program p = CompileSmall("pp=2 dp=2 tp=2 ep=2 etp=2 microbatches=2");
+  for (int s = 0; s < 2; ++s) {
+    ASSERT_OK_AND_ASSIGN(const GraphOutline outline, OutlineGraph(p, {.stage = s, .collapse_layers = false}));
+    size_t drawn = 0, there = 0;
+    for (const GraphBox& b : outline.boxes) drawn += b.kind == GraphBox::kCollective;
+    for (const CollectiveUse& use : CollectivesOf(p, ViewStage(p, s))) there += use.phase == Phase::kForward;
+    EXPECT_EQ(drawn, there);
+  }
+  ASSERT_OK_AND_ASSIGN(const GraphOutline all, OutlineGraph(p, {}));
+  const std::string dot = GraphDot(all);
+  for (const char* label :
+       {"stage 0", "stage 1", "mixture of experts", "send act.0", "all_reduce", "labels"}) {
+    EXPECT_THAT(dot, HasSubstr(label));
+  }
+  ExpectError(OutlineGraph(p, {.layer = 99}), absl::StatusCode::kNotFound, "no layer 99");
+}
+
+TEST(GraphTest, EqualLayersAreDrawnOnce) {
+  const Program p = CompileSmall("dp=2", 5);
+  ASSERT_OK_AND_ASSIGN(const GraphOutline whole, OutlineGraph(p, {.collapse_layers = false}));
+  ASSERT_OK_AND_ASSIGN(const GraphOutline small, OutlineGraph(p, {}));
+  int64_t layers = 0;
+  for (const GraphLayerRun& run : small.runs) layers += run.count;
+  EXPECT_EQ(layers, 5);
+  EXPECT_EQ(whole.runs.size(), 5u);
+  EXPECT_LT(small.runs.size(), 5u);
+  // Nothing hangs in the air where layers were left out: every residual add still has two inputs or more.
+  for (size_t i = 0; i < small.boxes.size(); ++i) {
+    const GraphBox& b = small.boxes[i];
+    if (b.title != "x" || b.op != "add") continue;
+    int inputs = 0;
+    for (const GraphEdge& e : small.edges) inputs += e.to == static_cast<int>(i);
+    EXPECT_GE(inputs, 2) << b.part << " of layer " << b.layer;
+  }
+}
+
+TEST(GraphTest, DrawsThroughGraphvizOrSaysWhatToInstall) {
+  const Program p = CompileSmall("dp=2 tp=2");
+  const std::string path = JoinPath(::testing::TempDir(), "graph.svg");
+  const absl::Status status = WriteGraphSvg(p, {}, path);
+  if (status.ok()) {
+    ASSERT_OK_AND_ASSIGN(const std::string svg, ReadFile(path));
+    ExpectWellFormed(svg);
+    EXPECT_THAT(svg, HasSubstr("all_reduce tp"));
+  }
+  const std::string old_path = std::getenv("PATH") == nullptr ? "" : std::getenv("PATH");
+  setenv("PATH", "/nowhere", 1);
+  const absl::Status without = WriteGraphSvg(p, {}, path);
+  setenv("PATH", old_path.c_str(), 1);
+  ExpectError(without, absl::StatusCode::kFailedPrecondition, "install the package graphviz", "graph.dot");
+  EXPECT_TRUE(FileExists(JoinPath(::testing::TempDir(), "graph.dot")));
+}
+
+}  // namespace
+}  // namespace moe

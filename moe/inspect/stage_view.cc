@@ -1,0 +1,272 @@
+#include "moe/inspect/stage_view.h"
+
+#include <algorithm>
+#include <set>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
+#include "moe/cost/node_cost.h"
+#include "moe/inspect/quantities.h"
+#include "moe/ir/conversion_steps.h"
+#include "moe/ir/registry.h"
+#include "moe/ir/state.h"
+
+namespace moe {
+namespace {
+
+// "forward12" -> {"forward", 12}; -1 without a number.
+std::pair<absl::string_view, int> SplitNumber(absl::string_view name) {
+  size_t digits = name.size();
+  while (digits > 0 && name[digits - 1] >= '0' && name[digits - 1] <= '9') --digits;
+  int number = -1;
+  if (digits == name.size() || !absl::SimpleAtoi(name.substr(digits), &number)) return {name, -1};
+  return {name.substr(0, digits), number};
+}
+
+int StageOfChunk(const Program& program, int chunk) {
+  const std::vector<int>& stages = program.schedule.chunk_stage;
+  return chunk >= 0 && chunk < static_cast<int>(stages.size()) ? stages[chunk] : 0;
+}
+
+// Order of a stage's functions: forwards, backwards, then what a step does once.
+int Rank(absl::string_view stem) {
+  static constexpr absl::string_view kOrder[] = {"step",   "chunk",       "forward", "backward", "input_grad",
+                                                 "weight", "weight_grad", "update",  "report"};
+  for (int i = 0; i < static_cast<int>(std::size(kOrder)); ++i) {
+    if (stem == kOrder[i]) return i;
+  }
+  return static_cast<int>(std::size(kOrder));
+}
+
+}  // namespace
+
+int NumStages(const Program& program) {
+  int64_t stages = 1;
+  for (const int s : program.schedule.chunk_stage) stages = std::max<int64_t>(stages, s + 1);
+  return static_cast<int>(std::max({stages, static_cast<int64_t>(program.schedule.table.size()),
+                                    static_cast<int64_t>(program.memory.stages.size())}));
+}
+
+FunctionPlace PlaceOf(const Program& program, absl::string_view function) {
+  const auto [stem, number] = SplitNumber(function);
+  FunctionPlace place;
+  if (number < 0) return place;
+  if (stem == "update" || stem == "report") {
+    place.stage = number;
+  } else {
+    place.chunk = number;
+    place.stage = StageOfChunk(program, number);
+  }
+  return place;
+}
+
+int64_t LayerOfScope(absl::string_view scope) {
+  if (!absl::ConsumePrefix(&scope, "layers.")) return -1;
+  int64_t layer = -1;
+  return absl::SimpleAtoi(scope.substr(0, scope.find('.')), &layer) ? layer : -1;
+}
+
+std::string PartOfScope(absl::string_view scope) {
+  if (LayerOfScope(scope) < 0) return std::string(scope);
+  const std::vector<absl::string_view> parts = absl::StrSplit(scope, absl::MaxSplits('.', 2));
+  return parts.size() > 2 ? std::string(parts[2]) : "";
+}
+
+StageView ViewStage(const Program& program, int stage) {
+  StageView view;
+  view.stage = stage;
+  view.stages = NumStages(program);
+  const Module& module = *program.module;
+  const int64_t ranks = module.mesh().ranks_per_stage();
+  view.first_rank = stage * ranks;
+  view.last_rank = view.first_rank + ranks - 1;
+  bool embedding = false, head = false;
+  std::set<int64_t> layers;
+  for (const std::unique_ptr<Function>& f : module.functions()) {
+    const FunctionPlace place = PlaceOf(program, f->name());
+    if (place.stage != stage) continue;
+    view.functions.push_back({f.get(), place.chunk});
+    for (const auto& n : f->body()) {
+      ++(n->phase == Phase::kForward    ? view.forward_nodes
+         : n->phase == Phase::kBackward ? view.backward_nodes
+                                        : view.update_nodes);
+      if (n->phase == Phase::kUpdate) continue;
+      embedding |= n->scope == "embedding";
+      head |= n->scope == "head";
+      if (const int64_t layer = LayerOfScope(n->scope); layer >= 0) layers.insert(layer);
+    }
+  }
+  std::stable_sort(view.functions.begin(), view.functions.end(),
+                   [](const StageFunction& a, const StageFunction& b) {
+                     const auto [stem_a, number_a] = SplitNumber(a.function->name());
+                     const auto [stem_b, number_b] = SplitNumber(b.function->name());
+                     return std::pair(Rank(stem_a), number_a) < std::pair(Rank(stem_b), number_b);
+                   });
+  view.layers.assign(layers.begin(), layers.end());
+  std::vector<std::string> contents;
+  if (embedding) contents.push_back("embedding");
+  if (!layers.empty()) {
+    contents.push_back(absl::StrCat(layers.size() == 1 ? "layer " : "layers ", RangesText(view.layers)));
+  }
+  if (head) contents.push_back("head");
+  view.contents = absl::StrJoin(contents, ", ");
+  return view;
+}
+
+int64_t RunsPerStep(const Program& program, Phase phase) {
+  return phase == Phase::kUpdate ? 1 : std::max(1, program.schedule.microbatches);
+}
+
+bool IsPlacementChange(const Node& node) { return absl::StartsWith(node.op_name(), "comm."); }
+
+bool IsCollective(const Node& node) { return node.op().Has(kCollective); }
+
+std::string CollectiveKind(const Node& node, const Mesh& mesh) {
+  if ((node.Is("comm.reshard") || node.Is("comm.convert")) && node.Has("steps")) {
+    if (const auto steps = ParseSteps(node.String("steps"), mesh); steps.ok()) {
+      std::vector<std::string> kinds;
+      for (const ConversionStep& s : *steps) {
+        if (!IsLocal(s.kind)) kinds.emplace_back(StepKindName(s.kind));
+      }
+      if (!kinds.empty()) return absl::StrJoin(kinds, "+");
+    }
+  }
+  return std::string(absl::StripPrefix(node.op_name(), "comm."));
+}
+
+namespace {
+
+std::string NameAxes(absl::Span<const AxisId> axes, const Mesh& mesh, bool experts) {
+  static constexpr const char* kAttention[] = {"tp", "dp", "cp", "kvh", "ep", "etp", "edp"};
+  static constexpr const char* kExperts[] = {"ep", "etp", "edp", "tp", "dp", "cp", "kvh"};
+  // The longest alias that the axes begin with, then the rest; aliases are written major first.
+  std::vector<std::string> parts;
+  while (!axes.empty()) {
+    std::string best = mesh.name(axes[0]);
+    size_t length = 1;
+    bool named = false;
+    for (const char* name : experts ? kExperts : kAttention) {
+      const AxisList alias = mesh.Alias(name);
+      if (alias.empty() || alias.size() > axes.size() || (named && alias.size() <= length)) continue;
+      if (!std::equal(alias.begin(), alias.end(), axes.begin())) continue;
+      best = name, length = alias.size(), named = true;
+    }
+    parts.push_back(best);
+    axes.remove_prefix(length);
+  }
+  return absl::StrJoin(parts, ".");
+}
+
+bool IsMoeScope(absl::string_view scope) { return absl::StartsWith(PartOfScope(scope), "moe"); }
+
+}  // namespace
+
+std::string AxesText(absl::Span<const AxisId> axes, const Mesh& mesh, absl::string_view scope) {
+  return NameAxes(axes, mesh, IsMoeScope(scope));
+}
+
+std::string TypeText(const Type& type, const Mesh& mesh, absl::string_view scope) {
+  const bool moe = IsMoeScope(scope);
+  std::string out = absl::StrCat(DTypeName(type.dtype), "[");
+  for (int d = 0; d < type.rank(); ++d) {
+    // Dispatched tokens are [expert, batch, group, slot, hidden]; all others belong to attention's factors.
+    const bool experts = moe && type.rank() == 5 && (d == 0 || d == 4);
+    absl::StrAppend(&out, d ? "," : "", d == type.ragged ? "~" : "", type.dims[d]);
+    if (d == type.ragged) absl::StrAppend(&out, "<=", type.ragged_bound);
+    if (!type.placement.dims[d].empty())
+      absl::StrAppend(&out, "@", NameAxes(type.placement.dims[d], mesh, experts));
+  }
+  out += "]";
+  AxisList sum, max;
+  for (const Partial& p : type.placement.partial) (p.kind == Reduction::kSum ? sum : max).push_back(p.axis);
+  if (!sum.empty()) absl::StrAppend(&out, " partial(", NameAxes(sum, mesh, moe), ")");
+  if (!max.empty()) absl::StrAppend(&out, " partial(max:", NameAxes(max, mesh, moe), ")");
+  return out;
+}
+
+std::string CollectiveAxes(const Node& node, const Mesh& mesh) {
+  if (node.Has("stages")) return absl::StrCat("stages ", absl::StrJoin(node.Ints("stages"), ","));
+  return node.Has("axes") ? AxesText(node.axes(), mesh, node.scope) : "";
+}
+
+std::vector<CollectiveUse> CollectivesOf(const Program& program, const StageView& view) {
+  const Mesh& mesh = program.module->mesh();
+  std::vector<CollectiveUse> out;
+  for (const StageFunction& f : view.functions) {
+    for (const auto& n : f.function->body()) {
+      if (!IsCollective(*n)) continue;
+      out.push_back({n.get(), f.function, n->phase, CollectiveKind(*n, mesh), CollectiveAxes(*n, mesh),
+                     CommunicationCost(*n, mesh).bytes});
+    }
+  }
+  return out;
+}
+
+std::vector<CollectiveTotal> TotalCollectives(const Program& program, const StageView& view) {
+  std::vector<CollectiveTotal> totals;
+  for (const CollectiveUse& use : CollectivesOf(program, view)) {
+    auto it = std::find_if(totals.begin(), totals.end(), [&](const CollectiveTotal& t) {
+      return t.phase == use.phase && t.kind == use.kind && t.axes == use.axes;
+    });
+    if (it == totals.end()) it = totals.insert(totals.end(), {use.phase, use.kind, use.axes, 0, 0, 0});
+    ++it->nodes;
+    it->bytes += use.bytes;
+    it->bytes_per_step += use.bytes * RunsPerStep(program, use.phase);
+  }
+  std::stable_sort(totals.begin(), totals.end(), [](const CollectiveTotal& a, const CollectiveTotal& b) {
+    return std::tie(a.phase, a.kind, a.axes) < std::tie(b.phase, b.kind, b.axes);
+  });
+  return totals;
+}
+
+std::vector<BoundarySend> BoundariesSentBy(const Program& program, const StageView& view) {
+  std::vector<BoundarySend> out;
+  for (const StageFunction& f : view.functions) {
+    for (int i = 0; i < f.function->num_results(); ++i) {
+      const Attributes& binding = f.function->result_binding(i);
+      if (BindingKind(binding) != "boundary") continue;
+      const Value v = f.function->result(i);
+      BoundarySend send;
+      send.name = std::string(BindingName(binding));
+      send.from_chunk = f.chunk;
+      send.to_chunk = static_cast<int>(AttrInt(binding, "peer", -1));
+      send.to_stage = StageOfChunk(program, send.to_chunk);
+      send.phase = absl::StartsWith(send.name, "grad.") ? Phase::kBackward : Phase::kForward;
+      send.type = v.type();
+      send.bytes = static_cast<double>(StorageOf(v.type(), program.module->mesh()).bytes);
+      if (send.to_stage != view.stage) out.push_back(std::move(send));
+    }
+  }
+  return out;
+}
+
+int64_t ValueBytes(const Program& program, const Function& function, const Value& value) {
+  const LocalStorage storage = StorageOf(value.type(), program.module->mesh());
+  if (value.type().ragged < 0) return storage.bytes;
+  // How many rows of a ragged value have room is the memory plan's decision.
+  if (auto f = program.memory.functions.find(function.name()); f != program.memory.functions.end()) {
+    if (auto v = f->second.values.find(value.name()); v != f->second.values.end()) return v->second.bytes;
+  }
+  return storage.bytes;
+}
+
+std::string LocalName(absl::string_view name, absl::string_view scope) {
+  const std::string prefix = absl::StrCat(scope, ".");
+  const size_t at = scope.empty() ? absl::string_view::npos : name.find(prefix);
+  if (at == absl::string_view::npos || (at > 0 && name[at - 1] != '.')) return std::string(name);
+  return absl::StrCat(name.substr(0, at), name.substr(at + prefix.size()));
+}
+
+absl::Status CheckStage(const Program& program, int stage) {
+  const int stages = NumStages(program);
+  if (stage >= 0 && stage < stages) return absl::OkStatus();
+  return absl::NotFoundError(
+      absl::StrCat("there is no stage ", stage, "; the program has ", stages,
+                   stages == 1 ? " stage: 0" : absl::StrCat(" stages: 0 to ", stages - 1)));
+}
+
+}  // namespace moe

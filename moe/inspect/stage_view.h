@@ -1,0 +1,108 @@
+// What belongs to one pipeline stage of a program, and what it says to other ranks: the facts that every
+// report and picture starts from.
+//
+//   const StageView view = ViewStage(program, 1);
+//   // stage 1 of 2, ranks 4-7, "layers 2-3, head", functions forward1, backward1, update1, report1
+//   for (const CollectiveUse& c : CollectivesOf(program, view)) ...
+//
+// Works at any point of a compilation: before partition-stages there is one stage with @step, before
+// split-phases a stage has @chunk<c>. Views point into the program, which must outlive them and stay as it
+// is. Not thread-safe with writers.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "moe/ir/program.h"
+
+namespace moe {
+
+struct StageFunction {
+  const Function* function = nullptr;
+  int chunk = -1;  // of @forward<c>, @backward<c>, @chunk<c>; else -1
+};
+
+struct StageView {
+  int stage = 0, stages = 1;
+  int64_t first_rank = 0, last_rank = 0;
+  std::vector<StageFunction> functions;  // forwards, backwards, update, report
+  std::vector<int64_t> layers;
+  std::string contents;  // "embedding, layers 0-1"
+  int64_t forward_nodes = 0, backward_nodes = 0, update_nodes = 0;
+};
+
+int NumStages(const Program& program);
+StageView ViewStage(const Program& program, int stage);
+
+// The stage and chunk a function name stands for, by its trailing number; -1 where it has none.
+struct FunctionPlace {
+  int stage = 0, chunk = -1;
+};
+FunctionPlace PlaceOf(const Program& program, absl::string_view function);
+
+// Layer number of a scope ("layers.2.moe" -> 2), or -1.
+int64_t LayerOfScope(absl::string_view scope);
+// "moe" of "layers.2.moe"; the scope itself where there is no layer.
+std::string PartOfScope(absl::string_view scope);
+
+// How often a step runs a function of this phase.
+int64_t RunsPerStep(const Program& program, Phase phase);
+
+bool IsCollective(const Node& node);       // comm.* that talks to other ranks, also over stages
+bool IsPlacementChange(const Node& node);  // any comm.*, local ones too
+// "all_to_all"; of a reshard its steps, "reduce_scatter+all_gather".
+std::string CollectiveKind(const Node& node, const Mesh& mesh);
+// Axes in words: an alias where one fits, or aliases side by side ("dp.tp"). Where the same axes have two
+// names, the experts' (ep, etp, edp) are meant in an MoE block and attention's (dp, cp, tp) elsewhere.
+std::string AxesText(absl::Span<const AxisId> axes, const Mesh& mesh, absl::string_view scope);
+// A type on one line: "f32[8@dp,1,128,128] partial(tp)".
+std::string TypeText(const Type& type, const Mesh& mesh, absl::string_view scope);
+// "ep"; "stages 0,1" for reductions over stages.
+std::string CollectiveAxes(const Node& node, const Mesh& mesh);
+
+struct CollectiveUse {
+  const Node* node = nullptr;
+  const Function* function = nullptr;
+  Phase phase = Phase::kForward;
+  std::string kind, axes;
+  double bytes = 0;  // that one rank sends, each time the node runs
+};
+// All collectives of a stage in order of its functions.
+std::vector<CollectiveUse> CollectivesOf(const Program& program, const StageView& view);
+
+// Collectives of a stage that agree in phase, kind and axes, added up.
+struct CollectiveTotal {
+  Phase phase = Phase::kForward;
+  std::string kind, axes;
+  int64_t nodes = 0;
+  double bytes = 0;           // per run of the phase
+  double bytes_per_step = 0;  // with all microbatches
+};
+std::vector<CollectiveTotal> TotalCollectives(const Program& program, const StageView& view);
+
+// Boundary values that a stage sends to others: name, destination and bytes of one rank per microbatch.
+struct BoundarySend {
+  std::string name;
+  int from_chunk = -1, to_chunk = -1, to_stage = -1;
+  Phase phase = Phase::kForward;
+  Type type;
+  double bytes = 0;
+};
+std::vector<BoundarySend> BoundariesSentBy(const Program& program, const StageView& view);
+
+// Bytes of a value on one rank: its buffer in the memory plan where there is one, else what its type asks
+// for.
+int64_t ValueBytes(const Program& program, const Function& function, const Value& value);
+
+// A value's name without the scope of the node that is described: "layers.2.moe.d" in "layers.2.moe" -> "d",
+// "d.layers.2.moe.d" -> "d.d".
+std::string LocalName(absl::string_view name, absl::string_view scope);
+
+// NotFound, with what is legal, unless the program has that stage.
+absl::Status CheckStage(const Program& program, int stage);
+
+}  // namespace moe

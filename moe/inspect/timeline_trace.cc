@@ -1,0 +1,158 @@
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "moe/inspect/timeline.h"
+
+namespace moe {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr int kCommunicationLane = 1, kActionLane = 2;
+
+// "F0.3" -> kind, chunk, microbatch; also the names that ActionToString gives to the rest.
+bool ParseAction(const std::string& name, TimelineSpan* span) {
+  static constexpr absl::string_view kLetters = "FBIW";
+  span->what = name;
+  if (const size_t kind = name.empty() ? absl::string_view::npos : kLetters.find(name[0]);
+      kind != absl::string_view::npos && name.size() > 1) {
+    const std::vector<absl::string_view> parts = absl::StrSplit(absl::string_view(name).substr(1), '.');
+    if (parts.size() == 2 && absl::SimpleAtoi(parts[0], &span->chunk) &&
+        absl::SimpleAtoi(parts[1], &span->microbatch)) {
+      span->kind = static_cast<TimelineSpan::Kind>(kind);
+      return true;
+    }
+  }
+  if (name == "update") {
+    span->kind = TimelineSpan::kUpdate;
+  } else if (name == "reset" || name == "report") {
+    span->kind = TimelineSpan::kOther;
+  } else if (absl::StartsWith(name, "send ") || absl::StartsWith(name, "recv ")) {
+    span->kind = TimelineSpan::kTransfer;
+  } else {
+    return false;
+  }
+  return true;
+}
+
+struct RankTrace {
+  std::vector<TimelineSpan> actions, communication;
+};
+
+absl::StatusOr<std::map<int64_t, RankTrace>> ReadRanks(absl::string_view text) {
+  const auto wrong = [](absl::string_view what) {
+    return absl::InvalidArgumentError(absl::StrCat("not a trace of this runtime: ", what));
+  };
+  const Json json = Json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
+  if (json.is_discarded()) return wrong("no JSON");
+  if (!json.is_object() || !json.contains("traceEvents") || !json["traceEvents"].is_array()) {
+    return wrong("no list \"traceEvents\"");
+  }
+  std::map<int64_t, RankTrace> ranks;
+  for (const Json& e : json["traceEvents"]) {
+    const auto number = [&](const char* key) { return e.contains(key) && e[key].is_number(); };
+    if (!e.is_object() || e.value("ph", Json()) != "X") continue;
+    if (!number("pid") || !number("tid") || !number("ts") || !number("dur") || !e.contains("name") ||
+        !e["name"].is_string()) {
+      return wrong("an event of kind X without pid, tid, ts, dur or name");
+    }
+    TimelineSpan span;
+    span.begin = e["ts"].get<double>() * 1e-6;
+    span.end = span.begin + e["dur"].get<double>() * 1e-6;
+    RankTrace& rank = ranks[e["pid"].get<int64_t>()];
+    const int lane = e["tid"].get<int>();
+    if (lane == kActionLane && ParseAction(e["name"].get<std::string>(), &span)) {
+      rank.actions.push_back(std::move(span));
+    } else if (lane == kCommunicationLane || e.value("cat", Json()) == "collectives") {
+      span.kind = TimelineSpan::kCollective;
+      span.what = e["name"].get<std::string>();
+      rank.communication.push_back(std::move(span));
+    }
+  }
+  for (auto& [rank, trace] : ranks) {
+    const auto earlier = [](const TimelineSpan& a, const TimelineSpan& b) { return a.begin < b.begin; };
+    std::stable_sort(trace.actions.begin(), trace.actions.end(), earlier);
+    std::stable_sort(trace.communication.begin(), trace.communication.end(), earlier);
+  }
+  if (ranks.empty()) return wrong("no events");
+  return ranks;
+}
+
+// Steps of one rank: [first, last) of its actions. A step ends with its update or, in runs without one, where
+// a microbatch comes round again.
+std::vector<std::pair<size_t, size_t>> StepsOf(const std::vector<TimelineSpan>& actions) {
+  std::vector<std::pair<size_t, size_t>> steps;
+  size_t first = 0;
+  bool updated = false;
+  for (size_t i = 0; i < actions.size(); ++i) {
+    const bool begins =
+        actions[i].what == "reset" || (updated && actions[i].kind <= TimelineSpan::kWeightGrad);
+    if (begins && i > first && updated) {
+      steps.emplace_back(first, i);
+      first = i;
+      updated = false;
+    } else if (begins && actions[i].what == "reset") {
+      first = i;  // a step that the trace does not hold whole
+    }
+    updated |= actions[i].kind == TimelineSpan::kUpdate;
+  }
+  if (updated) steps.emplace_back(first, actions.size());
+  return steps;
+}
+
+}  // namespace
+
+absl::StatusOr<Timeline> MeasuredTimeline(absl::string_view chrome_trace, const Mesh& mesh,
+                                          const TraceOptions& options) {
+  absl::StatusOr<std::map<int64_t, RankTrace>> ranks = ReadRanks(chrome_trace);
+  if (!ranks.ok()) return ranks.status();
+  Timeline t;
+  t.seconds = true;
+  const bool all = static_cast<int>(ranks->size()) <= options.max_rows;
+  size_t chosen = 0;
+  int microbatches = 0;
+  for (const auto& [rank, trace] : *ranks) {
+    const int64_t stage = mesh.Stage(rank);
+    if (!all && rank % mesh.ranks_per_stage() != 0) continue;
+    const auto steps = StepsOf(trace.actions);
+    const size_t index = options.step < 0 ? steps.size() - 1 : static_cast<size_t>(options.step);
+    if (steps.empty() || index >= steps.size()) {
+      return absl::NotFoundError(
+          absl::StrCat("the trace holds ", steps.size(), " whole steps of rank ", rank,
+                       options.step < 0 ? "" : absl::StrCat(", not a step ", options.step)));
+    }
+    chosen = index;
+    const auto [first, last] = steps[index];
+    std::vector<TimelineSpan> spans(trace.actions.begin() + first, trace.actions.begin() + last);
+    double begin = spans.front().begin, end = begin;
+    for (const TimelineSpan& s : spans) {
+      end = std::max(end, s.end);
+      microbatches = std::max(microbatches, s.microbatch + 1);
+      t.many_chunks |= s.chunk >= 0 && s.chunk != stage && s.kind <= TimelineSpan::kWeightGrad;
+    }
+    for (const TimelineSpan& s : trace.communication) {
+      if (s.begin >= begin && s.end <= end) spans.push_back(s);
+    }
+    t.rows.push_back(
+        all ? absl::StrCat("rank ", rank, mesh.num_stages() > 1 ? absl::StrCat(" (stage ", stage, ")") : "")
+            : absl::StrCat("stage ", stage, " (rank ", rank, ")"));
+    t.spans.push_back(std::move(spans));
+  }
+  t.title = absl::StrCat(microbatches, microbatches == 1 ? " microbatch, " : " microbatches, ", ranks->size(),
+                         ranks->size() == 1 ? " rank" : " ranks");
+  t.source = absl::StrCat("measured: step ", chosen, " of the trace");
+  // Time counts from the first action.
+  Measure(&t);
+  const double zero = t.begin;
+  for (auto& row : t.spans) {
+    for (TimelineSpan& s : row) s.begin -= zero, s.end -= zero;
+  }
+  Measure(&t);
+  return t;
+}
+
+}  // namespace moe
