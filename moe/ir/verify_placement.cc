@@ -95,7 +95,8 @@ absl::Status VerifyAssignment(const Node& node, const ShardingRule& rule,
         return Error("factor ", rule.factors[f], " is placed on an axis that the mesh lacks");
       if (mesh.name(axis) == "pp")
         return Error("factor ", rule.factors[f], " is placed on 'pp'; stages are separate programs");
-      if (!used.insert(axis).second) {
+      // Tensors on their own share axes; within one, its type says whether an axis stands twice.
+      if (!used.insert(axis).second && !node.op().variadic_results) {
         return Error("factor ", rule.factors[f], " is placed on '", mesh.name(axis),
                      "', which another factor or a partial operand uses");
       }

@@ -28,7 +28,7 @@ Attributes TagOf(const Node& n) {
   return attributes;
 }
 
-bool IsPlacedAlike(const Node& a, const Node& b) { return a.phase == b.phase && a.queue == b.queue; }
+bool RunTogether(const Node& a, const Node& b) { return a.phase == b.phase && a.queue == b.queue; }
 
 // Axes of a factor; none for a node that is not placed.
 AxisList AxesOf(const Node& n, absl::string_view factor) {
@@ -76,9 +76,7 @@ absl::StatusOr<int> FuseAddRmsNorm(Function& f, const PassContext&) {
   for (Node* norm : f.NodesOf("nn.rms_norm")) {
     const Value x = norm->operand(0);
     Node* add = x.node;
-    if (!add->Is("math.add") || !IsPlacedAlike(*add, *norm) ||
-        add->assignment.empty() != norm->assignment.empty())
-      continue;
+    if (!add->Is("math.add") || !RunTogether(*add, *norm)) continue;
     if (add->operand(0).type().rank() != 3 || add->operand(1).type().rank() != 3) continue;
     if (!AxesOf(*add, "a2").empty() || AxesOf(*add, "a0") != AxesOf(*norm, "b") ||
         AxesOf(*add, "a1") != AxesOf(*norm, "s")) {
@@ -104,12 +102,12 @@ absl::StatusOr<int> FuseRouter(Function& f, const PassContext&) {
   int fused = 0;
   for (Node* top : f.NodesOf("moe.top_k")) {
     Node* softmax = top->operand(0).node;
-    if (!softmax->Is("nn.softmax") || !IsPlacedAlike(*softmax, *top)) continue;
+    if (!softmax->Is("nn.softmax") || !RunTogether(*softmax, *top)) continue;
     Node* count = nullptr;
     for (const Use& use : top->uses(1)) {
       if (use.user->Is("moe.count") && !use.user->BoolOr("per_sequence", false)) count = use.user;
     }
-    if (count == nullptr || !IsPlacedAlike(*count, *top) || count->Int("experts") != softmax->type().dims[3])
+    if (count == nullptr || !RunTogether(*count, *top) || count->Int("experts") != softmax->type().dims[3])
       continue;
     bool alike = !AxesOf(*count, "e").size() && !AxesOf(*count, "k").size();
     std::map<std::string, AxisList> axes;
@@ -194,8 +192,8 @@ class Chain {
     for (const Value& v : n->operands()) {
       const bool room =
           nodes_.size() + pending_ + 1 < kMaxFusedInstructions && inputs_.size() + 2 < kMaxFusedOperands;
-      if (room && v.HasOneUse() && v.type() == root_->type() && IsPlacedAlike(*v.node, *root_) &&
-          MayChain(*v.node) && v.node->assignment == root_->assignment) {
+      if (room && v.HasOneUse() && v.type() == root_->type() && RunTogether(*v.node, *root_) &&
+          MayChain(*v.node)) {
         ++pending_;
         Take(v.node);
         --pending_;

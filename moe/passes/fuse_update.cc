@@ -20,8 +20,7 @@ bool Together(const Node& a, const Node& b) {
     if (a.operand(i) != b.operand(i)) return false;
   }
   return a.Float("beta1") == b.Float("beta1") && a.Float("beta2") == b.Float("beta2") &&
-         a.Float("eps") == b.Float("eps") && a.phase == b.phase && a.type().dtype == b.type().dtype &&
-         a.assignment.empty() == b.assignment.empty();
+         a.Float("eps") == b.Float("eps") && a.phase == b.phase && a.type().dtype == b.type().dtype;
 }
 
 // Moves everything between the first of `group` and `last` that needs a result of the group behind `last`.
@@ -50,12 +49,16 @@ absl::Status Emit(Function& f, const std::vector<Node*>& group) {
   std::vector<Type> types;
   std::vector<std::string> decays;
   FactorAssignment assignment;
+  bool placed = false;
   for (const Node* n : group) {
     for (int i = 0; i < 4; ++i) operands.push_back(n->operand(i));
     for (int r = 0; r < 3; ++r) types.push_back(n->type(r));
     decays.push_back(absl::StrFormat("%.17g", n->Float("weight_decay")));
     // Factors of the rule are the dims of the tensors in turn, as those of optim.adamw are its dims.
+    const size_t end = assignment.size() + n->type().rank();
     assignment.insert(assignment.end(), n->assignment.begin(), n->assignment.end());
+    assignment.resize(end);
+    placed = placed || !n->assignment.empty();
   }
   Builder b = Builder::Before(last);
   b.scope = "update";
@@ -66,7 +69,7 @@ absl::Status Emit(Function& f, const std::vector<Node*>& group) {
                                                 {"weight_decay", decays}},
                                                std::move(types)));
   multi->provenance = {"fuse", absl::StrCat(group.size(), " tensors")};
-  multi->assignment = std::move(assignment);
+  if (placed) multi->assignment = std::move(assignment);
   std::vector<std::string> names;
   for (size_t i = 0; i < group.size(); ++i) {
     for (int r = 0; r < 3; ++r) {
