@@ -1,0 +1,395 @@
+#include "moe/plan/plan.h"
+
+#include <google/protobuf/io/coded_stream.h>
+#include <google/protobuf/io/zero_copy_stream_impl_lite.h>
+
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "moe/base/file.h"
+#include "moe/base/status.h"
+#include "moe/ir/serialize.h"
+#include "moe/ir/text.h"
+#include "moe/ir/verifier.h"
+#include "moe/passes/certify.h"
+#include "moe/passes/plan_memory.h"
+#include "moe/passes/schedule_table.h"
+
+namespace moe {
+namespace {
+
+constexpr int64_t kMaxPlanBytes = int64_t{1} << 30;
+constexpr char kFile[] = "plan.pb", kTextFile[] = "plan.txt";
+
+absl::Status Malformed(absl::string_view what) {
+  return absl::InvalidArgumentError(absl::StrCat("plan: ", what));
+}
+
+BufferProto ToProto(const BufferRef& ref) {
+  BufferProto p;
+  p.set_space(static_cast<int>(ref.space));
+  p.set_offset(ref.offset);
+  p.set_bytes(ref.bytes);
+  p.set_spill_offset_plus_one(ref.spill_offset + 1);
+  return p;
+}
+
+absl::StatusOr<BufferRef> FromProto(const BufferProto& p) {
+  if (p.space() < 0 || p.space() > static_cast<int>(Space::kWeightResidual)) {
+    return Malformed(absl::StrCat("a buffer lies in space ", p.space(), ", which there is not"));
+  }
+  return BufferRef{static_cast<Space>(p.space()), p.offset(), p.bytes(), p.spill_offset_plus_one() - 1};
+}
+
+using RefMap = std::map<std::string, BufferRef>;
+
+template <typename ProtoMap>
+void ToProto(const RefMap& refs, ProtoMap* out) {
+  for (const auto& [name, ref] : refs) (*out)[name] = ToProto(ref);
+}
+
+template <typename ProtoMap>
+absl::Status FromProto(const ProtoMap& proto, RefMap* out) {
+  for (const auto& [name, p] : proto) {
+    ASSIGN_OR_RETURN((*out)[name], FromProto(p));
+  }
+  return absl::OkStatus();
+}
+
+SlotsProto ToProto(const StageMemory::Slots& s) {
+  SlotsProto p;
+  p.set_offset(s.offset);
+  p.set_bytes(s.bytes);
+  p.set_count(s.count);
+  p.set_spill_offset(s.spill_offset);
+  p.set_spill_bytes(s.spill_bytes);
+  return p;
+}
+
+StageMemory::Slots FromProto(const SlotsProto& p) {
+  return {p.offset(), p.bytes(), p.count(), p.spill_offset(), p.spill_bytes()};
+}
+
+ActionProto ToProto(const Action& a) {
+  ActionProto p;
+  p.set_kind(a.kind);
+  p.set_chunk(a.chunk);
+  p.set_microbatch(a.microbatch);
+  p.set_function(a.function);
+  p.set_residual_slot(a.residual_slot);
+  p.set_weight_slot_plus_one(a.weight_slot + 1);
+  for (const auto& [name, slot] : a.boundary_slots) (*p.mutable_boundary_slots())[name] = slot;
+  p.set_boundary(a.boundary);
+  p.set_slot(a.slot);
+  p.set_peer_stage(a.peer_stage);
+  return p;
+}
+
+absl::StatusOr<Action> FromProto(const ActionProto& p) {
+  if (p.kind() < 0 || p.kind() > Action::kReport)
+    return Malformed(absl::StrCat("unknown kind of action ", p.kind()));
+  Action a;
+  a.kind = static_cast<Action::Kind>(p.kind());
+  a.chunk = p.chunk();
+  a.microbatch = p.microbatch();
+  a.function = p.function();
+  a.residual_slot = p.residual_slot();
+  a.weight_slot = p.weight_slot_plus_one() - 1;
+  for (const auto& [name, slot] : p.boundary_slots()) a.boundary_slots[name] = slot;
+  a.boundary = p.boundary();
+  a.slot = p.slot();
+  a.peer_stage = p.peer_stage();
+  return a;
+}
+
+void ToProto(const Schedule& s, ScheduleProto* p) {
+  p->set_name(s.name);
+  p->set_microbatches(s.microbatches);
+  for (const int stage : s.chunk_stage) p->add_chunk_stage(stage);
+  for (const auto& row : s.table) {
+    ScheduleProto::Row* r = p->add_table();
+    for (const Schedule::Cell& c : row) r->add_cells(CellToString(c));
+  }
+  for (const auto& [name, stages] : s.actions) {
+    ScheduleProto::ProgramProto* program = p->add_programs();
+    program->set_name(name);
+    for (const auto& actions : stages) {
+      ScheduleProto::Actions* list = program->add_stages();
+      for (const Action& a : actions) *list->add_actions() = ToProto(a);
+    }
+  }
+}
+
+absl::StatusOr<Schedule> FromProto(const ScheduleProto& p) {
+  Schedule s;
+  s.name = p.name();
+  s.microbatches = p.microbatches();
+  s.chunk_stage.assign(p.chunk_stage().begin(), p.chunk_stage().end());
+  for (const ScheduleProto::Row& row : p.table()) {
+    s.table.emplace_back();
+    for (const std::string& text : row.cells()) {
+      absl::StatusOr<Schedule::Cell> cell = ParseCell(text);
+      if (!cell.ok()) return Malformed(absl::StrCat("schedule: ", cell.status().message()));
+      s.table.back().push_back(*cell);
+    }
+  }
+  for (const ScheduleProto::ProgramProto& program : p.programs()) {
+    auto [it, fresh] = s.actions.try_emplace(program.name());
+    if (!fresh) return Malformed(absl::StrCat("two programs are called '", program.name(), "'"));
+    for (const ScheduleProto::Actions& list : program.stages()) {
+      it->second.emplace_back();
+      for (const ActionProto& a : list.actions()) {
+        ASSIGN_OR_RETURN(Action action, FromProto(a));
+        it->second.back().push_back(std::move(action));
+      }
+    }
+  }
+  return s;
+}
+
+void ToProto(const MemoryPlan& m, MemoryPlanProto* p) {
+  p->set_alignment(m.alignment);
+  for (const auto& [name, f] : m.functions) {
+    FunctionMemoryProto& out = (*p->mutable_functions())[name];
+    ToProto(f.values, out.mutable_values());
+    ToProto(f.workspace, out.mutable_workspace());
+    out.set_frame_bytes(f.frame_bytes);
+    out.set_live_bytes(f.live_bytes);
+    for (const auto& [node, earlier] : f.waits) {
+      for (const std::string& e : earlier) (*out.mutable_waits())[node].add_name(e);
+    }
+  }
+  for (const StageMemory& s : m.stages) {
+    StageMemoryProto* out = p->add_stages();
+    ToProto(s.states, out->mutable_states());
+    ToProto(s.inputs, out->mutable_inputs());
+    for (const auto& [chunk, slots] : s.residuals) (*out->mutable_residuals())[chunk] = ToProto(slots);
+    for (const auto& [chunk, slots] : s.weight_residuals)
+      (*out->mutable_weight_residuals())[chunk] = ToProto(slots);
+    for (const auto& [name, slots] : s.boundaries) (*out->mutable_boundaries())[name] = ToProto(slots);
+    out->set_state_bytes(s.state_bytes);
+    out->set_input_bytes(s.input_bytes);
+    out->set_residual_bytes(s.residual_bytes);
+    out->set_boundary_bytes(s.boundary_bytes);
+    out->set_frame_bytes(s.frame_bytes);
+    out->set_spill_bytes(s.spill_bytes);
+    for (const auto& [kind, bytes] : s.state_bytes_by_kind)
+      (*out->mutable_state_bytes_by_kind())[kind] = bytes;
+  }
+}
+
+absl::StatusOr<MemoryPlan> FromProto(const MemoryPlanProto& p) {
+  MemoryPlan m;
+  m.alignment = p.alignment();
+  for (const auto& [name, f] : p.functions()) {
+    FunctionMemory& out = m.functions[name];
+    RETURN_IF_ERROR(FromProto(f.values(), &out.values));
+    RETURN_IF_ERROR(FromProto(f.workspace(), &out.workspace));
+    out.frame_bytes = f.frame_bytes();
+    out.live_bytes = f.live_bytes();
+    for (const auto& [node, earlier] : f.waits())
+      out.waits[node].assign(earlier.name().begin(), earlier.name().end());
+  }
+  for (const StageMemoryProto& s : p.stages()) {
+    StageMemory& out = m.stages.emplace_back();
+    RETURN_IF_ERROR(FromProto(s.states(), &out.states));
+    RETURN_IF_ERROR(FromProto(s.inputs(), &out.inputs));
+    for (const auto& [chunk, slots] : s.residuals()) out.residuals[chunk] = FromProto(slots);
+    for (const auto& [chunk, slots] : s.weight_residuals()) out.weight_residuals[chunk] = FromProto(slots);
+    for (const auto& [name, slots] : s.boundaries()) out.boundaries[name] = FromProto(slots);
+    out.state_bytes = s.state_bytes();
+    out.input_bytes = s.input_bytes();
+    out.residual_bytes = s.residual_bytes();
+    out.boundary_bytes = s.boundary_bytes();
+    out.frame_bytes = s.frame_bytes();
+    out.spill_bytes = s.spill_bytes();
+    for (const auto& [kind, bytes] : s.state_bytes_by_kind()) out.state_bytes_by_kind[kind] = bytes;
+  }
+  return m;
+}
+
+void ToProto(const Target& t, TargetProto* p) {
+  p->set_name(t.name);
+  p->set_flops(t.flops);
+  p->set_bytes_per_second(t.bytes_per_second);
+  p->set_link_bytes_per_second(t.link_bytes_per_second);
+  p->set_link_latency_seconds(t.link_latency_seconds);
+  for (const std::string& f : t.fusions) p->add_fusions(f);
+  p->set_all_fusions(t.all_fusions);
+}
+
+Target FromProto(const TargetProto& p) {
+  Target t;
+  t.name = p.name();
+  t.flops = p.flops();
+  t.bytes_per_second = p.bytes_per_second();
+  t.link_bytes_per_second = p.link_bytes_per_second();
+  t.link_latency_seconds = p.link_latency_seconds();
+  t.fusions.insert(p.fusions().begin(), p.fusions().end());
+  t.all_fusions = p.all_fusions();
+  return t;
+}
+
+}  // namespace
+
+PlanProto PlanToProto(const Plan& plan) {
+  PlanProto p;
+  p.set_version(kPlanVersion);
+  *p.mutable_module() = ToProto(*plan.program.module);
+  ToProto(plan.program.schedule, p.mutable_schedule());
+  ToProto(plan.program.memory, p.mutable_memory());
+  p.set_strategy(plan.strategy.ToString());
+  ToProto(plan.target, p.mutable_target());
+  for (const auto& [pass, line] : plan.program.notes) {
+    NoteProto* note = p.add_notes();
+    note->set_pass(pass);
+    note->set_line(line);
+  }
+  for (const LogicalNode& n : plan.program.inventory) {
+    LogicalNodeProto* out = p.add_inventory();
+    out->set_op(n.op);
+    out->set_name(n.name);
+    for (const int c : n.chunks) out->add_chunks(c);
+    out->set_rewritten_by(n.rewritten_by);
+  }
+  p.set_model(plan.model_text);
+  p.set_train(plan.train_text);
+  p.set_pipeline(plan.pipeline);
+  return p;
+}
+
+absl::StatusOr<Plan> PlanFromProto(const PlanProto& p) {
+  if (p.version() > kPlanVersion) {
+    return absl::FailedPreconditionError(absl::StrCat("plan: format version ", p.version(),
+                                                      "; this build reads up to ", kPlanVersion,
+                                                      ": use a newer build, or compile again"));
+  }
+  if (p.version() < 1)
+    return Malformed(absl::StrCat("format version ", p.version(), "; versions begin at 1"));
+  Plan plan;
+  ASSIGN_OR_RETURN(plan.program.module, FromProto(p.module()));
+  RETURN_IF_ERROR(Annotate(Verify(*plan.program.module), "plan"));
+  ASSIGN_OR_RETURN(plan.program.schedule, FromProto(p.schedule()));
+  ASSIGN_OR_RETURN(plan.program.memory, FromProto(p.memory()));
+  ASSIGN_OR_RETURN(plan.strategy, ParseStrategy(p.strategy()));
+  plan.target = FromProto(p.target());
+  for (const NoteProto& note : p.notes()) plan.program.notes.emplace_back(note.pass(), note.line());
+  for (const LogicalNodeProto& n : p.inventory()) {
+    plan.program.inventory.push_back(
+        {n.op(), n.name(), {n.chunks().begin(), n.chunks().end()}, n.rewritten_by()});
+  }
+  plan.model_text = p.model();
+  plan.train_text = p.train();
+  plan.pipeline = p.pipeline();
+  CertifyOptions options;
+  options.overload = plan.strategy.overload;
+  RETURN_IF_ERROR(Annotate(Certify(plan.program, options).status(), "plan"));
+  return plan;
+}
+
+std::string SerializePlan(const Plan& plan) {
+  std::string bytes;
+  {
+    google::protobuf::io::StringOutputStream stream(&bytes);
+    google::protobuf::io::CodedOutputStream coded(&stream);
+    coded.SetSerializationDeterministic(true);  // maps in order of keys
+    PlanToProto(plan).SerializeToCodedStream(&coded);
+  }
+  return bytes;
+}
+
+absl::StatusOr<Plan> ParsePlan(absl::string_view bytes) {
+  PlanProto proto;
+  if (static_cast<int64_t>(bytes.size()) > kMaxPlanBytes) return Malformed("larger than 1 GiB");
+  if (!proto.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
+    return Malformed("these bytes are no plan (protobuf does not parse)");
+  }
+  return PlanFromProto(proto);
+}
+
+std::string PlanToText(const Plan& plan) {
+  const Program& p = plan.program;
+  std::string out = absl::StrCat("plan version ", kPlanVersion, "\nstrategy ", plan.strategy.ToString(),
+                                 "\ntarget ", plan.target.name, "\npipeline ", plan.pipeline, "\n");
+  for (const auto& [pass, line] : p.notes) absl::StrAppend(&out, "note ", pass, ": ", line, "\n");
+  absl::StrAppend(&out, "\nschedule ", p.schedule.name, ", ", p.schedule.microbatches,
+                  " microbatches, chunks on stages ", absl::StrJoin(p.schedule.chunk_stage, " "), "\n");
+  for (const auto& [name, stages] : p.schedule.actions) {
+    for (size_t s = 0; s < stages.size(); ++s) {
+      absl::StrAppend(&out, name, " stage ", s, ": ",
+                      absl::StrJoin(stages[s], ", ",
+                                    [](std::string* o, const Action& a) {
+                                      absl::StrAppend(o, ActionToString(a));
+                                      if (a.slot >= 0) absl::StrAppend(o, " [", a.slot, "]");
+                                      if (a.residual_slot >= 0)
+                                        absl::StrAppend(o, " [residuals ", a.residual_slot, "]");
+                                    }),
+                      "\n");
+    }
+  }
+  out += "\n";
+  for (size_t s = 0; s < p.memory.stages.size(); ++s) {
+    const StageMemory& m = p.memory.stages[s];
+    absl::StrAppend(&out, "memory stage ", s, ": peak ", m.peak_bytes(), " bytes = state ", m.state_bytes,
+                    " + input ", m.input_bytes, " + residual ", m.residual_bytes, " + boundary ",
+                    m.boundary_bytes, " + frame ", m.frame_bytes, "; spill ", m.spill_bytes, "\n");
+    const auto slots = [&](const std::string& what, const StageMemory::Slots& x) {
+      absl::StrAppend(&out, "  ", what, ": ", x.count, " x ", x.bytes, " at ", x.offset, "\n");
+    };
+    for (const auto& [c, x] : m.residuals) slots(absl::StrCat("residuals of chunk ", c), x);
+    for (const auto& [c, x] : m.weight_residuals) slots(absl::StrCat("weight residuals of chunk ", c), x);
+    for (const auto& [v, x] : m.boundaries) slots(absl::StrCat("boundary ", v), x);
+    for (const auto& [name, ref] : m.states) {
+      absl::StrAppend(&out, "  state ", name, ": ", ref.bytes, " at ", ref.offset, "\n");
+    }
+  }
+  absl::StrAppend(&out, "\n", PrintModule(*p.module), "\n");
+  for (const auto& [name, f] : p.memory.functions) {
+    absl::StrAppend(&out, "buffers @", name, ": frame ", f.frame_bytes, ", live at most ", f.live_bytes,
+                    "\n");
+    for (const auto& [value, ref] : f.values) {
+      absl::StrAppend(&out, "  %", value, ": ", SpaceName(ref.space), " ", ref.offset, " + ", ref.bytes,
+                      ref.spill_offset >= 0 ? absl::StrCat(", spill ", ref.spill_offset) : "", "\n");
+    }
+    for (const auto& [node, ref] : f.workspace) {
+      absl::StrAppend(&out, "  workspace of %", node, ": ", ref.offset, " + ", ref.bytes, "\n");
+    }
+    for (const auto& [node, earlier] : f.waits) {
+      absl::StrAppend(&out, "  %", node, " waits for %", absl::StrJoin(earlier, ", %"), "\n");
+    }
+  }
+  return out;
+}
+
+absl::Status SavePlan(const Plan& plan, const std::string& folder) {
+  RETURN_IF_ERROR(MakeFolders(folder));
+  RETURN_IF_ERROR(WriteFile(JoinPath(folder, kFile), SerializePlan(plan)));
+  return WriteFile(JoinPath(folder, kTextFile), PlanToText(plan));
+}
+
+absl::StatusOr<Plan> LoadPlan(const std::string& path) {
+  const std::string file = IsFolder(path) ? JoinPath(path, kFile) : path;
+  ASSIGN_OR_RETURN(const std::string bytes, ReadFile(file, kMaxPlanBytes));
+  absl::StatusOr<Plan> plan = ParsePlan(bytes);
+  if (!plan.ok()) return Annotate(plan.status(), file);
+  return plan;
+}
+
+Plan ClonePlan(const Plan& plan) {
+  Plan copy;
+  copy.program.module = CloneModule(*plan.program.module);
+  copy.program.schedule = plan.program.schedule;
+  copy.program.memory = plan.program.memory;
+  copy.program.notes = plan.program.notes;
+  copy.program.inventory = plan.program.inventory;
+  copy.strategy = plan.strategy;
+  copy.target = plan.target;
+  copy.model_text = plan.model_text;
+  copy.train_text = plan.train_text;
+  copy.pipeline = plan.pipeline;
+  return copy;
+}
+
+}  // namespace moe

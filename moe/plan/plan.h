@@ -1,0 +1,53 @@
+// Plan: the compiled artifact. One program with its schedule and memory, the strategy and target it was made
+// for, and the configurations it came from, so that a run folder explains itself.
+//
+//   RETURN_IF_ERROR(SavePlan(plan, run_folder));            // plan.pb and, to read, plan.txt
+//   ASSIGN_OR_RETURN(Plan same, LoadPlan(run_folder));      // a folder with plan.pb, or a file
+//
+// Loading trusts nothing: the module is verified and the whole plan certified again (moe/passes/certify.h),
+// so whoever executes a loaded plan may index by what it says. Plain data; one thread at a time.
+#pragma once
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "moe/cost/target.h"
+#include "moe/ir/program.h"
+#include "moe/passes/strategy.h"
+#include "moe/plan/plan.pb.h"
+
+namespace moe {
+
+inline constexpr int64_t kPlanVersion = 1;
+
+struct Plan {
+  Program program;
+  Strategy strategy;
+  Target target;
+  std::string model_text;  // ModelConfig and TrainConfig as textproto; may be empty
+  std::string train_text;
+  std::string pipeline;
+
+  const Module& module() const { return *program.module; }
+  const Mesh& mesh() const { return program.module->mesh(); }
+};
+
+PlanProto PlanToProto(const Plan& plan);
+// Errors: FailedPrecondition for a newer version, by number; InvalidArgument for anything malformed, by
+// field.
+absl::StatusOr<Plan> PlanFromProto(const PlanProto& proto);
+
+std::string SerializePlan(const Plan& plan);  // deterministic: equal plans give equal bytes
+absl::StatusOr<Plan> ParsePlan(absl::string_view bytes);
+
+// Everything in the plan, to read: configuration, notes, actions, module, memory.
+std::string PlanToText(const Plan& plan);
+
+absl::Status SavePlan(const Plan& plan, const std::string& folder);
+absl::StatusOr<Plan> LoadPlan(const std::string& path);
+
+Plan ClonePlan(const Plan& plan);
+
+}  // namespace moe

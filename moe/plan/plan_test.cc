@@ -1,0 +1,98 @@
+#include "moe/plan/plan.h"
+
+#include <gtest/gtest.h>
+
+#include <iostream>
+
+#include "moe/base/file.h"
+#include "moe/base/status.h"
+#include "moe/base/status_matchers.h"
+#include "moe/ir/text.h"
+#include "moe/model/transformer.h"
+#include "moe/plan/compile.h"
+
+namespace moe {
+namespace {
+
+absl::StatusOr<Compiled> CompileModel(const std::string& file, const std::string& strategy_text) {
+  ASSIGN_OR_RETURN(const Strategy strategy, ParseStrategy(strategy_text));
+  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig("testdata/models/" + file + ".textproto"));
+  ASSIGN_OR_RETURN(std::unique_ptr<Module> module,
+                   BuildModel(config, {.global_batch = 16, .microbatches = strategy.microbatches}));
+  CompileOptions options;
+  options.model_text = ModelConfigToText(config);
+  // Some scratch for each GEMM, so that its place is planned and certified, too.
+  options.workspace = [](const Node& n, const Mesh&) {
+    return n.Is("math.einsum") ? int64_t{1000} : int64_t{0};
+  };
+  return Compile(std::move(module), strategy, options);
+}
+
+TEST(Plan, EveryStrategyIsCertified) {
+  for (const char* strategy :
+       {"", "dp=2 microbatches=2", "tp=2 sp", "pp=2 microbatches=4",
+        "pp=2 microbatches=4 schedule=gpipe tp=2", "dp=2 tp=2 ep=2 etp=2 zero=1 microbatches=2",
+        "dp=4 ep=4 zero=3", "cp=2", "pp=2 dp=2 tp=2 ep=2 etp=2 microbatches=4 zero=2 checkpoint=selective",
+        "pp=2 dp=2 microbatches=4 zero=1 checkpoint=full", "tp=2 sp checkpoint=full"}) {
+    SCOPED_TRACE(strategy);
+    const absl::StatusOr<Compiled> c = CompileModel("small_test", strategy);
+    ASSERT_TRUE(c.ok()) << c.status();
+    for (const auto& [pass, line] : c->plan.program.notes) std::cout << pass << ": " << line << "\n";
+  }
+}
+
+TEST(Plan, DroplessOverflowHasRoom) {
+  ASSERT_OK_AND_ASSIGN(
+      const Compiled c,
+      CompileModel("odd_test", "pp=3 dp=2 microbatches=4 overload=1.5 checkpoint=selective"));
+  int64_t spill = 0;
+  for (const StageMemory& s : c.plan.program.memory.stages) spill += s.spill_bytes;
+  EXPECT_GT(spill, 0);
+}
+
+TEST(Plan, WhatIsSavedIsWhatLoads) {
+  ASSERT_OK_AND_ASSIGN(const Compiled c, CompileModel("small_test", "pp=2 dp=2 microbatches=4 zero=1"));
+  const std::string folder = JoinPath(testing::TempDir(), "plan");
+  ASSERT_OK(SavePlan(c.plan, folder));
+  ASSERT_OK_AND_ASSIGN(const Plan same, LoadPlan(folder));
+  EXPECT_EQ(SerializePlan(same), SerializePlan(c.plan));
+  EXPECT_EQ(PlanToText(same), PlanToText(c.plan));
+  EXPECT_EQ(same.program.schedule.actions, c.plan.program.schedule.actions);
+  EXPECT_EQ(same.model_text, c.plan.model_text);
+  // Same input, same bytes.
+  ASSERT_OK_AND_ASSIGN(const Compiled again, CompileModel("small_test", "pp=2 dp=2 microbatches=4 zero=1"));
+  EXPECT_EQ(SerializePlan(again.plan), SerializePlan(c.plan));
+}
+
+TEST(Plan, RefusesWhatItCannotRead) {
+  ASSERT_OK_AND_ASSIGN(const Compiled c, CompileModel("small_test", "pp=2 microbatches=2"));
+  PlanProto newer = PlanToProto(c.plan);
+  newer.set_version(kPlanVersion + 1);
+  ExpectError(PlanFromProto(newer), absl::StatusCode::kFailedPrecondition, "format version 2",
+              "reads up to 1");
+
+  const std::string bytes = SerializePlan(c.plan);
+  for (const size_t size : {size_t{0}, size_t{1}, bytes.size() / 2, bytes.size() - 1}) {
+    EXPECT_FALSE(ParsePlan(bytes.substr(0, size)).ok()) << size;
+  }
+  PlanProto bad = PlanToProto(c.plan);
+  bad.mutable_schedule()->mutable_programs(0)->mutable_stages(0)->mutable_actions(1)->set_residual_slot(
+      1 << 30);
+  ExpectError(PlanFromProto(bad), absl::StatusCode::kFailedPrecondition, "residual slot");
+  bad = PlanToProto(c.plan);
+  bad.mutable_memory()->clear_stages();
+  ExpectError(PlanFromProto(bad), absl::StatusCode::kFailedPrecondition, "memory of 0 stages");
+}
+
+TEST(Plan, AMemoryLimitIsKept) {
+  ASSERT_OK_AND_ASSIGN(const Strategy strategy, ParseStrategy("tp=2"));
+  ASSERT_OK_AND_ASSIGN(const ModelConfig config, LoadModelConfig("testdata/models/small_test.textproto"));
+  ASSERT_OK_AND_ASSIGN(std::unique_ptr<Module> module, BuildModel(config, {.global_batch = 4}));
+  CompileOptions options;
+  options.memory_limit = 1000;
+  ExpectError(Compile(std::move(module), strategy, options), absl::StatusCode::kFailedPrecondition,
+              "over the limit");
+}
+
+}  // namespace
+}  // namespace moe

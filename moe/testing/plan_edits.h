@@ -1,0 +1,23 @@
+// Small edits to a compiled plan, as a slip of the hand or a bug in a pass would make them: what `certify`
+// must refuse, or what changes nothing that matters.
+//
+//   const std::string what = RandomEdit(&plan, seed);   // "drops train_step stage 1: F1.2"
+//   EXPECT_FALSE(Certify(plan.program, {}).ok()) << what;
+//
+// The same seed gives the same edit of the same plan. Plain functions.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "moe/plan/plan.h"
+
+namespace moe {
+
+// Edits one thing: an action (dropped, doubled, swapped with its neighbour, another microbatch, another slot,
+// moved to another stage), a buffer (moved, shrunk), a wait (dropped), a slot count, a node (operand
+// exchanged for another of its type), a binding, the inventory. Says what it did; "" if the choice did not
+// apply to this plan.
+std::string RandomEdit(Plan* plan, uint64_t seed);
+
+}  // namespace moe
