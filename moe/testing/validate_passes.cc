@@ -1,0 +1,332 @@
+#include "moe/testing/validate_passes.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "moe/base/status.h"
+#include "moe/ir/diff.h"
+#include "moe/ir/state.h"
+#include "moe/runtime/executor.h"
+#include "moe/runtime/local.h"
+#include "moe/testing/random_inputs.h"
+#include "moe/testing/virtual_cluster.h"
+
+namespace moe {
+namespace {
+
+double Largest(const std::vector<double>& x) {
+  double most = 0;
+  for (const double v : x) most = std::max(most, std::abs(v));
+  return most;
+}
+
+bool Differs(double x, double y, double tolerance, double scale) {
+  return !(std::abs(x - y) <= tolerance * scale + 1e-13);
+}
+
+// Where `got` differs from the global values `want`: "element 17 on rank 3 is 0.25, before the pass 0.5";
+// else empty.
+std::string Difference(const Snapshot& got, const std::vector<double>& want, const Mesh& mesh,
+                       double tolerance) {
+  const double scale = Largest(want);
+  std::string what;
+  if (static_cast<int64_t>(want.size()) != got.type.num_elements()) {
+    return absl::StrCat("it has ", got.type.num_elements(), " elements, before the pass ", want.size());
+  }
+  for (size_t r = 0; r < got.local.size() && what.empty(); ++r) {
+    const int64_t rank = got.stage * static_cast<int64_t>(got.local.size()) + static_cast<int64_t>(r);
+    ForEachRun(LocalBlock(got.type, mesh, rank), [&](int64_t global, int64_t local, int64_t n) {
+      for (int64_t i = 0; i < n && what.empty(); ++i) {
+        const double x = got.local[r][local + i], y = want[global + i];
+        if (Differs(x, y, tolerance, scale)) {
+          what = absl::StrCat("element ", global + i, " on rank ", rank, " is ", x, ", before the pass ", y);
+        }
+      }
+    });
+  }
+  return what;
+}
+
+std::vector<double> Sum(const ClusterExport& e, const Mesh& mesh) {
+  std::vector<double> sum;
+  for (const Snapshot& s : e.copies) {
+    const std::vector<double> part = s.Global(mesh);
+    sum.resize(std::max(sum.size(), part.size()), 0.0);
+    for (size_t i = 0; i < part.size(); ++i) sum[i] += part[i];
+  }
+  return sum;
+}
+
+std::string Difference(const ClusterExport& got, const Mesh& got_mesh, const ClusterExport& want,
+                       const Mesh& want_mesh, double tolerance) {
+  if (got.copies.empty() || want.copies.empty()) {
+    return got.copies.empty() == want.copies.empty() ? "" : "only one of the programs has it";
+  }
+  if (got.summed && got.copies.size() > 1) {
+    Snapshot s;
+    s.type = got.copies[0].type;
+    s.type.placement = Placement::Replicated(s.type.rank());
+    s.stage = got.copies[0].stage;
+    const std::vector<double> sum = Sum(got, got_mesh);
+    s.local.assign(got.copies[0].local.size(), sum);
+    return Difference(s, Sum(want, want_mesh), got_mesh, tolerance);
+  }
+  const std::vector<double> global = want.summed ? Sum(want, want_mesh) : want.copies[0].Global(want_mesh);
+  for (const Snapshot& s : got.copies) {
+    std::string what = Difference(s, global, got_mesh, tolerance);
+    if (!what.empty()) return what;
+  }
+  return "";
+}
+
+// The part of the step that a function belongs to, whatever the passes call it.
+std::string Part(const Function& f) {
+  for (const char* prefix : {"forward", "backward", "input_grad", "weight_grad"}) {
+    absl::string_view name = f.name();
+    if (absl::ConsumePrefix(&name, prefix)) return absl::StrCat("chunk", name);
+  }
+  return f.name();
+}
+
+// All values of the run before the pass, by name.
+class Trace {
+ public:
+  void Add(const Value& v, int microbatch, const Snapshot& s, const Mesh& mesh) {
+    values_[{v.name(), microbatch}].push_back({Part(*v.node->function()), s.type, s.Global(mesh)});
+  }
+  // What the value of this name was in the same part of the step, or in all of it where the name stands once.
+  const std::vector<double>* Find(const std::string& name, const std::string& part, int microbatch,
+                                  const Type& type) const {
+    const auto it = values_.find({name, microbatch});
+    if (it == values_.end()) return nullptr;
+    const Entry* found = nullptr;
+    for (const Entry& e : it->second) {
+      if (e.part == part) found = &e;
+    }
+    if (found == nullptr && it->second.size() == 1) found = &it->second[0];
+    if (found == nullptr || found->type.dims != type.dims) return nullptr;
+    return &found->global;
+  }
+
+ private:
+  struct Entry {
+    std::string part;
+    Type type;
+    std::vector<double> global;
+  };
+  std::map<std::pair<std::string, int>, std::vector<Entry>> values_;
+};
+
+Program Promoted(const Program& program) {
+  Program p;
+  p.module = CloneModule(*program.module);
+  PromoteToF64(p.module.get());
+  p.schedule = program.schedule;
+  return p;
+}
+
+absl::StatusOr<StepInputs> InputsFor(const Module& module, const ValidateOptions& options) {
+  if (module.FindState("embedding") == nullptr)
+    return StepInputs();  // no training step: functions run by themselves
+  RandomInputOptions random;
+  random.seed = options.seed;
+  random.masked = options.masked;
+  return RandomInputs(module, random, 1);
+}
+
+// The first value, in order of execution, that is not what it was. Empty if every value that both have
+// agrees.
+absl::StatusOr<std::string> FirstDifference(const Program& before, const Program& after,
+                                            const StepInputs& inputs, ClusterOptions options,
+                                            double tolerance) {
+  Trace trace;
+  const Mesh &mesh_before = before.module->mesh(), &mesh_after = after.module->mesh();
+  options.observer = [&](const Value& v, int microbatch, const Snapshot& s) {
+    trace.Add(v, microbatch, s, mesh_before);
+    return absl::OkStatus();
+  };
+  RETURN_IF_ERROR(RunOnVirtualCluster(before, inputs, options).status());
+  std::string first;
+  std::map<const Node*, std::string> stands_for;  // conversions: the name of what they convert
+  options.observer = [&](const Value& v, int microbatch, const Snapshot& s) -> absl::Status {
+    const Node& n = *v.node;
+    const std::string part = Part(*n.function());
+    std::string name = v.name();
+    const std::vector<double>* want = trace.Find(name, part, microbatch, s.type);
+    if (want == nullptr && absl::StartsWith(n.op_name(), "comm.")) {
+      const auto it = stands_for.find(n.operand(0).node);
+      name = it == stands_for.end() ? n.operand(0).name() : it->second;
+      want = trace.Find(name, part, microbatch, s.type);
+      stands_for[&n] = name;
+    }
+    if (want == nullptr) return absl::OkStatus();
+    const std::string what = Difference(s, *want, mesh_after, tolerance);
+    if (what.empty()) return absl::OkStatus();
+    first = absl::StrCat("%", v.name(), " = ", n.op_name(), " in @", n.function()->name(),
+                         n.scope.empty() ? "" : absl::StrCat(" (", n.scope, ")"),
+                         microbatch < 0 ? "" : absl::StrCat(", microbatch ", microbatch), ": ", what,
+                         n.provenance.reason.empty() ? "" : absl::StrCat("; ", n.provenance.reason));
+    return absl::AbortedError(first);
+  };
+  const absl::Status status = RunOnVirtualCluster(after, inputs, options).status();
+  if (!status.ok() && first.empty()) return status;
+  return first;
+}
+
+// Each gradient against the change of the objective along it (or along a fixed direction, where it is zero).
+absl::Status CheckGradients(const std::string& pass, const Program& before, const ClusterRun& after,
+                            const Program& after_program, const StepInputs& inputs,
+                            const ClusterOptions& options) {
+  for (const auto& state : after_program.module->states()) {
+    if (AttrString(state->attributes, "kind") != "gradient") continue;
+    const std::string of = AttrString(state->attributes, "of");
+    const State* parameter = before.module->FindState(of);
+    const auto found = after.exports.find(absl::StrCat("state ", state->name));
+    if (parameter == nullptr || found == after.exports.end()) continue;
+    const std::vector<double> gradient = Sum(found->second, after_program.module->mesh());
+    double norm = 0;
+    for (const double g : gradient) norm += g * g;
+    norm = std::sqrt(norm);
+    std::vector<double> direction(gradient.size());
+    for (size_t i = 0; i < direction.size(); ++i) {
+      direction[i] = norm > 0 ? gradient[i] / norm : 1 / std::sqrt(static_cast<double>(direction.size()));
+    }
+    constexpr double kStep = 1e-5;
+    double objective[2];
+    for (int side = 0; side < 2; ++side) {
+      ClusterOptions moved = options;
+      std::vector<double>& values = moved.states[of] = InitialValues(*parameter, options.seed);
+      for (size_t i = 0; i < values.size(); ++i) values[i] += (side ? kStep : -kStep) * direction[i];
+      ASSIGN_OR_RETURN(const ClusterRun run, RunOnVirtualCluster(before, inputs, moved));
+      objective[side] = run.objective;
+    }
+    const double slope = (objective[1] - objective[0]) / (2 * kStep);
+    if (std::abs(slope - norm) > 1e-4 * std::max(norm, std::abs(slope)) + 1e-7) {
+      return absl::InternalError(absl::StrCat("pass ", pass, ": ", found->second.producer,
+                                              ": the gradient of '", of, "' has norm ", norm,
+                                              " on rank 0, the losses change by ", slope, " along it"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+bool IsComplete(const Program& p) {
+  return !p.memory.stages.empty() && p.schedule.actions.count("train_step") > 0;
+}
+
+}  // namespace
+
+struct PassValidator::Last {
+  std::unique_ptr<Module> module;  // as the pass left it
+  ClusterRun run;
+};
+
+PassValidator::PassValidator(ValidateOptions options) : options_(options) {}
+PassValidator::~PassValidator() = default;
+
+std::function<absl::Status(const std::string&, const Program&, const Program&)> PassValidator::Hook() {
+  return [this](const std::string& pass, const Program& before, const Program& after) {
+    return Compare(pass, before, after);
+  };
+}
+
+absl::Status PassValidator::Compare(const std::string& pass, const Program& before, const Program& after) {
+  const auto in = [&](const absl::Status& s, absl::string_view when) {
+    return Annotate(s, absl::StrCat("validating pass ", pass, ", the program ", when));
+  };
+  const Program was = Promoted(before), is = Promoted(after);
+  ASSIGN_OR_RETURN(const StepInputs inputs, InputsFor(*was.module, options_));
+  ClusterOptions cluster;
+  cluster.backend = options_.backend;
+  cluster.seed = options_.seed;
+  cluster.microbatches = options_.microbatches;
+  if (last_ == nullptr || !DiffModules(*last_->module, *before.module).empty()) {
+    absl::StatusOr<ClusterRun> run = RunOnVirtualCluster(was, inputs, cluster);
+    if (!run.ok()) return in(run.status(), "before it");
+    last_ = std::make_unique<Last>();
+    last_->run = *std::move(run);
+  }
+  absl::StatusOr<ClusterRun> now = RunOnVirtualCluster(is, inputs, cluster);
+  if (!now.ok()) return in(now.status(), "after it");
+
+  const Mesh &mesh_was = was.module->mesh(), &mesh_is = is.module->mesh();
+  for (const auto& [what, got] : now->exports) {
+    const auto want = last_->run.exports.find(what);
+    if (want == last_->run.exports.end()) continue;  // the pass added it
+    const std::string difference = Difference(got, mesh_is, want->second, mesh_was, options_.tolerance);
+    if (difference.empty()) continue;
+    absl::StatusOr<std::string> first = FirstDifference(was, is, inputs, cluster, options_.tolerance);
+    if (!first.ok()) return in(first.status(), "run to find the node");
+    return absl::InternalError(absl::StrCat(
+        "pass ", pass, " changed the results: ",
+        first->empty() ? absl::StrCat(got.producer, ": ", difference) : *first, "; seen in ", what));
+  }
+  for (const auto& [what, got] : last_->run.exports) {
+    if (now->exports.count(what) > 0 || absl::StartsWith(what, "result ") || got.copies.empty()) continue;
+    return absl::InternalError(
+        absl::StrCat("pass ", pass, " lost ", what, ", which ", got.producer, " gave"));
+  }
+  if (last_->run.has_objective && !now->has_objective) {
+    RETURN_IF_ERROR(CheckGradients(pass, was, *now, is, inputs, cluster));
+  }
+  if (options_.execute && IsComplete(after)) {
+    RETURN_IF_ERROR(Annotate(CompareWithExecutor(after, options_), absl::StrCat("pass ", pass)));
+  }
+  last_->run = *std::move(now);
+  last_->module = CloneModule(*after.module);
+  return absl::OkStatus();
+}
+
+absl::Status CompareWithExecutor(const Program& plan, const ValidateOptions& options) {
+  const Program promoted = Promoted(plan);
+  ASSIGN_OR_RETURN(const StepInputs inputs, InputsFor(*promoted.module, options));
+  ClusterOptions cluster;
+  cluster.backend = options.backend;
+  cluster.seed = options.seed;
+  ASSIGN_OR_RETURN(const ClusterRun want, RunOnVirtualCluster(promoted, inputs, cluster));
+  ExecutorOptions run;
+  run.backend = options.backend;
+  run.poison = true;
+  ASSIGN_OR_RETURN(std::unique_ptr<Executor> executor, Executor::Create(plan, run));
+  RETURN_IF_ERROR(executor->InitializeState(options.seed));
+  bool narrow = false;
+  for (const auto& s : plan.module->states()) {
+    narrow |= s->type.dtype == DType::kF32;
+    if (AttrString(s->attributes, "kind") != "moment") continue;
+    RETURN_IF_ERROR(executor->WriteState(s->name, InitialValues(*s, options.seed)));
+  }
+  executor->ReplayDecisions(&want.decisions);
+  ASSIGN_OR_RETURN(const Reports reports, executor->TrainStep(inputs));
+  const auto compare = [&](const std::string& what, const std::vector<double>& got) -> absl::Status {
+    const auto it = want.exports.find(what);
+    if (it == want.exports.end()) return absl::OkStatus();
+    const std::vector<double> expected = it->second.summed
+                                             ? Sum(it->second, promoted.module->mesh())
+                                             : it->second.copies[0].Global(promoted.module->mesh());
+    const double scale = Largest(expected), tolerance = narrow ? 2e-3 : options.tolerance;
+    for (size_t i = 0; i < std::min(got.size(), expected.size()); ++i) {
+      if (std::abs(got[i] - expected[i]) <= tolerance * scale + (narrow ? 1e-6 : 1e-13)) continue;
+      return absl::InternalError(absl::StrCat("the executor disagrees with the lockstep run: ", what,
+                                              ", element ", i, " is ", got[i], ", in lockstep ", expected[i],
+                                              "; ", it->second.producer));
+    }
+    return absl::OkStatus();
+  };
+  for (const auto& [name, values] : reports) RETURN_IF_ERROR(compare(absl::StrCat("report ", name), values));
+  for (const auto& s : plan.module->states()) {
+    const std::string kind = AttrString(s->attributes, "kind");
+    if (kind != "gradient" && kind != "parameter") continue;
+    ASSIGN_OR_RETURN(const std::vector<double> values, executor->ReadState(s->name));
+    RETURN_IF_ERROR(compare(absl::StrCat("state ", s->name), values));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace moe

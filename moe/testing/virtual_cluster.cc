@@ -1,0 +1,670 @@
+#include "moe/testing/virtual_cluster.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <set>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "moe/base/status.h"
+#include "moe/comm/in_process/in_process.h"
+#include "moe/ir/conversion_steps.h"
+#include "moe/ir/state.h"
+#include "moe/passes/conversion.h"
+#include "moe/passes/partition_stages.h"
+#include "moe/runtime/exchange.h"
+#include "moe/runtime/init.h"
+#include "moe/runtime/local.h"
+
+namespace moe {
+namespace {
+
+class Bytes {
+ public:
+  explicit Bytes(int64_t size)
+      : size_(size), data_(::operator new(std::max<int64_t>(size, 64), std::align_val_t(64))) {
+    std::memset(data_, 0xff, size);  // not a number
+  }
+  ~Bytes() { ::operator delete(data_, std::align_val_t(64)); }
+  Bytes(const Bytes&) = delete;
+  Bytes& operator=(const Bytes&) = delete;
+  void* data() const { return data_; }
+  int64_t size() const { return size_; }
+
+ private:
+  const int64_t size_;
+  void* const data_;
+};
+using Placed = std::vector<std::shared_ptr<Bytes>>;  // one per rank of a stage
+
+double Get(DType dtype, const void* data, int64_t i) {
+  switch (dtype) {
+    case DType::kF64:
+      return static_cast<const double*>(data)[i];
+    case DType::kF32:
+      return static_cast<const float*>(data)[i];
+    default:
+      return static_cast<const int32_t*>(data)[i];
+  }
+}
+
+void Put(DType dtype, void* data, int64_t i, double x) {
+  switch (dtype) {
+    case DType::kF64:
+      static_cast<double*>(data)[i] = x;
+      break;
+    case DType::kF32:
+      static_cast<float*>(data)[i] = static_cast<float>(x);
+      break;
+    default:
+      static_cast<int32_t*>(data)[i] = static_cast<int32_t>(x);
+  }
+}
+
+double NormalNumber(uint64_t seed, uint64_t stream, uint64_t i) {
+  const double u = (static_cast<double>(CounterBits(seed, stream, 2 * i) >> 11) + 1) * 0x1p-53;
+  const double v = static_cast<double>(CounterBits(seed, stream, 2 * i + 1) >> 11) * 0x1p-53;
+  return std::sqrt(-2 * std::log(u)) * std::cos(2 * M_PI * v);
+}
+
+// "chunk12" -> 12 for the prefix "chunk"; -1 otherwise.
+int NumberAfter(absl::string_view name, absl::string_view prefix) {
+  int n = -1;
+  if (!absl::ConsumePrefix(&name, prefix) || !absl::SimpleAtoi(name, &n)) return -1;
+  return n;
+}
+
+class Cluster {
+ public:
+  Cluster(const Program& program, const StepInputs& inputs, const ClusterOptions& options)
+      : program_(program),
+        module_(*program.module),
+        mesh_(module_.mesh()),
+        inputs_(inputs),
+        options_(options),
+        ranks_(mesh_.ranks_per_stage()),
+        planner_(mesh_) {}
+
+  absl::StatusOr<ClusterRun> Run() {
+    for (const auto& s : module_.states()) {
+      RETURN_IF_ERROR(CheckDType(s->type, s->name));
+      const auto given = options_.states.find(s->name);
+      const std::vector<double> global =
+          given == options_.states.end() ? InitialValues(*s, options_.seed) : given->second;
+      for (const int64_t stage : StagesOf(*s)) {
+        if (stage >= mesh_.num_stages()) continue;
+        states_[{stage, s->name}] = Distribute(s->type, global, stage);
+      }
+    }
+    int microbatches = static_cast<int>(AttrInt(module_.attributes(), "microbatches", 1));
+    if (options_.microbatches > 0) microbatches = std::min(microbatches, options_.microbatches);
+    std::vector<const Function*> chunks, forwards, backwards, weights, updates, reports, others;
+    for (const auto& f : module_.functions()) {
+      if (f->name() == "step" || NumberAfter(f->name(), "chunk") >= 0) {
+        chunks.push_back(f.get());
+      } else if (NumberAfter(f->name(), "forward") >= 0) {
+        forwards.push_back(f.get());
+      } else if (NumberAfter(f->name(), "backward") >= 0 || NumberAfter(f->name(), "input_grad") >= 0) {
+        backwards.push_back(f.get());
+      } else if (NumberAfter(f->name(), "weight_grad") >= 0) {
+        weights.push_back(f.get());
+      } else if (f->name() == "update" || NumberAfter(f->name(), "update") >= 0) {
+        updates.push_back(f.get());
+      } else if (f->name() == "report" || NumberAfter(f->name(), "report") >= 0) {
+        reports.push_back(f.get());
+      } else {
+        others.push_back(f.get());
+      }
+    }
+    const auto by_number = [&](std::vector<const Function*>* list) {
+      std::sort(list->begin(), list->end(),
+                [](const Function* a, const Function* b) { return Number(*a) < Number(*b); });
+    };
+    for (auto* list : {&chunks, &forwards, &backwards, &weights, &updates, &reports}) by_number(list);
+    for (int j = 0; j < microbatches; ++j) {
+      boundaries_.clear();
+      residuals_.clear();
+      std::map<const Function*, Frame> frames;
+      for (const Function* f : chunks) RETURN_IF_ERROR(RunPhase(*f, Phase::kForward, j, &frames[f]));
+      for (const Function* f : forwards) RETURN_IF_ERROR(RunWhole(*f, j));
+      for (auto f = chunks.rbegin(); f != chunks.rend(); ++f) {
+        RETURN_IF_ERROR(RunPhase(**f, Phase::kBackward, j, &frames[*f]));
+      }
+      for (auto f = backwards.rbegin(); f != backwards.rend(); ++f) RETURN_IF_ERROR(RunWhole(**f, j));
+      for (const Function* f : weights) RETURN_IF_ERROR(RunWhole(*f, j));
+    }
+    RETURN_IF_ERROR(RunTogether(updates));
+    for (const Function* f : reports) RETURN_IF_ERROR(RunWhole(*f, -1));
+    for (const Function* f : others) RETURN_IF_ERROR(RunWhole(*f, -1));
+    ExportStates();
+    return std::move(run_);
+  }
+
+ private:
+  struct Frame {
+    std::map<Value, Placed> values;
+    std::map<Value, size_t> unused;  // uses that are still to come
+  };
+
+  static int Number(const Function& f) {
+    for (const char* prefix :
+         {"chunk", "forward", "backward", "input_grad", "weight_grad", "update", "report"}) {
+      const int n = NumberAfter(f.name(), prefix);
+      if (n >= 0) return n;
+    }
+    return 0;
+  }
+  int64_t StageOf(const Function& f) const {
+    const int n = Number(f);
+    if (NumberAfter(f.name(), "update") >= 0 || NumberAfter(f.name(), "report") >= 0) return n;
+    const auto& stage = program_.schedule.chunk_stage;
+    return n < static_cast<int>(stage.size()) ? stage[n] : 0;
+  }
+  int64_t RankOf(int64_t stage, int64_t r) const { return stage * ranks_ + r; }
+
+  static absl::Status CheckDType(const Type& type, absl::string_view name) {
+    if (type.dtype == DType::kF64 || type.dtype == DType::kF32 || type.dtype == DType::kS32)
+      return absl::OkStatus();
+    return absl::UnimplementedError(
+        absl::StrCat("the virtual cluster has no ", DTypeName(type.dtype), ", the dtype of ", name));
+  }
+
+  Placed Allocate(const Type& type) const {
+    Placed p;
+    for (int64_t r = 0; r < ranks_; ++r) p.push_back(std::make_shared<Bytes>(StorageOf(type, mesh_).bytes));
+    return p;
+  }
+  Tensor TensorOf(const Type& type, const Bytes& b) const {
+    return LocalTensor(type, mesh_, b.data(), b.size());
+  }
+
+  // A global dense value on every rank; of a partial, the first rank has all and the others zero.
+  Placed Distribute(const Type& type, const std::vector<double>& global, int64_t stage) const {
+    Placed p = Allocate(type);
+    for (int64_t r = 0; r < ranks_; ++r) {
+      bool zero = false;
+      for (const Partial& partial : type.placement.partial) {
+        zero |= mesh_.Coordinate(RankOf(stage, r), partial.axis) != 0 && partial.kind == Reduction::kSum;
+      }
+      ForEachRun(LocalBlock(type, mesh_, RankOf(stage, r)), [&](int64_t from, int64_t to, int64_t n) {
+        for (int64_t i = 0; i < n; ++i) Put(type.dtype, p[r]->data(), to + i, zero ? 0 : global[from + i]);
+      });
+    }
+    return p;
+  }
+
+  Snapshot Read(const Type& type, const Placed& p, int64_t stage) const {
+    Snapshot s;
+    s.stage = stage;
+    s.type = type;
+    s.type.placement.partial.clear();
+    if (type.ragged >= 0) {
+      s.type.dims[type.ragged] = type.ragged_bound;
+      s.type.ragged = -1;
+    }
+    std::vector<std::vector<double>> own(ranks_);
+    for (int64_t r = 0; r < ranks_; ++r) {
+      own[r].assign(s.type.LocalElements(mesh_), 0);
+      Tensor t = TensorOf(type, *p[r]);
+      if (!t.is_ragged()) {
+        for (size_t i = 0; i < own[r].size(); ++i)
+          own[r][i] = Get(type.dtype, t.data, static_cast<int64_t>(i));
+        continue;
+      }
+      const int64_t padded = static_cast<int64_t>(own[r].size()) / std::max<int64_t>(t.cells, 1);
+      int64_t at = 0;
+      for (int64_t c = 0; c < t.cells; ++c) {
+        for (int64_t i = 0; i < t.sizes[c] * t.row_elements; ++i) {
+          own[r][c * padded + i] = Get(type.dtype, t.arena_rows, at++);
+        }
+      }
+    }
+    if (type.placement.partial.empty()) {
+      s.local = std::move(own);
+      return s;
+    }
+    AxisList axes;
+    for (const Partial& partial : type.placement.partial) axes.push_back(partial.axis);
+    const bool max = type.placement.partial[0].kind == Reduction::kMax;
+    for (int64_t r = 0; r < ranks_; ++r) {
+      std::vector<double> sum;
+      for (const int64_t q : mesh_.Group(RankOf(stage, r), axes)) {
+        const std::vector<double>& part = own[q - stage * ranks_];
+        if (sum.empty()) {
+          sum = part;
+          continue;
+        }
+        for (size_t i = 0; i < sum.size(); ++i) sum[i] = max ? std::max(sum[i], part[i]) : sum[i] + part[i];
+      }
+      s.local.push_back(std::move(sum));
+    }
+    return s;
+  }
+
+  // One argument. States are read when the phase that first uses them begins.
+  absl::StatusOr<Placed> Argument(const Node& arg, int64_t stage, int microbatch) {
+    const std::string kind(BindingKind(arg.attributes())), name(BindingName(arg.attributes()));
+    const Type& type = arg.type();
+    RETURN_IF_ERROR(CheckDType(type, absl::StrCat("%", arg.result_name())));
+    if (kind == "state") {
+      const auto it = states_.find({stage, name});
+      if (it == states_.end()) {
+        return absl::FailedPreconditionError(absl::StrCat("argument %", arg.result_name(), " of @",
+                                                          arg.function()->name(), ": no state '", name,
+                                                          "' on stage ", stage));
+      }
+      return it->second;
+    }
+    if (kind == "boundary" || kind == "residual" || kind == "weight_residual") {
+      const auto& from = kind == "boundary" ? boundaries_ : residuals_;
+      const auto it =
+          from.find(kind == "boundary" ? name : absl::StrCat(Number(*arg.function()), " ", kind, " ", name));
+      if (it == from.end()) {
+        return absl::FailedPreconditionError(absl::StrCat("argument %", arg.result_name(), " of @",
+                                                          arg.function()->name(), ": nothing gives the ",
+                                                          kind, " value '", name, "'"));
+      }
+      if (!(it->second.first == type)) {
+        return absl::FailedPreconditionError(absl::StrCat(
+            "argument %", arg.result_name(), " of @", arg.function()->name(), " is ",
+            TypeToString(type, mesh_), ", what comes is ", TypeToString(it->second.first, mesh_)));
+      }
+      return it->second.second;
+    }
+    const int64_t n = type.num_elements();
+    std::vector<double> global(n);
+    if (kind == "scalar") {
+      const auto it = inputs_.scalars.find(name);
+      if (it == inputs_.scalars.end()) {
+        return absl::InvalidArgumentError(absl::StrCat("step inputs: scalar '", name, "' is missing"));
+      }
+      global.assign(n, it->second);
+    } else if (kind == "batch" && microbatch >= 0) {
+      const auto part = [&](const auto& all) {
+        const int64_t begin = name == "positions" ? 0 : microbatch * n;
+        for (int64_t i = 0; i < n && begin + i < static_cast<int64_t>(all.size()); ++i)
+          global[i] = all[begin + i];
+      };
+      if (name == "mask") {
+        part(inputs_.mask);
+      } else {
+        part(name == "tokens" ? inputs_.tokens : name == "labels" ? inputs_.labels : inputs_.positions);
+      }
+    } else {  // of a function that is no part of a training step
+      for (int64_t i = 0; i < n; ++i) {
+        global[i] = type.dtype == DType::kS32
+                        ? static_cast<double>(CounterBits(options_.seed, StreamOf(arg.result_name()), i) % 2)
+                        : 0.4 * NormalNumber(options_.seed, StreamOf(arg.result_name()), i);
+      }
+    }
+    return Distribute(type, global, stage);
+  }
+
+  absl::Status LoadArguments(const Function& f, int microbatch,
+                             const std::function<bool(const Node*)>& wanted, Frame* frame) {
+    for (Node* arg : f.args()) {
+      if (frame->values.count(arg->result())) continue;
+      bool used = false;
+      for (const Use& use : arg->uses()) used |= use.user != f.return_node() && wanted(use.user);
+      if (!used) continue;
+      ASSIGN_OR_RETURN(frame->values[arg->result()], Argument(*arg, StageOf(f), microbatch));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status RunPhase(const Function& f, Phase phase, int microbatch, Frame* frame) {
+    const auto wanted = [&](const Node* n) {
+      return (n->phase == Phase::kForward) == (phase == Phase::kForward);
+    };
+    RETURN_IF_ERROR(LoadArguments(f, microbatch, wanted, frame));
+    for (const auto& n : f.body()) {
+      if (wanted(n.get())) RETURN_IF_ERROR(RunNode(n.get(), StageOf(f), microbatch, frame));
+    }
+    return Commit(f, microbatch, wanted, frame);
+  }
+
+  absl::Status RunWhole(const Function& f, int microbatch) {
+    Frame frame;
+    const auto all = [](const Node*) { return true; };
+    RETURN_IF_ERROR(LoadArguments(f, microbatch, all, &frame));
+    for (const auto& n : f.body()) RETURN_IF_ERROR(RunNode(n.get(), StageOf(f), microbatch, &frame));
+    return Commit(f, microbatch, all, &frame);
+  }
+
+  // Functions of all stages at once: each runs to its next stage reduction, and these run when all have come.
+  absl::Status RunTogether(const std::vector<const Function*>& functions) {
+    struct Part {
+      const Function* f;
+      std::vector<Node*> nodes;
+      size_t at = 0;
+      Frame frame;
+    };
+    std::map<int64_t, Part> parts;  // by stage
+    const auto all = [](const Node*) { return true; };
+    for (const Function* f : functions) {
+      Part& p = parts[StageOf(*f)];
+      p.f = f;
+      p.nodes = f->Nodes();
+      RETURN_IF_ERROR(LoadArguments(*f, -1, all, &p.frame));
+    }
+    for (bool moved = true; moved;) {
+      moved = false;
+      for (auto& [stage, p] : parts) {
+        for (; p.at < p.nodes.size() && !p.nodes[p.at]->Is("comm.stage_reduce"); ++p.at) {
+          RETURN_IF_ERROR(RunNode(p.nodes[p.at], stage, -1, &p.frame));
+          moved = true;
+        }
+      }
+      for (auto& [stage, p] : parts) {
+        if (p.at == p.nodes.size()) continue;
+        const std::vector<int64_t>& stages = p.nodes[p.at]->Ints("stages");
+        bool ready = true;
+        for (const int64_t s : stages) {
+          const auto it = parts.find(s);
+          ready &= it != parts.end() && it->second.at < it->second.nodes.size() &&
+                   it->second.nodes[it->second.at]->Is("comm.stage_reduce") &&
+                   it->second.nodes[it->second.at]->Ints("stages") == stages;
+        }
+        if (!ready) continue;
+        std::vector<std::pair<Node*, Frame*>> members;
+        for (const int64_t s : stages)
+          members.push_back({parts.at(s).nodes[parts.at(s).at++], &parts.at(s).frame});
+        RETURN_IF_ERROR(StageReduce(stages, members));
+        moved = true;
+        break;
+      }
+    }
+    for (auto& [stage, p] : parts) {
+      if (p.at < p.nodes.size()) {
+        return absl::InternalError(absl::StrCat("%", p.nodes[p.at]->result_name(), " of @", p.f->name(),
+                                                " waits for stages that never reduce with it"));
+      }
+      RETURN_IF_ERROR(Commit(*p.f, -1, all, &p.frame));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status StageReduce(const std::vector<int64_t>& stages,
+                           const std::vector<std::pair<Node*, Frame*>>& members) {
+    const Type& type = members[0].first->type();
+    const bool max = members[0].first->String("reduction") == "max";
+    Placed sum = Allocate(type);
+    for (int64_t r = 0; r < ranks_; ++r) {
+      const int64_t n = type.LocalElements(mesh_);
+      for (int64_t i = 0; i < n; ++i) {
+        double x = 0;
+        for (size_t m = 0; m < members.size(); ++m) {
+          Node* node = members[m].first;
+          if (!(node->type() == type)) {
+            return absl::InternalError(
+                absl::StrCat("%", node->result_name(), ": stages reduce values of different types"));
+          }
+          const double y = Get(type.dtype, members[m].second->values.at(node->operand(0))[r]->data(), i);
+          x = m == 0 ? y : max ? std::max(x, y) : x + y;
+        }
+        Put(type.dtype, sum[r]->data(), i, x);
+      }
+    }
+    for (size_t m = 0; m < members.size(); ++m) {
+      members[m].second->values[members[m].first->result()] = sum;
+      RETURN_IF_ERROR(Observe(members[m].first, stages[m], -1, members[m].second));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status RunNode(Node* n, int64_t stage, int microbatch, Frame* frame) {
+    const auto where = [&](const absl::Status& s) {
+      return Annotate(
+          s, absl::StrCat("%", n->result_name(), " = ", n->op_name(), " in @", n->function()->name()));
+    };
+    for (int i = 0; i < n->num_results(); ++i) RETURN_IF_ERROR(where(CheckDType(n->type(i), "its result")));
+    std::vector<Placed> out;
+    for (int i = 0; i < n->num_results(); ++i) out.push_back(Allocate(n->type(i)));
+    if (n->Is("comm.stage_reduce")) {
+      return where(absl::UnimplementedError("a stage reduction outside of the update"));
+    }
+    if (absl::StartsWith(n->op_name(), "comm.")) {
+      RETURN_IF_ERROR(where(Communicate(*n, frame->values.at(n->operand(0)), stage, &out[0])));
+    } else {
+      ASSIGN_OR_RETURN(const Kernel* kernel, Kernels().Lookup(*n, options_.backend));
+      for (int64_t r = 0; r < ranks_; ++r) {
+        ASSIGN_OR_RETURN(KernelContext c, LocalContext(*n, mesh_, RankOf(stage, r)));
+        for (const Value& v : n->operands()) {
+          const auto it = frame->values.find(v);
+          if (it == frame->values.end()) {
+            return where(absl::InternalError(absl::StrCat("its operand %", v.name(), " was never computed")));
+          }
+          c.in.push_back(TensorOf(v.type(), *it->second[r]));
+          if (c.in.back().is_ragged()) RETURN_IF_ERROR(where(c.in.back().PlaceRows()));
+        }
+        for (int i = 0; i < n->num_results(); ++i) c.out.push_back(TensorOf(n->type(i), *out[i][r]));
+        if (kernel->workspace != nullptr) {
+          c.workspace_bytes = kernel->workspace(*n, *c.rule, c.extent, c.in, c.out);
+          if (workspace_ == nullptr || workspace_->size() < c.workspace_bytes) {
+            workspace_ = std::make_shared<Bytes>(c.workspace_bytes);
+          }
+          c.workspace = workspace_->data();
+        }
+        RETURN_IF_ERROR(where(kernel->fn(c)));
+      }
+    }
+    for (int i = 0; i < n->num_results(); ++i) frame->values[n->result(i)] = std::move(out[i]);
+    RETURN_IF_ERROR(Observe(n, stage, microbatch, frame));
+    // What nobody will read any more goes.
+    for (const Value& v : n->operands()) {
+      if (v.node->Is("arg")) continue;
+      auto [left, first] = frame->unused.emplace(v, v.node->uses(v.index).size());
+      if (--left->second == 0) frame->values.erase(v);
+    }
+    for (int i = 0; i < n->num_results(); ++i) {
+      if (n->uses(i).empty()) frame->values.erase(n->result(i));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Observe(Node* n, int64_t stage, int microbatch, Frame* frame) {
+    if (n->Is("moe.top_k") || n->Is("moe.router")) {
+      const int i = n->Is("moe.router") ? 2 : 1;
+      const Snapshot s = Read(n->type(i), frame->values.at(n->result(i)), stage);
+      const std::vector<double> global = s.Global(mesh_);
+      run_.decisions[{n->result_name(i), microbatch}].assign(global.begin(), global.end());
+    }
+    if (!options_.observer) return absl::OkStatus();
+    for (int i = 0; i < n->num_results(); ++i) {
+      const Value v = n->result(i);
+      RETURN_IF_ERROR(options_.observer(v, microbatch, Read(v.type(), frame->values.at(v), stage)));
+    }
+    return absl::OkStatus();
+  }
+
+  // A conversion by its steps, on one thread per rank.
+  absl::Status Communicate(const Node& n, const Placed& in, int64_t stage, Placed* out) {
+    const Type& from = n.operand(0).type();
+    struct Phase {
+      Type type;
+      std::vector<ConversionStep> steps;
+    };
+    std::vector<Phase> phases;
+    if (n.Has("steps")) {
+      ASSIGN_OR_RETURN(std::vector<ConversionStep> steps, ParseSteps(n.String("steps"), mesh_));
+      phases.push_back({n.type(), std::move(steps)});
+    } else {
+      const Conversion& conversion = planner_.Plan(from.placement, n.type().placement);
+      if (!conversion.legal) {
+        return absl::InternalError(absl::StrCat("no conversion from ", TypeToString(from, mesh_), " to ",
+                                                TypeToString(n.type(), mesh_)));
+      }
+      for (const ConversionPhase& p : conversion.phases) {
+        Type type = from;
+        type.placement = p.to;
+        phases.push_back({std::move(type), p.steps});
+      }
+      if (phases.empty()) {
+        *out = in;
+        return absl::OkStatus();
+      }
+    }
+    Type type = from;
+    Placed value = in;
+    for (size_t i = 0; i < phases.size(); ++i) {
+      Placed next = i + 1 == phases.size() ? *out : Allocate(phases[i].type);
+      InProcessWorld world(mesh_.num_ranks());
+      std::vector<absl::Status> statuses(ranks_);
+      const auto run = [&](int64_t r) -> absl::Status {
+        ASSIGN_OR_RETURN(std::unique_ptr<Exchange> e,
+                         Exchange::Create(type, phases[i].type, phases[i].steps, mesh_, RankOf(stage, r),
+                                          world.rank(RankOf(stage, r)), "comm"));
+        Tensor x = TensorOf(type, *value[r]), y = TensorOf(phases[i].type, *next[r]);
+        if (x.is_ragged()) RETURN_IF_ERROR(x.PlaceRows());
+        const Bytes workspace(e->WorkspaceBytes());
+        return e->Run(x, y, workspace.size() > 0 ? workspace.data() : nullptr, workspace.size(),
+                      n.result_name());
+      };
+      std::vector<std::thread> threads;
+      for (int64_t r = 1; r < ranks_; ++r) {
+        threads.emplace_back([&, r] {
+          statuses[r] = run(r);
+          if (!statuses[r].ok()) world.Abort(statuses[r]);
+        });
+      }
+      statuses[0] = run(0);
+      if (!statuses[0].ok()) world.Abort(statuses[0]);
+      for (std::thread& t : threads) t.join();
+      for (const absl::Status& s : statuses) RETURN_IF_ERROR(s);
+      type = phases[i].type;
+      value = std::move(next);
+    }
+    return absl::OkStatus();
+  }
+
+  // Results of the nodes that just ran go to where they are bound.
+  absl::Status Commit(const Function& f, int microbatch, const std::function<bool(const Node*)>& ran,
+                      Frame* frame) {
+    const int64_t stage = StageOf(f);
+    for (int i = 0; i < f.num_results(); ++i) {
+      const Value v = f.result(i);
+      if (!v.node->Is("arg") && !ran(v.node)) continue;
+      const auto it = frame->values.find(v);
+      if (it == frame->values.end()) {
+        if (v.node->Is("arg")) continue;  // given back as it came
+        return absl::InternalError(
+            absl::StrCat("@", f.name(), " returns %", v.name(), ", which was never computed"));
+      }
+      const std::string kind(BindingKind(f.result_binding(i))), name(BindingName(f.result_binding(i)));
+      const std::string producer = absl::StrCat("%", v.name(), " = ", v.node->op_name(), " in @", f.name());
+      if (kind == "state") {
+        states_[{stage, name}] = it->second;
+        producers_[{stage, name}] = producer;
+        continue;
+      }
+      if (kind == "residual" || kind == "weight_residual") {
+        residuals_[absl::StrCat(Number(f), " ", kind, " ", name)] = {v.type(), it->second};
+        continue;
+      }
+      Snapshot s = Read(v.type(), it->second, stage);
+      if (kind == "boundary") {
+        boundaries_[name] = {v.type(), it->second};
+        run_.exports[absl::StrCat("boundary ", name, ", microbatch ", microbatch)] = {
+            producer, {std::move(s)}, false};
+      } else if (kind == "loss") {
+        run_.objective += s.local[0][0];
+        run_.has_objective = true;
+      } else if (kind == "report") {
+        ClusterExport& e = run_.exports[absl::StrCat("report ", name)];
+        e.producer = producer;
+        e.summed = true;
+        e.copies.push_back(std::move(s));
+      } else {
+        run_.exports[absl::StrCat("result ", i, " of @", f.name())] = {producer, {std::move(s)}, false};
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  void ExportStates() {
+    for (const auto& s : module_.states()) {
+      ClusterExport e;
+      e.summed = AttrString(s->attributes, "kind") == "gradient";
+      for (const int64_t stage : StagesOf(*s)) {
+        const auto it = states_.find({stage, s->name});
+        if (it == states_.end()) continue;
+        e.copies.push_back(Read(s->type, it->second, stage));
+        const auto producer = producers_.find({stage, s->name});
+        if (producer != producers_.end()) e.producer = producer->second;
+      }
+      if (e.producer.empty()) e.producer = "nothing (no function gives the state a value)";
+      run_.exports[absl::StrCat("state ", s->name)] = std::move(e);
+    }
+  }
+
+  const Program& program_;
+  const Module& module_;
+  const Mesh& mesh_;
+  const StepInputs& inputs_;
+  const ClusterOptions& options_;
+  const int64_t ranks_;  // of one stage
+  ConversionPlanner planner_;
+  std::map<std::pair<int64_t, std::string>, Placed> states_;  // (stage, name)
+  std::map<std::pair<int64_t, std::string>, std::string> producers_;
+  std::map<std::string, std::pair<Type, Placed>> boundaries_, residuals_;  // of the microbatch that runs
+  std::shared_ptr<Bytes> workspace_;
+  ClusterRun run_;
+};
+
+}  // namespace
+
+std::vector<double> Snapshot::Global(const Mesh& mesh) const {
+  std::vector<double> global(type.num_elements());
+  for (size_t r = local.size(); r-- > 0;) {  // where there are replicas, the first one's
+    const int64_t rank = stage * static_cast<int64_t>(local.size()) + static_cast<int64_t>(r);
+    ForEachRun(LocalBlock(type, mesh, rank), [&](int64_t to, int64_t from, int64_t n) {
+      std::copy_n(local[r].begin() + from, n, global.begin() + to);
+    });
+  }
+  return global;
+}
+
+std::vector<double> InitialValues(const State& state, uint64_t seed) {
+  std::vector<double> values(state.type.num_elements(), 0);
+  const std::string kind = AttrString(state.attributes, "kind");
+  if (kind == "parameter") {
+    const Initializer init(state, seed);
+    for (size_t i = 0; i < values.size(); ++i) values[i] = init(static_cast<int64_t>(i));
+  } else if (kind == "moment") {
+    const bool second = absl::StartsWith(state.name, "adam.v.");
+    for (size_t i = 0; i < values.size(); ++i) {
+      const double x = NormalNumber(seed, StreamOf(state.name), i);
+      values[i] = second ? 1e-4 + 1e-3 * x * x : 1e-2 * x;
+    }
+  }
+  return values;
+}
+
+void PromoteToF64(Module* module) {
+  const auto promote = [](Type type) {
+    if (type.dtype == DType::kF32) type.dtype = DType::kF64;
+    return type;
+  };
+  for (const auto& s : module->states()) s->type = promote(s->type);
+  for (const auto& f : module->functions()) {
+    for (Node* a : f->args()) a->SetType(0, promote(a->type()));
+    for (const auto& n : f->body()) {
+      for (int i = 0; i < n->num_results(); ++i) n->SetType(i, promote(n->type(i)));
+      if (n->StringOr("dtype", "") == "f32") n->Set("dtype", std::string("f64"));
+    }
+  }
+}
+
+absl::StatusOr<ClusterRun> RunOnVirtualCluster(const Program& program, const StepInputs& inputs,
+                                               const ClusterOptions& options) {
+  return Cluster(program, inputs, options).Run();
+}
+
+}  // namespace moe
