@@ -22,6 +22,7 @@ absl::StatusOr<std::unique_ptr<Arena>> Arena::Create(const StageMemory& m) {
     at += bytes[i];
   }
   a->planned_ = at;
+  a->start_[static_cast<int>(Space::kWeightResidual)] = a->start_[static_cast<int>(Space::kResidual)];
   // The spill region starts on a page of its own, so that it can be given back.
   a->start_[5] = (at + kPage - 1) / kPage * kPage;
   a->reserved_ = std::max<int64_t>(kPage, a->start_[5] + m.spill_bytes);

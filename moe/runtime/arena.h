@@ -8,7 +8,7 @@
 // Owned by the rank that uses it; not thread-safe.
 #pragma once
 
-#include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 
@@ -31,13 +31,14 @@ class Arena {
   int64_t planned_bytes() const { return planned_; }
   // The executor marks the end of every buffer that it hands to a kernel, so the measured peak is what was
   // used. Ends are rounded up to the granularity of 64 bytes in which the plan hands memory out.
+  // Any thread of the rank may mark.
   void MarkUsed(int64_t end) {
     end = (end + 63) / 64 * 64;
     if (end <= planned_) {
-      used_ = std::max(used_, end);
+      Raise(used_, end);
     } else {
-      spill_used_ = std::max(spill_used_, end - start_[5]);
-      spill_peak_ = std::max(spill_peak_, spill_used_);
+      Raise(spill_used_, end - start_[5]);
+      Raise(spill_peak_, end - start_[5]);
     }
   }
   int64_t used_bytes() const { return used_; }  // highest planned byte in use so far
@@ -46,9 +47,15 @@ class Arena {
 
  private:
   Arena() = default;
+  static void Raise(std::atomic<int64_t>& mark, int64_t to) {
+    int64_t now = mark.load(std::memory_order_relaxed);
+    while (now < to && !mark.compare_exchange_weak(now, to, std::memory_order_relaxed)) {
+    }
+  }
   char* base_ = nullptr;
-  int64_t planned_ = 0, reserved_ = 0, used_ = 0, spill_used_ = 0, spill_peak_ = 0;
-  int64_t start_[6] = {};
+  int64_t planned_ = 0, reserved_ = 0;
+  std::atomic<int64_t> used_{0}, spill_used_{0}, spill_peak_{0};
+  int64_t start_[7] = {};
 };
 
 }  // namespace moe

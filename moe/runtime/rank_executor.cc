@@ -52,7 +52,7 @@ absl::StatusOr<int> BatchKindOf(absl::string_view name) {
 }
 
 std::string SlotKey(const Action& a) {
-  std::string key = absl::StrCat(a.function, "/", a.residual_slot);
+  std::string key = absl::StrCat(a.function, "/", a.residual_slot, "/", a.weight_slot);
   for (const auto& [name, slot] : a.boundary_slots) absl::StrAppend(&key, "/", name, "=", slot);
   return key;
 }
@@ -147,6 +147,14 @@ absl::Status RankExecutor::Bind() {
       steps.push_back(std::move(step));
     }
   }
+  int64_t collectives = 0;
+  for (const auto& [_, f] : functions_) collectives = std::max(collectives, f->collectives);
+  comm_queue_ = std::make_unique<CommQueue>(
+      [this](CommQueue::Job job) {
+        auto* n = static_cast<BoundNode*>(job);
+        return RunNode(*n, n->microbatch);
+      },
+      options_.gate, collectives);
   for (auto& [_, steps] : programs_) {  // an action waits for the pending sends of the slots that it writes
     for (Step& s : steps) {
       if (s.function == nullptr) continue;
@@ -183,15 +191,17 @@ absl::StatusOr<Tensor> RankExecutor::TensorOf(Value v, const FunctionMemory& mem
   const BufferRef& ref = it->second;
   const StageMemory& stage = program_.memory.stages[stage_];
   int64_t base = 0, spill_base = 0;
-  if (ref.space == Space::kResidual) {
-    auto slots = stage.residuals.find(action.chunk);
-    if (slots == stage.residuals.end() || action.residual_slot < 0 ||
-        action.residual_slot >= slots->second.count) {
-      return absl::FailedPreconditionError(absl::StrCat(ActionToString(action), ": no residual slot ",
-                                                        action.residual_slot, " for chunk ", action.chunk));
+  if (ref.space == Space::kResidual || ref.space == Space::kWeightResidual) {
+    const bool saved = ref.space == Space::kResidual;  // by the forward; else by the input gradient
+    const std::map<int, StageMemory::Slots>& sets = saved ? stage.residuals : stage.weight_residuals;
+    const int slot = saved ? action.residual_slot : action.weight_slot;
+    auto slots = sets.find(action.chunk);
+    if (slots == sets.end() || slot < 0 || slot >= slots->second.count) {
+      return absl::FailedPreconditionError(absl::StrCat(ActionToString(action), ": no ", SpaceName(ref.space),
+                                                        " slot ", slot, " for chunk ", action.chunk));
     }
-    base = slots->second.offset + action.residual_slot * slots->second.bytes;
-    spill_base = slots->second.spill_offset + action.residual_slot * slots->second.spill_bytes;
+    base = slots->second.offset + slot * slots->second.bytes;
+    spill_base = slots->second.spill_offset + slot * slots->second.spill_bytes;
   } else if (ref.space == Space::kBoundary) {
     const std::string boundary = BoundaryOf(v);
     auto slot = action.boundary_slots.find(boundary);
@@ -242,6 +252,7 @@ absl::StatusOr<RankExecutor::BoundFunction*> RankExecutor::BindFunction(const Ac
     absl::Status status = BindNode(*n, memory->second, action, bound.get());
     if (!status.ok()) return Annotate(status, absl::StrCat("@", f->name(), " %", n->result_name()));
   }
+  BindQueues(memory->second, bound.get());
   for (int i = 0; i < f->num_results(); ++i) {
     if (BindingKind(f->result_binding(i)) != "report") continue;
     Report r;
@@ -298,6 +309,31 @@ absl::Status RankExecutor::BindNode(const Node& n, const FunctionMemory& memory,
   }
   out->nodes.push_back(std::move(b));
   return absl::OkStatus();
+}
+
+void RankExecutor::BindQueues(const FunctionMemory& memory, BoundFunction* f) {
+  std::map<std::string, int64_t> done_at;  // node -> its number in its queue
+  int64_t count[2] = {0, 0};
+  for (BoundNode& n : f->nodes) {
+    const int queue = n.node->queue == Queue::kComm ? 1 : 0;
+    auto waits = memory.waits.find(n.node->result_name());
+    if (waits != memory.waits.end()) {
+      for (const std::string& other : waits->second) n.wait_for = std::max(n.wait_for, done_at.at(other));
+    }
+    done_at[n.node->result_name()] = ++count[queue];
+  }
+  f->collectives = count[1];
+  // From the end: a collective is wanted at once if the next compute node waits for it or a later one, or if there is
+  // no compute node left.
+  int64_t number = count[1], wanted = number;
+  for (auto n = f->nodes.rbegin(); n != f->nodes.rend(); ++n) {
+    if (n->node->queue == Queue::kComm) {
+      n->wanted_at_once = wanted >= number;
+      --number;
+    } else {
+      wanted = n->wait_for;
+    }
+  }
 }
 
 Tensor* RankExecutor::FindState(const std::string& name) {
@@ -383,7 +419,21 @@ absl::Status RankExecutor::RunFunction(BoundFunction& f, const Action& action, c
     }
     arena_->MarkUsed(arena_->OffsetOf(in.tensor.data) + in.tensor.elements() * ByteSize(in.tensor.dtype));
   }
-  for (BoundNode& n : f.nodes) RETURN_IF_ERROR(RunNode(n, action.microbatch));
+  comm_queue_->BeginFunction();
+  for (BoundNode& n : f.nodes) {
+    if (n.node->queue != Queue::kComm) {
+      if (n.wait_for > 0) RETURN_IF_ERROR(comm_queue_->WaitFor(n.wait_for));
+      RETURN_IF_ERROR(RunNode(n, action.microbatch));
+      comm_queue_->ComputeDone();
+    } else if (n.wanted_at_once && comm_queue_->Idle()) {
+      RETURN_IF_ERROR(RunNode(n, action.microbatch));
+      comm_queue_->CountInline();
+    } else {
+      n.microbatch = action.microbatch;
+      comm_queue_->Post(&n, n.wait_for);
+    }
+  }
+  RETURN_IF_ERROR(comm_queue_->WaitForAll());
   for (const Report& r : f.reports) {
     std::vector<double>& out = (r.summed ? summed_ : common_)[r.name];
     for (int64_t i = 0; i < r.tensor.elements(); ++i) {

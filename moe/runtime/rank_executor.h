@@ -21,6 +21,7 @@
 #include "moe/ir/program.h"
 #include "moe/kernels/kernel.h"
 #include "moe/runtime/arena.h"
+#include "moe/runtime/comm_queue.h"
 #include "moe/runtime/exchange.h"
 #include "moe/runtime/local.h"
 #include "moe/runtime/send_queue.h"
@@ -79,6 +80,11 @@ class RankExecutor {
     Category category = Category::kOther;
     bool decision = false;
     Block decision_block;
+    // Queues: nodes of the other queue that must be done first (a count), and for a collective whether the compute
+    // thread would wait for it at once.
+    int64_t wait_for = 0;
+    bool wanted_at_once = false;
+    int microbatch = -1;  // of the action that runs now
   };
   struct Input {   // one batch argument: runs to copy
     int kind = 0;  // tokens, labels, mask, positions
@@ -98,6 +104,7 @@ class RankExecutor {
     const Function* function = nullptr;
     std::vector<Input> inputs;
     std::vector<BoundNode> nodes;
+    int64_t collectives = 0;  // of the communication queue
     std::vector<Report> reports;
   };
   struct Step {  // one action
@@ -122,6 +129,7 @@ class RankExecutor {
                         BoundFunction* out);
   absl::StatusOr<Tensor> TensorOf(Value v, const FunctionMemory& memory, const Action& action);
   absl::StatusOr<Tensor> BoundaryTensor(const std::string& name, const Type& type, int slot);
+  static void BindQueues(const FunctionMemory& memory, BoundFunction* f);
   absl::Status RunFunction(BoundFunction& f, const Action& action, const StepInputs& inputs);
   absl::Status RunNode(BoundNode& n, int microbatch);
   void ResetAccumulators();
@@ -141,6 +149,7 @@ class RankExecutor {
   std::map<std::string, std::unique_ptr<BoundFunction>> functions_;  // by function and slots
   std::map<std::string, std::unique_ptr<SendQueue>> send_queues_;    // by boundary value
   std::map<std::string, std::vector<Step>> programs_;
+  std::unique_ptr<CommQueue> comm_queue_;  // last but for plain data: its thread uses what stands above
   std::map<std::string, std::vector<double>> summed_, common_;
   const std::string* volatile at_action_ = nullptr;
   const std::string* volatile at_node_ = nullptr;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -40,6 +41,7 @@ class TraceRecorder {
     dropped_ = 0;
   }
   void Add(const TraceEvent& e) {
+    std::lock_guard<std::mutex> lock(mutex_);
     if (events_.size() < events_.capacity()) {
       events_.push_back(e);
     } else {
@@ -50,6 +52,7 @@ class TraceRecorder {
   int64_t dropped() const { return dropped_; }
 
  private:
+  std::mutex mutex_;
   std::vector<TraceEvent> events_;
   int64_t dropped_ = 0;
 };
