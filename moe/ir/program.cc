@@ -1,6 +1,8 @@
 #include "moe/ir/program.h"
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 
 namespace moe {
 
@@ -32,6 +34,23 @@ std::string ActionToString(const Action& a) {
   return "?";
 }
 
+std::string ChunkFunctionName(Action::Kind kind, int chunk) {
+  const char* name = kind == Action::kForward     ? "forward"
+                     : kind == Action::kBackward  ? "backward"
+                     : kind == Action::kInputGrad ? "input_grad"
+                                                  : "weight_grad";
+  return absl::StrCat(name, chunk);
+}
+
+int ChunkOfFunction(absl::string_view name) {
+  for (const char* kind : {"forward", "backward", "input_grad", "weight_grad"}) {
+    if (!absl::ConsumePrefix(&name, kind)) continue;
+    int chunk = -1;
+    return absl::SimpleAtoi(name, &chunk) && chunk >= 0 ? chunk : -1;
+  }
+  return -1;
+}
+
 absl::string_view SpaceName(Space space) {
   switch (space) {
     case Space::kState:
@@ -46,6 +65,8 @@ absl::string_view SpaceName(Space space) {
       return "frame";
     case Space::kSpill:
       return "spill";
+    case Space::kWeightResidual:
+      return "weight residual";
   }
   return "?";
 }

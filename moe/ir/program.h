@@ -4,8 +4,9 @@
 // `autodiff` appends the backward phase to it and adds @update and @report. `partition-stages` cuts @step
 // into @chunk0..@chunkN-1, each with a forward and a backward phase, and @update / @report into one per stage
 // (@update0, ...). `shard` and `insert-collectives` place them. `checkpoint` and `fuse` rewrite them.
-// `split-phases` cuts each chunk into @forward<c> and @backward<c>, whose residuals are explicit. `schedule`
-// resolves the actions of every stage, `plan-memory` their storage.
+// `split-phases` cuts each chunk into @forward<c> and @backward<c>, whose residuals are explicit; where the schedule
+// asks for it, `split-backward` cuts @backward<c> into @input_grad<c> and @weight_grad<c>. `schedule` resolves the
+// actions of every stage, `plan-memory` their storage.
 #pragma once
 
 #include <cstdint>
@@ -35,8 +36,9 @@ struct Action {
   int chunk = -1;          // F/B/I/W: the chunk; send/recv: the chunk that produces the value
   int microbatch = -1;     // -1 for reset, update, report
   std::string function;    // F/B/I/W/update/report: name in the module
-  int residual_slot = -1;  // F/B: which residual set of the chunk
-  std::map<std::string, int> boundary_slots;  // F/B: boundary value -> its slot (arguments and results)
+  int residual_slot = -1;  // F/B/I/W: which residual set of the chunk
+  int weight_slot = -1;    // I/W: which set of what the weight gradient needs of the input gradient
+  std::map<std::string, int> boundary_slots;  // F/B/I/W: boundary value -> its slot (arguments and results)
   // send/recv: which boundary value, in which slot, with which stage
   std::string boundary;
   int slot = -1;
@@ -45,8 +47,13 @@ struct Action {
 };
 std::string ActionToString(const Action& a);  // "F0.3", "send act.0 mb3 -> stage 1"
 
+// The function that an action of a chunk runs: "forward2", "backward2", "input_grad2", "weight_grad2".
+std::string ChunkFunctionName(Action::Kind kind, int chunk);
+// The chunk of such a name, or -1.
+int ChunkOfFunction(absl::string_view name);
+
 struct Schedule {
-  std::string name;  // "1f1b", "gpipe", or the table's file
+  std::string name;  // "1f1b", "gpipe", ..., or the table's file
   int microbatches = 1;
   std::vector<int> chunk_stage;  // chunk -> pp rank
   // The table: one row per pp rank, cells in order: "F0.0", "B1.3", ...
@@ -68,6 +75,7 @@ enum class Space : uint8_t {
   kBoundary,  // boundary values: (value, slot)
   kFrame,     // everything else of the function that runs now
   kSpill,     // overflow of ragged values; reserved address space, touched only on overflow
+  kWeightResidual,  // within the bytes of kResidual: what @weight_grad needs of @input_grad, (chunk, slot)
 };
 absl::string_view SpaceName(Space space);
 
@@ -104,6 +112,7 @@ struct StageMemory {
     friend bool operator==(const Slots&, const Slots&) = default;
   };
   std::map<int, Slots> residuals;           // per chunk
+  std::map<int, Slots> weight_residuals;    // per chunk whose backward is split; in the residual region too
   std::map<std::string, Slots> boundaries;  // per boundary value
   int64_t state_bytes = 0, input_bytes = 0, residual_bytes = 0, boundary_bytes = 0, frame_bytes = 0,
           spill_bytes = 0;
@@ -134,9 +143,9 @@ struct Program {
   std::unique_ptr<Module> module;
   Schedule schedule;
   MemoryPlan memory;
-  std::vector<LogicalNode> inventory;
   // What each pass had to say, for the table of compile_and_train: pass -> lines.
   std::vector<std::pair<std::string, std::string>> notes;
+  std::vector<LogicalNode> inventory;  // from partition-stages on
 };
 
 }  // namespace moe

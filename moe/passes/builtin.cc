@@ -1,7 +1,10 @@
 #include "moe/passes/builtin.h"
 
 #include "moe/passes/autodiff.h"
+#include "moe/passes/certify.h"
+#include "moe/passes/checkpoint.h"
 #include "moe/passes/common_subexpressions.h"
+#include "moe/passes/fuse.h"
 #include "moe/passes/insert_collectives.h"
 #include "moe/passes/partition_stages.h"
 #include "moe/passes/pipeline.h"
@@ -9,6 +12,7 @@
 #include "moe/passes/remove_dead_nodes.h"
 #include "moe/passes/schedule.h"
 #include "moe/passes/shard.h"
+#include "moe/passes/split_backward.h"
 #include "moe/passes/split_phases.h"
 
 namespace moe {
@@ -16,8 +20,12 @@ namespace moe {
 // Sorted by name.
 void RegisterBuiltinPasses(PassRegistry* registry) {
   registry->Add({"autodiff", "Adds the backward phase, gradient accumulators and the update.", Autodiff});
+  registry->Add(
+      {"certify", "Proves the plan: waits, order, coverage, memory. Changes nothing.", CertifyProgram});
+  registry->Add({"checkpoint", "Computes values again in the backward instead of keeping them.", Checkpoint});
   registry->Add({"common-subexpressions", "Merges nodes of one phase that compute the same.",
                  ForEachFunction(MergeCommonSubexpressions)});
+  registry->Add({"fuse", "Replaces patterns by ops with a kernel of their own.", Fuse});
   registry->Add(
       {"insert-collectives", "Lowers conversions to the cheapest legal collectives.", InsertCollectives});
   registry->Add(
@@ -28,6 +36,8 @@ void RegisterBuiltinPasses(PassRegistry* registry) {
   registry->Add(
       {"schedule", "Resolves the actions of every stage from the schedule's table.", ResolveSchedule});
   registry->Add({"shard", "Places every value by the strategy, the sharding rules and cost.", Shard});
+  registry->Add({"split-backward", "Cuts backwards into input and weight gradients where the schedule has both.",
+                 SplitBackward});
   registry->Add(
       {"split-phases", "Cuts each chunk into forward and backward with explicit residuals.", SplitPhases});
 }
@@ -42,7 +52,7 @@ PassRegistry& Passes() {
 }
 
 std::string DefaultPipeline() {
-  return "autodiff,partition-stages,shard,insert-collectives,split-phases,schedule,plan-memory";
+  return "autodiff,partition-stages,shard,insert-collectives,checkpoint,fuse,split-phases,split-backward,schedule,plan-memory,certify";
 }
 
 absl::StatusOr<std::vector<PassResult>> RunPipeline(absl::string_view pipeline, Program& program,

@@ -25,14 +25,17 @@ constexpr int64_t kAlignment = 64;
 
 int64_t RoundUp(int64_t n) { return (n + kAlignment - 1) / kAlignment * kAlignment; }
 
+// (kind of binding, name) -> place within a residual set.
+using SavedValues = std::map<std::pair<std::string, std::string>, BufferRef>;
+
 // One function of a stage.
 class FunctionPlanner {
  public:
   FunctionPlanner(const Function& f, const Mesh& mesh, const PassContext& context, const StageMemory& stage)
       : f_(f), mesh_(mesh), context_(context), stage_(stage) {}
 
-  // `residuals`: offsets of the chunk's residual values within a set.
-  absl::StatusOr<FunctionMemory> Plan(const std::map<std::string, BufferRef>& residuals) {
+  // `residuals`: where the chunk's residual values lie within a set, by kind of binding and name.
+  absl::StatusOr<FunctionMemory> Plan(const SavedValues& residuals) {
     Number();
     RETURN_IF_ERROR(PlaceArguments(residuals));
     RETURN_IF_ERROR(PlaceResults(residuals));
@@ -84,7 +87,7 @@ class FunctionPlanner {
     return group_of_[v];
   }
 
-  absl::Status PlaceArguments(const std::map<std::string, BufferRef>& residuals) {
+  absl::Status PlaceArguments(const SavedValues& residuals) {
     for (Node* a : f_.args()) {
       const Value v = a->result();
       const std::string kind(BindingKind(a->attributes())), name(BindingName(a->attributes()));
@@ -98,9 +101,11 @@ class FunctionPlanner {
         ref = stage_.inputs.at(absl::StrCat(kind, ":", name));
       } else if (kind == "boundary") {
         ref.space = Space::kBoundary;
-      } else if (kind == "residual") {
-        auto it = residuals.find(name);
-        if (it == residuals.end()) return Error(v, "no forward saves this residual");
+      } else if (kind == "residual" || kind == "weight_residual") {
+        auto it = residuals.find({kind, name});
+        if (it == residuals.end()) {
+          return Error(v, absl::StrCat("no ", kind == "residual" ? "forward" : "input gradient", " saves this residual"));
+        }
         ref = it->second;
       } else {
         return Error(v, absl::StrCat("an argument of kind '", kind, "' has no place"));
@@ -112,16 +117,16 @@ class FunctionPlanner {
   }
 
   // Results with a place of their own: what is sent on or saved.
-  absl::Status PlaceResults(const std::map<std::string, BufferRef>& residuals) {
+  absl::Status PlaceResults(const SavedValues& residuals) {
     for (int r = 0; r < f_.num_results(); ++r) {
       const Attributes& binding = f_.result_binding(r);
-      const absl::string_view kind = BindingKind(binding);
-      if (kind != "boundary" && kind != "residual") continue;
+      const std::string kind(BindingKind(binding));
+      if (kind != "boundary" && kind != "residual" && kind != "weight_residual") continue;
       const Value v = f_.result(r);
       if (group_of_.count(v)) return Error(v, absl::StrCat("bound twice, or an argument, as a ", kind));
       BufferRef ref;
       ref.space = Space::kBoundary;
-      if (kind == "residual") ref = residuals.at(std::string(BindingName(binding)));
+      if (kind != "boundary") ref = residuals.at({kind, std::string(BindingName(binding))});
       NewGroup(v, ref, true);
     }
     return absl::OkStatus();
@@ -306,7 +311,13 @@ class Planner {
       PlaceInputs(s);
     }
     CountSlots();
-    for (size_t c = 0; c < program_.schedule.chunk_stage.size(); ++c) PlaceResiduals(static_cast<int>(c));
+    for (int c = 0; c < static_cast<int>(program_.schedule.chunk_stage.size()); ++c) {
+      StageMemory& stage = plan.stages[program_.schedule.chunk_stage[c]];
+      PlaceResiduals(c, Action::kForward, "residual", Space::kResidual, &stage, &stage.residuals[c]);
+      if (stage.weight_residuals.count(c) == 0) continue;
+      PlaceResiduals(c, Action::kInputGrad, "weight_residual", Space::kWeightResidual, &stage,
+                     &stage.weight_residuals[c]);
+    }
     for (int s = 0; s < stages; ++s) PlaceBoundaries(s);
     for (const auto& f : module_.functions()) RETURN_IF_ERROR(PlanFunction(*f));
     for (int s = 0; s < stages; ++s) PlaceSpill(s);
@@ -358,32 +369,35 @@ class Planner {
         for (const Action& a : per_stage[s]) {
           if (!a.boundary.empty()) boundary(a.boundary, a.slot);
           for (const auto& [name, slot] : a.boundary_slots) boundary(name, slot);
-          if (a.residual_slot < 0) continue;
-          int& count = stage.residuals[a.chunk].count;
-          count = std::max(count, a.residual_slot + 1);
+          const auto set = [&](std::map<int, StageMemory::Slots>& sets, int slot) {
+            if (slot < 0) return;
+            int& count = sets[a.chunk].count;
+            count = std::max(count, slot + 1);
+          };
+          set(stage.residuals, a.residual_slot);
+          set(stage.weight_residuals, a.weight_slot);
         }
       }
     }
   }
 
-  void PlaceResiduals(int chunk) {
-    StageMemory& stage = program_.memory.stages[program_.schedule.chunk_stage[chunk]];
-    StageMemory::Slots& slots = stage.residuals[chunk];
-    std::map<std::string, BufferRef>& refs = residuals_[chunk];
-    const Function* f = module_.Find(absl::StrCat("forward", chunk));
+  // The set of what a function of the chunk saves for a later one.
+  void PlaceResiduals(int chunk, Action::Kind saved_by, const std::string& kind, Space space, StageMemory* stage,
+                      StageMemory::Slots* slots) {
+    const Function* f = module_.Find(ChunkFunctionName(saved_by, chunk));
     for (int r = 0; f != nullptr && r < f->num_results(); ++r) {
-      if (BindingKind(f->result_binding(r)) != "residual") continue;
+      if (BindingKind(f->result_binding(r)) != kind) continue;
       const LocalStorage storage = Storage(f->result(r).type());
-      BufferRef ref{Space::kResidual, slots.bytes, storage.bytes};
-      slots.bytes += RoundUp(storage.bytes);
+      BufferRef ref{space, slots->bytes, storage.bytes};
+      slots->bytes += RoundUp(storage.bytes);
       if (storage.spill_bytes > 0) {
-        ref.spill_offset = slots.spill_bytes;
-        slots.spill_bytes += RoundUp(storage.spill_bytes);
+        ref.spill_offset = slots->spill_bytes;
+        slots->spill_bytes += RoundUp(storage.spill_bytes);
       }
-      refs[std::string(BindingName(f->result_binding(r)))] = ref;
+      residuals_[chunk][{kind, std::string(BindingName(f->result_binding(r)))}] = ref;
     }
-    slots.offset = stage.residual_bytes;
-    stage.residual_bytes += slots.bytes * slots.count;
+    slots->offset = stage->residual_bytes;
+    stage->residual_bytes += slots->bytes * slots->count;
   }
 
   void PlaceBoundaries(int s) {
@@ -410,13 +424,8 @@ class Planner {
     const int s = StageOfFunction(f.name(), program_.schedule);
     if (s < 0) return absl::OkStatus();
     StageMemory& stage = program_.memory.stages[s];
-    int chunk = -1;
-    absl::string_view name = f.name();
-    if (absl::ConsumePrefix(&name, "forward") || absl::ConsumePrefix(&name, "backward")) {
-      (void)absl::SimpleAtoi(name, &chunk);
-    }
     FunctionPlanner planner(f, mesh_, context_, stage);
-    ASSIGN_OR_RETURN(program_.memory.functions[f.name()], planner.Plan(residuals_[chunk]));
+    ASSIGN_OR_RETURN(program_.memory.functions[f.name()], planner.Plan(residuals_[ChunkOfFunction(f.name())]));
     stage.frame_bytes = std::max(stage.frame_bytes, program_.memory.functions[f.name()].frame_bytes);
     stage.spill_bytes = std::max(stage.spill_bytes, planner.spill_bytes());  // of frames; residuals follow
     return absl::OkStatus();
@@ -424,9 +433,11 @@ class Planner {
 
   void PlaceSpill(int s) {
     StageMemory& stage = program_.memory.stages[s];
-    for (auto& [_, slots] : stage.residuals) {
-      slots.spill_offset = stage.spill_bytes;
-      stage.spill_bytes += slots.spill_bytes * slots.count;
+    for (auto* sets : {&stage.residuals, &stage.weight_residuals}) {
+      for (auto& [_, slots] : *sets) {
+        slots.spill_offset = stage.spill_bytes;
+        stage.spill_bytes += slots.spill_bytes * slots.count;
+      }
     }
   }
 
@@ -467,20 +478,19 @@ class Planner {
   const Module& module_;
   const Mesh& mesh_;
   const PassContext& context_;
-  std::map<int, std::map<std::string, BufferRef>> residuals_;  // by chunk
+  std::map<int, SavedValues> residuals_;  // by chunk
 };
 
 }  // namespace
 
 int StageOfFunction(const std::string& function, const Schedule& schedule) {
+  const int chunk = ChunkOfFunction(function);
+  if (chunk >= 0) return chunk < static_cast<int>(schedule.chunk_stage.size()) ? schedule.chunk_stage[chunk] : -1;
   absl::string_view name = function;
-  const bool chunk = absl::ConsumePrefix(&name, "forward") || absl::ConsumePrefix(&name, "backward");
-  const bool stage = !chunk && (absl::ConsumePrefix(&name, "update") || absl::ConsumePrefix(&name, "report"));
-  int number = -1;
-  if ((!chunk && !stage) || !absl::SimpleAtoi(name, &number) || number < 0) return -1;
-  const int limit = static_cast<int>(chunk ? schedule.chunk_stage.size() : schedule.table.size());
-  if (number >= limit) return -1;
-  return chunk ? schedule.chunk_stage[number] : number;
+  int stage = -1;
+  if (!absl::ConsumePrefix(&name, "update") && !absl::ConsumePrefix(&name, "report")) return -1;
+  if (!absl::SimpleAtoi(name, &stage) || stage < 0) return -1;
+  return stage < static_cast<int>(schedule.table.size()) ? stage : -1;
 }
 
 std::string MiB(int64_t bytes) { return absl::StrFormat("%.1f", static_cast<double>(bytes) / (1 << 20)); }

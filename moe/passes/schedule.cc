@@ -20,7 +20,13 @@
 namespace moe {
 namespace {
 
-constexpr double kForwardTime = 1, kBackwardTime = 2, kTransferTime = 0.25;
+constexpr double kForwardTime = 1, kBackwardTime = 2, kHalfBackwardTime = 1, kTransferTime = 0.25;
+
+double TimeOf(Action::Kind kind) {
+  return kind == Action::kForward    ? kForwardTime
+         : kind == Action::kBackward ? kBackwardTime
+                                     : kHalfBackwardTime;
+}
 
 // Boundary values by function: which it reads and which it makes.
 struct Ports {
@@ -79,7 +85,8 @@ class Resolver {
       : module_(module),
         schedule_(schedule),
         train_(train),
-        stages_(static_cast<int>(schedule.table.size())) {}
+        stages_(static_cast<int>(schedule.table.size())),
+        split_(SplitChunks(schedule)) {}
 
   absl::StatusOr<std::vector<std::vector<Action>>> Run() {
     RETURN_IF_ERROR(FindPorts());
@@ -98,12 +105,15 @@ class Resolver {
  private:
   absl::Status FindPorts() {
     for (size_t c = 0; c < schedule_.chunk_stage.size(); ++c) {
-      for (const char* phase : {"forward", "backward"}) {
-        const std::string name = absl::StrCat(phase, c);
+      const std::vector<Action::Kind> whole = {Action::kForward, Action::kBackward};
+      const std::vector<Action::Kind> halves = {Action::kForward, Action::kInputGrad, Action::kWeightGrad};
+      for (const Action::Kind kind : split_[c] ? halves : whole) {
+        const std::string name = ChunkFunctionName(kind, static_cast<int>(c));
         const Function* f = module_.Find(name);
         if (f == nullptr) {
-          return absl::FailedPreconditionError(absl::StrCat("schedule: chunk ", c, " has no function @", name,
-                                                            "; run split-phases before it"));
+          return absl::FailedPreconditionError(absl::StrCat("schedule: chunk ", c, " has no function @", name, "; run ",
+                                                            split_[c] ? "split-backward" : "split-phases",
+                                                            " before it"));
         }
         ports_[name] = PortsOf(*f);
       }
@@ -112,33 +122,19 @@ class Resolver {
   }
 
   int StageOf(int chunk) const { return schedule_.chunk_stage[chunk]; }
-  static std::string Name(char kind, int chunk) {
-    return absl::StrCat(kind == 'F' ? "forward" : "backward", chunk);
-  }
 
   void PlaceActions(int stage) {
     actions_.emplace_back();
     std::vector<Action>& out = actions_.back();
     out.push_back({Action::kReset});
     for (const Schedule::Cell& cell : schedule_.table[stage]) {
-      const bool forward = cell.kind == 'F';
-      if (!forward && !train_) continue;
-      const int c = cell.chunk;
-      const std::string name = Name(cell.kind, c);
-      const int from = forward ? c - 1 : c + 1, to = forward ? c + 1 : c - 1;
-      const std::string in = forward ? absl::StrCat("act.", c - 1) : absl::StrCat("grad.", c);
-      const std::string result = forward ? absl::StrCat("act.", c) : absl::StrCat("grad.", c - 1);
-      if (ports_[name].in.count(in) && StageOf(from) != stage) {
-        out.push_back(Transfer(Action::kRecv, in, from, cell.microbatch, StageOf(from)));
-      }
-      Action a;
-      a.kind = forward ? Action::kForward : Action::kBackward;
-      a.chunk = c;
-      a.microbatch = cell.microbatch;
-      a.function = name;
-      out.push_back(a);
-      if (ports_[name].out.count(result) && StageOf(to) != stage) {
-        out.push_back(Transfer(Action::kSend, result, c, cell.microbatch, StageOf(to)));
+      if (cell.kind == 'F') {
+        PlaceCell(stage, Action::kForward, cell);
+      } else if (train_ && split_[cell.chunk]) {
+        if (cell.kind != 'W') PlaceCell(stage, Action::kInputGrad, cell);
+        if (cell.kind != 'I') PlaceCell(stage, Action::kWeightGrad, cell);
+      } else if (train_) {
+        PlaceCell(stage, Action::kBackward, cell);
       }
     }
     const auto whole = [&](Action::Kind kind, absl::string_view name) {
@@ -149,6 +145,40 @@ class Resolver {
     };
     if (train_) whole(Action::kUpdate, "update");
     whole(Action::kReport, "report");
+  }
+
+  // The function's action, the recv of what it takes from another stage, the send of what another takes from it.
+  void PlaceCell(int stage, Action::Kind kind, const Schedule::Cell& cell) {
+    std::vector<Action>& out = actions_.back();
+    const int c = cell.chunk;
+    Action a;
+    a.kind = kind;
+    a.chunk = c;
+    a.microbatch = cell.microbatch;
+    a.function = ChunkFunctionName(kind, c);
+    if (kind == Action::kWeightGrad) {  // what it reads came to its input gradient
+      out.push_back(a);
+      return;
+    }
+    const bool forward = kind == Action::kForward;
+    const Ports& ports = ports_[a.function];
+    const int from = forward ? c - 1 : c + 1, to = forward ? c + 1 : c - 1;
+    const std::string in = forward ? absl::StrCat("act.", c - 1) : absl::StrCat("grad.", c);
+    const std::string result = forward ? absl::StrCat("act.", c) : absl::StrCat("grad.", c - 1);
+    if (Takes(kind, c, in) && StageOf(from) != stage) {
+      out.push_back(Transfer(Action::kRecv, in, from, cell.microbatch, StageOf(from)));
+    }
+    out.push_back(a);
+    if (ports.out.count(result) && StageOf(to) != stage) {
+      out.push_back(Transfer(Action::kSend, result, c, cell.microbatch, StageOf(to)));
+    }
+  }
+
+  // An input gradient also takes what only its weight gradient reads.
+  bool Takes(Action::Kind kind, int chunk, const std::string& boundary) {
+    return ports_[ChunkFunctionName(kind, chunk)].in.count(boundary) > 0 ||
+           (kind == Action::kInputGrad &&
+            ports_[ChunkFunctionName(Action::kWeightGrad, chunk)].in.count(boundary) > 0);
   }
 
   static Action Transfer(Action::Kind kind, const std::string& boundary, int producer, int microbatch,
@@ -168,7 +198,7 @@ class Resolver {
     for (const auto& [name, ports] : ports_) {
       const bool forward = name[0] == 'f';
       if (!forward && !train_) continue;
-      const int chunk = std::stoi(name.substr(forward ? 7 : 8));
+      const int chunk = ChunkOfFunction(name);
       if (StageOf(chunk) == stage && ports.in.count(boundary)) ++n;
     }
     return n;
@@ -236,15 +266,20 @@ class Resolver {
         queues_[{s, a.peer_stage, a.boundary[0]}].waiting.push_back({a.boundary, a.microbatch, clock_[s]});
         break;
       case Action::kForward:
-      case Action::kBackward: {
-        const bool forward = a.kind == Action::kForward;
-        const double end = start + (forward ? kForwardTime : kBackwardTime);
+      case Action::kBackward:
+      case Action::kInputGrad:
+      case Action::kWeightGrad: {
+        const double end = start + TimeOf(a.kind);
         busy_ += end - start;
         clock_[s] = end;
         int& residual = residual_of_[{a.chunk, a.microbatch}];
-        if (forward) residual = residuals_[a.chunk].Take(start, 1);
+        if (a.kind == Action::kForward) residual = residuals_[a.chunk].Take(start, 1);
         a.residual_slot = residual;
-        if (!forward || !train_) residuals_[a.chunk].Release(residual, end);
+        const bool last = a.kind == Action::kBackward || a.kind == Action::kWeightGrad || !train_;
+        if (last) residuals_[a.chunk].Release(residual, end);
+        int& weight = weight_of_[{a.chunk, a.microbatch}];
+        if (a.kind == Action::kInputGrad) a.weight_slot = weight = weights_[a.chunk].Take(start, 1);
+        if (a.kind == Action::kWeightGrad) weights_[a.chunk].Release(a.weight_slot = weight, end);
         const Ports& ports = ports_.at(a.function);
         for (const std::string& v : ports.out) {
           const bool sent = next_[s] < actions_[s].size() && actions_[s][next_[s]].kind == Action::kSend &&
@@ -290,6 +325,7 @@ class Resolver {
   const Schedule& schedule_;
   const bool train_;
   const int stages_;
+  const std::vector<bool> split_;  // by chunk
   std::map<std::string, Ports> ports_;  // by function
   std::vector<std::vector<Action>> actions_;
   std::vector<size_t> next_;
@@ -299,6 +335,8 @@ class Resolver {
   std::map<std::tuple<int, std::string, int>, int> where_;   // (stage, value, microbatch) -> slot
   std::map<int, Slots> residuals_;                           // by chunk
   std::map<std::pair<int, int>, int> residual_of_;           // (chunk, microbatch) -> slot
+  std::map<int, Slots> weights_;                             // by chunk: from I to W
+  std::map<std::pair<int, int>, int> weight_of_;
   double makespan_ = 0, busy_ = 0;
 };
 

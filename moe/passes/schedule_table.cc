@@ -15,6 +15,7 @@
 #include "absl/strings/strip.h"
 #include "moe/base/file.h"
 #include "moe/base/status.h"
+#include "moe/passes/schedules.h"
 
 namespace moe {
 namespace {
@@ -22,10 +23,28 @@ namespace {
 constexpr int64_t kMaxTableBytes = 64 << 20;
 constexpr int kMaxIndex = 1 << 20;  // chunks, microbatches
 
+bool IsKind(char kind) { return kind == 'F' || kind == 'B' || kind == 'I' || kind == 'W'; }
+
 using Key = std::tuple<char, int, int>;
 Key KeyOf(const Schedule::Cell& c) { return {c.kind, c.chunk, c.microbatch}; }
 std::string Show(const Key& k) {
   return absl::StrCat(std::string(1, std::get<0>(k)), std::get<1>(k), ".", std::get<2>(k));
+}
+
+constexpr char kManyChunks[] = "gpipe, interleaved, zb-v (2), file:PATH";
+
+absl::Status CheckInterleaved(const Strategy& s) {
+  if (s.virtual_chunks < 2) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("schedule interleaved wants several chunks per stage, virtual_chunks = ", s.virtual_chunks,
+                     "; the smallest legal is virtual_chunks=2, and with one chunk it is schedule=1f1b"));
+  }
+  const int64_t below = s.microbatches / s.pp * s.pp;
+  if (below == s.microbatches) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "schedule interleaved moves microbatches in groups of pp: microbatches = ", s.microbatches,
+      " is no multiple of pp = ", s.pp, "; nearest legal: ",
+      below > 0 ? absl::StrCat("microbatches=", below, " or ") : "", "microbatches=", below + s.pp));
 }
 
 absl::StatusOr<Schedule> TableFromFile(const Strategy& s, absl::string_view path) {
@@ -71,15 +90,12 @@ std::string CellToString(const Schedule::Cell& c) {
 absl::StatusOr<Schedule::Cell> ParseCell(absl::string_view text) {
   const auto bad = [&](absl::string_view why) {
     return absl::InvalidArgumentError(
-        absl::StrCat("'", text, "' ", why, "; a cell is F or B, chunk, '.', microbatch: F0.3"));
+        absl::StrCat("'", text, "' ", why, "; a cell is F, B, I or W, chunk, '.', microbatch: F0.3"));
   };
   if (text.size() < 4 || text.size() > 16) return bad("is no cell");
   Schedule::Cell cell;
   cell.kind = text[0];
-  if (cell.kind == 'I' || cell.kind == 'W') {
-    return bad("asks for a split backward, which there is not: write B for the whole of it");
-  }
-  if (cell.kind != 'F' && cell.kind != 'B') return bad("is no cell");
+  if (!IsKind(cell.kind)) return bad("is no cell");
   const std::vector<absl::string_view> parts = absl::StrSplit(text.substr(1), '.');
   const auto number = [](absl::string_view t, int* out) {
     return !t.empty() && std::all_of(t.begin(), t.end(), absl::ascii_isdigit) && absl::SimpleAtoi(t, out) &&
@@ -175,12 +191,30 @@ absl::StatusOr<Schedule> MakeSchedule(const Strategy& s) {
       if (s.virtual_chunks != 1) {
         return absl::InvalidArgumentError(
             absl::StrCat("schedule 1f1b has one chunk per stage, virtual_chunks = ", s.virtual_chunks,
-                         " asks for more; legal with it: gpipe, file:PATH"));
+                         " asks for more; legal with it: ", kManyChunks));
       }
       out.table = OneForwardOneBackwardTable(s.pp, s.microbatches);
+    } else if (name == "interleaved") {
+      RETURN_IF_ERROR(CheckInterleaved(s));
+      out.table = InterleavedTable(s.pp, s.virtual_chunks, s.microbatches);
+    } else if (name == "zb-h1") {
+      if (s.virtual_chunks != 1) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("schedule zb-h1 has one chunk per stage, virtual_chunks = ", s.virtual_chunks,
+                         " asks for more; legal with it: ", kManyChunks));
+      }
+      out.table = ZeroBubbleH1Table(s.pp, s.microbatches);
+    } else if (name == "zb-v") {
+      if (s.virtual_chunks != 2) {
+        return absl::InvalidArgumentError(absl::StrCat("schedule zb-v has two chunks per stage, virtual_chunks = ",
+                                                       s.virtual_chunks, "; legal is virtual_chunks=2"));
+      }
+      out.chunk_stage = VPlacement(s.pp);
+      out.table = ZeroBubbleVTable(s.pp, s.microbatches);
     } else {
       return absl::InvalidArgumentError(
-          absl::StrCat("unknown schedule '", s.schedule, "'; there are gpipe, 1f1b and file:PATH"));
+          absl::StrCat("unknown schedule '", s.schedule,
+                       "'; there are gpipe, 1f1b, interleaved, zb-h1, zb-v and file:PATH"));
     }
   }
   RETURN_IF_ERROR(Annotate(ValidateTable(out), absl::StrCat("schedule ", out.name)));
@@ -193,8 +227,7 @@ absl::Status ValidateTable(const Schedule& s) {
   for (int stage = 0; stage < static_cast<int>(s.table.size()); ++stage) {
     for (const Schedule::Cell& c : s.table[stage]) {
       const std::string at = absl::StrCat("stage ", stage, ": ", CellToString(c));
-      if (c.kind != 'F' && c.kind != 'B')
-        return absl::InvalidArgumentError(absl::StrCat(at, ": cells are F or B"));
+      if (!IsKind(c.kind)) return absl::InvalidArgumentError(absl::StrCat(at, ": cells are F, B, I or W"));
       if (c.chunk < 0 || c.chunk >= chunks) {
         return absl::InvalidArgumentError(absl::StrCat(at, ": there are chunks 0 to ", chunks - 1));
       }
@@ -213,8 +246,16 @@ absl::Status ValidateTable(const Schedule& s) {
   }
   for (int c = 0; c < chunks; ++c) {
     for (int m = 0; m < s.microbatches; ++m) {
-      for (const char kind : {'F', 'B'}) {
+      const bool whole = stage_of.count({'B', c, m}) > 0;
+      const int halves = static_cast<int>(stage_of.count({'I', c, m}) + stage_of.count({'W', c, m}));
+      if (whole && halves > 0) {
+        return absl::InvalidArgumentError(absl::StrCat("stage ", s.chunk_stage[c], ": ", Show({'B', c, m}),
+                                                       " is the whole backward; ", Show({'I', c, m}), " and ",
+                                                       Show({'W', c, m}), " are its halves: write one or the other"));
+      }
+      for (const char kind : {'F', 'B', 'I', 'W'}) {
         if (stage_of.count({kind, c, m})) continue;
+        if (kind == 'B' ? halves > 0 : kind != 'F' && whole) continue;
         return absl::InvalidArgumentError(absl::StrCat("stage ", s.chunk_stage[c], ": ", Show({kind, c, m}),
                                                        " is missing; each cell runs exactly once"));
       }
@@ -222,15 +263,22 @@ absl::Status ValidateTable(const Schedule& s) {
   }
   // Runs the rows against each other; what stands still at the end waits in a circle.
   std::set<Key> done;
+  const auto input_grad = [&](int chunk, int microbatch) -> Key {  // the cell that gives the input's gradient
+    return {stage_of.count({'B', chunk, microbatch}) ? 'B' : 'I', chunk, microbatch};
+  };
   const auto waits_for = [&](const Schedule::Cell& c) -> std::optional<Key> {
+    if (c.kind == 'W') {
+      const Key half{'I', c.chunk, c.microbatch};
+      return done.count(half) ? std::nullopt : std::optional<Key>(half);
+    }
     if (c.kind == 'F') {
       if (c.chunk > 0 && !done.count({'F', c.chunk - 1, c.microbatch}))
         return Key{'F', c.chunk - 1, c.microbatch};
       return std::nullopt;
     }
     if (!done.count({'F', c.chunk, c.microbatch})) return Key{'F', c.chunk, c.microbatch};
-    if (c.chunk + 1 < chunks && !done.count({'B', c.chunk + 1, c.microbatch})) {
-      return Key{'B', c.chunk + 1, c.microbatch};
+    if (c.chunk + 1 < chunks && !done.count(input_grad(c.chunk + 1, c.microbatch))) {
+      return input_grad(c.chunk + 1, c.microbatch);
     }
     return std::nullopt;
   };
@@ -253,6 +301,16 @@ absl::Status ValidateTable(const Schedule& s) {
   }
   if (stuck.empty()) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("the order cannot run: ", absl::StrJoin(stuck, "; ")));
+}
+
+std::vector<bool> SplitChunks(const Schedule& s) {
+  std::vector<bool> split(s.chunk_stage.size(), false);
+  for (const auto& row : s.table) {
+    for (const Schedule::Cell& c : row) {
+      if (c.kind == 'I' || c.kind == 'W') split[c.chunk] = true;
+    }
+  }
+  return split;
 }
 
 }  // namespace moe

@@ -1,5 +1,6 @@
 // The schedule as data: one row per pipeline stage, cells in order ("F0.3": forward of chunk 0, microbatch
-// 3). The order of a row is all that a table says; transfers between stages follow from it.
+// 3). F is a forward, B a whole backward, I and W its two halves: gradients of inputs, gradients of weights.
+// The order of a row is all that a table says; transfers between stages follow from it.
 //
 //   ASSIGN_OR_RETURN(Schedule s, MakeSchedule(strategy));  // name, chunk_stage and table; actions stay empty
 //
@@ -9,6 +10,7 @@
 //   F0.0, F0.1,     , B0.0,     , B0.1
 //       , F1.0, B1.0, F1.1, B1.1
 //
+// A chunk with an I or a W anywhere has its backward split: a B of it means its I and then its W.
 // With more chunks than stages, the rows say on which stage a chunk runs: where its forwards stand.
 #pragma once
 
@@ -39,12 +41,16 @@ ScheduleTable GPipeTable(int stages, int chunks_per_stage, int microbatches);
 // per stage.
 ScheduleTable OneForwardOneBackwardTable(int stages, int microbatches);
 
-// The table that the strategy names, with chunk c on stage c mod pp unless the table says otherwise;
-// validated.
+// The table that the strategy names: gpipe, 1f1b, interleaved, zb-h1, zb-v (schedules.h) or file:PATH; validated. Chunk
+// c is on stage c mod pp, with zb-v in a V; a file says it itself. Errors say what is legal.
 absl::StatusOr<Schedule> MakeSchedule(const Strategy& strategy);
 
-// Each F and each B of every chunk and microbatch exactly once, on the chunk's own stage, in an order that
-// can run: F(c) after F(c-1), B(c) after F(c) and B(c+1). The error names stage, cell and what it waits for.
+// Each F and each B (or I and W) of every chunk and microbatch exactly once, on the chunk's own stage, in an order
+// that can run: F(c) after F(c-1), B(c) and I(c) after F(c) and B(c+1) or I(c+1), W(c) after I(c). The error names
+// stage, cell and what it waits for.
 absl::Status ValidateTable(const Schedule& schedule);
+
+// By chunk: its backward is split.
+std::vector<bool> SplitChunks(const Schedule& schedule);
 
 }  // namespace moe
