@@ -49,7 +49,7 @@ absl::Status CheckInventory(const ProgramFrame& f) {
     const std::string what = absl::StrCat("node %", n.name, " (", n.op, ") of the model");
     if (!n.rewritten_by.empty()) {
       const OpDef* op = Ops().Find(n.op);
-      const bool keep = op == nullptr || op->Has(kStateful) || op->Has(kDecision);
+      const bool keep = op == nullptr || op->Has(kStateful) || (op->Has(kDecision) && !op->cheap);
       if (keep && n.rewritten_by != "fuse") return Uncertified(what, " is gone since ", n.rewritten_by);
       continue;
     }

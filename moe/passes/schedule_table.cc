@@ -68,7 +68,7 @@ absl::StatusOr<Schedule> TableFromFile(const Strategy& s, absl::string_view path
                          chunks - 1, " (pp = ", s.pp, " x virtual_chunks = ", s.virtual_chunks, ")"));
       }
       int& home = out.chunk_stage[c.chunk];
-      if (home < 0) home = stage;
+      if (home < 0 && c.kind == 'F') home = stage;
     }
   }
   for (int c = 0; c < chunks; ++c) {

@@ -67,13 +67,13 @@ TEST(Certify, DoubleUpdate) {
 }
 
 TEST(Certify, Deadlock) {
-  // Stage 1 wants the gradient's way back to be open before it has taken what stage 0 sends first: both wait.
+  // Stage 0 waits for the gradient before it sends what that is the gradient of.
   Plan plan = ClonePlan(SmallPlan());
   std::vector<Action>& a = Actions(plan, 0);
   const size_t recv = Find(plan, 0, "recv grad.0 mb0 <- stage 1"),
                send = Find(plan, 0, "send act.0 mb0 -> stage 1");
   ASSERT_LT(send, recv);
-  std::rotate(a.begin() + send, a.begin() + send + 1, a.begin() + recv + 1);
+  std::rotate(a.begin() + send, a.begin() + recv, a.begin() + recv + 1);
   ExpectRefused(plan, "stands still", "stage 0 (ranks 0-3)", "recv grad.0 mb0", "stage 1 (ranks 4-7)",
                 "recv act.0 mb0");
 }
@@ -147,7 +147,7 @@ TEST(Certify, OverlappingBuffers) {
 // An edit that is not refused must be harmless; these are the kinds that can be.
 TEST(Certify, RandomEditsAreRefusedOrHarmless) {
   int refused = 0, accepted = 0;
-  for (uint64_t seed = 0; seed < 300; ++seed) {
+  for (uint64_t seed = 0; seed < 200; ++seed) {
     Plan plan = ClonePlan(SmallPlan());
     const std::string what = RandomEdit(&plan, seed);
     if (what.empty()) continue;
@@ -160,7 +160,7 @@ TEST(Certify, RandomEditsAreRefusedOrHarmless) {
                      absl::StrContains(what, "no longer waits") || absl::StrContains(what, "(residual");
     EXPECT_TRUE(may) << "seed " << seed << ": " << what;
   }
-  EXPECT_GT(refused, 100);
+  EXPECT_GT(refused, 60);
   EXPECT_LT(accepted, refused);
 }
 

@@ -44,7 +44,7 @@ TEST(Plan, EveryStrategyIsCertified) {
 TEST(Plan, DroplessOverflowHasRoom) {
   ASSERT_OK_AND_ASSIGN(
       const Compiled c,
-      CompileModel("odd_test", "pp=3 dp=2 microbatches=4 overload=1.5 checkpoint=selective"));
+      CompileModel("odd_test", "pp=3 dp=2 microbatches=4 overload=0.5 checkpoint=selective"));
   int64_t spill = 0;
   for (const StageMemory& s : c.plan.program.memory.stages) spill += s.spill_bytes;
   EXPECT_GT(spill, 0);
