@@ -259,14 +259,18 @@ absl::Status PassValidator::Compare(const std::string& pass, const Program& befo
   const Mesh &mesh_was = was.module->mesh(), &mesh_is = is.module->mesh();
   for (const auto& [what, got] : now->exports) {
     const auto want = last_->run.exports.find(what);
-    if (want == last_->run.exports.end()) continue;  // the pass added it
+    if (want == last_->run.exports.end() || want->second.producer.empty()) continue;  // the pass added it
     const std::string difference = Difference(got, mesh_is, want->second, mesh_was, options_.tolerance);
     if (difference.empty()) continue;
     absl::StatusOr<std::string> first = FirstDifference(was, is, inputs, cluster, options_.tolerance);
     if (!first.ok()) return in(first.status(), "run to find the node");
-    return absl::InternalError(absl::StrCat(
-        "pass ", pass, " changed the results: ",
-        first->empty() ? absl::StrCat(got.producer, ": ", difference) : *first, "; seen in ", what));
+    return absl::InternalError(
+        absl::StrCat("pass ", pass, " changed the results: ",
+                     !first->empty() ? *first
+                     : got.producer.empty()
+                         ? absl::StrCat(want->second.producer, " before it, nothing after it: ", difference)
+                         : absl::StrCat(got.producer, ": ", difference),
+                     "; seen in ", what));
   }
   for (const auto& [what, got] : last_->run.exports) {
     if (now->exports.count(what) > 0 || absl::StartsWith(what, "result ") || got.copies.empty()) continue;

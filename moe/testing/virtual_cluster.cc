@@ -599,7 +599,6 @@ class Cluster {
         const auto producer = producers_.find({stage, s->name});
         if (producer != producers_.end()) e.producer = producer->second;
       }
-      if (e.producer.empty()) e.producer = "nothing (no function gives the state a value)";
       run_.exports[absl::StrCat("state ", s->name)] = std::move(e);
     }
   }

@@ -40,7 +40,7 @@ struct Snapshot {
 };
 
 struct ClusterExport {
-  std::string producer;          // "%n = optim.adamw in @update0"
+  std::string producer;          // "%n = optim.adamw in @update0"; empty for a state that nothing writes
   std::vector<Snapshot> copies;  // one per stage that has it
   bool summed = false;           // the copies add up (the gradient of a parameter shared by stages)
 };
