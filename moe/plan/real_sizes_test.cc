@@ -4,12 +4,13 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "moe/base/status.h"
 #include "moe/base/status_matchers.h"
 #include "moe/ir/diff.h"
 #include "moe/ir/text.h"
 #include "moe/model/config.h"
 #include "moe/model/transformer.h"
-#include "moe/passes/certify.h"
+#include "moe/passes/pass.h"
 #include "moe/plan/compile.h"
 #include "moe/plan/plan.h"
 #include "moe/runtime/local.h"
@@ -44,7 +45,9 @@ TEST_P(RealSizesTest, CompilesAndIsCertified) {
   ASSERT_OK_AND_ASSIGN(const Compiled compiled, CompileModel(model, c.strategy, c.global_batch));
   const Plan& plan = compiled.plan;
   EXPECT_EQ(plan.mesh().num_ranks(), c.ranks);
-  EXPECT_OK(Certify(plan.program, {.overload = plan.strategy.overload}));
+  EXPECT_EQ(compiled.passes.back().name, "certify");
+  for (const PassResult& pass : compiled.passes)
+    RecordProperty(pass.name, absl::StrCat(pass.milliseconds, " ms"));
 
   // No rank can do with less than its share of parameters, gradients and moments; and a plan is of no use if
   // its ranks need more than any device has.
@@ -91,8 +94,9 @@ TEST(RealSizes, WorkDoesNotGrowWithTheAxes) {
   };
   const int64_t few = nodes("tp=2 dp=8 ep=4 sp vp zero=1 microbatches=2", 32, 64);
   EXPECT_GT(few, 0);
-  EXPECT_EQ(nodes("tp=2 dp=512 ep=4 sp vp zero=1 microbatches=2", 2048, 64), few);      // dp with the batch
-  EXPECT_EQ(nodes("tp=2 dp=512 ep=256 sp vp zero=1 microbatches=2", 2048, 4096), few);  // ep with the experts
+  EXPECT_EQ(nodes("tp=2 dp=512 ep=4 sp vp zero=1 microbatches=2", 2048, 64), few);  // dp with the batch
+  // ep with the experts; another placement may become the cheapest.
+  EXPECT_LE(nodes("tp=2 dp=512 ep=256 sp vp zero=1 microbatches=2", 2048, 4096), few);
 }
 
 }  // namespace
