@@ -61,12 +61,21 @@ absl::StatusOr<std::map<std::string, std::vector<double>>> ReadKind(Session& s, 
   return out;
 }
 
+absl::Status ZeroRouters(Session& s, const Module& m) {
+  for (const auto& state : m.states()) {
+    if (AttrString(state->attributes, "role") != "router") continue;
+    RETURN_IF_ERROR(s.WriteState(state->name, std::vector<double>(state->type.num_elements(), 0.0)));
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<const Reference*> ReferenceFor(ModelConfig model, const Strategy& strategy,
                                               const EquivalenceCase& c) {
   static auto& cache = *new std::map<std::string, Reference>;
   model.set_dtype("f64");
   const std::string key =
-      absl::StrCat(ModelConfigToText(model), "|", c.global_batch, "|", strategy.microbatches, "|", c.steps);
+      absl::StrCat(ModelConfigToText(model), "|", c.global_batch, "|", strategy.microbatches, "|", c.steps,
+                   "|", c.empty_sample, c.one_expert);
   auto it = cache.find(key);
   if (it != cache.end()) return &it->second;
   Reference r;
@@ -75,11 +84,13 @@ absl::StatusOr<const Reference*> ReferenceFor(ModelConfig model, const Strategy&
   ASSIGN_OR_RETURN(auto passes, RunPipeline("autodiff", program, PassContext{}));
   ASSIGN_OR_RETURN(std::unique_ptr<Interpreter> oracle, Interpreter::Create(*program.module));
   RETURN_IF_ERROR(oracle->InitializeState(kSeed));
+  if (c.one_expert) RETURN_IF_ERROR(ZeroRouters(*oracle, *program.module));
   ASSIGN_OR_RETURN(r.initial, ReadKind(*oracle, *program.module, "parameter"));
   for (int step = 1; step <= c.steps; ++step) {
     RandomInputOptions random;
     random.seed = 100 + step;
     random.learning_rate = 3e-3;
+    random.empty_sample = c.empty_sample;
     ASSIGN_OR_RETURN(StepInputs in, RandomInputs(*program.module, random, step));
     r.decisions.emplace_back();
     oracle->RecordDecisions(&r.decisions.back());
@@ -119,6 +130,7 @@ absl::StatusOr<EquivalenceResult> CheckEquivalence(const ModelConfig& config, co
   for (int run = 0; run < (c.twice ? 2 : 1); ++run) {
     ASSIGN_OR_RETURN(std::unique_ptr<Executor> plan, Executor::Create(program, options));
     RETURN_IF_ERROR(plan->InitializeState(kSeed));
+    if (c.one_expert) RETURN_IF_ERROR(ZeroRouters(*plan, *program.module));
     result.ranks = plan->num_ranks();
     for (int step = 0; step < c.steps; ++step) {
       if (c.f32) plan->ReplayDecisions(&ref->decisions[step]);

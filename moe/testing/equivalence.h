@@ -35,6 +35,9 @@ struct EquivalenceCase {
   bool poison = true;
   bool twice = false;  // run the plan again and compare all reports bitwise
   std::string passes;  // "": the default pipeline
+  // Workloads that starve something.
+  bool empty_sample = false;  // the first sample of every batch is all padding
+  bool one_expert = false;    // routers start at zero: by the tie rule, all tokens choose the first experts
 };
 
 struct EquivalenceResult {
