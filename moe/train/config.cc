@@ -184,7 +184,11 @@ std::string DescribeStrategy(const RunConfig& config) {
     absl::StrAppend(&line, "   experts: ep ", s.ep, ", edp ", s.edp(), ", etp ", s.etp);
     if (s.expert_zero >= 0 && s.expert_zero != s.zero) absl::StrAppend(&line, ", ZeRO-", s.expert_zero);
   }
-  const std::string schedule = s.schedule == "1f1b" ? "1F1B" : s.schedule == "gpipe" ? "GPipe" : s.schedule;
+  const std::string schedule = s.schedule == "1f1b"    ? "1F1B"
+                               : s.schedule == "gpipe" ? "GPipe"
+                               : s.schedule == "zb-h1" ? "ZB-H1"
+                               : s.schedule == "zb-v"  ? "ZB-V"
+                                                       : s.schedule;
   absl::StrAppend(&line, "   ", schedule, ", ", s.microbatches,
                   s.microbatches == 1 ? " microbatch of " : " microbatches of ",
                   config.train().micro_batch_size() * s.dp, " x ", config.model().seq_length());

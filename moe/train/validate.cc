@@ -115,8 +115,20 @@ constexpr Degree kDegrees[] = {
      &StrategyConfig::set_expert_tensor_parallel_size},
 };
 
+constexpr char kSchedules[] = "1f1b, gpipe, interleaved, zb-h1, zb-v, file:PATH";
 bool IsSchedule(const std::string& s) {
-  return s == "1f1b" || s == "gpipe" || (absl::StartsWith(s, "file:") && s.size() > 5);
+  return s == "1f1b" || s == "gpipe" || s == "interleaved" || s == "zb-h1" || s == "zb-v" ||
+         (absl::StartsWith(s, "file:") && s.size() > 5);
+}
+// Chunks per stage that a schedule can have.
+struct ChunkRange {
+  int64_t least, most;
+  bool Has(int64_t chunks) const { return least <= chunks && chunks <= most; }
+};
+ChunkRange ChunksOf(const std::string& schedule) {
+  if (schedule == "1f1b" || schedule == "zb-h1") return {1, 1};
+  if (schedule == "zb-v") return {2, 2};
+  return {schedule == "interleaved" ? 2 : 1, kMaxDegree};
 }
 bool IsRecompute(const std::string& s) { return s == "none" || s == "selective" || s == "full"; }
 bool IsExpertOrder(const std::string& s) { return s.empty() || s == "fold" || s == "reversed"; }
@@ -137,7 +149,7 @@ class Collector {
 // Words of the strategy that mean something only as one of a few.
 void CheckWords(const StrategyConfig& s, Collector& out) {
   if (!IsSchedule(s.schedule()))
-    out.Add("schedule = '", s.schedule(), "' is not known").legal = "1f1b, gpipe, file:PATH";
+    out.Add("schedule = '", s.schedule(), "' is not known").legal = kSchedules;
   if (!IsRecompute(s.recompute_granularity())) {
     out.Add("recompute_granularity = '", s.recompute_granularity(), "' is not known").legal =
         "none, selective, full";
@@ -150,10 +162,15 @@ void CheckWords(const StrategyConfig& s, Collector& out) {
   if (s.expert_zero_stage() < -1 || s.expert_zero_stage() > 3) {
     out.Add("expert_zero_stage = ", s.expert_zero_stage()).legal = "-1 (as zero_stage), 0, 1, 2, 3";
   }
-  if (s.virtual_pipeline_model_parallel_size() > 1 && s.schedule() == "1f1b") {
-    out.Add("virtual_pipeline_model_parallel_size = ", s.virtual_pipeline_model_parallel_size(),
-            " with schedule 1f1b, which has one chunk per stage")
-        .legal = "1, or schedule gpipe or file:PATH";
+  const ChunkRange range = ChunksOf(s.schedule());
+  if (s.virtual_pipeline_model_parallel_size() >= 1 && !range.Has(s.virtual_pipeline_model_parallel_size())) {
+    const char* has = range.most == 1   ? "one chunk"
+                      : range.most == 2 ? "two chunks"
+                                        : "at least two chunks";
+    out.Add("virtual_pipeline_model_parallel_size = ", s.virtual_pipeline_model_parallel_size(), " with schedule ",
+            s.schedule(), ", which has ", has, " per stage")
+        .legal = range.most == 1 ? "1, or schedule gpipe, interleaved or file:PATH"
+                                 : "2, or schedule 1f1b or zb-h1 for one chunk";
   }
   if (!std::isfinite(s.moe_overload_factor()) || s.moe_overload_factor() < 0) {
     out.Add("moe_overload_factor = ", s.moe_overload_factor()).legal =
@@ -276,7 +293,20 @@ void CheckBatch(const RunConfig& config, Collector& out) {
   const bool global_ok = global >= 1 && global <= kMaxSize, micro_ok = micro >= 1 && micro <= kMaxSize;
   if (!global_ok) out.Add("global_batch_size = ", global).legal = legal_size;
   if (!micro_ok) out.Add("micro_batch_size = ", micro).legal = legal_size;
-  if (!global_ok || !micro_ok || NumMicrobatches(config) > 0) return;
+  if (!global_ok || !micro_ok) return;
+  const int64_t microbatches = NumMicrobatches(config), pp = config.strategy().pipeline_model_parallel_size();
+  if (microbatches > 0 && config.strategy().schedule() == "interleaved" && microbatches % pp != 0) {
+    const int64_t per = micro * dp;  // samples in a microbatch, so that `global` is microbatches x per
+    std::string& legal = out.Add(microbatches, " microbatches (global_batch_size ", global, " / ", per,
+                                 ") are no multiple of pipeline_model_parallel_size = ", pp,
+                                 ", in groups of which schedule interleaved moves them")
+                             .legal;
+    absl::StrAppend(&legal, "global_batch_size of ");
+    const int64_t below = microbatches / pp * pp * per;
+    if (below > 0) absl::StrAppend(&legal, below, " or ");
+    absl::StrAppend(&legal, below + pp * per);
+  }
+  if (microbatches > 0) return;
   const bool divides = global % dp == 0;
   const int64_t step = micro * dp;  // below 2^51
   const int64_t below = global / step * step;
@@ -406,7 +436,7 @@ std::optional<RunConfig> NearestLegalStrategy(const RunConfig& config) {
   if (s.world_size() < 0) s.set_world_size(0);
   const Sizes z(trial);
   int64_t chunks = std::max<int64_t>(1, s.virtual_pipeline_model_parallel_size());
-  if (s.schedule() == "1f1b") chunks = 1;
+  chunks = std::clamp(chunks, ChunksOf(s.schedule()).least, ChunksOf(s.schedule()).most);
   chunks = std::min(chunks, std::max<int64_t>(1, z.layers));
   s.set_virtual_pipeline_model_parallel_size(chunks);
 

@@ -50,6 +50,16 @@ TEST(ValidateTest, UnevenStagesAreLegalEmptyOnesNot) {
                  "num_layers = 4 on 6 chunks", "pipeline_model_parallel_size from 1 to 1");
 }
 
+TEST(ValidateTest, SchedulesHaveTheirChunksAndMicrobatches) {
+  EXPECT_OK(ValidateRunConfig(With("strategy { schedule: 'zb-h1' }")));
+  EXPECT_OK(ValidateRunConfig(With("strategy { schedule: 'zb-v' virtual_pipeline_model_parallel_size: 2 }")));
+  ExpectProblems("strategy { schedule: 'zb-v' }", 1, "schedule zb-v, which has two chunks per stage",
+                 "--virtual_pipeline_model_parallel_size=2");
+  ExpectProblems("strategy { schedule: 'zb-h1' virtual_pipeline_model_parallel_size: 2 }", 1,
+                 "schedule zb-h1, which has one chunk per stage", "--virtual_pipeline_model_parallel_size=1");
+  ExpectProblems("strategy { schedule: 'interleaved' }", 1, "interleaved, which has at least two chunks");
+}
+
 TEST(ValidateTest, ExpertsOverRanks) {
   ExpectProblems(
       "strategy { expert_model_parallel_size: 3 data_parallel_size: 3 } train { global_batch_size: 24 }", 1,
@@ -132,7 +142,7 @@ TEST(ValidateTest, ModelAndTraining) {
   ExpectProblems("train { clip_grad: nan }", 1, "clip_grad = nan");
   ExpectProblems(
       "strategy { schedule: 'zigzag' recompute_granularity: 'some' zero_stage: 4 expert_axis_order: 'x' }", 4,
-      "schedule = 'zigzag'", "1f1b, gpipe, file:PATH", "recompute_granularity = 'some'", "zero_stage = 4",
+      "schedule = 'zigzag'", "1f1b, gpipe, interleaved, zb-h1, zb-v, file:PATH", "recompute_granularity = 'some'", "zero_stage = 4",
       "--schedule=1f1b");
   ExpectProblems("strategy { tensor_model_parallel_size: -2 }", 1, "tensor_model_parallel_size = -2", "1 to");
 }
