@@ -27,7 +27,7 @@ std::string WithFuse() {
 }
 
 TEST(FuseEquivalenceTest, Gradients) {
-  for (const std::string strategy : {"tp=2 dp=2 ep=2 sp zero=1", "pp=2 dp=2 ep=2 zero=3 mb=2"}) {
+  for (const std::string strategy : {"tp=2 dp=2 ep=2 sp zero=1", "pp=2 dp=2 ep=2 zero=3 microbatches=2"}) {
     SCOPED_TRACE(strategy);
     EquivalenceCase c{"fused", kModel, strategy};
     c.steps = 3;
