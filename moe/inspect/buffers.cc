@@ -34,7 +34,7 @@ int64_t SpaceBase(const StageMemory& m, Space space) {
   base += m.state_bytes;
   if (space == Space::kInput) return base;
   base += m.input_bytes;
-  if (space == Space::kResidual) return base;
+  if (space == Space::kResidual || space == Space::kWeightResidual) return base;
   base += m.residual_bytes;
   if (space == Space::kBoundary) return base;
   base += m.boundary_bytes;
@@ -89,6 +89,10 @@ std::string MemoryText(const Program& program, int stage) {
     if (s.category == "residuals") {
       for (const auto& [chunk, slots] : m->residuals) {
         absl::StrAppend(&note, note.empty() ? "" : ", ", "chunk ", chunk, ": ", slots.count, " x ",
+                        BytesText(static_cast<double>(slots.bytes)));
+      }
+      for (const auto& [chunk, slots] : m->weight_residuals) {
+        absl::StrAppend(&note, ", weights of chunk ", chunk, ": ", slots.count, " x ",
                         BytesText(static_cast<double>(slots.bytes)));
       }
     } else if (s.category == "boundaries") {
@@ -147,12 +151,13 @@ std::vector<BufferUse> LargestBuffers(const Program& program, int stage, size_t 
           const LiveRange live = LiveRangeOf(*f.function, Value{n.get(), i});
           uses.push_back({name, absl::StrCat("@", f.function->name(), " nodes ", live.first, "-", live.last),
                           Space::kFrame, base, ref->second.bytes});
-        } else if (ref->second.space == Space::kResidual) {
-          auto slots = m->residuals.find(f.chunk);
-          const int64_t slot_base = slots == m->residuals.end() ? 0 : slots->second.offset;
+        } else if (ref->second.space == Space::kResidual || ref->second.space == Space::kWeightResidual) {
+          const auto& sets = ref->second.space == Space::kResidual ? m->residuals : m->weight_residuals;
+          auto slots = sets.find(f.chunk);
+          const int64_t slot_base = slots == sets.end() ? 0 : slots->second.offset;
           uses.push_back({name,
                           absl::StrCat("chunk ", f.chunk, ", each of ",
-                                       slots == m->residuals.end() ? 1 : slots->second.count, " slots"),
+                                       slots == sets.end() ? 1 : slots->second.count, " slots"),
                           Space::kResidual, base + slot_base, ref->second.bytes});
         }
       }

@@ -163,19 +163,24 @@ class BufferPicture {
   }
 
   void Residuals() {
+    ResidualSets(memory_.residuals, &Action::residual_slot, "residuals of ");
+    ResidualSets(memory_.weight_residuals, &Action::weight_slot, "for the weight gradients of ");
+  }
+
+  void ResidualSets(const std::map<int, StageMemory::Slots>& sets, int Action::*slot_of, absl::string_view what) {
     std::map<std::tuple<int, int, int>, Stay> stays;  // chunk, slot, microbatch
     for (size_t i = 0; i < actions_.size(); ++i) {
       const Action& a = actions_[i];
-      if (a.residual_slot >= 0) Extend(&stays, std::tuple(a.chunk, a.residual_slot, a.microbatch), i);
+      if (a.*slot_of >= 0) Extend(&stays, std::tuple(a.chunk, a.*slot_of, a.microbatch), i);
     }
     const int64_t base = SpaceBase(memory_, Space::kResidual);
     for (const auto& [key, stay] : stays) {
       const auto [chunk, slot, microbatch] = key;
-      auto slots = memory_.residuals.find(chunk);
-      if (slots == memory_.residuals.end() || slots->second.bytes == 0) continue;
+      auto slots = sets.find(chunk);
+      if (slots == sets.end() || slots->second.bytes == 0) continue;
       const int64_t at = base + slots->second.offset + slot * slots->second.bytes;
       Slot(at, slots->second.bytes, stay, kResiduals,
-           absl::StrCat("residuals of ",
+           absl::StrCat(what,
                         memory_.residuals.size() > 1 ? absl::StrCat("chunk ", chunk, ", ") : "",
                         "microbatch ", microbatch));
     }

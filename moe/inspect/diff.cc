@@ -138,20 +138,20 @@ class Differ {
 
   // Bytes that one rank sends in a step, the largest over the stages: the stage that waits longest counts.
   void Collectives() {
-    using Key = std::tuple<std::string, std::string, std::string>;
+    using Key = std::tuple<Phase, std::string, std::string>;
     std::map<Key, std::pair<double, double>> bytes;
     std::map<Key, std::pair<int64_t, int64_t>> nodes;
     for (int side = 0; side < 2; ++side) {
       const Program& p = side == 0 ? a_ : b_;
       for (int s = 0; s < NumStages(p); ++s) {
         for (const CollectiveTotal& t : TotalCollectives(p, ViewStage(p, s))) {
-          const Key key(PhaseName(t.phase), t.kind, t.axes);
+          const Key key(t.phase, t.kind, t.axes);
           double& most = side == 0 ? bytes[key].first : bytes[key].second;
           most = std::max(most, t.bytes_per_step);
           (side == 0 ? nodes[key].first : nodes[key].second) += t.nodes;
         }
         for (const BoundarySend& b : BoundariesSentBy(p, ViewStage(p, s))) {
-          const Key key(PhaseName(b.phase), "send", "pp");
+          const Key key(b.phase, "send", "pp");
           double& most = side == 0 ? bytes[key].first : bytes[key].second;
           most = std::max(most, b.bytes * static_cast<double>(RunsPerStep(p, b.phase)));
           ++(side == 0 ? nodes[key].first : nodes[key].second);
@@ -168,8 +168,8 @@ class Differ {
     for (const auto& [key, pair] : bytes) {
       const auto& [phase, kind, axes] = key;
       const auto [na, nb] = nodes[key];
-      table.Row({phase, kind, axes, Bytes(pair.first), Bytes(pair.second), Change(pair.first, pair.second),
-                 absl::StrCat(na), absl::StrCat(nb)});
+      table.Row({std::string(PhaseName(phase)), kind, axes, Bytes(pair.first), Bytes(pair.second),
+                 Change(pair.first, pair.second), absl::StrCat(na), absl::StrCat(nb)});
     }
     out_ += table.Text();
   }

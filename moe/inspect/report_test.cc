@@ -83,7 +83,7 @@ TEST(ReportTest, SaysPlacementLocalShapeBytesAndReason) {
   // Two of eight batch rows a rank: 8 x 2 x 1 x 40 x 128 floats.
   EXPECT_THAT(
       text,
-      HasSubstr("%d      f32[8,8@dp,1,40,128]       8x2x1x40x128   320 KiB  dispatch(%x, %expert, %slot)"));
+      HasSubstr("%d     f32[8,8@dp,1,40,128]      8x2x1x40x128   320 KiB  dispatch(%x, %expert, %slot)"));
   // Three quarters of it go to other ranks.
   EXPECT_THAT(text, HasSubstr(">> all_to_all over ep, 240 KiB per rank -> %d.moved  f32[8@ep,8,1,40,128]"));
   EXPECT_THAT(text, HasSubstr("inserted by insert-collectives: batch@dp -> experts@ep, for %d"));

@@ -175,12 +175,12 @@ class Player {
 
 bool IsPipelineWork(const TimelineSpan& s) { return s.kind <= TimelineSpan::kWeightGrad; }
 
-std::string Label(const Timeline& t, const TimelineSpan& s) {
+std::string Label(const TimelineSpan& s, bool chunks) {
   static constexpr char kLetters[] = "FBIW";
   if (s.kind == TimelineSpan::kUpdate) return "update";
   if (!IsPipelineWork(s)) return "";
-  return t.many_chunks ? absl::StrFormat("%c%d.%d", kLetters[s.kind], s.chunk, s.microbatch)
-                       : absl::StrFormat("%c%d", kLetters[s.kind], s.microbatch);
+  return chunks ? absl::StrFormat("%c%d.%d", kLetters[s.kind], s.chunk, s.microbatch)
+                : absl::StrFormat("%c%d", kLetters[s.kind], s.microbatch);
 }
 
 }  // namespace
@@ -218,8 +218,7 @@ Durations CostDurations(const Program& program, const Target& target) {
   }
   Durations d;
   d.action = [seconds](const Action& a, int stage) {
-    const std::string prefix = a.kind == Action::kForward ? "forward" : "backward";
-    auto it = seconds.find(a.function.empty() ? absl::StrCat(prefix, a.chunk) : a.function);
+    auto it = seconds.find(a.function.empty() ? ChunkFunctionName(a.kind, a.chunk) : a.function);
     return it == seconds.end() ? 0 : it->second;
   };
   d.transfer = [boundary, target](const Action& a, int) {
@@ -275,15 +274,23 @@ std::string TimelineText(const Timeline& t) {
   if (t.end <= t.begin) return "";
   size_t head = 0;
   for (const std::string& r : t.rows) head = std::max(head, r.size());
-  // Columns per unit of time: enough that the shortest cell shows its label, as long as the whole fits.
-  double need = 0;
-  for (const auto& row : t.spans) {
-    for (const TimelineSpan& s : row) {
-      if (IsPipelineWork(s)) need = std::max(need, (Label(t, s).size() + 1) / (s.end - s.begin));
+  // Columns per unit of time: enough that the shortest cell shows its label, as long as the whole fits. Where
+  // chunk and microbatch do not fit into the cells, the microbatch alone has to do.
+  const double room = (100 - 4 - static_cast<double>(head)) / (t.end - t.begin);
+  bool chunks = t.many_chunks, split = false;
+  const auto needed = [&] {
+    double need = 0;
+    for (const auto& row : t.spans) {
+      for (const TimelineSpan& s : row) {
+        if (!IsPipelineWork(s) || s.end <= s.begin) continue;
+        need = std::max(need, static_cast<double>(Label(s, chunks).size() + 1) / (s.end - s.begin));
+        split |= s.kind == TimelineSpan::kInputGrad || s.kind == TimelineSpan::kWeightGrad;
+      }
     }
-  }
-  const double room = 100 - 4 - static_cast<double>(head);
-  const double scale = std::min(std::max(need, 24 / (t.end - t.begin)), room / (t.end - t.begin));
+    return need;
+  };
+  if (chunks && needed() > room) chunks = false;
+  const double scale = std::min(std::max(needed(), 24 / (t.end - t.begin)), room);
   const auto column = [&](double x) { return static_cast<size_t>(std::lround((x - t.begin) * scale)); };
 
   std::string out =
@@ -295,7 +302,7 @@ std::string TimelineText(const Timeline& t) {
       const size_t from = column(s.begin), to = std::max(column(s.end), from);
       if (s.kind >= TimelineSpan::kOther || from == to) continue;
       // A cell ends in a bar where there is room, so that equal neighbours stay apart.
-      std::string cell = Label(t, s);
+      std::string cell = Label(s, chunks);
       static constexpr char kFill[] = "-=~+#";
       if (cell.size() + 1 > to - from) cell = cell.substr(0, to - from > 1 ? to - from - 1 : 1);
       cell.resize(to - from, kFill[std::min<int>(s.kind, 4)]);
@@ -304,8 +311,8 @@ std::string TimelineText(const Timeline& t) {
     }
     absl::StrAppend(&out, "  ", t.rows[r], std::string(head - t.rows[r].size(), ' '), "  ", line, "\n");
   }
-  absl::StrAppend(&out, "  F forward, B backward", t.many_chunks ? " chunk.microbatch" : " of the microbatch",
-                  "; . idle; one step takes ",
+  absl::StrAppend(&out, "  F forward, B backward", split ? ", I input and W weight gradient" : "",
+                  chunks ? ", chunk.microbatch" : " of the microbatch", "; . idle; one step takes ",
                   t.seconds ? SecondsText(t.end - t.begin) : absl::StrCat(t.end - t.begin, " units"), "\n");
   return out;
 }
