@@ -370,6 +370,7 @@ absl::Status RankExecutor::RunNode(BoundNode& n, int microbatch) {
     if (t.is_ragged()) RETURN_IF_ERROR(t.PlaceRows());
   }
   const int64_t begin = recorder != nullptr ? NowNanos() : 0;
+  const int64_t cpu_begin = recorder != nullptr ? ThreadCpuNanos() : 0;
   absl::Status status;
   if (n.exchange != nullptr) {
     status = n.exchange->Run(c.in[0], c.out[0], c.workspace, c.workspace_bytes, n.what);
@@ -382,8 +383,9 @@ absl::Status RankExecutor::RunNode(BoundNode& n, int microbatch) {
   }
   if (recorder != nullptr) {
     const int64_t sent = n.exchange != nullptr ? n.exchange->bytes_sent() : 0;
+    const int64_t cpu = ThreadCpuNanos() - cpu_begin;
     recorder->Add({n.node->op_name().c_str(), &n.node->result_name(), begin, NowNanos(), microbatch,
-                   n.category == Category::kCollective ? 1 : 0, n.category, sent});
+                   n.category == Category::kCollective ? 1 : 0, n.category, sent, cpu});
   }
   if (!status.ok()) return Annotate(status, n.what);
   for (const Tensor& t : c.out) {

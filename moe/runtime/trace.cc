@@ -1,5 +1,7 @@
 #include "moe/runtime/trace.h"
 
+#include <time.h>
+
 #include <chrono>
 #include <map>
 
@@ -42,6 +44,12 @@ int64_t NowNanos() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(
              std::chrono::steady_clock::now().time_since_epoch())
       .count();
+}
+
+int64_t ThreadCpuNanos() {
+  timespec t;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return t.tv_sec * int64_t{1000000000} + t.tv_nsec;
 }
 
 std::string ChromeTrace(const std::vector<const TraceRecorder*>& recorders) {

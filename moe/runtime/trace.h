@@ -21,7 +21,8 @@ constexpr int kNumCategories = 6;
 absl::string_view CategoryName(Category c);
 Category CategoryOf(const Node& n);
 
-int64_t NowNanos();  // monotonic
+int64_t NowNanos();        // monotonic
+int64_t ThreadCpuNanos();  // CPU time of the calling thread
 
 struct TraceEvent {
   const char* name;           // owned by the plan: op or action
@@ -30,7 +31,8 @@ struct TraceEvent {
   int32_t microbatch;
   int32_t lane;  // 0 compute, 1 communication, 2 pipeline actions
   Category category;
-  int64_t bytes;  // collectives: bytes this rank sends
+  int64_t bytes;       // collectives: bytes this rank sends
+  int64_t cpu_ns = 0;  // of a node: CPU time of its thread, which leaves out waiting
 };
 
 class TraceRecorder {
