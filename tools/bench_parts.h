@@ -1,0 +1,51 @@
+// The parts of //tools:bench, one per table of docs/benchmarks.md. Each compiles what it needs, measures, and
+// prints. The machine may be shared: what is compared runs interleaved, medians are taken, and CPU time
+// stands beside wall time.
+#pragma once
+
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "moe/ir/program.h"
+#include "moe/model/config.h"
+#include "moe/passes/pass.h"
+#include "moe/passes/strategy.h"
+
+namespace moe {
+
+struct BenchOptions {
+  ModelConfig model;
+  Strategy strategy;
+  int64_t global_batch = 32;
+  int warm_up = 2;
+  int repeats = 15;           // steps or samples per measurement
+  std::string models;         // folder of the model files
+  std::FILE* json = nullptr;  // JSON lines go here
+};
+
+struct CompiledProgram {
+  Program program;
+  std::vector<PassResult> passes;
+  double seconds = 0;      // of building the module and running the default pipeline
+  double cpu_seconds = 0;  // the same, of this thread
+};
+absl::StatusOr<CompiledProgram> CompileForBench(const ModelConfig& model, const Strategy& strategy,
+                                                int64_t global_batch);
+
+// The step of the configured model: tokens/s, time by category, the longest ops.
+absl::Status BenchStep(const BenchOptions& options);
+// Every distinct matrix product of the model, and larger ones, against oneDNN's primitive for the same
+// product.
+absl::Status BenchGemm(const BenchOptions& options);
+// The strategy's ranks against one device in the same process, and where the difference goes.
+absl::Status BenchScaling(const BenchOptions& options);
+// Compile time, as data parallelism grows with the batch and experts with expert parallelism, and of a large
+// model.
+absl::Status BenchCompile(const BenchOptions& options);
+// Resident memory of a run against its plan.
+absl::Status BenchMemory(const BenchOptions& options);
+
+}  // namespace moe
