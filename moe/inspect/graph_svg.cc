@@ -137,8 +137,8 @@ std::string LegendRow(const GraphOutline& outline) {
   std::vector<std::string> cells;
   const auto swatch = [&](absl::string_view colour, absl::string_view edge, absl::string_view name) {
     cells.push_back(absl::StrCat("<td border=\"1\" color=\"", edge, "\" bgcolor=\"", colour,
-                                 "\" width=\"14\" height=\"9\"></td><td>", Small(name, "#3a4150", 10),
-                                 "</td><td width=\"8\"></td>"));
+                                 "\" width=\"14\" height=\"9\"></td><td align=\"left\">",
+                                 Small(name, "#3a4150", 10), "</td><td width=\"8\"></td>"));
   };
   for (const auto& [kind, name] : {std::pair(GraphBox::kGemm, "matrix product"),
                                    {GraphBox::kAttention, "attention"},
@@ -151,13 +151,16 @@ std::string LegendRow(const GraphOutline& outline) {
   }
   if (kinds.count("several steps")) swatch(kSeveral, kSeveral, "several steps");
   if (boundary) swatch(kTransfer, kTransfer, "between stages");
-  std::string out;
-  for (size_t i = 0; i < cells.size(); i += 5) {  // five to a line: a narrow picture stays narrow
-    absl::StrAppend(&out,
-                    "<tr><td align=\"left\"><table border=\"0\" cellspacing=\"0\" cellpadding=\"3\"><tr>");
+  if (cells.empty()) return "";
+  // A grid of five columns: a narrow picture stays narrow.
+  std::string out =
+      "<tr><td align=\"left\"><table border=\"0\" cellspacing=\"2\" cellpadding=\"3\" align=\"left\">";
+  for (size_t i = 0; i < cells.size(); i += 5) {
+    out += "<tr>";
     for (size_t j = i; j < std::min(i + 5, cells.size()); ++j) out += cells[j];
-    out += "</tr></table></td></tr>";
+    out += "</tr>";
   }
+  out += "</table></td></tr>";
   return out;
 }
 
