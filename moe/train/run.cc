@@ -1,0 +1,351 @@
+#include "moe/train/run.h"
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <ostream>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_replace.h"
+#include "absl/time/clock.h"
+#include "moe/base/file.h"
+#include "moe/base/status.h"
+#include "moe/inspect/graph_svg.h"
+#include "moe/inspect/timeline.h"
+#include "moe/model/config.h"
+#include "moe/model/transformer.h"
+#include "moe/plan/compile.h"
+#include "moe/runtime/executor.h"
+#include "moe/runtime/local.h"
+#include "moe/train/checkpoint.h"
+#include "moe/train/session_state.h"
+#include "moe/train/summary.h"
+#include "moe/train/trainer.h"
+#include "moe/train/validate.h"
+#include "nlohmann/json.hpp"
+
+namespace moe {
+namespace {
+
+constexpr int64_t kTracedSteps = 2;
+
+// Prints for people, unless told to be quiet or to speak JSON.
+class Speaker {
+ public:
+  Speaker(std::ostream& out, RunOptions::Voice voice) : out_(out), voice_(voice) {}
+  void Say(absl::string_view word, absl::string_view text) {
+    if (voice_ == RunOptions::kText) out_ << SummaryLine(word, text) << std::flush;
+  }
+  void Break() {
+    if (voice_ == RunOptions::kText) out_ << "\n";
+  }
+  void Progress(const StepMetrics& m) {
+    if (voice_ == RunOptions::kText) out_ << ProgressLine(m, absl::Now()) << std::endl;
+    if (voice_ == RunOptions::kJson) out_ << MetricsJson(m) << std::endl;
+  }
+  void Evaluated(int64_t step, double loss) {
+    if (voice_ == RunOptions::kText) Say("eval", absl::StrFormat("step %d: held-out loss %.4f", step, loss));
+    if (voice_ == RunOptions::kJson) out_ << EvaluationJson(step, loss) << std::endl;
+  }
+  void Result(const nlohmann::ordered_json& summary, absl::string_view line) {
+    if (voice_ == RunOptions::kQuiet) out_ << line << std::endl;
+    if (voice_ == RunOptions::kJson) {
+      out_ << summary.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) << std::endl;
+    }
+  }
+
+ private:
+  std::ostream& out_;
+  const RunOptions::Voice voice_;
+};
+
+// The checkpoint to start from, checked in full: a run is refused before it compiles or writes anything.
+absl::Status CheckResume(const RunConfig& config, const Module& logical) {
+  ASSIGN_OR_RETURN(const std::string dir, FindCheckpoint(config.train().resume()));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(dir));
+  RETURN_IF_ERROR(CheckSameModel(checkpoint->meta().model_config, config.model()));
+  RETURN_IF_ERROR(checkpoint->CheckTensors(PersistentTensors(logical), {"adam."}));
+  return checkpoint->Verify();
+}
+
+// A folder for this run, made and proven writable. An earlier run in it is continued or left alone, never
+// mixed with.
+absl::StatusOr<std::string> OpenRunDirectory(const TrainConfig& train) {
+  std::string dir = train.run_dir();
+  const auto holds_run = [](const std::string& d) {
+    return FileExists(JoinPath(d, "metrics.jsonl")) || IsFolder(JoinPath(d, "checkpoint"));
+  };
+  if (dir.empty()) {
+    const std::string base =
+        JoinPath("runs", absl::FormatTime("%Y-%m-%d-%H%M%S", absl::Now(), absl::LocalTimeZone()));
+    dir = base;
+    for (int i = 2; IsFolder(dir); ++i) dir = absl::StrCat(base, "-", i);
+  } else if (train.resume().empty() && holds_run(dir)) {
+    return absl::AlreadyExistsError(absl::StrCat("run directory ", dir,
+                                                 " holds a run already; continue it with --resume=", dir,
+                                                 " or choose another --run_dir"));
+  }
+  absl::Status status = MakeFolders(dir);
+  const std::string probe = JoinPath(dir, ".writable");
+  if (status.ok()) status = WriteFile(probe, "");
+  if (status.ok()) status = RemoveTree(probe);
+  RETURN_IF_ERROR(Annotate(status, "the run directory cannot be written; choose another with --run_dir"));
+  return dir;
+}
+
+// Records the first steps after warm-up of the caches, and what they say.
+class StepTracer {
+ public:
+  StepTracer(Executor* executor, const Program& program, int64_t done, int64_t steps)
+      : executor_(executor),
+        first_(done + 1 + std::min<int64_t>(10, std::max<int64_t>(0, steps - done - kTracedSteps))) {
+    int64_t nodes = 0;
+    for (const auto& f : program.module->functions()) nodes += f->num_nodes();
+    events_ = kTracedSteps * (nodes + 100) * std::max(1, program.schedule.microbatches);
+  }
+  void Before(int64_t step) {
+    if (step == first_) executor_->StartTrace(events_);
+  }
+  void After(int64_t step) {
+    if (step < first_ || done_) return;
+    if (step + 1 >= first_ + kTracedSteps) {
+      executor_->StopTrace();
+      done_ = true;
+    }
+    any_ = true;
+  }
+  bool any() const { return any_; }
+
+ private:
+  Executor* const executor_;
+  const int64_t first_;
+  int64_t events_ = 0;
+  bool done_ = false, any_ = false;
+};
+
+absl::Status WritePictures(const Program& program, const std::string& dir, Speaker& speaker) {
+  const Timeline planned = PlanTimeline(program, CostDurations(program, Target()));
+  RETURN_IF_ERROR(WriteFile(JoinPath(dir, "timeline.svg"), TimelineSvg(planned)));
+  const absl::Status drawn = WriteGraphSvg(program, {}, JoinPath(dir, "graph.svg"));
+  if (!drawn.ok()) speaker.Say("note", absl::StrCat("no graph.svg: ", drawn.message()));
+  return absl::OkStatus();
+}
+
+// What the ranks were doing, and how to go on: the end of the message of a run that went wrong.
+absl::Status Explain(const absl::Status& status, const Executor& executor, const std::string& checkpoint,
+                     bool failed_step) {
+  std::string text(status.message());
+  if (failed_step) {
+    for (int64_t r = 0; r < executor.num_ranks(); ++r) {
+      absl::StrAppend(&text, "\n       rank ", r, " (stage ", executor.rank(r).stage(),
+                      "): ", executor.rank(r).WhereAmI());
+    }
+  }
+  absl::StrAppend(&text, checkpoint.empty()
+                             ? std::string("\n       no checkpoint was saved yet; see --save_interval")
+                             : absl::StrCat("\n       last checkpoint: resume with --resume=", checkpoint));
+  return absl::Status(status.code(), text);
+}
+
+// One line of text whatever the model wrote.
+std::string OneLine(absl::string_view text) {
+  std::string out;
+  for (const char c : text) {
+    out += c == '\n' ? std::string(" / ") : std::string(1, static_cast<unsigned char>(c) < 32 ? '?' : c);
+  }
+  return out;
+}
+
+}  // namespace
+
+absl::Status RunTraining(const RunConfig& given, const RunOptions& options, std::ostream& out) {
+  const absl::Time start = absl::Now();
+  RunConfig config = given;
+  RETURN_IF_ERROR(ValidateRunConfig(config));
+  const TrainConfig& train = config.train();
+  if (options.eval_only && train.resume().empty()) {
+    return absl::InvalidArgumentError("--eval_only needs the checkpoint to evaluate; add --resume=DIR");
+  }
+  ASSIGN_OR_RETURN(const std::unique_ptr<TextDataset> data,
+                   TextDataset::Load({.path = train.data_path(),
+                                      .held_out = train.held_out_fraction(),
+                                      .seq_length = config.model().seq_length(),
+                                      .seed = train.seed()}));
+  if (config.model().vocab_size() < data->vocab_size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("vocab_size = ", config.model().vocab_size(), " is less than the ", data->vocab_size(),
+                     " different tokens of a text read as bytes; it must be at least ", data->vocab_size()));
+  }
+  const Strategy strategy = StrategyOf(config);
+  BuildOptions build;
+  build.global_batch = train.global_batch_size();
+  build.microbatches = strategy.microbatches;
+  build.seed = static_cast<int64_t>(train.seed());
+  build.beta1 = train.adam_beta1();
+  build.beta2 = train.adam_beta2();
+  build.eps = train.adam_eps();
+  build.weight_decay = train.weight_decay();
+  build.clip_grad = train.clip_grad();
+  ASSIGN_OR_RETURN(std::unique_ptr<Module> module, BuildModel(config.model(), build));
+  if (!train.resume().empty()) RETURN_IF_ERROR(CheckResume(config, *module));
+  std::string dir;
+  if (!options.eval_only) {
+    ASSIGN_OR_RETURN(dir, OpenRunDirectory(train));
+    config.mutable_train()->set_run_dir(dir);
+    RETURN_IF_ERROR(WriteFile(JoinPath(dir, "config.textproto"), RunConfigToText(config)));
+  }
+
+  Speaker speaker(out, options.voice);
+  speaker.Say("model", DescribeModel(config.model()));
+  speaker.Say("data", data->Describe());
+  speaker.Say("mesh", DescribeStrategy(config));
+  speaker.Break();
+
+  const double flops = ModelFlopsPerStep(*module);
+  CompileOptions compile;
+  compile.pipeline = options.passes;
+  compile.passes.disable_passes = options.disable_passes;
+  compile.passes.dump_to = options.dump_to.empty() && !dir.empty() ? JoinPath(dir, "ir") : options.dump_to;
+  compile.passes.dump_pass_re = options.dump_pass_re;
+  compile.passes.validate = options.validate;
+  compile.workspace = WorkspaceHook(Backend::kCpu, strategy.overload);
+  compile.model_text = ModelConfigToText(config.model());
+  compile.train_text = RunConfigToText(config);
+  ASSIGN_OR_RETURN(const Compiled compiled, Compile(std::move(module), strategy, compile));
+  const Program& program = compiled.plan.program;
+  speaker.Say("compile", PassTable(compiled.passes, compiled.milliseconds));
+  speaker.Break();
+  if (!dir.empty()) {
+    RETURN_IF_ERROR(SavePlan(compiled.plan, dir));
+    RETURN_IF_ERROR(WritePictures(program, dir, speaker));
+  }
+
+  ExecutorOptions devices;
+  devices.timeout = options.device_timeout;
+  ASSIGN_OR_RETURN(const std::unique_ptr<Executor> executor, Executor::Create(program, devices));
+  RETURN_IF_ERROR(executor->InitializeState(train.seed()));
+
+  int64_t done = 0;
+  if (!train.resume().empty()) {
+    ASSIGN_OR_RETURN(const std::string from, FindCheckpoint(train.resume()));
+    ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(from));
+    done = checkpoint->meta().step;
+  }
+  StepTracer tracer(executor.get(), program, done, train.train_iters());
+  TrainerOptions hooks;
+  hooks.run_dir = dir;
+  hooks.stop = options.stop;
+  hooks.flops_per_step = flops;
+  hooks.devices = executor->num_ranks();
+  hooks.progress = [&](const StepMetrics& m) { speaker.Progress(m); };
+  hooks.evaluated = [&](int64_t step, double loss) { speaker.Evaluated(step, loss); };
+  hooks.before_step = [&](int64_t step) { tracer.Before(step); };
+  hooks.after_step = [&](int64_t step) { tracer.After(step); };
+  Trainer trainer(config, *program.module, executor.get(), data.get(), hooks);
+  if (!train.resume().empty()) {
+    RETURN_IF_ERROR(options.eval_only ? trainer.LoadWeights(train.resume()) : trainer.Resume(train.resume()));
+    speaker.Say(options.eval_only ? "weights" : "resume",
+                absl::StrCat("step ", trainer.step(), " of ", trainer.last_checkpoint()));
+  }
+
+  TrainResult result;
+  if (!options.eval_only) {
+    if (trainer.step() >= train.train_iters()) {
+      speaker.Say("train", absl::StrCat("nothing left: step ", trainer.step(), " of ", train.train_iters(),
+                                        " is done; raise --train_iters to go on"));
+    } else {
+      speaker.Say("train", absl::StrCat(train.train_iters() - trainer.step(), " steps"));
+    }
+    absl::StatusOr<TrainResult> trained = trainer.Train();
+    if (!trained.ok()) {
+      return Explain(trained.status(), *executor, trainer.last_checkpoint(),
+                     trained.status().code() != absl::StatusCode::kFailedPrecondition);
+    }
+    result = *std::move(trained);
+    speaker.Break();
+    if (result.interrupted) {
+      speaker.Say("stopped", absl::StrCat("after step ", result.last_step, "; go on with --resume=", dir));
+      return absl::OkStatus();
+    }
+  }
+
+  nlohmann::ordered_json summary = {{"kind", "summary"}, {"step", trainer.step()}};
+  std::string line = "no held-out text";
+  if (data->held_out_samples() > 0) {
+    ASSIGN_OR_RETURN(const double loss, trainer.Evaluate());
+    const double bigram = BigramModel(data->train()).NatsPerByte(data->held_out());
+    const double bits = 1 / std::log(2.0);
+    line = absl::StrFormat(
+        "held-out loss %.3f (%.3f bits per byte)   smoothed bigram model of the same text: %.3f (%.3f)", loss,
+        loss * bits, bigram, bigram * bits);
+    speaker.Say("eval", line);
+    summary["held_out_loss"] = loss;
+    summary["bits_per_byte"] = loss * bits;
+    summary["bigram_loss"] = bigram;
+    if (!dir.empty()) {
+      ASSIGN_OR_RETURN(MetricsWriter metrics,
+                       MetricsWriter::Open(JoinPath(dir, "metrics.jsonl"), trainer.step()));
+      RETURN_IF_ERROR(metrics.WriteEvaluation(trainer.step(), loss));
+      RETURN_IF_ERROR(metrics.Close());
+    }
+  }
+  if (options.voice != RunOptions::kQuiet) {
+    ASSIGN_OR_RETURN(const std::unique_ptr<Generator> generator, Generator::Create(config.model()));
+    RETURN_IF_ERROR(generator->LoadFrom(*executor));
+    std::string sample;
+    for (uint64_t seed = 1; seed <= 3; ++seed) {
+      ASSIGN_OR_RETURN(const std::string text,
+                       generator->Continue(options.prompt, {.tokens = 80, .temperature = 0.6, .seed = seed}));
+      absl::StrAppend(&sample, sample.empty() ? "" : "\n", "\"", options.prompt, "\"  ->  \"", OneLine(text),
+                      "\"");
+    }
+    speaker.Say("sample", sample);
+    summary["sample"] = sample;
+  }
+  if (options.eval_only) {
+    speaker.Result(summary, line);
+    return absl::OkStatus();
+  }
+
+  std::vector<int64_t> planned;
+  for (const StageMemory& stage : program.memory.stages) planned.push_back(stage.peak_bytes());
+  std::string end = absl::StrFormat("%.0f s   %.0f tok/s", absl::ToDoubleSeconds(absl::Now() - start),
+                                    result.tokens_per_second);
+  if (tracer.any()) {
+    const StepShares shares =
+        SharesOf(executor->trace(), static_cast<int>(std::max(1u, std::thread::hardware_concurrency())));
+    absl::StrAppend(&end, "   step: ", SharesText(shares));
+    for (int i = 0; i < kNumCategories; ++i) {
+      summary["shares"][std::string(CategoryName(static_cast<Category>(i)))] = shares.share[i];
+    }
+    const std::string trace = ChromeTrace(executor->trace());
+    RETURN_IF_ERROR(WriteFile(JoinPath(dir, "trace.json"), trace));
+    const absl::StatusOr<Timeline> measured = MeasuredTimeline(trace, program.module->mesh());
+    if (measured.ok()) {
+      RETURN_IF_ERROR(WriteFile(JoinPath(dir, "timeline_measured.svg"), TimelineSvg(*measured)));
+    } else {
+      speaker.Say("note", absl::StrCat("no timeline_measured.svg: ", measured.status().message()));
+    }
+  }
+  absl::StrAppend(&end, "\n", PeakMemoryText(planned, executor->MeasuredPeakPerStage()));
+  ASSIGN_OR_RETURN(const std::vector<std::string> files, ListFolder(dir));
+  absl::StrAppend(&end, "\n", dir, "/ ");
+  for (const std::string& file : files)
+    absl::StrAppend(&end, " ", file, IsFolder(JoinPath(dir, file)) ? "/" : "");
+  absl::StrAppend(&end, "\nlook at it:  bazel run //tools:inspect -- --run=", dir);
+  speaker.Break();
+  speaker.Say("done", end);
+  summary["tokens_per_second"] = result.tokens_per_second;
+  summary["seconds"] = absl::ToDoubleSeconds(absl::Now() - start);
+  summary["planned_peak_bytes"] = planned;
+  summary["measured_peak_bytes"] = executor->MeasuredPeakPerStage();
+  summary["run_dir"] = dir;
+  speaker.Result(summary, line);
+  return absl::OkStatus();
+}
+
+}  // namespace moe

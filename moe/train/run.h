@@ -1,0 +1,40 @@
+// A whole run: configuration -> checks -> compiled plan -> training -> evaluation -> sample -> run directory.
+// What compile_and_train does, as functions.
+//
+//   RETURN_IF_ERROR(RunTraining(config, options, std::cout));
+//
+// Everything that can be refused is refused before anything is compiled or written. One run at a time.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <iosfwd>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "moe/ir/program.h"
+#include "moe/train/config.h"
+#include "moe/train/generator.h"
+
+namespace moe {
+
+struct RunOptions {
+  std::string passes;  // "": the default pipeline
+  std::vector<std::string> disable_passes;
+  std::string dump_to, dump_pass_re = ".*";  // "": ir/ in the run directory
+  // Held against every pass that changed something; see PipelineOptions::validate. Null: none.
+  std::function<absl::Status(const std::string& pass, const Program& before, const Program& after)> validate;
+  bool eval_only = false;  // needs TrainConfig::resume; writes nothing
+  enum Voice { kText, kQuiet, kJson };
+  Voice voice = kText;
+  absl::Duration device_timeout = absl::Seconds(60);
+  std::string prompt = kSamplePrompt;
+  const std::atomic<bool>* stop = nullptr;
+};
+
+// `config` is resolved; it is validated here.
+absl::Status RunTraining(const RunConfig& config, const RunOptions& options, std::ostream& out);
+
+}  // namespace moe

@@ -1,0 +1,254 @@
+#include "moe/train/trainer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "moe/base/file.h"
+#include "moe/base/status.h"
+#include "moe/cost/node_cost.h"
+#include "moe/ir/state.h"
+#include "moe/model/config.h"
+#include "moe/train/learning_rate.h"
+#include "moe/train/session_state.h"
+
+namespace moe {
+namespace {
+
+double Scalar(const Reports& reports, const std::string& name, double otherwise = 0) {
+  const auto it = reports.find(name);
+  return it == reports.end() || it->second.empty() ? otherwise : it->second[0];
+}
+
+// Of the tokens per expert, the most over the mean; the worst layer.
+double WorstLoad(const Reports& reports) {
+  double worst = 0;
+  for (const auto& [name, load] : reports) {
+    if (!absl::StartsWith(name, "load ") || load.empty()) continue;
+    const double mean = std::accumulate(load.begin(), load.end(), 0.0) / static_cast<double>(load.size());
+    if (mean > 0) worst = std::max(worst, *std::max_element(load.begin(), load.end()) / mean);
+  }
+  return worst;
+}
+
+}  // namespace
+
+double ModelFlopsPerStep(const Module& logical) {
+  const Function* step = logical.Find("step");
+  if (step == nullptr) return 0;
+  double flops = 0;
+  for (const auto& node : step->body()) {
+    if (node->phase == Phase::kForward) flops += NodeFlops(*node, logical.mesh());
+  }
+  return 3 * flops * static_cast<double>(AttrInt(logical.attributes(), "microbatches", 1));
+}
+
+Trainer::Trainer(const RunConfig& resolved, const Module& module, Session* session, const Dataset* data,
+                 TrainerOptions options)
+    : config_(resolved), module_(module), session_(session), data_(data), options_(std::move(options)) {
+  meta_.model_config = ModelConfigToText(config_.model());
+  meta_.run_config = RunConfigToText(config_);
+  meta_.seed = config_.train().seed();
+  meta_.data_fingerprint = data_->Fingerprint();
+}
+
+absl::Status Trainer::Resume(const std::string& path) {
+  ASSIGN_OR_RETURN(const std::string dir, FindCheckpoint(path));
+  ASSIGN_OR_RETURN(const CheckpointMeta saved, RestoreSession(dir, config_.model(), module_, *session_));
+  if (saved.data_fingerprint != meta_.data_fingerprint) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("checkpoint ", dir, " was trained on another text or split (", saved.data_fingerprint,
+                     ", here ", meta_.data_fingerprint,
+                     "); resume with the same --data_path and "
+                     "--held_out_fraction, or evaluate with --eval_only"));
+  }
+  if (saved.seed != meta_.seed) {
+    return absl::FailedPreconditionError(absl::StrCat("checkpoint ", dir, " was trained with seed ",
+                                                      saved.seed, ", here it is ", meta_.seed,
+                                                      "; the order of the data would change"));
+  }
+  meta_.step = saved.step;
+  meta_.consumed_samples = saved.consumed_samples;
+  meta_.skipped_steps = saved.skipped_steps;
+  meta_.nan_steps = saved.nan_steps;
+  meta_.consecutive_skips = saved.consecutive_skips;
+  last_checkpoint_ = dir;
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::LoadWeights(const std::string& path) {
+  ASSIGN_OR_RETURN(const std::string dir, FindCheckpoint(path));
+  ASSIGN_OR_RETURN(const CheckpointMeta saved,
+                   RestoreSession(dir, config_.model(), module_, *session_, /*moments=*/false));
+  meta_.step = saved.step;
+  last_checkpoint_ = dir;
+  return absl::OkStatus();
+}
+
+StepInputs Trainer::InputsOf(const Batch& batch, double* valid) const {
+  StepInputs in;
+  in.tokens = batch.tokens;
+  in.labels = batch.labels;
+  in.mask = batch.mask;
+  in.positions.resize(batch.seq_length);
+  std::iota(in.positions.begin(), in.positions.end(), 0);
+  *valid = std::accumulate(batch.mask.begin(), batch.mask.end(), 0.0);
+  in.scalars = {
+      {"inv_tokens", 1 / std::max(1.0, *valid)},
+      {"inv_microbatches", 1.0 / static_cast<double>(std::max<int64_t>(1, NumMicrobatches(config_)))}};
+  return in;
+}
+
+absl::StatusOr<StepInputs> Trainer::NextInputs() const {
+  const TrainConfig& t = config_.train();
+  Batch batch(t.global_batch_size(), config_.model().seq_length());
+  RETURN_IF_ERROR(data_->Fill(meta_.consumed_samples, batch));
+  double valid = 0;
+  StepInputs in = InputsOf(batch, &valid);
+  in.scalars["learning_rate"] = LearningRate(
+      {.peak = t.lr(), .floor = t.min_lr(), .warmup = t.lr_warmup_iters(), .total = t.train_iters()},
+      meta_.step + 1);
+  // Skipped steps leave the moments alone, so they do not count for the bias corrections either.
+  const double applied = static_cast<double>(meta_.step - meta_.skipped_steps + 1);
+  in.scalars["bias1"] = 1 - std::pow(t.adam_beta1(), applied);
+  in.scalars["bias2"] = 1 - std::pow(t.adam_beta2(), applied);
+  return in;
+}
+
+absl::StatusOr<StepMetrics> Trainer::Step() {
+  const TrainConfig& t = config_.train();
+  ASSIGN_OR_RETURN(const StepInputs inputs, NextInputs());
+  const int64_t step = meta_.step + 1;
+  if (options_.before_step) options_.before_step(step);
+  const absl::Time start = absl::Now();
+  absl::StatusOr<Reports> reports = session_->TrainStep(inputs);
+  const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
+  if (!reports.ok()) return Annotate(reports.status(), absl::StrCat("step ", step));
+  if (options_.after_step) options_.after_step(step);
+
+  StepMetrics m;
+  m.iteration = meta_.step = step;
+  m.consumed_samples = meta_.consumed_samples += t.global_batch_size();
+  m.train_iters = t.train_iters();
+  m.milliseconds = 1e3 * seconds;
+  m.learning_rate = inputs.scalars.at("learning_rate");
+  m.global_batch_size = t.global_batch_size();
+  m.lm_loss = Scalar(*reports, "lm loss", std::nan(""));
+  m.grad_norm = Scalar(*reports, "grad norm");
+  const bool applied = Scalar(*reports, "finite", 1) != 0;
+  if (!applied) ++meta_.skipped_steps;
+  if (!std::isfinite(m.lm_loss)) ++meta_.nan_steps;
+  meta_.consecutive_skips = applied && std::isfinite(m.lm_loss) ? 0 : meta_.consecutive_skips + 1;
+  m.skipped_iterations = meta_.skipped_steps;
+  m.nan_iterations = meta_.nan_steps;
+  const int64_t moe_layers = NumMoeLayers(config_.model());
+  m.has_experts = moe_layers > 0;
+  if (m.has_experts) {
+    const double routed = Scalar(*reports, "routed");
+    m.load_max_over_mean = WorstLoad(*reports);
+    m.dropped = routed > 0 ? 1 - Scalar(*reports, "kept") / routed : 0;
+    m.aux_loss = Scalar(*reports, "aux loss") / static_cast<double>(moe_layers);
+    m.z_loss = Scalar(*reports, "z loss") / static_cast<double>(moe_layers);
+  }
+  return m;
+}
+
+absl::StatusOr<TrainResult> Trainer::Train() {
+  const TrainConfig& t = config_.train();
+  TrainResult result;
+  result.first_step = result.last_step = meta_.step;
+  std::optional<MetricsWriter> metrics;
+  if (!options_.run_dir.empty()) {
+    ASSIGN_OR_RETURN(metrics, MetricsWriter::Open(JoinPath(options_.run_dir, "metrics.jsonl"), meta_.step));
+  }
+  const double tokens = static_cast<double>(t.global_batch_size() * config_.model().seq_length());
+  double since = 0;  // seconds since the last progress line
+  int64_t steps_since = 0;
+  int64_t saved_at = -1;
+  while (meta_.step < t.train_iters() && !Stopped()) {
+    ASSIGN_OR_RETURN(StepMetrics m, Step());
+    result.losses.push_back(m.lm_loss);
+    result.last_step = m.iteration;
+    result.seconds += m.milliseconds / 1e3;
+    since += m.milliseconds / 1e3;
+    ++steps_since;
+    const bool last = m.iteration == t.train_iters() || Stopped();
+    const bool logs = m.iteration % t.log_interval() == 0 || last;
+    StepMetrics shown = m;
+    shown.milliseconds = 1e3 * since / static_cast<double>(steps_since);
+    for (StepMetrics* s : {&m, &shown}) {
+      const double seconds = s->milliseconds / 1e3;
+      s->tokens_per_second = tokens / seconds;
+      s->tflops_per_device = options_.flops_per_step / seconds / static_cast<double>(options_.devices) / 1e12;
+    }
+    if (metrics) RETURN_IF_ERROR(metrics->Write(m));
+    if (logs) {
+      if (options_.progress) options_.progress(shown);
+      since = 0;
+      steps_since = 0;
+    }
+    if (meta_.consecutive_skips >= t.max_consecutive_skips()) {
+      return absl::FailedPreconditionError(absl::StrFormat(
+          "step %d: loss or gradient was not finite in %d steps in a row (lm loss %g, grad norm %g); their "
+          "updates "
+          "were skipped. Try a lower --lr, a longer --lr_warmup_iters, or resume from an earlier checkpoint",
+          m.iteration, meta_.consecutive_skips, m.lm_loss, m.grad_norm));
+    }
+    if (t.eval_interval() > 0 && m.iteration % t.eval_interval() == 0 && !last) {
+      ASSIGN_OR_RETURN(const double loss, Evaluate());
+      if (metrics) RETURN_IF_ERROR(metrics->WriteEvaluation(m.iteration, loss));
+      if (options_.evaluated) options_.evaluated(m.iteration, loss);
+    }
+    if (!options_.run_dir.empty() && t.save_interval() > 0 && m.iteration % t.save_interval() == 0) {
+      RETURN_IF_ERROR(Save().status());
+      saved_at = m.iteration;
+    }
+  }
+  result.interrupted = Stopped() && meta_.step < t.train_iters();
+  const double steps = static_cast<double>(result.last_step - result.first_step);
+  result.tokens_per_second = result.seconds > 0 ? steps * tokens / result.seconds : 0;
+  if (!options_.run_dir.empty() && saved_at != meta_.step && steps > 0) RETURN_IF_ERROR(Save().status());
+  result.checkpoint = last_checkpoint_;
+  if (metrics) RETURN_IF_ERROR(metrics->Close());
+  return result;
+}
+
+absl::StatusOr<double> Trainer::Evaluate(int64_t samples) {
+  if (samples == 0) samples = config_.train().eval_samples();
+  const int64_t available = data_->held_out_samples();
+  if (available == 0) {
+    return absl::FailedPreconditionError("there is no held-out text; set --held_out_fraction above 0");
+  }
+  samples = samples > 0 ? std::min(samples, available) : available;
+  Batch batch(config_.train().global_batch_size(), config_.model().seq_length());
+  double sum = 0, count = 0;
+  for (int64_t first = 0; first < samples && !Stopped(); first += batch.samples) {
+    RETURN_IF_ERROR(data_->FillHeldOut(first, batch));
+    for (int64_t row = std::min(batch.samples, samples - first); row < batch.samples; ++row) {
+      std::fill_n(batch.mask.begin() + row * batch.seq_length, batch.seq_length, 0.0f);
+    }
+    double valid = 0;
+    const StepInputs inputs = InputsOf(batch, &valid);
+    if (valid == 0) continue;
+    absl::StatusOr<Reports> reports = session_->EvalStep(inputs);
+    if (!reports.ok()) return Annotate(reports.status(), absl::StrCat("evaluation, held-out sample ", first));
+    sum += valid * Scalar(*reports, "lm loss", std::nan(""));
+    count += valid;
+  }
+  return count > 0 ? sum / count : std::nan("");
+}
+
+absl::StatusOr<std::string> Trainer::Save() {
+  const std::string dir = JoinPath(JoinPath(options_.run_dir, "checkpoint"), CheckpointName(meta_.step));
+  RETURN_IF_ERROR(Annotate(SaveSession(dir, meta_, module_, *session_), absl::StrCat("checkpoint ", dir)));
+  last_checkpoint_ = dir;
+  return dir;
+}
+
+}  // namespace moe

@@ -1,0 +1,100 @@
+// Trainer: the loop around a Session. Data in, reports out, learning rate, evaluation, checkpoints, and what
+// happens when a step is not finite.
+//
+//   Trainer trainer(config, module, &session, data.get(), {.run_dir = "runs/7"});
+//   RETURN_IF_ERROR(session.InitializeState(seed));         // or trainer.Resume("runs/6")
+//   ASSIGN_OR_RETURN(TrainResult result, trainer.Train());
+//   ASSIGN_OR_RETURN(double loss, trainer.Evaluate());
+//
+// A step whose loss or gradient is not finite changes no weights (the compiled update sees to that on all
+// ranks); it is counted, and after TrainConfig::max_consecutive_skips of them in a row training stops with an
+// error. Where a run stands is (step, consumed samples, skips) and nothing else, so an interrupted run that
+// resumes goes on bitwise as if it had not been interrupted.
+//
+// Session, module and data outlive the trainer. One thread; only `stop` may be set from elsewhere.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "moe/ir/graph.h"
+#include "moe/runtime/session.h"
+#include "moe/train/checkpoint.h"
+#include "moe/train/config.h"
+#include "moe/train/data.h"
+#include "moe/train/metrics.h"
+
+namespace moe {
+
+struct TrainerOptions {
+  std::string run_dir;  // metrics.jsonl and checkpoint/ go here; "": nothing is written
+  std::function<void(const StepMetrics&)> progress;  // every log_interval steps, and for the last
+  std::function<void(int64_t step, double held_out_loss)> evaluated;
+  // Around every step, with its number; for tracing.
+  std::function<void(int64_t step)> before_step, after_step;
+  const std::atomic<bool>* stop = nullptr;  // set: the step is finished, a checkpoint saved, training ends
+  double flops_per_step = 0;                // of the model; see ModelFlopsPerStep. 0: TFLOP/s is not known
+  int64_t devices = 1;
+};
+
+struct TrainResult {
+  int64_t first_step = 0, last_step = 0;  // (first_step, last_step] were run
+  bool interrupted = false;
+  double seconds = 0;            // in steps, without evaluation and checkpoints
+  double tokens_per_second = 0;  // of the same
+  std::vector<double> losses;    // of each step
+  std::string checkpoint;        // the last one saved; empty without run_dir
+};
+
+// Multiplications and additions of forward and backward, without what is computed twice: three times the
+// forward of the logical module, over all microbatches.
+double ModelFlopsPerStep(const Module& logical);
+
+class Trainer {
+ public:
+  Trainer(const RunConfig& resolved, const Module& module, Session* session, const Dataset* data,
+          TrainerOptions options = {});
+
+  // Continues from a checkpoint, a folder of them, or a run directory. FailedPrecondition for another model,
+  // text or seed.
+  absl::Status Resume(const std::string& path);
+  // Weights only, for evaluation: any text will do.
+  absl::Status LoadWeights(const std::string& path);
+
+  // Steps up to train_iters, then saves. An error names the step.
+  absl::StatusOr<TrainResult> Train();
+
+  // Mean loss in nats per token over held-out text; `samples` 0: as configured. State is left as it is.
+  absl::StatusOr<double> Evaluate(int64_t samples = 0);
+
+  // Saves a checkpoint of the present step and gives its folder.
+  absl::StatusOr<std::string> Save();
+
+  int64_t step() const { return meta_.step; }
+  const CheckpointMeta& meta() const { return meta_; }
+  const std::string& last_checkpoint() const { return last_checkpoint_; }
+
+  // Batch and scalars of the next step, as Train() would use them.
+  absl::StatusOr<StepInputs> NextInputs() const;
+
+ private:
+  StepInputs InputsOf(const Batch& batch, double* valid) const;
+  absl::StatusOr<StepMetrics> Step();
+  bool Stopped() const { return options_.stop != nullptr && options_.stop->load(); }
+
+  const RunConfig config_;
+  const Module& module_;
+  Session* const session_;
+  const Dataset* const data_;
+  const TrainerOptions options_;
+  CheckpointMeta meta_;
+  std::string last_checkpoint_;
+};
+
+}  // namespace moe
