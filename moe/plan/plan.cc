@@ -325,6 +325,8 @@ std::string PlanToText(const Plan& plan) {
                                       if (a.slot >= 0) absl::StrAppend(o, " [", a.slot, "]");
                                       if (a.residual_slot >= 0)
                                         absl::StrAppend(o, " [residuals ", a.residual_slot, "]");
+                                      if (a.weight_slot >= 0)
+                                        absl::StrAppend(o, " [weight residuals ", a.weight_slot, "]");
                                     }),
                       "\n");
     }

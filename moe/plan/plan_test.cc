@@ -14,9 +14,11 @@
 namespace moe {
 namespace {
 
-absl::StatusOr<Compiled> CompileModel(const std::string& file, const std::string& strategy_text) {
+absl::StatusOr<Compiled> CompileModel(const std::string& file, const std::string& strategy_text,
+                                      int layers = 0) {
   ASSIGN_OR_RETURN(const Strategy strategy, ParseStrategy(strategy_text));
-  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig("testdata/models/" + file + ".textproto"));
+  ASSIGN_OR_RETURN(ModelConfig config, LoadModelConfig("testdata/models/" + file + ".textproto"));
+  if (layers > 0) config.set_num_layers(layers);
   ASSIGN_OR_RETURN(std::unique_ptr<Module> module,
                    BuildModel(config, {.global_batch = 16, .microbatches = strategy.microbatches}));
   CompileOptions options;
@@ -33,11 +35,33 @@ TEST(Plan, EveryStrategyIsCertified) {
        {"", "dp=2 microbatches=2", "tp=2 sp", "pp=2 microbatches=4",
         "pp=2 microbatches=4 schedule=gpipe tp=2", "dp=2 tp=2 ep=2 etp=2 zero=1 microbatches=2",
         "dp=4 ep=4 zero=3", "cp=2", "pp=2 dp=2 tp=2 ep=2 etp=2 microbatches=4 zero=2 checkpoint=selective",
-        "pp=2 dp=2 microbatches=4 zero=1 checkpoint=full", "tp=2 sp checkpoint=full"}) {
+        "pp=2 dp=2 microbatches=4 zero=1 checkpoint=full", "tp=2 sp checkpoint=full",
+        "pp=2 schedule=zb-h1 microbatches=4"}) {
     SCOPED_TRACE(strategy);
     const absl::StatusOr<Compiled> c = CompileModel("small_test", strategy);
     ASSERT_TRUE(c.ok()) << c.status();
     for (const auto& [pass, line] : c->plan.program.notes) std::cout << pass << ": " << line << "\n";
+  }
+}
+
+TEST(Plan, SeveralChunksPerStageAreCertified) {
+  for (const char* strategy :
+       {"pp=2 virtual_chunks=2 schedule=interleaved microbatches=4",
+        "pp=2 dp=2 virtual_chunks=2 schedule=zb-v microbatches=4 zero=2 checkpoint=full"}) {
+    SCOPED_TRACE(strategy);
+    EXPECT_OK(CompileModel("small_test", strategy, 4));
+  }
+}
+
+TEST(Plan, ZeroBubbleHoldsAsManyResidualsAsTheFirstStageOf1F1B) {
+  ASSERT_OK_AND_ASSIGN(const Compiled one, CompileModel("small_test", "pp=4 microbatches=8", 4));
+  ASSERT_OK_AND_ASSIGN(const Compiled zero,
+                       CompileModel("small_test", "pp=4 schedule=zb-h1 microbatches=8", 4));
+  for (int s = 0; s < 4; ++s) {
+    EXPECT_EQ(one.plan.program.memory.stages[s].residuals.at(s).count, 4 - s);
+    EXPECT_LE(zero.plan.program.memory.stages[s].residuals.at(s).count, 4);
+    // Weight gradients lag s microbatches behind.
+    EXPECT_EQ(zero.plan.program.memory.stages[s].weight_residuals.at(s).count, s + 1);
   }
 }
 
@@ -62,6 +86,16 @@ TEST(Plan, WhatIsSavedIsWhatLoads) {
   // Same input, same bytes.
   ASSERT_OK_AND_ASSIGN(const Compiled again, CompileModel("small_test", "pp=2 dp=2 microbatches=4 zero=1"));
   EXPECT_EQ(SerializePlan(again.plan), SerializePlan(c.plan));
+}
+
+TEST(Plan, SplitBackwardsLoadToo) {
+  ASSERT_OK_AND_ASSIGN(const Compiled c,
+                       CompileModel("small_test", "pp=2 virtual_chunks=2 schedule=zb-v microbatches=4", 4));
+  ASSERT_OK_AND_ASSIGN(const Plan same, ParsePlan(SerializePlan(c.plan)));
+  EXPECT_EQ(same.program.schedule.actions, c.plan.program.schedule.actions);
+  EXPECT_EQ(same.program.schedule.table, c.plan.program.schedule.table);
+  EXPECT_EQ(PlanToText(same), PlanToText(c.plan));
+  EXPECT_FALSE(same.program.memory.stages[0].weight_residuals.empty());
 }
 
 TEST(Plan, RefusesWhatItCannotRead) {
