@@ -1,8 +1,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "moe/inspect/quantities.h"
 #include "moe/inspect/svg.h"
 #include "moe/inspect/timeline.h"
@@ -131,7 +131,10 @@ std::string TimelineSvg(const Timeline& t) {
     at += 26 + 6.4 * static_cast<double>(name.size()) + 22;
   };
   for (size_t k = 0; k < std::size(kLooks); ++k) {
-    if (used[k]) legend(fill(static_cast<int>(k)), kLooks[k].edge, kLooks[k].name);
+    if (!used[k]) continue;
+    // What a run records of a transfer begins when the rank starts to wait for it.
+    const bool waits = k == TimelineSpan::kTransfer && absl::StartsWith(t.source, "measured");
+    legend(fill(static_cast<int>(k)), kLooks[k].edge, waits ? "transfer, with waiting" : kLooks[k].name);
   }
   legend("url(#bubble)", "#d5d8dc", "idle (bubble)");
   svg.Text(at, bottom + 57, t.many_chunks ? "numbers: chunk.microbatch" : "numbers: microbatch",
