@@ -52,7 +52,8 @@ PassRegistry& Passes() {
 }
 
 std::string DefaultPipeline() {
-  return "autodiff,partition-stages,shard,insert-collectives,checkpoint,fuse,split-phases,split-backward,schedule,plan-memory,certify";
+  return "autodiff,partition-stages,shard,insert-collectives,checkpoint,fuse,split-phases,"
+         "split-backward,schedule,plan-memory,certify";
 }
 
 absl::StatusOr<std::vector<PassResult>> RunPipeline(absl::string_view pipeline, Program& program,

@@ -104,7 +104,8 @@ class FunctionPlanner {
       } else if (kind == "residual" || kind == "weight_residual") {
         auto it = residuals.find({kind, name});
         if (it == residuals.end()) {
-          return Error(v, absl::StrCat("no ", kind == "residual" ? "forward" : "input gradient", " saves this residual"));
+          return Error(v, absl::StrCat("no ", kind == "residual" ? "forward" : "input gradient",
+                                       " saves this residual"));
         }
         ref = it->second;
       } else {
@@ -382,8 +383,8 @@ class Planner {
   }
 
   // The set of what a function of the chunk saves for a later one.
-  void PlaceResiduals(int chunk, Action::Kind saved_by, const std::string& kind, Space space, StageMemory* stage,
-                      StageMemory::Slots* slots) {
+  void PlaceResiduals(int chunk, Action::Kind saved_by, const std::string& kind, Space space,
+                      StageMemory* stage, StageMemory::Slots* slots) {
     const Function* f = module_.Find(ChunkFunctionName(saved_by, chunk));
     for (int r = 0; f != nullptr && r < f->num_results(); ++r) {
       if (BindingKind(f->result_binding(r)) != kind) continue;
@@ -425,7 +426,8 @@ class Planner {
     if (s < 0) return absl::OkStatus();
     StageMemory& stage = program_.memory.stages[s];
     FunctionPlanner planner(f, mesh_, context_, stage);
-    ASSIGN_OR_RETURN(program_.memory.functions[f.name()], planner.Plan(residuals_[ChunkOfFunction(f.name())]));
+    ASSIGN_OR_RETURN(program_.memory.functions[f.name()],
+                     planner.Plan(residuals_[ChunkOfFunction(f.name())]));
     stage.frame_bytes = std::max(stage.frame_bytes, program_.memory.functions[f.name()].frame_bytes);
     stage.spill_bytes = std::max(stage.spill_bytes, planner.spill_bytes());  // of frames; residuals follow
     return absl::OkStatus();
@@ -485,7 +487,8 @@ class Planner {
 
 int StageOfFunction(const std::string& function, const Schedule& schedule) {
   const int chunk = ChunkOfFunction(function);
-  if (chunk >= 0) return chunk < static_cast<int>(schedule.chunk_stage.size()) ? schedule.chunk_stage[chunk] : -1;
+  if (chunk >= 0)
+    return chunk < static_cast<int>(schedule.chunk_stage.size()) ? schedule.chunk_stage[chunk] : -1;
   absl::string_view name = function;
   int stage = -1;
   if (!absl::ConsumePrefix(&name, "update") && !absl::ConsumePrefix(&name, "report")) return -1;

@@ -111,9 +111,9 @@ class Resolver {
         const std::string name = ChunkFunctionName(kind, static_cast<int>(c));
         const Function* f = module_.Find(name);
         if (f == nullptr) {
-          return absl::FailedPreconditionError(absl::StrCat("schedule: chunk ", c, " has no function @", name, "; run ",
-                                                            split_[c] ? "split-backward" : "split-phases",
-                                                            " before it"));
+          return absl::FailedPreconditionError(
+              absl::StrCat("schedule: chunk ", c, " has no function @", name, "; run ",
+                           split_[c] ? "split-backward" : "split-phases", " before it"));
         }
         ports_[name] = PortsOf(*f);
       }
@@ -147,7 +147,8 @@ class Resolver {
     whole(Action::kReport, "report");
   }
 
-  // The function's action, the recv of what it takes from another stage, the send of what another takes from it.
+  // The function's action, the recv of what it takes from another stage, the send of what another takes from
+  // it.
   void PlaceCell(int stage, Action::Kind kind, const Schedule::Cell& cell) {
     std::vector<Action>& out = actions_.back();
     const int c = cell.chunk;
@@ -325,7 +326,7 @@ class Resolver {
   const Schedule& schedule_;
   const bool train_;
   const int stages_;
-  const std::vector<bool> split_;  // by chunk
+  const std::vector<bool> split_;       // by chunk
   std::map<std::string, Ports> ports_;  // by function
   std::vector<std::vector<Action>> actions_;
   std::vector<size_t> next_;

@@ -14,9 +14,9 @@
 //  completed; the
 //    writer waits for that.
 //
-// Slots are chosen along a simulated run (a backward costs two forwards, each half of it one, a transfer a quarter) and
-// reused only when they were free at that moment in it. So every wait for a slot points to something earlier
-// in one consistent history, and no choice of slots can make a table that runs stand still.
+// Slots are chosen along a simulated run (a backward costs two forwards, each half of it one, a transfer a
+// quarter) and reused only when they were free at that moment in it. So every wait for a slot points to
+// something earlier in one consistent history, and no choice of slots can make a table that runs stand still.
 #pragma once
 
 #include "absl/status/statusor.h"

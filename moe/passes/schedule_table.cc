@@ -35,9 +35,9 @@ constexpr char kManyChunks[] = "gpipe, interleaved, zb-v (2), file:PATH";
 
 absl::Status CheckInterleaved(const Strategy& s) {
   if (s.virtual_chunks < 2) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("schedule interleaved wants several chunks per stage, virtual_chunks = ", s.virtual_chunks,
-                     "; the smallest legal is virtual_chunks=2, and with one chunk it is schedule=1f1b"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "schedule interleaved wants several chunks per stage, virtual_chunks = ", s.virtual_chunks,
+        "; the smallest legal is virtual_chunks=2, and with one chunk it is schedule=1f1b"));
   }
   const int64_t below = s.microbatches / s.pp * s.pp;
   if (below == s.microbatches) return absl::OkStatus();
@@ -206,8 +206,9 @@ absl::StatusOr<Schedule> MakeSchedule(const Strategy& s) {
       out.table = ZeroBubbleH1Table(s.pp, s.microbatches);
     } else if (name == "zb-v") {
       if (s.virtual_chunks != 2) {
-        return absl::InvalidArgumentError(absl::StrCat("schedule zb-v has two chunks per stage, virtual_chunks = ",
-                                                       s.virtual_chunks, "; legal is virtual_chunks=2"));
+        return absl::InvalidArgumentError(
+            absl::StrCat("schedule zb-v has two chunks per stage, virtual_chunks = ", s.virtual_chunks,
+                         "; legal is virtual_chunks=2"));
       }
       out.chunk_stage = VPlacement(s.pp);
       out.table = ZeroBubbleVTable(s.pp, s.microbatches);
@@ -249,9 +250,9 @@ absl::Status ValidateTable(const Schedule& s) {
       const bool whole = stage_of.count({'B', c, m}) > 0;
       const int halves = static_cast<int>(stage_of.count({'I', c, m}) + stage_of.count({'W', c, m}));
       if (whole && halves > 0) {
-        return absl::InvalidArgumentError(absl::StrCat("stage ", s.chunk_stage[c], ": ", Show({'B', c, m}),
-                                                       " is the whole backward; ", Show({'I', c, m}), " and ",
-                                                       Show({'W', c, m}), " are its halves: write one or the other"));
+        return absl::InvalidArgumentError(absl::StrCat(
+            "stage ", s.chunk_stage[c], ": ", Show({'B', c, m}), " is the whole backward; ",
+            Show({'I', c, m}), " and ", Show({'W', c, m}), " are its halves: write one or the other"));
       }
       for (const char kind : {'F', 'B', 'I', 'W'}) {
         if (stage_of.count({kind, c, m})) continue;
