@@ -28,11 +28,11 @@ class Nest {
       }
     }
     if (ragged_ != nullptr) {
-      starts_.resize(ragged_->cells);
+      starts_.resize(ragged_->cells);  // the heap only where there are many cells
       int64_t start = 0;
       for (int64_t i = 0; i < ragged_->cells; start += ragged_->sizes[i++]) starts_[i] = start;
     }
-    std::vector<bool> seen(rule.num_factors(), false);
+    absl::InlinedVector<bool, 16> seen(rule.num_factors(), false);
     auto take = [&](const FactorTerm& term) {
       for (const FactorDim& dim : term) {
         for (FactorId f : dim) {
@@ -106,13 +106,13 @@ class Nest {
   KernelContext& c_;
   const Reduce reduce_;
   int num_in_ = 0;
-  std::vector<TermStrides> terms_;
-  std::vector<int> order_;
+  absl::InlinedVector<TermStrides, 4> terms_;
+  absl::InlinedVector<int, 16> order_;
   size_t num_outer_ = 0;
   int ragged_factor_ = -1;
   const Tensor* ragged_ = nullptr;
   int ragged_term_ = 0;
-  std::vector<int64_t> starts_;
+  absl::InlinedVector<int64_t, 64> starts_;
 };
 
 }  // namespace

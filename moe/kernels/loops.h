@@ -12,6 +12,7 @@
 #include <functional>
 #include <vector>
 
+#include "absl/container/inlined_vector.h"
 #include "absl/status/status.h"
 #include "moe/base/status.h"
 #include "moe/kernels/kernel.h"
@@ -50,7 +51,7 @@ struct Elements {
 template <typename T, int N, int R, typename F>
 absl::Status MapN(KernelContext& c, F f) {
   RETURN_IF_ERROR(PlaceLikeOperand(c));
-  std::vector<Elements<T>> in;
+  absl::InlinedVector<Elements<T>, N> in;
   for (int i = 0; i < N; ++i) in.emplace_back(c.in[i]);
   const int64_t n = c.out[0].elements();
   for (int64_t i = 0; i < n; ++i) {
@@ -70,8 +71,9 @@ absl::Status Map(KernelContext& c, F f) {
 // Strides of one term (operand or result) per factor of the rule; 0 where the term lacks the factor. A ragged
 // term has strides of cells for the dims before the ragged one, and of elements for the dims after it.
 struct TermStrides {
-  std::vector<int64_t> element;  // per factor, within the row for ragged terms
-  std::vector<int64_t> cell;     // per factor; ragged terms only
+  using Strides = absl::InlinedVector<int64_t, 12>;  // kernels run in the step loop, where nothing allocates
+  Strides element;                                   // per factor, within the row for ragged terms
+  Strides cell;                                      // per factor; ragged terms only
   int ragged_factor = -1;
   int64_t row_elements = 0;
 };

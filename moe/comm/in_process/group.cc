@@ -198,7 +198,7 @@ InProcessGroup::InProcessGroup(std::vector<int64_t> ranks, InProcessOptions opti
 std::string InProcessGroup::Name() const { return absl::StrCat("group [", absl::StrJoin(ranks_, ", "), "]"); }
 
 absl::Status InProcessGroup::Run(int rank, const Call& call) {
-  RETURN_IF_ERROR(Annotate(CheckCall(call, size()), CallToString(call)));
+  if (absl::Status wrong = CheckCall(call, size()); !wrong.ok()) return Annotate(wrong, CallToString(call));
   uint64_t epoch;
   bool last, split;
   absl::Status status;
@@ -417,11 +417,10 @@ absl::Status InProcessGroup::Exchange(int rank, bool send, void* data, int64_t b
   {
     absl::MutexLock lock(&mutex_);
     if (!failed_.ok()) return failed_;
-    std::deque<Post*>& queue = posts_[key];
+    auto& queue = posts_[key];
     if (!queue.empty() && queue.front()->send != send) {
       other = queue.front();
-      queue.pop_front();
-      if (queue.empty()) posts_.erase(key);
+      queue.erase(queue.begin());
       other->taken = true;
     } else {
       mine.send = send;
@@ -455,9 +454,8 @@ absl::Status InProcessGroup::Exchange(int rank, bool send, void* data, int64_t b
       continue;
     }
     if (!failed_.ok()) {
-      std::deque<Post*>& queue = posts_[key];
+      auto& queue = posts_[key];
       queue.erase(std::find(queue.begin(), queue.end(), &mine));
-      if (queue.empty()) posts_.erase(key);
       return failed_;
     }
     const bool timed_out = mine.changed.WaitWithDeadline(&mutex_, deadline);

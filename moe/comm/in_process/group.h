@@ -7,7 +7,6 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <map>
 #include <memory>
 #include <string>
@@ -15,6 +14,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/container/inlined_vector.h"
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
@@ -106,7 +106,8 @@ class InProcessGroup {
   bool split_ ABSL_GUARDED_BY(mutex_) = false;  // every member works on the round that has just been formed
   absl::Status round_status_ ABSL_GUARDED_BY(mutex_);
   absl::Status failed_ ABSL_GUARDED_BY(mutex_);  // aborted or timed out: for good
-  std::map<std::tuple<int, int, int64_t>, std::deque<Post*>> posts_
+  // Entries stay when they are empty: the next step has the same keys, and steps allocate nothing.
+  std::map<std::tuple<int, int, int64_t>, absl::InlinedVector<Post*, 2>> posts_
       ABSL_GUARDED_BY(mutex_);  // (from, to, tag)
 };
 

@@ -41,7 +41,7 @@ bool RaggedByGemm(KernelContext& c) {
       ragged_term = terms[i];
     }
   }
-  std::vector<bool> in_cells(rule.num_factors(), false);
+  absl::InlinedVector<bool, 16> in_cells(rule.num_factors(), false);
   for (int d = 0; d <= ragged->ragged; ++d) {
     if ((*ragged_term)[d].size() != 1) return false;
     in_cells[(*ragged_term)[d][0]] = true;
