@@ -50,7 +50,7 @@ TEST_P(CpuTest, NoTokenIsRouted) { CompareAll(OpSizes(), 1.0); }
 TEST_P(CpuTest, InPlace) { CompareAll(OpSizes(), 0.2, {.in_place = true}); }
 TEST_P(CpuTest, RaggedRowsSpill) { CompareAll(OpSizes(), 0.2, {.spill_from_row = 3}); }
 
-// A query that no key is visible to, blocks that are wholly masked, more queries than keys.
+// Several attention blocks, some wholly masked, with heads narrower than a vector.
 TEST_P(CpuTest, HeadDimOfEight) {
   OpSizes s;
   s.batch = 1, s.sequence = 200, s.kv_heads = 1, s.groups_per_kv = 3, s.head_dim = 8;

@@ -69,8 +69,8 @@ std::string OpsPage(const OpRegistry& ops, const KernelRegistry& kernels) {
       family = mine;
     }
     absl::StrAppend(&s, "\n### `", op->name, "`\n\n", op->doc, "\n\n");
-    absl::StrAppend(&s, "- `", absl::StrJoin(op->result_names, ", "), op->variadic ? ", ..." : "", " = ",
-                    op->name, "(", absl::StrJoin(op->operand_names, ", "), op->variadic ? ", ..." : "",
+    absl::StrAppend(&s, "- `", absl::StrJoin(op->result_names, ", "), op->variadic_results ? ", ..." : "",
+                    " = ", op->name, "(", absl::StrJoin(op->operand_names, ", "), op->variadic ? ", ..." : "",
                     ")`\n");
     if (!op->attrs.empty()) {
       absl::StrAppend(&s, "- attributes: ",
