@@ -2,6 +2,7 @@
 #include <cmath>
 #include <vector>
 
+#include "absl/container/inlined_vector.h"
 #include "absl/strings/numbers.h"
 #include "moe/ir/ops/fused_program.h"
 #include "moe/ir/ops/multi_adamw.h"
@@ -36,6 +37,7 @@ absl::Status Router(KernelContext& c) {
   T *probability = c.out[0].As<T>(), *top = c.out[1].As<T>();
   int32_t *expert = c.out[2].As<int32_t>(), *count = c.out[3].As<int32_t>();
   std::fill(count, count + e, 0);
+  absl::InlinedVector<bool, 256> taken;  // on the stack: the CPU back end runs this in the step loop
   for (int64_t i = 0; i < tokens; ++i) {
     const T* x = logits + i * e;
     T* p = probability + i * e;
@@ -43,7 +45,7 @@ absl::Status Router(KernelContext& c) {
     for (int64_t j = 0; j < e; ++j) max = std::max<double>(max, x[j]);
     for (int64_t j = 0; j < e; ++j) sum += std::exp(x[j] - max);
     for (int64_t j = 0; j < e; ++j) p[j] = static_cast<T>(std::exp(x[j] - max) / sum);
-    std::vector<bool> taken(e, false);
+    taken.assign(e, false);
     for (int64_t j = 0; j < k; ++j) {
       int64_t best = -1;
       for (int64_t n = 0; n < e; ++n) {
