@@ -50,12 +50,12 @@ RunConfig DefaultRunConfig() {
 
   TrainConfig& train = *config.mutable_train();
   train.set_held_out_fraction(0.05);
-  train.set_train_iters(600);
+  train.set_train_iters(300);
   train.set_global_batch_size(32);
   train.set_micro_batch_size(4);
-  train.set_lr(3e-3);
-  train.set_min_lr(3e-4);
-  train.set_lr_warmup_iters(30);
+  train.set_lr(4e-3);
+  train.set_min_lr(4e-4);
+  train.set_lr_warmup_iters(20);
   train.set_weight_decay(0.1);
   train.set_adam_beta1(0.9);
   train.set_adam_beta2(0.95);

@@ -7,10 +7,9 @@
 #include <thread>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/str_replace.h"
+#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "moe/base/file.h"
 #include "moe/base/status.h"
@@ -18,6 +17,7 @@
 #include "moe/inspect/timeline.h"
 #include "moe/model/config.h"
 #include "moe/model/transformer.h"
+#include "moe/passes/pipeline.h"
 #include "moe/plan/compile.h"
 #include "moe/runtime/executor.h"
 #include "moe/runtime/local.h"
@@ -62,6 +62,20 @@ class Speaker {
   std::ostream& out_;
   const RunOptions::Voice voice_;
 };
+
+// Names and syntax of the passes to run and to skip.
+absl::Status CheckPasses(const RunOptions& options) {
+  ASSIGN_OR_RETURN(std::vector<PipelineStep> steps, ParsePipeline(options.passes));
+  for (const std::string& name : options.disable_passes) steps.push_back({name, {}});
+  for (const PipelineStep& step : steps) {
+    if (Passes().Find(step.pass) != nullptr) continue;
+    std::vector<std::string> names;
+    for (const PassDef* pass : Passes().All()) names.push_back(pass->name);
+    return absl::InvalidArgumentError(
+        absl::StrCat("unknown pass '", step.pass, "'; there are ", absl::StrJoin(names, ", ")));
+  }
+  return absl::OkStatus();
+}
 
 // The checkpoint to start from, checked in full: a run is refused before it compiles or writes anything.
 absl::Status CheckResume(const RunConfig& config, const Module& logical) {
@@ -166,6 +180,7 @@ absl::Status RunTraining(const RunConfig& given, const RunOptions& options, std:
   const absl::Time start = absl::Now();
   RunConfig config = given;
   RETURN_IF_ERROR(ValidateRunConfig(config));
+  RETURN_IF_ERROR(CheckPasses(options));
   const TrainConfig& train = config.train();
   if (options.eval_only && train.resume().empty()) {
     return absl::InvalidArgumentError("--eval_only needs the checkpoint to evaluate; add --resume=DIR");

@@ -1,13 +1,17 @@
 #include "moe/train/trainer.h"
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "moe/base/file.h"
+#include "moe/base/status.h"
 #include "moe/base/status_matchers.h"
 #include "moe/base/textproto.h"
 #include "moe/model/transformer.h"
@@ -27,7 +31,7 @@ constexpr char kModel[] = R"(
 )";
 
 // A compiled configuration with its text and session: what one run owns.
-struct Setup {
+struct Rig {
   RunConfig config;
   std::unique_ptr<TextDataset> data;
   std::unique_ptr<Compiled> compiled;
@@ -60,8 +64,8 @@ RunConfig SmallConfig(const std::string& strategy, const std::string& dtype = "f
   return ResolveRunConfig(config);
 }
 
-absl::StatusOr<Setup> Make(const RunConfig& config, TrainerOptions options = {}) {
-  Setup s;
+absl::StatusOr<Rig> Make(const RunConfig& config, TrainerOptions options = {}) {
+  Rig s;
   s.config = config;
   std::string text;
   for (int i = 0; i < 400; ++i) absl::StrAppend(&text, "line ", i % 7, " of the text that repeats\n");
@@ -84,14 +88,14 @@ absl::StatusOr<Setup> Make(const RunConfig& config, TrainerOptions options = {})
 constexpr char kAll[] = "pp=2 dp=2 tp=2 ep=2 etp=2 microbatches=2 checkpoint=selective";
 
 TEST(TrainerTest, LossFallsAndTwoRunsAreBitwiseTheSame) {
-  ASSERT_OK_AND_ASSIGN(Setup a, Make(SmallConfig(kAll)));
+  ASSERT_OK_AND_ASSIGN(Rig a, Make(SmallConfig(kAll)));
   ASSERT_OK_AND_ASSIGN(const TrainResult first, a.trainer->Train());
   ASSERT_EQ(first.losses.size(), 12u);
   EXPECT_NEAR(first.losses[0], std::log(256), 1.0);
   EXPECT_LT(first.losses.back(), first.losses[0] - 1);
   EXPECT_EQ(first.last_step, 12);
   EXPECT_GT(first.tokens_per_second, 0);
-  ASSERT_OK_AND_ASSIGN(Setup b, Make(SmallConfig(kAll)));
+  ASSERT_OK_AND_ASSIGN(Rig b, Make(SmallConfig(kAll)));
   ASSERT_OK_AND_ASSIGN(const TrainResult second, b.trainer->Train());
   EXPECT_EQ(first.losses, second.losses);
   ASSERT_OK_AND_ASSIGN(const double x, a.trainer->Evaluate());
@@ -101,7 +105,7 @@ TEST(TrainerTest, LossFallsAndTwoRunsAreBitwiseTheSame) {
 }
 
 TEST(TrainerTest, EvaluationCountsEachHeldOutTokenOnceAndChangesNothing) {
-  ASSERT_OK_AND_ASSIGN(Setup s, Make(SmallConfig("dp=2")));
+  ASSERT_OK_AND_ASSIGN(Rig s, Make(SmallConfig("dp=2")));
   ASSERT_OK_AND_ASSIGN(const double all, s.trainer->Evaluate());
   ASSERT_OK_AND_ASSIGN(const double again, s.trainer->Evaluate());
   EXPECT_EQ(all, again);
@@ -113,7 +117,7 @@ TEST(TrainerTest, EvaluationCountsEachHeldOutTokenOnceAndChangesNothing) {
 }
 
 TEST(TrainerTest, StoppedAndResumedIsBitwiseUninterrupted) {
-  ASSERT_OK_AND_ASSIGN(Setup whole, Make(SmallConfig(kAll)));
+  ASSERT_OK_AND_ASSIGN(Rig whole, Make(SmallConfig(kAll)));
   ASSERT_OK_AND_ASSIGN(const TrainResult want, whole.trainer->Train());
   const std::string dir = Folder("resume");
   ASSERT_OK(MakeFolders(dir));
@@ -122,14 +126,14 @@ TEST(TrainerTest, StoppedAndResumedIsBitwiseUninterrupted) {
   options.run_dir = dir;
   options.stop = &stop;
   options.after_step = [&](int64_t step) { stop = step == 5; };
-  ASSERT_OK_AND_ASSIGN(Setup before, Make(SmallConfig(kAll), options));
+  ASSERT_OK_AND_ASSIGN(Rig before, Make(SmallConfig(kAll), options));
   ASSERT_OK_AND_ASSIGN(const TrainResult head, before.trainer->Train());
   EXPECT_TRUE(head.interrupted);
   EXPECT_EQ(head.last_step, 5);
   EXPECT_EQ(head.checkpoint, JoinPath(dir, "checkpoint/step_00000005"));
   options.stop = nullptr;
   options.after_step = nullptr;
-  ASSERT_OK_AND_ASSIGN(Setup after, Make(SmallConfig(kAll), options));
+  ASSERT_OK_AND_ASSIGN(Rig after, Make(SmallConfig(kAll), options));
   ASSERT_OK(after.trainer->Resume(dir));
   ASSERT_OK_AND_ASSIGN(const TrainResult tail, after.trainer->Train());
   std::vector<double> losses = head.losses;
@@ -182,7 +186,7 @@ TEST(TrainerTest, ACheckpointResumesUnderAnotherPlan) {
 }
 
 TEST(TrainerTest, StepsThatAreNotFiniteAreSkippedCountedAndEndTheRun) {
-  ASSERT_OK_AND_ASSIGN(Setup s, Make(SmallConfig("dp=2 tp=2 microbatches=2")));
+  ASSERT_OK_AND_ASSIGN(Rig s, Make(SmallConfig("dp=2 tp=2 microbatches=2")));
   ASSERT_OK_AND_ASSIGN(const std::vector<double> before, s.session->ReadState("layers.0.attn.wq"));
   ASSERT_OK_AND_ASSIGN(std::vector<double> norm, s.session->ReadState("final_norm"));
   norm[3] = INFINITY;
@@ -197,7 +201,7 @@ TEST(TrainerTest, StepsThatAreNotFiniteAreSkippedCountedAndEndTheRun) {
 
 TEST(TrainerTest, ASkippedStepDoesNotCountForTheBiasCorrections) {
   std::vector<double> norm;
-  Setup s;
+  Rig s;
   TrainerOptions options;
   options.before_step = [&](int64_t step) {
     std::vector<double> now = norm;
@@ -221,15 +225,15 @@ TEST(TrainerTest, RefusesCheckpointsOfOtherRuns) {
   options.run_dir = dir;
   RunConfig config = SmallConfig("");
   config.mutable_train()->set_train_iters(1);
-  ASSERT_OK_AND_ASSIGN(Setup a, Make(config, options));
+  ASSERT_OK_AND_ASSIGN(Rig a, Make(config, options));
   ASSERT_OK(a.trainer->Train());
   RunConfig other = config;
   other.mutable_model()->set_num_experts(8);
-  ASSERT_OK_AND_ASSIGN(Setup b, Make(other));
+  ASSERT_OK_AND_ASSIGN(Rig b, Make(other));
   ExpectError(b.trainer->Resume(dir), absl::StatusCode::kFailedPrecondition, "num_experts");
   other = config;
   other.mutable_train()->set_seed(2);
-  ASSERT_OK_AND_ASSIGN(Setup c, Make(other));
+  ASSERT_OK_AND_ASSIGN(Rig c, Make(other));
   ExpectError(c.trainer->Resume(dir), absl::StatusCode::kFailedPrecondition, "seed 1", "2");
   EXPECT_OK(c.trainer->LoadWeights(dir));
   ExpectError(c.trainer->Resume(Folder("nowhere")), absl::StatusCode::kNotFound, "nowhere");
@@ -238,7 +242,7 @@ TEST(TrainerTest, RefusesCheckpointsOfOtherRuns) {
 TEST(GeneratorTest, LogitsAreThoseOfTheTrainedModelAndChoicesRepeat) {
   RunConfig config = SmallConfig("dp=2 tp=2");
   config.mutable_train()->set_train_iters(40);
-  ASSERT_OK_AND_ASSIGN(Setup s, Make(config));
+  ASSERT_OK_AND_ASSIGN(Rig s, Make(config));
   ASSERT_OK(s.trainer->Train());
   ASSERT_OK_AND_ASSIGN(auto generator, Generator::Create(config.model()));
   ASSERT_OK(generator->LoadFrom(*s.session));
