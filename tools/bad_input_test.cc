@@ -85,15 +85,15 @@ TEST_F(BadInputTest, Strategies) {
 }
 
 TEST_F(BadInputTest, AllProblemsOfOneConfigurationAtOnce) {
-  ExpectRefused("--expert_model_parallel_size=3 --global_batch_size=30 --moe_router_topk=9 --lr=-1",
-                {"4 problems", "expert_model_parallel_size = 3", "global_batch_size = 30",
-                 "moe_router_topk = 9", "lr = -1"});
+  ExpectRefused("--expert_model_parallel_size=3 --global_batch_size=30 --moe_router_topk=9 --adam_beta1=2",
+                {"5 problems", "expert_model_parallel_size = 3", "global_batch_size = 30",
+                 "moe_router_topk = 9", "adam_beta1 = 2"});
 }
 
 TEST_F(BadInputTest, Files) {
   const std::string config = JoinPath(folder_, "c.textproto");
   ASSERT_OK(WriteFile(config, "model { num_layers: 4\n  num_expert: 8 }\n"));
-  ExpectRefused("--config=" + config, {"c.textproto:2:3", "num_expert", "num_experts"});
+  ExpectRefused("--config=" + config, {"c.textproto:2:13", "num_expert", "num_experts"});
   ExpectRefused("--data_path=/nowhere/text.txt", {"/nowhere/text.txt"});
   const std::string empty = JoinPath(folder_, "empty.txt");
   ASSERT_OK(WriteFile(empty, ""));
