@@ -50,7 +50,7 @@ RunConfig DefaultRunConfig() {
 
   TrainConfig& train = *config.mutable_train();
   train.set_held_out_fraction(0.05);
-  train.set_train_iters(300);
+  train.set_train_iters(260);
   train.set_global_batch_size(32);
   train.set_micro_batch_size(4);
   train.set_lr(4e-3);

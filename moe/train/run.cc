@@ -14,6 +14,7 @@
 #include "moe/base/file.h"
 #include "moe/base/status.h"
 #include "moe/inspect/graph_svg.h"
+#include "moe/inspect/quantities.h"
 #include "moe/inspect/timeline.h"
 #include "moe/model/config.h"
 #include "moe/model/transformer.h"
@@ -165,11 +166,34 @@ absl::Status Explain(const absl::Status& status, const Executor& executor, const
   return absl::Status(status.code(), text);
 }
 
-// One line of text whatever the model wrote.
+// Bytes of the UTF-8 character that `text` begins with; 0 if there is none.
+size_t CharacterBytes(absl::string_view text) {
+  const unsigned char first = text[0];
+  const size_t bytes = first < 0x80                    ? 1
+                       : first >= 0xc2 && first < 0xe0 ? 2
+                       : first >= 0xe0 && first < 0xf0 ? 3
+                       : first >= 0xf0 && first < 0xf5 ? 4
+                                                       : 0;
+  if (bytes == 0 || bytes > text.size()) return 0;
+  for (size_t i = 1; i < bytes; ++i) {
+    if ((text[i] & 0xc0) != 0x80) return 0;
+  }
+  return bytes;
+}
+
+// One line of text whatever bytes the model wrote.
 std::string OneLine(absl::string_view text) {
   std::string out;
-  for (const char c : text) {
-    out += c == '\n' ? std::string(" / ") : std::string(1, static_cast<unsigned char>(c) < 32 ? '?' : c);
+  while (!text.empty()) {
+    const size_t bytes = CharacterBytes(text);
+    if (text[0] == '\n') {
+      out += " / ";
+    } else if (bytes == 0 || (bytes == 1 && (text[0] < 32 || text[0] == 127))) {
+      out += '?';
+    } else {
+      absl::StrAppend(&out, text.substr(0, bytes));
+    }
+    text.remove_prefix(std::max<size_t>(1, bytes));
   }
   return out;
 }
@@ -288,10 +312,17 @@ absl::Status RunTraining(const RunConfig& given, const RunOptions& options, std:
     }
   }
 
+  const int64_t steps = result.last_step - result.first_step;
   nlohmann::ordered_json summary = {{"kind", "summary"}, {"step", trainer.step()}};
   std::string line = "no held-out text";
   if (data->held_out_samples() > 0) {
-    ASSIGN_OR_RETURN(const double loss, trainer.Evaluate());
+    const absl::StatusOr<double> evaluated = trainer.Evaluate();
+    if (absl::IsCancelled(evaluated.status()) && !options.eval_only) {
+      speaker.Say("stopped", absl::StrCat("in the evaluation; repeat it with --eval_only --resume=", dir));
+      return absl::OkStatus();
+    }
+    if (!evaluated.ok()) return evaluated.status();
+    const double loss = *evaluated;
     const double bigram = BigramModel(data->train()).NatsPerByte(data->held_out());
     const double bits = 1 / std::log(2.0);
     line = absl::StrFormat(
@@ -301,7 +332,7 @@ absl::Status RunTraining(const RunConfig& given, const RunOptions& options, std:
     summary["held_out_loss"] = loss;
     summary["bits_per_byte"] = loss * bits;
     summary["bigram_loss"] = bigram;
-    if (!dir.empty()) {
+    if (steps > 0) {
       ASSIGN_OR_RETURN(MetricsWriter metrics,
                        MetricsWriter::Open(JoinPath(dir, "metrics.jsonl"), trainer.step()));
       RETURN_IF_ERROR(metrics.WriteEvaluation(trainer.step(), loss));
@@ -328,8 +359,8 @@ absl::Status RunTraining(const RunConfig& given, const RunOptions& options, std:
 
   std::vector<int64_t> planned;
   for (const StageMemory& stage : program.memory.stages) planned.push_back(stage.peak_bytes());
-  std::string end = absl::StrFormat("%.0f s   %.0f tok/s", absl::ToDoubleSeconds(absl::Now() - start),
-                                    result.tokens_per_second);
+  std::string end = absl::StrFormat("%.0f s", absl::ToDoubleSeconds(absl::Now() - start));
+  if (steps > 0) absl::StrAppend(&end, "   ", CountText(std::llround(result.tokens_per_second)), " tok/s");
   if (tracer.any()) {
     const StepShares shares =
         SharesOf(executor->trace(), static_cast<int>(std::max(1u, std::thread::hardware_concurrency())));
@@ -346,7 +377,7 @@ absl::Status RunTraining(const RunConfig& given, const RunOptions& options, std:
       speaker.Say("note", absl::StrCat("no timeline_measured.svg: ", measured.status().message()));
     }
   }
-  absl::StrAppend(&end, "\n", PeakMemoryText(planned, executor->MeasuredPeakPerStage()));
+  if (steps > 0) absl::StrAppend(&end, "\n", PeakMemoryText(planned, executor->MeasuredPeakPerStage()));
   ASSIGN_OR_RETURN(const std::vector<std::string> files, ListFolder(dir));
   absl::StrAppend(&end, "\n", dir, "/ ");
   for (const std::string& file : files)

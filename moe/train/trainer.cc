@@ -201,9 +201,13 @@ absl::StatusOr<TrainResult> Trainer::Train() {
           m.iteration, meta_.consecutive_skips, m.lm_loss, m.grad_norm));
     }
     if (t.eval_interval() > 0 && m.iteration % t.eval_interval() == 0 && !last) {
-      ASSIGN_OR_RETURN(const double loss, Evaluate());
-      if (metrics) RETURN_IF_ERROR(metrics->WriteEvaluation(m.iteration, loss));
-      if (options_.evaluated) options_.evaluated(m.iteration, loss);
+      const absl::StatusOr<double> loss = Evaluate();
+      if (loss.ok()) {
+        if (metrics) RETURN_IF_ERROR(metrics->WriteEvaluation(m.iteration, *loss));
+        if (options_.evaluated) options_.evaluated(m.iteration, *loss);
+      } else if (!absl::IsCancelled(loss.status())) {
+        return loss.status();
+      }
     }
     if (!options_.run_dir.empty() && t.save_interval() > 0 && m.iteration % t.save_interval() == 0) {
       RETURN_IF_ERROR(Save().status());
@@ -228,7 +232,8 @@ absl::StatusOr<double> Trainer::Evaluate(int64_t samples) {
   samples = samples > 0 ? std::min(samples, available) : available;
   Batch batch(config_.train().global_batch_size(), config_.model().seq_length());
   double sum = 0, count = 0;
-  for (int64_t first = 0; first < samples && !Stopped(); first += batch.samples) {
+  for (int64_t first = 0; first < samples; first += batch.samples) {
+    if (Stopped()) return absl::CancelledError("the evaluation was interrupted");
     RETURN_IF_ERROR(data_->FillHeldOut(first, batch));
     for (int64_t row = std::min(batch.samples, samples - first); row < batch.samples; ++row) {
       std::fill_n(batch.mask.begin() + row * batch.seq_length, batch.seq_length, 0.0f);

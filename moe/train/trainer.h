@@ -70,7 +70,8 @@ class Trainer {
   // Steps up to train_iters, then saves. An error names the step.
   absl::StatusOr<TrainResult> Train();
 
-  // Mean loss in nats per token over held-out text; `samples` 0: as configured. State is left as it is.
+  // Mean loss in nats per token over held-out text; `samples` 0: as configured. State is left as
+  // it is. Cancelled if `stop` is set meanwhile.
   absl::StatusOr<double> Evaluate(int64_t samples = 0);
 
   // Saves a checkpoint of the present step and gives its folder.
