@@ -45,8 +45,9 @@ absl::StatusOr<bool> FuseReduceScatterAllGather(Function& f, const PassContext&)
 }
 
 namespace {
-const bool registered = RegisterPass({"fuse-rs-ag", "reduce_scatter + all_gather over the same axes -> all_reduce.",
-                                      ForEachFunction(FuseReduceScatterAllGather)});
+const bool registered =
+    RegisterPass({"fuse-rs-ag", "reduce_scatter + all_gather over the same axes -> all_reduce.",
+                  ForEachFunction(FuseReduceScatterAllGather)});
 }  // namespace
 
 }  // namespace moe

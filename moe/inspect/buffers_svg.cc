@@ -167,7 +167,8 @@ class BufferPicture {
     ResidualSets(memory_.weight_residuals, &Action::weight_slot, "for the weight gradients of ");
   }
 
-  void ResidualSets(const std::map<int, StageMemory::Slots>& sets, int Action::*slot_of, absl::string_view what) {
+  void ResidualSets(const std::map<int, StageMemory::Slots>& sets, int Action::*slot_of,
+                    absl::string_view what) {
     std::map<std::tuple<int, int, int>, Stay> stays;  // chunk, slot, microbatch
     for (size_t i = 0; i < actions_.size(); ++i) {
       const Action& a = actions_[i];
@@ -180,8 +181,7 @@ class BufferPicture {
       if (slots == sets.end() || slots->second.bytes == 0) continue;
       const int64_t at = base + slots->second.offset + slot * slots->second.bytes;
       Slot(at, slots->second.bytes, stay, kResiduals,
-           absl::StrCat(what,
-                        memory_.residuals.size() > 1 ? absl::StrCat("chunk ", chunk, ", ") : "",
+           absl::StrCat(what, memory_.residuals.size() > 1 ? absl::StrCat("chunk ", chunk, ", ") : "",
                         "microbatch ", microbatch));
     }
   }

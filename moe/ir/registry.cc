@@ -138,8 +138,9 @@ absl::StatusOr<std::vector<int64_t>> FactorExtents(const Node& n) {
   std::vector<int64_t> extent(rule->num_factors(), 0);
   auto set = [&](int f, int64_t value, absl::string_view where) -> absl::Status {
     if (value < 1 || value > kMaxExtent) {
-      return absl::InvalidArgumentError(absl::StrCat(op.name, ": ", where, " gives the factor ", rule->factors[f],
-                                                     " the extent ", value, "; legal are 1 to ", kMaxExtent));
+      return absl::InvalidArgumentError(absl::StrCat(op.name, ": ", where, " gives the factor ",
+                                                     rule->factors[f], " the extent ", value,
+                                                     "; legal are 1 to ", kMaxExtent));
     }
     if (extent[f] == 0) extent[f] = value;
     if (extent[f] == value) return absl::OkStatus();
@@ -244,7 +245,8 @@ absl::StatusOr<std::vector<Type>> InferTypes(const Node& n) {
       int64_t size = 1;
       for (FactorId f : term[d]) {
         if (extent[f] > kMaxExtent / size) {
-          return absl::InvalidArgumentError(absl::StrCat(op.name, ": dim ", d, " of result ", r, " exceeds ", kMaxExtent));
+          return absl::InvalidArgumentError(
+              absl::StrCat(op.name, ": dim ", d, " of result ", r, " exceeds ", kMaxExtent));
         }
         size *= extent[f];
       }

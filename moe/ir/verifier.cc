@@ -320,8 +320,10 @@ void Verifier::CheckBinding(const Function& function, const Attributes& binding,
     return;
   }
   const std::set<absl::string_view> legal =
-      result ? std::set<absl::string_view>{"state", "boundary", "residual", "weight_residual", "report", "loss"}
-             : std::set<absl::string_view>{"state", "batch", "scalar", "boundary", "residual", "weight_residual"};
+      result
+          ? std::set<absl::string_view>{"state", "boundary", "residual", "weight_residual", "report", "loss"}
+          : std::set<absl::string_view>{"state",    "batch",    "scalar",
+                                        "boundary", "residual", "weight_residual"};
   if (legal.count(kind) == 0) {
     return Problem(&function, nullptr,
                    absl::StrCat(where, " is bound to '", kind, "'; legal are ", absl::StrJoin(legal, ", ")));

@@ -13,7 +13,8 @@ TEST(OpsPageTest, IsNotStale) {
   ASSERT_TRUE(file.good()) << "docs/ops.md is missing";
   std::stringstream page;
   page << file.rdbuf();
-  EXPECT_TRUE(page.str() == OpsPage(Ops(), Kernels())) << "stale; run: bazel run //tools:gen_ops_doc > docs/ops.md";
+  EXPECT_TRUE(page.str() == OpsPage(Ops(), Kernels()))
+      << "stale; run: bazel run //tools:gen_ops_doc > docs/ops.md";
 }
 
 }  // namespace
