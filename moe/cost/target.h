@@ -10,11 +10,11 @@ namespace moe {
 
 struct Target {
   std::string name = "cpu";
-  double flops = 1e11;              // of one device
-  double bytes_per_second = 1e10;   // of its memory
+  double flops = 1e11;             // of one device
+  double bytes_per_second = 1e10;  // of its memory
   double link_bytes_per_second = 5e9;
   double link_latency_seconds = 5e-6;
-  std::set<std::string> fusions;    // ops that `fuse` may create; empty with all_fusions
+  std::set<std::string> fusions;  // ops that `fuse` may create; empty with all_fusions
   bool all_fusions = true;
   // Scratch bytes of a kernel are asked through this hook (set by whoever links the kernels): "op" -> bytes.
   bool CanFuse(const std::string& op) const { return all_fusions || fusions.count(op) > 0; }

@@ -4,9 +4,9 @@
 // `autodiff` appends the backward phase to it and adds @update and @report. `partition-stages` cuts @step
 // into @chunk0..@chunkN-1, each with a forward and a backward phase, and @update / @report into one per stage
 // (@update0, ...). `shard` and `insert-collectives` place them. `checkpoint` and `fuse` rewrite them.
-// `split-phases` cuts each chunk into @forward<c> and @backward<c>, whose residuals are explicit; where the schedule
-// asks for it, `split-backward` cuts @backward<c> into @input_grad<c> and @weight_grad<c>. `schedule` resolves the
-// actions of every stage, `plan-memory` their storage.
+// `split-phases` cuts each chunk into @forward<c> and @backward<c>, whose residuals are explicit; where the
+// schedule asks for it, `split-backward` cuts @backward<c> into @input_grad<c> and @weight_grad<c>.
+// `schedule` resolves the actions of every stage, `plan-memory` their storage.
 #pragma once
 
 #include <cstdint>
@@ -69,12 +69,12 @@ struct Schedule {
 
 // Where a value lives. Spaces of a rank's arena, in this order; offsets count from the start of the space.
 enum class Space : uint8_t {
-  kState,     // parameters, moments, gradients, accumulators: for the whole run
-  kInput,     // batch and scalars of one microbatch / step
-  kResidual,  // residual sets: (chunk, slot)
-  kBoundary,  // boundary values: (value, slot)
-  kFrame,     // everything else of the function that runs now
-  kSpill,     // overflow of ragged values; reserved address space, touched only on overflow
+  kState,           // parameters, moments, gradients, accumulators: for the whole run
+  kInput,           // batch and scalars of one microbatch / step
+  kResidual,        // residual sets: (chunk, slot)
+  kBoundary,        // boundary values: (value, slot)
+  kFrame,           // everything else of the function that runs now
+  kSpill,           // overflow of ragged values; reserved address space, touched only on overflow
   kWeightResidual,  // within the bytes of kResidual: what @weight_grad needs of @input_grad, (chunk, slot)
 };
 absl::string_view SpaceName(Space space);
@@ -87,8 +87,8 @@ struct BufferRef {
   friend bool operator==(const BufferRef&, const BufferRef&) = default;
 };
 
-// All queues are idle between two functions, so lifetimes and waits count within one. A value that updates a state lies
-// in the state's own bytes.
+// All queues are idle between two functions, so lifetimes and waits count within one. A value that updates a
+// state lies in the state's own bytes.
 struct FunctionMemory {
   std::map<std::string, BufferRef> values;  // by value name; arguments included
   std::map<std::string, BufferRef>
@@ -106,8 +106,9 @@ struct StageMemory {
   struct Slots {
     int64_t offset = 0, bytes = 0;  // slot i is at offset + i * bytes
     int count = 0;
-    // Residuals: overflow of ragged values, in the spill space; slot i is at spill_offset + i * spill_bytes, and
-    // BufferRef::spill_offset counts from there. (In a frame, it counts from the start of the spill space.)
+    // Residuals: overflow of ragged values, in the spill space; slot i is at spill_offset + i * spill_bytes,
+    // and BufferRef::spill_offset counts from there. (In a frame, it counts from the start of the spill
+    // space.)
     int64_t spill_offset = 0, spill_bytes = 0;
     friend bool operator==(const Slots&, const Slots&) = default;
   };
@@ -130,11 +131,12 @@ struct MemoryPlan {
   int64_t alignment = 64;
 };
 
-// A node of the model, noted when `partition-stages` cuts it into chunks, so that the finished plan can be held against
-// it. Later passes may replace a node by others; the pipeline then notes which pass did.
+// A node of the model, noted when `partition-stages` cuts it into chunks, so that the finished plan can be
+// held against it. Later passes may replace a node by others; the pipeline then notes which pass did.
 struct LogicalNode {
-  std::string op, name;      // `name`: of the first result
-  std::vector<int> chunks;   // one; several only for what is computed anew from inputs alone wherever it is used
+  std::string op, name;  // `name`: of the first result
+  std::vector<int>
+      chunks;  // one; several only for what is computed anew from inputs alone wherever it is used
   std::string rewritten_by;  // the pass after which the node was gone; empty: it still stands
   friend bool operator==(const LogicalNode&, const LogicalNode&) = default;
 };

@@ -84,8 +84,8 @@ struct OpDef {
     result_names = std::move(names);
     return *this;
   }
-  // As many results as the rule says, which follows from the operands: result_names repeat. Such nodes are created with
-  // Builder::CreateTyped.
+  // As many results as the rule says, which follows from the operands: result_names repeat. Such nodes are
+  // created with Builder::CreateTyped.
   OpDef& VariadicResults() {
     variadic_results = true;
     return *this;

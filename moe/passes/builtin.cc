@@ -36,7 +36,8 @@ void RegisterBuiltinPasses(PassRegistry* registry) {
   registry->Add(
       {"schedule", "Resolves the actions of every stage from the schedule's table.", ResolveSchedule});
   registry->Add({"shard", "Places every value by the strategy, the sharding rules and cost.", Shard});
-  registry->Add({"split-backward", "Cuts backwards into input and weight gradients where the schedule has both.",
+  registry->Add({"split-backward",
+                 "Cuts backwards into input and weight gradients where the schedule has both.",
                  SplitBackward});
   registry->Add(
       {"split-phases", "Cuts each chunk into forward and backward with explicit residuals.", SplitPhases});

@@ -6,16 +6,17 @@
 //   double bytes = c.Cost(planner.GlobalBytes(type));
 //   for (const ConversionPhase& p : c.phases) ...   // each ends in a placement, hence in a value of its own
 //
-// A conversion is planned jointly over all axes. On the view with one sub-dim per axis that leaves or comes, the kinds
-// of steps follow in the order zero, slice, reduce_scatter, all_reduce, all_to_all, all_gather: what shrinks the value
-// goes first. The steps are cut into phases where the intermediate is a placement (every dim keeps a prefix of its
-// axes). A dim that both loses and gains axes goes through a middle placement; one that only changes the order of its
-// axes is permuted where that is cheaper. replicated -> partial is "zero all but one", which is exact.
+// A conversion is planned jointly over all axes. On the view with one sub-dim per axis that leaves or comes,
+// the kinds of steps follow in the order zero, slice, reduce_scatter, all_reduce, all_to_all, all_gather:
+// what shrinks the value goes first. The steps are cut into phases where the intermediate is a placement
+// (every dim keeps a prefix of its axes). A dim that both loses and gains axes goes through a middle
+// placement; one that only changes the order of its axes is permuted where that is cheaper. replicated ->
+// partial is "zero all but one", which is exact.
 //
-// Cost: bytes that one rank sends in a ring, of the larger side, plus a constant per collective. It is linear in the
-// size of the value and otherwise depends on the placements alone, so plans are cached per mesh and pair of
-// placements. Placements are interned: ids of one planner are small integers that compare by value. Not thread-safe;
-// references stay valid for the planner's life, which must lie within the mesh's.
+// Cost: bytes that one rank sends in a ring, of the larger side, plus a constant per collective. It is linear
+// in the size of the value and otherwise depends on the placements alone, so plans are cached per mesh and
+// pair of placements. Placements are interned: ids of one planner are small integers that compare by value.
+// Not thread-safe; references stay valid for the planner's life, which must lie within the mesh's.
 #pragma once
 
 #include <cstdint>
@@ -62,7 +63,9 @@ class ConversionPlanner {
   double Shards(PlacementId id) const { return shards_[id]; }
 
   const Conversion& Plan(PlacementId from, PlacementId to);
-  const Conversion& Plan(const Placement& from, const Placement& to) { return Plan(Intern(from), Intern(to)); }
+  const Conversion& Plan(const Placement& from, const Placement& to) {
+    return Plan(Intern(from), Intern(to));
+  }
   double Cost(PlacementId from, PlacementId to, double global_bytes) {
     return from == to ? 0 : Plan(from, to).Cost(global_bytes);
   }
@@ -86,7 +89,8 @@ class ConversionPlanner {
   absl::flat_hash_map<std::pair<PlacementId, PlacementId>, std::unique_ptr<Conversion>> plans_;
 };
 
-// What a conversion moves, for people: "batch@dp -> experts@ep". `dim_names` has one name per dim ("" for none).
+// What a conversion moves, for people: "batch@dp -> experts@ep". `dim_names` has one name per dim ("" for
+// none).
 std::string DescribeConversion(const Placement& from, const Placement& to, const Mesh& mesh,
                                const std::vector<std::string>& dim_names);
 

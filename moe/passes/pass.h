@@ -3,9 +3,9 @@
 //   absl::StatusOr<bool> RemoveDeadNodes(Function& f, const PassContext&);
 //   registry.Add({"remove-dead-nodes", "Removes nodes without uses.", ForEachFunction(RemoveDeadNodes)});
 //
-// A pipeline is text: "autodiff,partition-stages,shard,insert-collectives,fuse{only=adamw}". RunPipeline verifies after
-// each pass that changed something and dumps where asked. A pass outside moe/passes registers itself through
-// RegisterPass before main runs the pipeline (docs/writing_a_pass.md).
+// A pipeline is text: "autodiff,partition-stages,shard,insert-collectives,fuse{only=adamw}". RunPipeline
+// verifies after each pass that changed something and dumps where asked. A pass outside moe/passes registers
+// itself through RegisterPass before main runs the pipeline (docs/writing_a_pass.md).
 #pragma once
 
 #include <functional>
@@ -26,7 +26,8 @@ struct PassContext {
   Strategy strategy;
   Target target;                               // what the kernels can do, as data
   std::map<std::string, std::string> options;  // of this pass: fuse{only=adamw}
-  // Scratch bytes that a placed node's kernel or exchange wants on one rank; set by whoever links them. Null: none.
+  // Scratch bytes that a placed node's kernel or exchange wants on one rank; set by whoever links them. Null:
+  // none.
   std::function<int64_t(const Node&, const Mesh&)> workspace;
   int64_t memory_limit = 0;  // bytes of one rank that `certify` holds the plan to; 0: none
   std::string OptionOr(absl::string_view key, absl::string_view otherwise) const;
@@ -68,7 +69,7 @@ struct PassResult {
 };
 
 struct PipelineOptions {
-  std::string dump_to;                        // folder; empty: no dumps
+  std::string dump_to;  // folder; empty: no dumps
   std::string dump_pass_re = ".*";
   std::vector<std::string> disable_passes;
   bool verify = true;
@@ -78,10 +79,10 @@ struct PipelineOptions {
 
 // The default training pipeline.
 std::string DefaultPipeline();
-// Runs the passes in order. After one that changed something, nodes without uses are removed and the module is
-// verified. Errors: unknown passes and malformed text before anything runs; then the first error of a pass, with its
-// name. Each pass's notes are also appended to program.notes.
-absl::StatusOr<std::vector<PassResult>> RunPipeline(absl::string_view pipeline, Program& program, PassContext context,
-                                                    const PipelineOptions& options = {});
+// Runs the passes in order. After one that changed something, nodes without uses are removed and the module
+// is verified. Errors: unknown passes and malformed text before anything runs; then the first error of a
+// pass, with its name. Each pass's notes are also appended to program.notes.
+absl::StatusOr<std::vector<PassResult>> RunPipeline(absl::string_view pipeline, Program& program,
+                                                    PassContext context, const PipelineOptions& options = {});
 
 }  // namespace moe

@@ -13,8 +13,8 @@
 //   zb-h1        1       p                           (p-1)/(3m+p-1): of I and W = F each, a bubble of p-1
 //   forwards zb-v         2       2p of half the size         close to that of zb-h1 with half-sized chunks
 //
-// Sources: interleaved: Narayanan et al., arXiv 2104.04473. zb-h1 and zb-v: Qi et al., arXiv 2401.10241; zb-v here as a
-// greedy list schedule.
+// Sources: interleaved: Narayanan et al., arXiv 2104.04473. zb-h1 and zb-v: Qi et al., arXiv 2401.10241; zb-v
+// here as a greedy list schedule.
 #pragma once
 
 #include <vector>

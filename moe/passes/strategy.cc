@@ -182,7 +182,8 @@ absl::StatusOr<Strategy> ParseStrategy(absl::string_view text) {
 
 std::string FoldProblem(const Strategy& s, int64_t kv_heads) {
   for (const IntField& f : kDegrees) {
-    if (s.*f.field < 1 || s.*f.field > kMaxDegree) return absl::StrCat(f.name, " = ", s.*f.field, " is not positive");
+    if (s.*f.field < 1 || s.*f.field > kMaxDegree)
+      return absl::StrCat(f.name, " = ", s.*f.field, " is not positive");
   }
   return DegreesOf(s, kv_heads).Problem().value_or("");
 }

@@ -1,5 +1,5 @@
-// Initial values of parameters: a pure function of (seed, parameter name, global element index), so they do not depend
-// on the layout.
+// Initial values of parameters: a pure function of (seed, parameter name, global element index), so they do
+// not depend on the layout.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,8 @@ namespace moe {
 uint64_t CounterBits(uint64_t seed, uint64_t stream, uint64_t counter);
 uint64_t StreamOf(absl::string_view name);  // FNV-1a of the name
 
-// Value of element `index` of a parameter by its attributes init ("normal" with std, by Box-Muller; "ones"; "zeros").
+// Value of element `index` of a parameter by its attributes init ("normal" with std, by Box-Muller; "ones";
+// "zeros").
 class Initializer {
  public:
   Initializer(const State& state, uint64_t seed);

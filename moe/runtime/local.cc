@@ -82,7 +82,8 @@ absl::StatusOr<int64_t> NodeWorkspace(const Node& n, const Mesh& mesh, Backend b
   if (n.Is("comm.stage_reduce")) return 0;
   if (n.Has("steps")) {
     ASSIGN_OR_RETURN(std::vector<ConversionStep> steps, ParseSteps(n.String("steps"), mesh));
-    ASSIGN_OR_RETURN(ConversionLayout layout, LayoutConversion(n.operand(0).type(), n.type(), mesh, 0, steps));
+    ASSIGN_OR_RETURN(ConversionLayout layout,
+                     LayoutConversion(n.operand(0).type(), n.type(), mesh, 0, steps));
     return layout.WorkspaceBytes(overload);
   }
   ASSIGN_OR_RETURN(const Kernel* kernel, Kernels().Lookup(n, backend));

@@ -36,10 +36,11 @@ Block LocalBlock(const Type& type, const Mesh& mesh, int64_t rank);
 // order.
 void ForEachRun(const Block& block, const std::function<void(int64_t, int64_t, int64_t)>& fn);
 
-// Scratch bytes that a node wants on one rank: of its kernel in this back end, or of its exchange. Ragged values count
-// by `overload` as in StorageOf. Error: NotFound if there is no kernel.
+// Scratch bytes that a node wants on one rank: of its kernel in this back end, or of its exchange. Ragged
+// values count by `overload` as in StorageOf. Error: NotFound if there is no kernel.
 absl::StatusOr<int64_t> NodeWorkspace(const Node& n, const Mesh& mesh, Backend backend, double overload);
-// The same as PassContext::workspace wants it; a node without a kernel counts 0 (the executor reports it when it binds).
+// The same as PassContext::workspace wants it; a node without a kernel counts 0 (the executor reports it when
+// it binds).
 std::function<int64_t(const Node&, const Mesh&)> WorkspaceHook(Backend backend, double overload);
 
 }  // namespace moe

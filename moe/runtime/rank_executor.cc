@@ -323,8 +323,8 @@ void RankExecutor::BindQueues(const FunctionMemory& memory, BoundFunction* f) {
     done_at[n.node->result_name()] = ++count[queue];
   }
   f->collectives = count[1];
-  // From the end: a collective is wanted at once if the next compute node waits for it or a later one, or if there is
-  // no compute node left.
+  // From the end: a collective is wanted at once if the next compute node waits for it or a later one, or if
+  // there is no compute node left.
   int64_t number = count[1], wanted = number;
   for (auto n = f->nodes.rbegin(); n != f->nodes.rend(); ++n) {
     if (n->node->queue == Queue::kComm) {

@@ -80,8 +80,8 @@ class RankExecutor {
     Category category = Category::kOther;
     bool decision = false;
     Block decision_block;
-    // Queues: nodes of the other queue that must be done first (a count), and for a collective whether the compute
-    // thread would wait for it at once.
+    // Queues: nodes of the other queue that must be done first (a count), and for a collective whether the
+    // compute thread would wait for it at once.
     int64_t wait_for = 0;
     bool wanted_at_once = false;
     int microbatch = -1;  // of the action that runs now

@@ -1,5 +1,5 @@
-// Session: a compiled or interpreted training program with its state. The trainer and the equivalence harness drive the
-// one-device interpreter and the executor of a Plan through this one interface.
+// Session: a compiled or interpreted training program with its state. The trainer and the equivalence harness
+// drive the one-device interpreter and the executor of a Plan through this one interface.
 //
 //   ASSIGN_OR_RETURN(std::unique_ptr<Session> s, Executor::Create(plan, options));
 //   RETURN_IF_ERROR(s->InitializeState(seed));
@@ -24,14 +24,14 @@ namespace moe {
 
 // One step's data, global: microbatch j is samples [j B, (j + 1) B), B = global_batch / microbatches.
 struct StepInputs {
-  std::vector<int32_t> tokens, labels;  // [global_batch, seq]
-  std::vector<float> mask;              // [global_batch, seq], 1 valid / 0 padding
-  std::vector<int32_t> positions;       // [seq]
+  std::vector<int32_t> tokens, labels;    // [global_batch, seq]
+  std::vector<float> mask;                // [global_batch, seq], 1 valid / 0 padding
+  std::vector<int32_t> positions;         // [seq]
   std::map<std::string, double> scalars;  // inv_tokens, learning_rate, bias1, bias2, ...
 };
 
-// Scalars and small vectors by report name ("lm loss", "grad norm", "finite", "load layers.2"), summed over states that
-// carry the same name.
+// Scalars and small vectors by report name ("lm loss", "grad norm", "finite", "load layers.2"), summed over
+// states that carry the same name.
 using Reports = std::map<std::string, std::vector<double>>;
 
 // Global routing decisions by the name of the node's result in the logical graph and microbatch, for replay.
@@ -41,13 +41,14 @@ class Session {
  public:
   virtual ~Session() = default;
 
-  // Parameters from the counter-based generator (init.h), keyed by name and global element index; moments zero.
+  // Parameters from the counter-based generator (init.h), keyed by name and global element index; moments
+  // zero.
   virtual absl::Status InitializeState(uint64_t seed) = 0;
   virtual absl::StatusOr<Reports> TrainStep(const StepInputs& inputs) = 0;
   virtual absl::StatusOr<Reports> EvalStep(const StepInputs& inputs) = 0;
 
-  // Logical tensors (global, row-major), as f64. Names as in Module::states(). Reading checks that replicas agree
-  // bitwise (Internal error naming the ranks otherwise); a partial value is reduced.
+  // Logical tensors (global, row-major), as f64. Names as in Module::states(). Reading checks that replicas
+  // agree bitwise (Internal error naming the ranks otherwise); a partial value is reduced.
   virtual std::vector<std::string> StateNames() const = 0;
   virtual absl::StatusOr<Type> StateType(const std::string& name) const = 0;
   virtual absl::StatusOr<std::vector<double>> ReadState(const std::string& name) = 0;

@@ -117,7 +117,8 @@ absl::StatusOr<EquivalenceResult> CheckEquivalence(const ModelConfig& config, co
   model.set_dtype(c.f32 ? "f32" : "f64");
   Program program;
   ASSIGN_OR_RETURN(program.module, BuildModel(model, OptionsOf(c, strategy)));
-  ASSIGN_OR_RETURN(program.module->mesh(), FoldMesh(strategy, AttrInt(program.module->attributes(), "kv_heads")));
+  ASSIGN_OR_RETURN(program.module->mesh(),
+                   FoldMesh(strategy, AttrInt(program.module->attributes(), "kv_heads")));
   PassContext context;
   context.strategy = strategy;
   context.workspace = WorkspaceHook(Backend::kCpu, strategy.overload);

@@ -125,12 +125,14 @@ constexpr Line kLines[] = {
     {"cap tied", "pp=2 cp=2 tp=2 ep=4 vp zero=1 microbatches=4 checkpoint=selective schedule=gpipe", 8, 5},
     // Schedules: several chunks per stage, backwards in halves, a table from a file.
     {"cap 4", "pp=2 virtual_chunks=2 schedule=interleaved microbatches=4", 8, 5},
-    {"drop 4", "pp=2 dp=2 ep=2 virtual_chunks=2 schedule=interleaved zero=2 microbatches=2 checkpoint=full", 8, 5},
+    {"drop 4", "pp=2 dp=2 ep=2 virtual_chunks=2 schedule=interleaved zero=2 microbatches=2 checkpoint=full",
+     8, 5},
     {"cap", "pp=2 schedule=zb-h1 microbatches=4", 8, 20},
     {"drop 4", "pp=4 schedule=zb-h1 microbatches=8", 8, 5},
     {"drop", "pp=2 dp=2 tp=2 ep=4 sp vp zero=3 schedule=zb-h1 microbatches=4 checkpoint=full", 8, 5},
     {"cap 4", "pp=2 virtual_chunks=2 schedule=zb-v microbatches=4", 8, 5},
-    {"drop 4", "pp=2 dp=2 ep=2 virtual_chunks=2 schedule=zb-v microbatches=4 checkpoint=selective overload=0.6", 8, 5},
+    {"drop 4",
+     "pp=2 dp=2 ep=2 virtual_chunks=2 schedule=zb-v microbatches=4 checkpoint=selective overload=0.6", 8, 5},
     {"drop 4 tied", "pp=2 tp=2 etp=2 vp virtual_chunks=2 schedule=zb-v zero=1 microbatches=8", 8, 5},
     {"drop", "pp=2 schedule=file:moe/testing/testdata/two_stages.csv microbatches=2", 8, 5},
     // A ragged bound below what routing reaches: the rows that do not fit are spilled.

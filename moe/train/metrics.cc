@@ -16,7 +16,8 @@ namespace {
 std::string Thousands(double value) {
   if (!std::isfinite(value)) return "?";
   std::string digits = absl::StrFormat("%.0f", value);
-  for (int at = static_cast<int>(digits.size()) - 3; at > (digits[0] == '-'); at -= 3) digits.insert(at, 1, ',');
+  for (int at = static_cast<int>(digits.size()) - 3; at > (digits[0] == '-'); at -= 3)
+    digits.insert(at, 1, ',');
   return digits;
 }
 

@@ -27,7 +27,7 @@ std::string PassTable(const std::vector<PassResult>& passes, double total_millis
 struct StepShares {
   std::array<double, kNumCategories> share = {};  // by Category; collectives are what the others leave:
                                                   // transfers, waiting for peers, and the executor itself
-  double seconds = 0;  // from the first event to the last
+  double seconds = 0;                             // from the first event to the last
 };
 // `cores`: ranks that compute at once.
 StepShares SharesOf(const std::vector<const TraceRecorder*>& recorders, int cores);

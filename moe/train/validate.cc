@@ -148,8 +148,7 @@ class Collector {
 
 // Words of the strategy that mean something only as one of a few.
 void CheckWords(const StrategyConfig& s, Collector& out) {
-  if (!IsSchedule(s.schedule()))
-    out.Add("schedule = '", s.schedule(), "' is not known").legal = kSchedules;
+  if (!IsSchedule(s.schedule())) out.Add("schedule = '", s.schedule(), "' is not known").legal = kSchedules;
   if (!IsRecompute(s.recompute_granularity())) {
     out.Add("recompute_granularity = '", s.recompute_granularity(), "' is not known").legal =
         "none, selective, full";
@@ -164,11 +163,9 @@ void CheckWords(const StrategyConfig& s, Collector& out) {
   }
   const ChunkRange range = ChunksOf(s.schedule());
   if (s.virtual_pipeline_model_parallel_size() >= 1 && !range.Has(s.virtual_pipeline_model_parallel_size())) {
-    const char* has = range.most == 1   ? "one chunk"
-                      : range.most == 2 ? "two chunks"
-                                        : "at least two chunks";
-    out.Add("virtual_pipeline_model_parallel_size = ", s.virtual_pipeline_model_parallel_size(), " with schedule ",
-            s.schedule(), ", which has ", has, " per stage")
+    const char* has = range.most == 1 ? "one chunk" : range.most == 2 ? "two chunks" : "at least two chunks";
+    out.Add("virtual_pipeline_model_parallel_size = ", s.virtual_pipeline_model_parallel_size(),
+            " with schedule ", s.schedule(), ", which has ", has, " per stage")
         .legal = range.most == 1 ? "1, or schedule gpipe, interleaved or file:PATH"
                                  : "2, or schedule 1f1b or zb-h1 for one chunk";
   }

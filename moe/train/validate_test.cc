@@ -142,8 +142,8 @@ TEST(ValidateTest, ModelAndTraining) {
   ExpectProblems("train { clip_grad: nan }", 1, "clip_grad = nan");
   ExpectProblems(
       "strategy { schedule: 'zigzag' recompute_granularity: 'some' zero_stage: 4 expert_axis_order: 'x' }", 4,
-      "schedule = 'zigzag'", "1f1b, gpipe, interleaved, zb-h1, zb-v, file:PATH", "recompute_granularity = 'some'", "zero_stage = 4",
-      "--schedule=1f1b");
+      "schedule = 'zigzag'", "1f1b, gpipe, interleaved, zb-h1, zb-v, file:PATH",
+      "recompute_granularity = 'some'", "zero_stage = 4", "--schedule=1f1b");
   ExpectProblems("strategy { tensor_model_parallel_size: -2 }", 1, "tensor_model_parallel_size = -2", "1 to");
 }
 
