@@ -7,7 +7,6 @@
 
 #include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "moe/base/status.h"
 #include "moe/comm/compute_gate.h"
@@ -15,10 +14,6 @@
 
 namespace moe {
 namespace {
-
-constexpr const char* kOpNames[] = {"all_reduce",   "reduce_scatter", "reduce_scatter_v",
-                                    "all_gather",   "all_gather_v",   "all_to_all",
-                                    "all_to_all_v", "broadcast",      "barrier"};
 
 using Pointers = absl::InlinedVector<const void*, 16>;
 
@@ -35,137 +30,19 @@ int64_t Sum(absl::Span<const int64_t> counts) {
   return std::accumulate(counts.begin(), counts.end(), int64_t{0});
 }
 
-bool Reduces(Call::Op op) {
-  return op == Call::kAllReduce || op == Call::kReduceScatter || op == Call::kReduceScatterV;
-}
-
-// Rank r of an all_reduce over n ranks reduces [begin, end). Whole cache lines, so that neighbours do not
-// share one.
-std::pair<int64_t, int64_t> Segment(int64_t count, int n, int r) {
-  constexpr int64_t kLine = 64;
-  const int64_t each = ((count + n - 1) / n + kLine - 1) / kLine * kLine;
-  return {std::min(count, r * each), std::min(count, (r + 1) * each)};
-}
-
-// A call by itself. Two members may both be wrong, so this comes before they are compared.
-absl::Status CheckCall(const Call& call, int size) {
-  if (Reduces(call.op)) RETURN_IF_ERROR(CheckReducible(call.dtype, call.kind));
-  if (call.count < 0) return absl::InvalidArgumentError("negative count");
-  if (call.op == Call::kBroadcast && (call.root < 0 || call.root >= size)) {
-    return absl::InvalidArgumentError(absl::StrCat("root ", call.root, " in a group of ", size));
-  }
-  const bool v =
-      call.op == Call::kAllGatherV || call.op == Call::kReduceScatterV || call.op == Call::kAllToAllV;
-  if (v && static_cast<int>(call.counts.size()) != size) {
-    return absl::InvalidArgumentError(absl::StrCat(call.counts.size(), " counts in a group of ", size));
-  }
-  if (call.op == Call::kAllToAllV && static_cast<int>(call.receive_counts.size()) != size) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(call.receive_counts.size(), " receive counts in a group of ", size));
-  }
-  for (const absl::Span<const int64_t> counts : {call.counts, call.receive_counts}) {
-    for (int64_t n : counts) {
-      if (n < 0) return absl::InvalidArgumentError("negative count");
-    }
-  }
-  return absl::OkStatus();
-}
-
-bool SameShape(const Call& a, const Call& b) {
-  if (a.op != b.op || a.dtype != b.dtype || a.what != b.what) return false;
-  if (Reduces(a.op) && a.kind != b.kind) return false;
-  if (a.op == Call::kBroadcast && a.root != b.root) return false;
-  // The counts of all_to_all_v differ by design and are compared pairwise.
-  if (a.op == Call::kAllGatherV || a.op == Call::kReduceScatterV) return a.counts == b.counts;
-  return a.count == b.count;
-}
-
-class Member : public Communicator {
+class Member : public CallCommunicator {
  public:
   Member(InProcessGroup* group, int rank) : group_(group), rank_(rank) {}
   int rank() const override { return rank_; }
   int size() const override { return group_->size(); }
-
-  absl::Status AllReduce(const void* in, void* out, int64_t count, DType dtype, Reduction kind,
-                         absl::string_view what) override {
-    return group_->Run(rank_, {.op = Call::kAllReduce,
-                               .dtype = dtype,
-                               .kind = kind,
-                               .count = count,
-                               .in = in,
-                               .out = out,
-                               .what = what});
-  }
-  absl::Status ReduceScatter(const void* in, void* out, int64_t count, DType dtype, Reduction kind,
-                             absl::string_view what) override {
-    return group_->Run(rank_, {.op = Call::kReduceScatter,
-                               .dtype = dtype,
-                               .kind = kind,
-                               .count = count,
-                               .in = in,
-                               .out = out,
-                               .what = what});
-  }
-  absl::Status ReduceScatterV(const void* in, absl::Span<const int64_t> counts, void* out, DType dtype,
-                              Reduction kind, absl::string_view what) override {
-    return group_->Run(rank_, {.op = Call::kReduceScatterV,
-                               .dtype = dtype,
-                               .kind = kind,
-                               .counts = counts,
-                               .in = in,
-                               .out = out,
-                               .what = what});
-  }
-  absl::Status AllGather(const void* in, void* out, int64_t count, DType dtype,
-                         absl::string_view what) override {
-    return group_->Run(
-        rank_, {.op = Call::kAllGather, .dtype = dtype, .count = count, .in = in, .out = out, .what = what});
-  }
-  absl::Status AllGatherV(const void* in, int64_t count, void* out, absl::Span<const int64_t> counts,
-                          DType dtype, absl::string_view what) override {
-    return group_->Run(rank_, {.op = Call::kAllGatherV,
-                               .dtype = dtype,
-                               .count = count,
-                               .counts = counts,
-                               .in = in,
-                               .out = out,
-                               .what = what});
-  }
-  absl::Status AllToAll(const void* in, void* out, int64_t count, DType dtype,
-                        absl::string_view what) override {
-    return group_->Run(
-        rank_, {.op = Call::kAllToAll, .dtype = dtype, .count = count, .in = in, .out = out, .what = what});
-  }
-  absl::Status AllToAllV(const void* in, absl::Span<const int64_t> send_counts, void* out,
-                         absl::Span<const int64_t> recv_counts, DType dtype,
-                         absl::string_view what) override {
-    return group_->Run(rank_, {.op = Call::kAllToAllV,
-                               .dtype = dtype,
-                               .counts = send_counts,
-                               .receive_counts = recv_counts,
-                               .in = in,
-                               .out = out,
-                               .what = what});
-  }
-  absl::Status Broadcast(void* data, int64_t count, DType dtype, int root, absl::string_view what) override {
-    return group_->Run(rank_, {.op = Call::kBroadcast,
-                               .dtype = dtype,
-                               .count = count,
-                               .root = root,
-                               .in = data,
-                               .out = data,
-                               .what = what});
-  }
-  absl::Status Send(const void* data, int64_t bytes, int peer, int64_t tag, absl::string_view what) override {
-    return group_->Exchange(rank_, true, const_cast<void*>(data), bytes, peer, tag, what);
-  }
-  absl::Status Recv(void* data, int64_t bytes, int peer, int64_t tag, absl::string_view what) override {
-    return group_->Exchange(rank_, false, data, bytes, peer, tag, what);
-  }
-  absl::Status Barrier(absl::string_view what) override {
-    return group_->Run(rank_, {.op = Call::kBarrier, .what = what});
-  }
   void Abort(absl::Status reason) override { group_->Abort(std::move(reason)); }
+
+ protected:
+  absl::Status Run(const Call& call) override { return group_->Run(rank_, call); }
+  absl::Status Exchange(bool send, void* data, int64_t bytes, int peer, int64_t tag,
+                        absl::string_view what) override {
+    return group_->Exchange(rank_, send, data, bytes, peer, tag, what);
+  }
 
  private:
   InProcessGroup* const group_;
@@ -174,28 +51,12 @@ class Member : public Communicator {
 
 }  // namespace
 
-std::string CallToString(const Call& call) {
-  std::vector<std::string> parts;
-  if (Reduces(call.op)) parts.push_back(call.kind == Reduction::kSum ? "sum" : "max");
-  if (call.op != Call::kBarrier) parts.push_back(std::string(DTypeName(call.dtype)));
-  if (call.op == Call::kAllToAllV) {
-    parts.push_back(absl::StrCat("send ", absl::StrJoin(call.counts, " ")));
-    parts.push_back(absl::StrCat("receive ", absl::StrJoin(call.receive_counts, " ")));
-  } else if (!call.counts.empty()) {
-    parts.push_back(absl::StrCat("counts ", absl::StrJoin(call.counts, " ")));
-  } else if (call.op != Call::kBarrier) {
-    parts.push_back(absl::StrCat("count ", call.count));
-  }
-  if (call.op == Call::kBroadcast) parts.push_back(absl::StrCat("root ", call.root));
-  return absl::StrCat(kOpNames[call.op], "(", absl::StrJoin(parts, ", "), ") for '", call.what, "'");
-}
-
 InProcessGroup::InProcessGroup(std::vector<int64_t> ranks, InProcessOptions options)
     : ranks_(std::move(ranks)), options_(options), calls_(ranks_.size()), entered_(ranks_.size(), false) {
   for (int i = 0; i < size(); ++i) members_.push_back(std::make_unique<Member>(this, i));
 }
 
-std::string InProcessGroup::Name() const { return absl::StrCat("group [", absl::StrJoin(ranks_, ", "), "]"); }
+std::string InProcessGroup::Name() const { return GroupName(ranks_); }
 
 absl::Status InProcessGroup::Run(int rank, const Call& call) {
   if (absl::Status wrong = CheckCall(call, size()); !wrong.ok()) return Annotate(wrong, CallToString(call));
@@ -265,7 +126,7 @@ absl::Status InProcessGroup::WaitForRound(int rank, uint64_t epoch, bool* split)
       return failed_;
     }
     const bool timed_out = epoch_changed_.WaitWithDeadline(&mutex_, deadline);
-    if (timed_out && epoch_ == epoch && !formed_ && failed_.ok()) Fail(TimeoutError());
+    if (timed_out && epoch_ == epoch && !formed_ && failed_.ok()) Fail(WaitedTooLong());
   }
   // Neither can change before this member enters the next round.
   *split = split_;
@@ -290,11 +151,7 @@ void InProcessGroup::FinishShare(int rank, bool leave) {
 }
 
 absl::Status InProcessGroup::CheckCalls() const {
-  const auto mismatch = [&](int a, int b) {
-    return absl::FailedPreconditionError(absl::StrCat("calls of ", Name(), " do not match: rank ", ranks_[a],
-                                                      " is in ", CallToString(calls_[a]), ", rank ",
-                                                      ranks_[b], " in ", CallToString(calls_[b])));
-  };
+  const auto mismatch = [&](int a, int b) { return MismatchError(ranks_, a, calls_[a], b, calls_[b]); };
   for (int r = 1; r < size(); ++r) {
     if (!SameShape(calls_[0], calls_[r])) return mismatch(0, r);
   }
@@ -348,7 +205,7 @@ void InProcessGroup::Share(int rank) const {
   };
   switch (me.op) {
     case Call::kAllReduce: {
-      const auto [begin, end] = Segment(me.count, size(), rank);
+      const auto [begin, end] = ReduceSegment(me.count, size(), rank);
       reduce(begin, end - begin, At(me.out, begin, dtype));
       break;
     }
@@ -395,22 +252,21 @@ void InProcessGroup::Gather(int rank) const {
   const Call& me = calls_[rank];
   for (int p = 0; p < size(); ++p) {
     if (p == rank) continue;
-    const auto [begin, end] = Segment(me.count, size(), p);
+    const auto [begin, end] = ReduceSegment(me.count, size(), p);
     Copy(At(me.out, begin, me.dtype), At(calls_[p].out, begin, me.dtype), end - begin, me.dtype);
   }
 }
 
 absl::Status InProcessGroup::Exchange(int rank, bool send, void* data, int64_t bytes, int peer, int64_t tag,
                                       absl::string_view what) {
-  const auto describe = [&](bool send, int64_t bytes, int from, int to, absl::string_view what) {
-    return absl::StrCat(send ? "send" : "receive", " of ", bytes, " bytes from rank ", ranks_[from],
-                        " to rank ", ranks_[to], ", tag ", tag, ", for '", what, "'");
-  };
   if (peer < 0 || peer >= size() || peer == rank || bytes < 0) {
     return absl::InvalidArgumentError(absl::StrCat("rank ", ranks_[rank], " of ", Name(), ", '", what,
                                                    "': ", bytes, " bytes to or from group rank ", peer));
   }
   const int from = send ? rank : peer, to = send ? peer : rank;
+  const auto describe = [&](bool send, int64_t bytes, absl::string_view what) {
+    return MessageToString(send, bytes, ranks_[from], ranks_[to], tag, what);
+  };
   const std::tuple<int, int, int64_t> key(from, to, tag);
   Post* other = nullptr;
   Post mine;
@@ -435,9 +291,8 @@ absl::Status InProcessGroup::Exchange(int rank, bool send, void* data, int64_t b
     if (other->bytes == bytes) {
       if (bytes > 0) std::memcpy(send ? other->data : data, send ? data : other->data, bytes);
     } else {
-      status =
-          absl::FailedPreconditionError(absl::StrCat(describe(send, bytes, from, to, what), " meets ",
-                                                     describe(!send, other->bytes, from, to, other->what)));
+      status = absl::FailedPreconditionError(
+          absl::StrCat(describe(send, bytes, what), " meets ", describe(!send, other->bytes, other->what)));
     }
     absl::MutexLock lock(&mutex_);
     other->status = status;
@@ -460,9 +315,9 @@ absl::Status InProcessGroup::Exchange(int rank, bool send, void* data, int64_t b
     }
     const bool timed_out = mine.changed.WaitWithDeadline(&mutex_, deadline);
     if (timed_out && !mine.taken && failed_.ok()) {
-      Fail(absl::DeadlineExceededError(absl::StrCat(describe(send, bytes, from, to, what), " in ", Name(),
-                                                    " waited ", absl::FormatDuration(options_.timeout),
-                                                    "; rank ", ranks_[peer], " never came")));
+      Fail(absl::DeadlineExceededError(absl::StrCat(describe(send, bytes, what), " in ", Name(), " waited ",
+                                                    absl::FormatDuration(options_.timeout), "; rank ",
+                                                    ranks_[peer], " never came")));
     }
   }
   return mine.status;
@@ -481,19 +336,12 @@ void InProcessGroup::Fail(absl::Status reason) {
   }
 }
 
-absl::Status InProcessGroup::TimeoutError() const {
-  std::vector<std::string> in;
-  std::vector<int64_t> missing;
+absl::Status InProcessGroup::WaitedTooLong() const {
+  std::vector<const Call*> calls(size(), nullptr);
   for (int r = 0; r < size(); ++r) {
-    if (entered_[r]) {
-      in.push_back(absl::StrCat("rank ", ranks_[r], " in ", CallToString(calls_[r])));
-    } else {
-      missing.push_back(ranks_[r]);
-    }
+    if (entered_[r]) calls[r] = &calls_[r];
   }
-  return absl::DeadlineExceededError(absl::StrCat(Name(), " waited ", absl::FormatDuration(options_.timeout),
-                                                  " for all to enter; ", absl::StrJoin(in, ", "),
-                                                  "; never entered: ", absl::StrJoin(missing, ", ")));
+  return TimeoutError(ranks_, options_.timeout, calls);
 }
 
 }  // namespace moe

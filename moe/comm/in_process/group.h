@@ -19,36 +19,11 @@
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
+#include "moe/comm/call.h"
 #include "moe/comm/communicator.h"
 #include "moe/comm/in_process/in_process.h"
 
 namespace moe {
-
-// What one member asks for. Views and pointers are valid while the member is inside Run.
-struct Call {
-  enum Op : uint8_t {
-    kAllReduce,
-    kReduceScatter,
-    kReduceScatterV,
-    kAllGather,
-    kAllGatherV,
-    kAllToAll,
-    kAllToAllV,
-    kBroadcast,
-    kBarrier,
-  };
-  Op op = kBarrier;
-  DType dtype = DType::kPred;
-  Reduction kind = Reduction::kSum;
-  int64_t count = 0;                         // as in the interface; kAllGatherV: of this rank
-  int root = 0;                              // kBroadcast
-  absl::Span<const int64_t> counts;          // kAllGatherV, kReduceScatterV; kAllToAllV: to send
-  absl::Span<const int64_t> receive_counts;  // kAllToAllV
-  const void* in = nullptr;
-  void* out = nullptr;
-  absl::string_view what;
-};
-std::string CallToString(const Call& call);  // "all_reduce(sum, f32, count 4) for 'x'"
 
 class InProcessGroup {
  public:
@@ -87,7 +62,7 @@ class InProcessGroup {
   int64_t RoundBytes() const;       // read by all members together
   void Share(int rank) const;       // the part of `rank` in the round's work
   void Gather(int rank) const;      // second part of an all_reduce
-  absl::Status TimeoutError() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status WaitedTooLong() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Fail(absl::Status reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::string Name() const;  // "group [0, 2, 4]"
 

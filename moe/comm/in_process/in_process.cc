@@ -2,11 +2,8 @@
 
 #include <glog/logging.h>
 
-#include <algorithm>
-#include <set>
-
-#include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
+#include "moe/base/status.h"
+#include "moe/comm/call.h"
 #include "moe/comm/in_process/group.h"
 
 namespace moe {
@@ -35,14 +32,7 @@ InProcessWorld::~InProcessWorld() = default;
 
 absl::StatusOr<Communicator*> InProcessWorld::Member(int64_t rank, absl::Span<const int64_t> ranks,
                                                      absl::string_view channel) {
-  const auto at = std::find(ranks.begin(), ranks.end(), rank);
-  const std::set<int64_t> distinct(ranks.begin(), ranks.end());
-  if (at == ranks.end() || distinct.size() != ranks.size() || *distinct.begin() < 0 ||
-      *distinct.rbegin() >= num_ranks()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("rank ", rank, " asks for the group [", absl::StrJoin(ranks, ", "),
-                     "]; a group names its caller and each rank below ", num_ranks(), " at most once"));
-  }
+  ASSIGN_OR_RETURN(const int at, PositionInGroup(rank, num_ranks(), ranks));
   absl::MutexLock lock(&mutex_);
   std::unique_ptr<InProcessGroup>& group =
       groups_[{std::vector<int64_t>(ranks.begin(), ranks.end()), std::string(channel)}];
@@ -50,7 +40,7 @@ absl::StatusOr<Communicator*> InProcessWorld::Member(int64_t rank, absl::Span<co
     group = std::make_unique<InProcessGroup>(std::vector<int64_t>(ranks.begin(), ranks.end()), options_);
     if (!aborted_.ok()) group->Abort(aborted_);
   }
-  return group->member(static_cast<int>(at - ranks.begin()));
+  return group->member(at);
 }
 
 void InProcessWorld::Abort(absl::Status reason) {

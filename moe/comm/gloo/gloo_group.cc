@@ -1,0 +1,427 @@
+#include "moe/comm/gloo/gloo_group.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <numeric>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "moe/base/status.h"
+#include "moe/comm/compute_gate.h"
+#include "moe/comm/reduce.h"
+
+namespace moe {
+namespace {
+
+enum SlotKind { kHeaderSlot, kFirstSlot, kSecondSlot, kSenderSlot, kReceiverSlot, kMessageSlot };
+constexpr int kKindBits = 4, kTagBits = 20;
+constexpr uint32_t kMagic = 0x6d6f6531;
+constexpr int kNameBytes = 128;
+
+int64_t Sum(absl::Span<const int64_t> counts) {
+  return std::accumulate(counts.begin(), counts.end(), int64_t{0});
+}
+
+uint64_t Hash(const void* data, size_t bytes, uint64_t h = 0xcbf29ce484222325) {
+  for (size_t i = 0; i < bytes; ++i) h = (h ^ static_cast<const unsigned char*>(data)[i]) * 0x100000001b3;
+  return h;
+}
+
+const char* At(const void* p, int64_t bytes) { return static_cast<const char*>(p) + bytes; }
+char* At(void* p, int64_t bytes) { return static_cast<char*>(p) + bytes; }
+
+void Copy(void* to, const void* from, int64_t bytes) {
+  if (bytes > 0 && to != from) std::memcpy(to, from, bytes);
+}
+
+// A name as a peer shows it: cut where it is long, and then told apart by its hash.
+struct Name {
+  uint64_t hash;
+  uint32_t bytes;
+  char text[kNameBytes];
+
+  void Set(absl::string_view name) {
+    hash = Hash(name.data(), name.size());
+    bytes = static_cast<uint32_t>(std::min<size_t>(name.size(), kNameBytes));
+    std::memcpy(text, name.data(), bytes);
+  }
+  bool Is(absl::string_view name) const { return hash == Hash(name.data(), name.size()); }
+  absl::string_view view() const { return absl::string_view(text, std::min<size_t>(bytes, kNameBytes)); }
+};
+
+// What the two sides of a message tell each other before it.
+struct Offer {
+  int64_t bytes;
+  Name what;
+};
+
+}  // namespace
+
+struct GlooGroup::Header {
+  uint64_t sequence;
+  int64_t count;
+  int64_t sends, expects;  // bytes, to and from the member that reads this
+  uint64_t counts_hash;
+  int32_t root;
+  uint8_t op, dtype, kind;
+  uint8_t inlined;  // what it sends to the reader stands behind this header
+  Name what;
+  uint32_t magic;  // last: when it is there, all is
+};
+
+struct GlooGroup::Peer {
+  Peer(GlooTransport* transport, int64_t rank, int64_t bytes)
+      : in(bytes),
+        out(bytes),
+        incoming(transport, rank, in.data(), bytes),
+        outgoing(transport, rank, out.data(), bytes) {}
+  Header* received() { return reinterpret_cast<Header*>(in.data()); }
+  char* payload() { return in.data() + sizeof(Header); }
+  // Read while Gloo may be writing: an aligned word, which is there or not.
+  bool entered() { return __atomic_load_n(&received()->magic, __ATOMIC_ACQUIRE) == kMagic; }
+  std::vector<char> in, out;
+  GlooTransport::Message incoming, outgoing;
+  bool posted = false;
+};
+
+GlooGroup::GlooGroup(GlooTransport* transport, std::vector<int64_t> ranks, int me, uint64_t id)
+    : transport_(transport),
+      ranks_(std::move(ranks)),
+      me_(me),
+      id_(id),
+      peers_(ranks_.size()),
+      blocks_(ranks_.size()),
+      inputs_(ranks_.size()) {
+  const int64_t bytes = static_cast<int64_t>(sizeof(Header)) + transport->options().eager_bytes;
+  for (int p = 0; p < size(); ++p) {
+    if (p == me_) continue;
+    peers_[p] = std::make_unique<Peer>(transport, ranks_[p], bytes);
+    PostHeader(*peers_[p]);
+  }
+  moving_.reserve(2 * ranks_.size());
+}
+
+GlooGroup::~GlooGroup() = default;
+
+uint64_t GlooGroup::Slot(int kind, int64_t tag) const {
+  return (id_ << (kTagBits + kKindBits)) | (static_cast<uint64_t>(tag) << kKindBits) |
+         static_cast<uint64_t>(kind);
+}
+
+void GlooGroup::PostHeader(Peer& peer) {
+  peer.received()->magic = 0;
+  // A peer that has finished may be gone already; that matters only when something is wanted of it.
+  peer.posted = peer.incoming.Receive(Slot(kHeaderSlot));
+}
+
+void GlooGroup::Abort(absl::Status reason) {
+  transport_->Fail(absl::AbortedError(absl::StrCat(GroupName(ranks_), " was aborted: ", reason.ToString())));
+}
+
+char* GlooGroup::Scratch(int64_t bytes) {
+  if (static_cast<int64_t>(scratch_.size()) < bytes) scratch_.resize(bytes);
+  return scratch_.data();
+}
+
+absl::Status GlooGroup::Run(const Call& call) {
+  if (absl::Status wrong = CheckCall(call, size()); !wrong.ok()) return Annotate(wrong, CallToString(call));
+  if (!failed_.ok()) return failed_;
+  RETURN_IF_ERROR(transport_->failed());
+  absl::Status status = Collective(call);
+  // After a mismatch all members are where they were; anything else leaves messages behind.
+  if (!status.ok() && !absl::IsFailedPrecondition(status)) failed_ = status;
+  return status;
+}
+
+// What goes where in the first round, straight into the result or, to be reduced, into scratch memory.
+void GlooGroup::LayOut(const Call& call) {
+  const int n = size();
+  const int64_t element = ByteSize(call.dtype);
+  const auto bytes_before = [&](absl::Span<const int64_t> counts, int p) {
+    return Sum(counts.subspan(0, p)) * element;
+  };
+  for (int p = 0; p < n; ++p) {
+    Block& b = blocks_[p];
+    b = Block();
+    const int64_t bytes = call.count * element;
+    switch (call.op) {
+      case Call::kAllReduce: {
+        if (bytes <= transport_->options().eager_bytes) {
+          b = {call.in, nullptr, bytes, bytes};
+        } else {
+          const auto [begin, end] = ReduceSegment(call.count, n, p);
+          const auto [mine, mine_end] = ReduceSegment(call.count, n, me_);
+          b = {At(call.in, begin * element), nullptr, (end - begin) * element, (mine_end - mine) * element};
+        }
+        break;
+      }
+      case Call::kReduceScatter:
+        b = {At(call.in, p * bytes), nullptr, bytes, bytes};
+        break;
+      case Call::kReduceScatterV:
+        b = {At(call.in, bytes_before(call.counts, p)), nullptr, call.counts[p] * element,
+             call.counts[me_] * element};
+        break;
+      case Call::kAllGather:
+        b = {call.in, At(call.out, p * bytes), bytes, bytes};
+        break;
+      case Call::kAllGatherV:
+        b = {call.in, At(call.out, bytes_before(call.counts, p)), bytes, call.counts[p] * element};
+        break;
+      case Call::kAllToAll:
+        b = {At(call.in, p * bytes), At(call.out, p * bytes), bytes, bytes};
+        break;
+      case Call::kAllToAllV:
+        b = {At(call.in, bytes_before(call.counts, p)), At(call.out, bytes_before(call.receive_counts, p)),
+             call.counts[p] * element, call.receive_counts[p] * element};
+        break;
+      case Call::kBroadcast:
+        b = {call.in, call.out, me_ == call.root ? bytes : 0, p == call.root ? bytes : 0};
+        break;
+      case Call::kBarrier:
+        break;
+    }
+  }
+}
+
+void GlooGroup::FillHeader(const Call& call, int peer, Header* h) const {
+  h->sequence = sequence_;
+  h->count = call.count;
+  h->sends = blocks_[peer].send_bytes;
+  h->expects = blocks_[peer].receive_bytes;
+  h->counts_hash = 0;
+  if (call.op == Call::kAllGatherV || call.op == Call::kReduceScatterV) {
+    h->counts_hash = Hash(call.counts.data(), call.counts.size() * sizeof(int64_t));
+  }
+  h->root = call.root;
+  h->op = call.op;
+  h->dtype = static_cast<uint8_t>(call.dtype);
+  h->kind = static_cast<uint8_t>(call.kind);
+  h->inlined = h->sends <= transport_->options().eager_bytes;
+  h->what.Set(call.what);
+  h->magic = kMagic;
+}
+
+// The call of a peer as far as its header tells. Counts that are known to be this member's are shown as such.
+Call GlooGroup::CallOf(const Header& h, const Call& mine) const {
+  Call c;
+  c.op = static_cast<Call::Op>(std::min<int>(h.op, Call::kBarrier));
+  c.dtype = static_cast<DType>(h.dtype);
+  c.kind = static_cast<Reduction>(h.kind);
+  c.count = h.count;
+  c.root = h.root;
+  c.what = h.what.view();
+  if (mine.op == c.op && (c.op == Call::kAllGatherV || c.op == Call::kReduceScatterV) &&
+      h.counts_hash == Hash(mine.counts.data(), mine.counts.size() * sizeof(int64_t))) {
+    c.counts = mine.counts;
+  }
+  return c;
+}
+
+absl::Status GlooGroup::ExchangeHeaders(const Call& call, absl::Time deadline) {
+  for (int p = 0; p < size(); ++p) {
+    if (p == me_) continue;
+    Peer& peer = *peers_[p];
+    Header* h = reinterpret_cast<Header*>(peer.out.data());
+    FillHeader(call, p, h);
+    const int64_t payload = h->inlined ? blocks_[p].send_bytes : 0;
+    Copy(peer.out.data() + sizeof(Header), blocks_[p].from, payload);
+    RETURN_IF_ERROR(
+        Explain(peer.outgoing.Send(Slot(kHeaderSlot), static_cast<int64_t>(sizeof(Header)) + payload), call,
+                "calls", ranks_[p]));
+  }
+  for (int p = 0; p < size(); ++p) {
+    if (p == me_) continue;
+    Peer& peer = *peers_[p];
+    if (!peer.posted) return Explain(peer.incoming.Lost(), call, "waits for", ranks_[p]);
+    const absl::Status status = peer.incoming.WaitReceived(deadline);
+    if (absl::IsDeadlineExceeded(status)) {
+      std::vector<Call> calls(size());
+      std::vector<const Call*> entered(size(), nullptr);
+      for (int q = 0; q < size(); ++q) {
+        if (q != me_ && !peers_[q]->entered()) continue;
+        calls[q] = q == me_ ? call : CallOf(*peers_[q]->received(), call);
+        entered[q] = &calls[q];
+      }
+      return TimeoutError(ranks_, transport_->options().timeout, entered);
+    }
+    RETURN_IF_ERROR(Explain(status, call, "waits for", ranks_[p]));
+  }
+  for (int p = 0; p < size(); ++p) {
+    if (p != me_)
+      RETURN_IF_ERROR(Explain(peers_[p]->outgoing.WaitSent(deadline), call, "sends to", ranks_[p]));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GlooGroup::Compare(const Call& call) {
+  // By rank, so that all members name the same two.
+  const auto call_of = [&](int p) { return p == me_ ? call : CallOf(*peers_[p]->received(), call); };
+  const auto sequence_of = [&](int p) { return p == me_ ? sequence_ : peers_[p]->received()->sequence; };
+  const Call first = call_of(0);
+  for (int p = 1; p < size(); ++p) {
+    Call other = call_of(p);
+    const bool same_name = p == me_   ? peers_[0]->received()->what.Is(call.what)
+                           : me_ == 0 ? peers_[p]->received()->what.Is(call.what)
+                                      : peers_[p]->received()->what.hash == peers_[0]->received()->what.hash;
+    if (same_name) other.what = first.what;  // or one of them is cut
+    if (!same_name || !SameShape(first, other) || sequence_of(0) != sequence_of(p)) {
+      return MismatchError(ranks_, 0, first, p, call_of(p));
+    }
+  }
+  for (int p = 0; p < size(); ++p) {
+    if (p == me_) continue;
+    const Header& h = *peers_[p]->received();
+    if (h.sends == blocks_[p].receive_bytes && h.expects == blocks_[p].send_bytes) continue;
+    const auto says = [](int64_t from, int64_t sends, int64_t to, int64_t expects) {
+      return absl::StrCat("rank ", from, " sends ", sends, " bytes to rank ", to, ", which expects ",
+                          expects);
+    };
+    return absl::FailedPreconditionError(
+        absl::StrCat("calls of ", GroupName(ranks_), " do not match in ", CallToString(call), ": ",
+                     says(ranks_[p], h.sends, ranks_[me_], blocks_[p].receive_bytes), "; ",
+                     says(ranks_[me_], blocks_[p].send_bytes, ranks_[p], h.expects)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GlooGroup::Explain(const absl::Status& status, const Call& call, const char* doing,
+                                int64_t peer) {
+  if (status.ok()) return status;
+  if (absl::IsDeadlineExceeded(status)) {
+    return absl::DeadlineExceededError(absl::StrCat(GroupName(ranks_), ": rank ", ranks_[me_], " waited ",
+                                                    absl::FormatDuration(transport_->options().timeout),
+                                                    " in ", CallToString(call), ": rank ", peer,
+                                                    " entered it and then stopped"));
+  }
+  if (!absl::IsUnavailable(status)) return status;
+  return Annotate(status,
+                  absl::StrCat("rank ", ranks_[me_], " ", doing, " rank ", peer, " in ", CallToString(call)));
+}
+
+// Sends and receives what blocks_ say, without what has come with the headers.
+absl::Status GlooGroup::Move(const Call& call, int kind, bool inlined, absl::Time deadline) {
+  moving_.clear();
+  std::vector<std::unique_ptr<GlooTransport::Message>>& moving = moving_;
+  int received = 0;
+  const auto skip = [&](int p, int64_t bytes) {
+    return p == me_ || bytes == 0 || (inlined && bytes <= transport_->options().eager_bytes);
+  };
+  for (int i = 1; i < size(); ++i) {
+    const int p = (me_ + size() - i) % size();
+    Block& b = blocks_[p];
+    if (skip(p, b.receive_bytes)) continue;
+    moving.push_back(std::make_unique<GlooTransport::Message>(transport_, ranks_[p], b.to, b.receive_bytes));
+    if (!moving.back()->Receive(Slot(kind)))
+      return Explain(moving.back()->Lost(), call, "receives from", ranks_[p]);
+    ++received;
+  }
+  for (int i = 1; i < size(); ++i) {
+    const int p = (me_ + i) % size();
+    Block& b = blocks_[p];
+    if (skip(p, b.send_bytes)) continue;
+    moving.push_back(std::make_unique<GlooTransport::Message>(transport_, ranks_[p],
+                                                              const_cast<void*>(b.from), b.send_bytes));
+    RETURN_IF_ERROR(Explain(moving.back()->Send(Slot(kind), b.send_bytes), call, "sends to", ranks_[p]));
+  }
+  for (size_t i = 0; i < moving.size(); ++i) {
+    const bool receive = static_cast<int>(i) < received;
+    RETURN_IF_ERROR(Explain(receive ? moving[i]->WaitReceived(deadline) : moving[i]->WaitSent(deadline), call,
+                            receive ? "receives from" : "sends to", moving[i]->peer()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GlooGroup::Collective(const Call& call) {
+  const absl::Time deadline = absl::Now() + transport_->options().timeout;
+  const int64_t element = ByteSize(call.dtype);
+  ++sequence_;
+  LayOut(call);
+  const bool reduces =
+      call.op == Call::kAllReduce || call.op == Call::kReduceScatter || call.op == Call::kReduceScatterV;
+  const int64_t block = blocks_[me_].receive_bytes;  // what this member reduces
+  if (reduces) {
+    char* scratch = Scratch(block * size());
+    for (int p = 0; p < size(); ++p) {
+      blocks_[p].to = scratch + p * block;
+      inputs_[p] = p == me_ ? blocks_[p].from : blocks_[p].to;
+    }
+  }
+  {
+    ComputeGate::Released released;
+    RETURN_IF_ERROR(ExchangeHeaders(call, deadline));
+    const absl::Status same = Compare(call);
+    for (int p = 0; p < size(); ++p) {
+      if (p == me_) continue;
+      if (same.ok() && peers_[p]->received()->inlined)
+        Copy(blocks_[p].to, peers_[p]->payload(), blocks_[p].receive_bytes);
+      PostHeader(*peers_[p]);
+    }
+    RETURN_IF_ERROR(same);
+    RETURN_IF_ERROR(Move(call, kFirstSlot, /*inlined=*/true, deadline));
+  }
+  if (!reduces) {
+    if (call.op != Call::kBroadcast) Copy(blocks_[me_].to, blocks_[me_].from, block);
+    return absl::OkStatus();
+  }
+  const bool in_segments =
+      call.op == Call::kAllReduce && call.count * element > transport_->options().eager_bytes;
+  const int64_t begin = in_segments ? ReduceSegment(call.count, size(), me_).first : 0;
+  char* const reduced = At(call.out, begin * element);
+  ReduceInOrder(inputs_, reduced, block / element, call.dtype, call.kind);
+  if (!in_segments) return absl::OkStatus();
+  for (int p = 0; p < size(); ++p) {
+    const auto [first, last] = ReduceSegment(call.count, size(), p);
+    blocks_[p] = {reduced, At(call.out, first * element), block, (last - first) * element};
+  }
+  ComputeGate::Released released;
+  return Move(call, kSecondSlot, /*inlined=*/false, absl::Now() + transport_->options().timeout);
+}
+
+absl::Status GlooGroup::Exchange(bool send, void* data, int64_t bytes, int peer, int64_t tag,
+                                 absl::string_view what) {
+  if (peer < 0 || peer >= size() || peer == me_ || bytes < 0 || tag < 0 || tag >= int64_t{1} << kTagBits) {
+    return absl::InvalidArgumentError(absl::StrCat("rank ", ranks_[me_], " of ", GroupName(ranks_), ", '",
+                                                   what, "': ", bytes, " bytes, tag ", tag,
+                                                   ", to or from group rank ", peer));
+  }
+  const int64_t from = ranks_[send ? me_ : peer], to = ranks_[send ? peer : me_];
+  const absl::Time deadline = absl::Now() + transport_->options().timeout;
+  const auto explain = [&](const absl::Status& status, bool came) {
+    if (absl::IsDeadlineExceeded(status)) {
+      return absl::DeadlineExceededError(
+          absl::StrCat(MessageToString(send, bytes, from, to, tag, what), " in ", GroupName(ranks_),
+                       " waited ", absl::FormatDuration(transport_->options().timeout), "; rank ",
+                       ranks_[peer], came ? " stopped in it" : " never came"));
+    }
+    return absl::IsUnavailable(status) ? Annotate(status, MessageToString(send, bytes, from, to, tag, what))
+                                       : status;
+  };
+  ComputeGate::Released released;
+  Offer mine{bytes, {}}, theirs{};
+  mine.what.Set(what);
+  GlooTransport::Message outgoing(transport_, ranks_[peer], &mine, sizeof(mine)),
+      incoming(transport_, ranks_[peer], &theirs, sizeof(theirs));
+  if (!incoming.Receive(Slot(send ? kReceiverSlot : kSenderSlot, tag)))
+    return explain(incoming.Lost(), false);
+  RETURN_IF_ERROR(explain(outgoing.Send(Slot(send ? kSenderSlot : kReceiverSlot, tag), sizeof(mine)), false));
+  RETURN_IF_ERROR(explain(incoming.WaitReceived(deadline), false));
+  RETURN_IF_ERROR(explain(outgoing.WaitSent(deadline), true));
+  if (theirs.bytes != bytes) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(MessageToString(send, bytes, from, to, tag, what), " meets ",
+                     MessageToString(!send, theirs.bytes, from, to, tag, theirs.what.view())));
+  }
+  if (bytes == 0) return absl::OkStatus();
+  GlooTransport::Message message(transport_, ranks_[peer], data, bytes);
+  if (send) {
+    RETURN_IF_ERROR(explain(message.Send(Slot(kMessageSlot, tag), bytes), true));
+    return explain(message.WaitSent(deadline), true);
+  }
+  if (!message.Receive(Slot(kMessageSlot, tag))) return explain(message.Lost(), true);
+  return explain(message.WaitReceived(deadline), true);
+}
+
+}  // namespace moe

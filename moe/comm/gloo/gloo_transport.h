@@ -1,0 +1,88 @@
+// GlooTransport: Gloo's unbound buffers with deadlines, aborts and absl::Status; the only file that meets
+// Gloo's exceptions.
+//
+// Gloo's own timeout closes all connections of the process, which its peers cannot tell from its death. So
+// waits here are without limit, and a thread wakes those that are due or must end.
+//
+// Thread-safe. A Message belongs to one thread.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "moe/comm/gloo/gloo_world.h"
+
+namespace gloo::transport {
+class Context;
+class Device;
+class UnboundBuffer;
+}  // namespace gloo::transport
+
+namespace moe {
+
+class GlooTransport {
+ public:
+  static absl::StatusOr<std::unique_ptr<GlooTransport>> Connect(int64_t rank, int64_t num_ranks, Store* store,
+                                                                const GlooOptions& options);
+  ~GlooTransport();
+
+  // Memory that is sent to, or filled by, one peer at a time.
+  class Message {
+   public:
+    Message(GlooTransport* transport, int64_t peer, void* data, int64_t bytes);
+    ~Message();
+    Message(Message&&) noexcept;
+    // One operation at a time. Errors: Unavailable, naming the peer, if its connection is gone.
+    absl::Status Send(uint64_t slot, int64_t bytes);  // the first `bytes` of the memory
+    bool Receive(uint64_t slot);                      // at most all of it; false if the connection is gone
+    absl::Status Lost() { return transport_->ConnectionLost(peer_); }
+    // Until the operation is done. DeadlineExceeded without a text; the reason of Fail.
+    absl::Status WaitSent(absl::Time deadline) { return Wait(false, deadline); }
+    absl::Status WaitReceived(absl::Time deadline) { return Wait(true, deadline); }
+    int64_t peer() const { return peer_; }
+
+   private:
+    absl::Status Wait(bool receive, absl::Time deadline);
+    GlooTransport* transport_;
+    int64_t peer_;
+    std::unique_ptr<gloo::transport::UnboundBuffer> buffer_;
+  };
+
+  // Ends all waits, now and later, with this status.
+  void Fail(absl::Status reason);
+  absl::Status failed() const;
+  const GlooOptions& options() const { return options_; }
+
+ private:
+  struct Pending {
+    gloo::transport::UnboundBuffer* buffer;
+    bool receive;
+    absl::Time deadline;
+    bool timed_out = false, interrupted = false;
+  };
+  explicit GlooTransport(Store* store, const GlooOptions& options) : store_(store), options_(options) {}
+  absl::Status ConnectionLost(int64_t peer);
+  void WatchDeadlines();
+  static void Interrupt(Pending& p);
+
+  Store* const store_;
+  const GlooOptions options_;
+  std::shared_ptr<gloo::transport::Device> device_;
+  std::shared_ptr<gloo::transport::Context> context_;
+  mutable absl::Mutex mutex_;
+  std::vector<Pending*> pending_ ABSL_GUARDED_BY(mutex_);
+  absl::Status failed_ ABSL_GUARDED_BY(mutex_);
+  Cancellation stop_;
+  std::thread watchdog_;
+};
+
+}  // namespace moe

@@ -1,0 +1,73 @@
+#include "moe/comm/gloo/gloo_world.h"
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "moe/base/status.h"
+#include "moe/comm/call.h"
+#include "moe/comm/gloo/gloo_group.h"
+#include "moe/comm/gloo/gloo_transport.h"
+
+namespace moe {
+
+absl::StatusOr<std::unique_ptr<GlooWorld>> GlooWorld::Connect(int64_t rank, int64_t num_ranks, Store* store,
+                                                              const GlooOptions& options) {
+  std::unique_ptr<GlooWorld> w(new GlooWorld(rank, num_ranks, store, options));
+  ASSIGN_OR_RETURN(w->transport_, GlooTransport::Connect(rank, num_ranks, store, options));
+  w->watcher_ = std::thread([p = w.get()] { p->WatchForAbort(); });
+  return w;
+}
+
+GlooWorld::GlooWorld(int64_t rank, int64_t num_ranks, Store* store, const GlooOptions& options)
+    : rank_(rank), num_ranks_(num_ranks), store_(store), options_(options) {}
+
+GlooWorld::~GlooWorld() {
+  stop_.Cancel();
+  if (watcher_.joinable()) watcher_.join();
+  groups_.clear();
+}
+
+absl::StatusOr<Communicator*> GlooWorld::Group(absl::Span<const int64_t> ranks, absl::string_view channel) {
+  ASSIGN_OR_RETURN(const int at, PositionInGroup(rank_, num_ranks_, ranks));
+  absl::MutexLock lock(&mutex_);
+  std::unique_ptr<GlooGroup>& group =
+      groups_[{std::vector<int64_t>(ranks.begin(), ranks.end()), std::string(channel)}];
+  if (group == nullptr) {
+    // The members agree on the number of a group without talking. Of two groups with one number that share a
+    // rank pair, both ranks see both.
+    const std::string name = absl::StrCat(absl::StrJoin(ranks, ","), "/", channel);
+    uint64_t id = 0xcbf29ce484222325;
+    for (const char c : name) id = (id ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+    id = (id ^ (id >> 40)) & ((uint64_t{1} << 40) - 1);
+    const auto [it, fresh] = ids_.emplace(id, name);
+    if (!fresh) {
+      return absl::InternalError(
+          absl::StrCat("the groups ", it->second, " and ", name, " have the same number"));
+    }
+    group = std::make_unique<GlooGroup>(transport_.get(), std::vector<int64_t>(ranks.begin(), ranks.end()),
+                                        at, id);
+  }
+  return group.get();
+}
+
+void GlooWorld::Abort(absl::Status reason) {
+  if (reason.ok()) reason = absl::AbortedError("no reason given");
+  transport_->Fail(absl::AbortedError(reason.ToString()));
+  // The first error of all is the one that counts. Best effort: without the store the others see connections
+  // close.
+  const std::string text = absl::StrCat("rank ", rank_, " ended the run: ", reason.ToString());
+  store_->SetOnce("abort", absl::string_view(text).substr(0, kMaxStoreValue)).IgnoreError();
+}
+
+void GlooWorld::WatchForAbort() {
+  while (!stop_.cancelled()) {
+    const absl::StatusOr<std::string> text = store_->Get("abort", absl::Seconds(30), &stop_);
+    if (text.ok()) return transport_->Fail(absl::AbortedError(*text));
+    if (absl::IsCancelled(text.status())) return;
+    if (!absl::IsDeadlineExceeded(text.status())) {
+      return transport_->Fail(absl::UnavailableError(
+          absl::StrCat("the rendezvous at ", store_->Describe(), " is gone: ", text.status().message())));
+    }
+  }
+}
+
+}  // namespace moe

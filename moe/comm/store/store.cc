@@ -1,0 +1,117 @@
+#include "moe/comm/store/store.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "moe/base/status.h"
+
+namespace moe {
+
+void Cancellation::Cancel() {
+  absl::MutexLock lock(&mutex_);
+  cancelled_ = true;
+  for (const auto& [id, wake] : hooks_) wake();
+}
+
+bool Cancellation::cancelled() const {
+  absl::MutexLock lock(&mutex_);
+  return cancelled_;
+}
+
+bool Cancellation::SleepFor(absl::Duration d) {
+  absl::MutexLock lock(&mutex_);
+  return mutex_.AwaitWithTimeout(absl::Condition(&cancelled_), d);
+}
+
+Cancellation::Hook::Hook(Cancellation* c, std::function<void()> wake) : cancellation_(c) {
+  if (c == nullptr) return;
+  absl::MutexLock lock(&c->mutex_);
+  if (c->cancelled_) wake();
+  id_ = c->next_id_++;
+  c->hooks_[id_] = std::move(wake);
+}
+
+Cancellation::Hook::~Hook() {
+  if (cancellation_ == nullptr) return;
+  absl::MutexLock lock(&cancellation_->mutex_);
+  cancellation_->hooks_.erase(id_);
+}
+
+absl::Status CheckStoreEntry(absl::string_view key, absl::string_view value) {
+  const bool printable =
+      std::all_of(key.begin(), key.end(), [](char c) { return c > 32 && c < 127 && c != '\\'; });
+  if (key.empty() || key.size() > kMaxStoreKey || !printable || key.front() == '/') {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a key of the store has 1 to ", kMaxStoreKey, " printable characters, no blank"));
+  }
+  if (value.size() > kMaxStoreValue) {
+    return absl::InvalidArgumentError(absl::StrCat("a value of ", value.size(), " bytes for key ", key,
+                                                   "; the store takes ", kMaxStoreValue, " at most"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StoreTimeout(const Store& store, absl::string_view key, absl::Duration timeout) {
+  return absl::DeadlineExceededError(absl::StrCat("'", key, "' did not appear in ", store.Describe(),
+                                                  " within ", absl::FormatDuration(timeout)));
+}
+
+absl::StatusOr<std::string> PollStore(const Store& store, absl::string_view key, absl::Duration timeout,
+                                      Cancellation* cancel,
+                                      const std::function<absl::StatusOr<std::string>()>& ask) {
+  const absl::Time deadline = absl::Now() + timeout;
+  absl::Duration pause = absl::Milliseconds(2);
+  for (;;) {
+    absl::StatusOr<std::string> value = ask();
+    if (value.ok() || !absl::IsNotFound(value.status())) return value;
+    const absl::Duration left = deadline - absl::Now();
+    if (left <= absl::ZeroDuration()) return StoreTimeout(store, key, timeout);
+    const absl::Duration nap = std::min(pause, left);
+    if (cancel == nullptr) {
+      absl::SleepFor(nap);
+    } else if (cancel->SleepFor(nap)) {
+      return absl::CancelledError("the wait was cancelled");
+    }
+    pause = std::min(pause * 2, absl::Milliseconds(50));
+  }
+}
+
+absl::Status MemoryStore::Set(absl::string_view key, absl::string_view value) {
+  RETURN_IF_ERROR(CheckStoreEntry(key, value));
+  absl::MutexLock lock(&mutex_);
+  values_[std::string(key)] = std::string(value);
+  changed_.SignalAll();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<bool> MemoryStore::SetOnce(absl::string_view key, absl::string_view value) {
+  RETURN_IF_ERROR(CheckStoreEntry(key, value));
+  absl::MutexLock lock(&mutex_);
+  const bool stored = values_.emplace(std::string(key), std::string(value)).second;
+  changed_.SignalAll();
+  return stored;
+}
+
+absl::StatusOr<std::string> MemoryStore::Get(absl::string_view key, absl::Duration timeout,
+                                             Cancellation* cancel) {
+  const absl::Time deadline = absl::Now() + timeout;
+  bool cancelled = false;
+  // Cancel holds its own lock when it calls this, and nobody takes that one while holding mutex_.
+  Cancellation::Hook hook(cancel, [&] {
+    absl::MutexLock lock(&mutex_);
+    cancelled = true;
+    changed_.SignalAll();
+  });
+  absl::MutexLock lock(&mutex_);
+  for (;;) {
+    const auto it = values_.find(key);
+    if (it != values_.end()) return it->second;
+    if (cancelled) return absl::CancelledError("the wait was cancelled");
+    if (absl::Now() >= deadline) return StoreTimeout(*this, key, timeout);
+    changed_.WaitWithDeadline(&mutex_, deadline);
+  }
+}
+
+}  // namespace moe
