@@ -1,38 +1,264 @@
 #include "moe/comm/compute_gate.h"
 
 #include <glog/logging.h>
+#include <sched.h>
+#include <semaphore.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <ctime>
 
 namespace moe {
+
+struct ComputeGate::Thread {
+  Thread() : id(gettid()) { sem_init(&granted, 0, 0); }
+  ~Thread() { sem_destroy(&granted); }
+
+  const pid_t id;
+  sem_t granted;                // posted once per grant, or per notification where there is no gate
+  ComputeGate* gate = nullptr;  // whose token it holds, or will hold again after it has waited
+  int core = -1;                // that it is pinned to
+  // Guarded by the mutex of the gate.
+  int token = -1;
+  bool parked = false;   // waits in a Condition, without token
+  bool pending = false;  // was made ready before it could park
+  Thread* next_ready = nullptr;
+  // Guarded by the mutex of the Condition's users.
+  Thread* next_waiting = nullptr;
+  bool waiting = false;
+};
+
 namespace {
 
-thread_local ComputeGate* held = nullptr;
+void Sleep(sem_t* granted) {
+  while (sem_wait(granted) != 0) CHECK_EQ(errno, EINTR);
+}
+
+// False: the deadline came first.
+bool SleepUntil(sem_t* granted, absl::Time deadline) {
+  if (deadline == absl::InfiniteFuture()) {
+    Sleep(granted);
+    return true;
+  }
+  const timespec until = absl::ToTimespec(deadline);
+  while (sem_timedwait(granted, &until) != 0) {
+    if (errno == ETIMEDOUT) return false;
+    CHECK_EQ(errno, EINTR);
+  }
+  return true;
+}
 
 }  // namespace
 
-ComputeGate::ComputeGate(int tokens) : tokens_(tokens) { CHECK_GE(tokens, 1); }
+ComputeGate::ComputeGate(int tokens) : num_idle_(tokens) {
+  CHECK_GE(tokens, 1);
+  for (int i = tokens - 1; i >= 0; --i) idle_.push_back(i);
+  // With other numbers of tokens than cores, cores would lie idle or be shared where the system can do
+  // better.
+  CPU_ZERO(&all_cores_);
+  if (tokens == 1 || sched_getaffinity(0, sizeof(all_cores_), &all_cores_) != 0) return;
+  if (CPU_COUNT(&all_cores_) != tokens) return;
+  for (int i = 0; i < CPU_SETSIZE; ++i) {
+    if (CPU_ISSET(i, &all_cores_)) cores_.push_back(i);
+  }
+}
+
+ComputeGate::Thread& ComputeGate::Self() {
+  thread_local Thread self;
+  return self;
+}
+
+// Called for a thread that sleeps, or by the thread itself. Where the system does not allow it, the thread
+// runs where it may.
+void ComputeGate::Pin(Thread& t) {
+  if (cores_.empty() || t.core == cores_[t.token]) return;
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cores_[t.token], &set);
+  sched_setaffinity(t.id, sizeof(set), &set);
+  t.core = cores_[t.token];
+}
+
+void ComputeGate::Unpin(Thread& t) {
+  if (t.core < 0) return;
+  sched_setaffinity(t.id, sizeof(all_cores_), &all_cores_);
+  t.core = -1;
+}
+
+bool ComputeGate::TakeIdle(Thread& t) {
+  if (idle_.empty()) return false;
+  auto best = idle_.end() - 1;
+  if (!cores_.empty()) {
+    const auto last = std::find_if(idle_.begin(), idle_.end(), [&](int i) { return cores_[i] == t.core; });
+    if (last != idle_.end()) best = last;
+  }
+  t.token = *best;
+  idle_.erase(best);
+  num_idle_ = static_cast<int>(idle_.size());
+  return true;
+}
+
+void ComputeGate::Queue(Thread& t) {
+  t.next_ready = nullptr;
+  (last_ready_ != nullptr ? last_ready_->next_ready : first_ready_) = &t;
+  last_ready_ = &t;
+}
+
+ComputeGate::Thread* ComputeGate::PassOn(int token) {
+  if (first_ready_ == nullptr) {
+    idle_.push_back(token);
+    num_idle_ = static_cast<int>(idle_.size());
+    return nullptr;
+  }
+  Thread *before = nullptr, *t = first_ready_;
+  while (!cores_.empty() && t != nullptr && t->core != cores_[token]) {
+    before = t;
+    t = t->next_ready;
+  }
+  if (t == nullptr) {
+    before = nullptr;
+    t = first_ready_;
+  }
+  (before != nullptr ? before->next_ready : first_ready_) = t->next_ready;
+  if (last_ready_ == t) last_ready_ = before;
+  t->token = token;
+  return t;
+}
+
+void ComputeGate::WakeUp(Thread& t) {
+  Pin(t);
+  sem_post(&t.granted);
+}
+
+void ComputeGate::GetBack(Thread& t) {
+  bool granted;
+  {
+    absl::MutexLock lock(&mutex_);
+    t.parked = false;
+    granted = TakeIdle(t);
+    if (!granted) Queue(t);
+  }
+  if (granted) {
+    Pin(t);
+  } else {
+    Sleep(&t.granted);
+  }
+}
+
+void ComputeGate::GiveBack(Thread& t) {
+  Thread* next;
+  {
+    absl::MutexLock lock(&mutex_);
+    next = PassOn(t.token);
+    t.token = -1;
+  }
+  if (next != nullptr) WakeUp(*next);
+}
+
+bool ComputeGate::Park(Thread& t, absl::Time deadline) {
+  Thread* next;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (t.pending) {
+      t.pending = false;
+      return true;
+    }
+    t.parked = true;
+    next = PassOn(t.token);
+    t.token = -1;
+  }
+  if (next != nullptr) WakeUp(*next);
+  return SleepUntil(&t.granted, deadline);
+}
+
+void ComputeGate::MakeReady(Thread& t) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!t.parked) {
+      t.pending = true;
+      return;
+    }
+    t.parked = false;
+    if (!TakeIdle(t)) return Queue(t);
+  }
+  WakeUp(t);
+}
 
 void ComputeGate::Enter() {
-  CHECK(held == nullptr) << "a thread holds one token at most";
-  held = this;
-  absl::MutexLock lock(&mutex_);
-  while (tokens_ == 0) freed_.Wait(&mutex_);
-  --tokens_;
+  Thread& t = Self();
+  CHECK(t.gate == nullptr) << "a thread holds one token at most";
+  t.gate = this;
+  GetBack(t);
 }
 
 void ComputeGate::Leave() {
-  CHECK(held == this) << "leaves a gate that it has not entered";
-  held = nullptr;
-  absl::MutexLock lock(&mutex_);
-  ++tokens_;
-  freed_.Signal();
+  Thread& t = Self();
+  CHECK(t.gate == this) << "leaves a gate that it has not entered";
+  t.gate = nullptr;
+  GiveBack(t);
+  Unpin(t);
 }
 
-ComputeGate::Released::Released() : gate_(held) {
-  if (gate_ != nullptr) gate_->Leave();
+bool ComputeGate::HasIdleTokens() {
+  const ComputeGate* gate = Self().gate;
+  return gate == nullptr || gate->num_idle_ > 0;
+}
+
+ComputeGate::Released::Released() : gate_(Self().gate) {
+  if (gate_ == nullptr) return;
+  Self().gate = nullptr;
+  gate_->GiveBack(Self());
 }
 
 ComputeGate::Released::~Released() {
   if (gate_ != nullptr) gate_->Enter();
+}
+
+bool ComputeGate::Condition::WaitWithDeadline(absl::Mutex* mutex, absl::Time deadline) {
+  Thread& t = Self();
+  Thread** end = &waiting_;
+  while (*end != nullptr) end = &(*end)->next_waiting;
+  *end = &t;
+  t.next_waiting = nullptr;
+  t.waiting = true;
+  mutex->Unlock();
+  bool notified = t.gate != nullptr ? t.gate->Park(t, deadline) : SleepUntil(&t.granted, deadline);
+  if (!notified) {
+    {
+      absl::MutexLock lock(mutex);
+      notified = !t.waiting;
+      if (t.waiting) {
+        Thread** at = &waiting_;
+        while (*at != &t) at = &(*at)->next_waiting;
+        *at = t.next_waiting;
+        t.waiting = false;
+      }
+    }
+    if (notified) {
+      Sleep(&t.granted);  // it was notified just in time: what it waits for is on its way
+    } else if (t.gate != nullptr) {
+      t.gate->GetBack(t);
+    }
+  }
+  mutex->Lock();
+  return !notified;
+}
+
+void ComputeGate::Condition::NotifyAll() {
+  Thread* t = waiting_;
+  waiting_ = nullptr;
+  while (t != nullptr) {
+    // Those who are woken need the mutex before they can wait again, or end.
+    Thread* next = t->next_waiting;
+    t->waiting = false;
+    if (t->gate != nullptr) {
+      t->gate->MakeReady(*t);
+    } else {
+      sem_post(&t->granted);
+    }
+    t = next;
+  }
 }
 
 }  // namespace moe

@@ -14,14 +14,13 @@
 // allocated after construction.
 #pragma once
 
-#include <condition_variable>
 #include <cstdint>
 #include <functional>
-#include <mutex>
 #include <thread>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
 #include "moe/comm/compute_gate.h"
 
 namespace moe {
@@ -47,12 +46,12 @@ class CommQueue {
     Job job;
     int64_t after_compute;
   };
-  void Loop();
+  void Loop() ABSL_LOCKS_EXCLUDED(mutex_);
 
   const std::function<absl::Status(Job)> run_;
   ComputeGate* const gate_;
-  std::mutex mutex_;
-  std::condition_variable changed_;
+  absl::Mutex mutex_;
+  ComputeGate::Condition changed_;
   std::vector<Item> items_;
   size_t next_ = 0;  // of items_, to run
   int64_t posted_ = 0, done_ = 0, compute_done_ = 0;

@@ -4,8 +4,6 @@
 
 #include <algorithm>
 
-#include "moe/comm/compute_gate.h"
-
 namespace moe {
 
 SendQueue::SendQueue(Communicator* comm, int peer, int slots, std::string what)
@@ -15,34 +13,26 @@ SendQueue::SendQueue(Communicator* comm, int peer, int slots, std::string what)
 
 SendQueue::~SendQueue() {
   {
-    std::lock_guard<std::mutex> lock(mutex_);
+    absl::MutexLock lock(&mutex_);
     stop_ = true;
+    changed_.NotifyAll();
   }
-  changed_.notify_all();
   thread_.join();
 }
 
 void SendQueue::Post(int slot, const void* data, int64_t bytes, int64_t tag) {
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    CHECK(!pending_[slot]) << what_ << ": slot " << slot << " is still being sent";
-    pending_[slot] = true;
-    ring_[(head_ + size_) % ring_.size()] = {slot, data, bytes, tag};
-    ++size_;
-  }
-  changed_.notify_all();
+  absl::MutexLock lock(&mutex_);
+  CHECK(!pending_[slot]) << what_ << ": slot " << slot << " is still being sent";
+  pending_[slot] = true;
+  ring_[(head_ + size_) % ring_.size()] = {slot, data, bytes, tag};
+  ++size_;
+  changed_.NotifyAll();
 }
 
 absl::Status SendQueue::WaitFor(int slot) {
-  std::unique_lock<std::mutex> lock(mutex_);
-  if (!pending_[slot]) return status_;
-  lock.unlock();
-  ComputeGate::Released released;
-  lock.lock();
-  changed_.wait(lock, [&] { return !pending_[slot]; });
-  absl::Status status = status_;
-  lock.unlock();  // before the gate is taken again
-  return status;
+  absl::MutexLock lock(&mutex_);
+  while (pending_[slot]) changed_.Wait(&mutex_);
+  return status_;
 }
 
 absl::Status SendQueue::WaitForAll() {
@@ -54,19 +44,19 @@ absl::Status SendQueue::WaitForAll() {
 }
 
 void SendQueue::Loop() {
-  std::unique_lock<std::mutex> lock(mutex_);
+  absl::MutexLock lock(&mutex_);
   for (;;) {
-    changed_.wait(lock, [&] { return stop_ || size_ > 0; });
+    while (!stop_ && size_ == 0) changed_.Wait(&mutex_);
     if (size_ == 0) return;
     const Item item = ring_[head_];
     head_ = (head_ + 1) % ring_.size();
     --size_;
-    lock.unlock();
+    mutex_.Unlock();
     absl::Status status = comm_->Send(item.data, item.bytes, peer_, item.tag, what_);
-    lock.lock();
+    mutex_.Lock();
     if (status_.ok()) status_ = status;
     pending_[item.slot] = false;
-    changed_.notify_all();
+    changed_.NotifyAll();
   }
 }
 

@@ -8,15 +8,15 @@
 // buffers.
 #pragma once
 
-#include <condition_variable>
 #include <cstdint>
-#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
 #include "moe/comm/communicator.h"
+#include "moe/comm/compute_gate.h"
 
 namespace moe {
 
@@ -36,13 +36,13 @@ class SendQueue {
     const void* data;
     int64_t bytes, tag;
   };
-  void Loop();
+  void Loop() ABSL_LOCKS_EXCLUDED(mutex_);
 
   Communicator* const comm_;
   const int peer_;
   const std::string what_;
-  std::mutex mutex_;
-  std::condition_variable changed_;
+  absl::Mutex mutex_;
+  ComputeGate::Condition changed_;
   std::vector<Item> ring_;  // at most one item per slot
   size_t head_ = 0, size_ = 0;
   std::vector<bool> pending_;

@@ -79,13 +79,9 @@ absl::Status InProcessGroup::Run(int rank, const Call& call) {
   }
   if (last) {
     status = CheckCalls();
-    split = status.ok() && size() > 1 && RoundBytes() > options_.small_bytes;
-    if (status.ok() && !split) {
-      for (int r = 0; r < size(); ++r) Share(r);
-      if (call.op == Call::kAllReduce) {
-        for (int r = 0; r < size(); ++r) Gather(r);
-      }
-    }
+    // Dividing the work pays only where somebody else can do his part at once.
+    split = status.ok() && size() > 1 && RoundBytes() > options_.small_bytes && ComputeGate::HasIdleTokens();
+    if (status.ok() && !split) DoAll();
     absl::MutexLock lock(&mutex_);
     formed_ = false;
     round_status_ = status;
@@ -108,12 +104,11 @@ absl::Status InProcessGroup::Run(int rank, const Call& call) {
 void InProcessGroup::NextEpoch() {
   arrived_ = 0;
   ++epoch_;
-  epoch_changed_.SignalAll();
+  epoch_changed_.NotifyAll();
 }
 
 absl::Status InProcessGroup::WaitForRound(int rank, uint64_t epoch, bool* split) {
   *split = false;
-  ComputeGate::Released released;  // outlives the lock
   absl::MutexLock lock(&mutex_);
   const absl::Time deadline = absl::Now() + options_.timeout;
   while (epoch_ == epoch) {
@@ -144,7 +139,6 @@ void InProcessGroup::FinishShare(int rank, bool leave) {
       return NextEpoch();
     }
   }
-  ComputeGate::Released released;
   absl::MutexLock lock(&mutex_);
   while (epoch_ == epoch) epoch_changed_.Wait(&mutex_);
   if (leave) entered_[rank] = false;
@@ -248,6 +242,25 @@ void InProcessGroup::Share(int rank) const {
   }
 }
 
+void InProcessGroup::DoAll() const {
+  const Call& first = calls_[0];
+  if (first.op != Call::kAllReduce) {
+    for (int r = 0; r < size(); ++r) Share(r);
+    return;
+  }
+  // What is copied has just been written, and is still in the nearest cache.
+  constexpr int64_t kElements = 2048;
+  Pointers in(size());
+  for (int64_t begin = 0; begin < first.count; begin += kElements) {
+    const int64_t count = std::min(kElements, first.count - begin);
+    for (int r = 0; r < size(); ++r) in[r] = At(calls_[r].in, begin, first.dtype);
+    ReduceInOrder(in, At(first.out, begin, first.dtype), count, first.dtype, first.kind);
+    for (int r = 1; r < size(); ++r) {
+      Copy(At(calls_[r].out, begin, first.dtype), At(first.out, begin, first.dtype), count, first.dtype);
+    }
+  }
+}
+
 void InProcessGroup::Gather(int rank) const {
   const Call& me = calls_[rank];
   for (int p = 0; p < size(); ++p) {
@@ -297,10 +310,9 @@ absl::Status InProcessGroup::Exchange(int rank, bool send, void* data, int64_t b
     absl::MutexLock lock(&mutex_);
     other->status = status;
     other->done = true;
-    other->changed.Signal();
+    other->changed.NotifyAll();
     return status;
   }
-  ComputeGate::Released released;
   absl::MutexLock lock(&mutex_);
   const absl::Time deadline = absl::Now() + options_.timeout;
   while (!mine.done) {
@@ -330,9 +342,9 @@ void InProcessGroup::Abort(absl::Status reason) {
 
 void InProcessGroup::Fail(absl::Status reason) {
   failed_ = std::move(reason);
-  epoch_changed_.SignalAll();
+  epoch_changed_.NotifyAll();
   for (auto& [key, queue] : posts_) {
-    for (Post* post : queue) post->changed.SignalAll();
+    for (Post* post : queue) post->changed.NotifyAll();
   }
 }
 

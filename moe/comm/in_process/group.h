@@ -21,6 +21,7 @@
 #include "absl/types/span.h"
 #include "moe/comm/call.h"
 #include "moe/comm/communicator.h"
+#include "moe/comm/compute_gate.h"
 #include "moe/comm/in_process/in_process.h"
 
 namespace moe {
@@ -49,7 +50,7 @@ class InProcessGroup {
     bool taken = false;  // the other side copies now
     bool done = false;
     absl::Status status;
-    absl::CondVar changed;
+    ComputeGate::Condition changed;
   };
 
   // Waits until the round of `epoch` is over or handed out (*split), or, if it is not formed yet, the group
@@ -62,6 +63,7 @@ class InProcessGroup {
   int64_t RoundBytes() const;       // read by all members together
   void Share(int rank) const;       // the part of `rank` in the round's work
   void Gather(int rank) const;      // second part of an all_reduce
+  void DoAll() const;               // the parts of all ranks
   absl::Status WaitedTooLong() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Fail(absl::Status reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::string Name() const;  // "group [0, 2, 4]"
@@ -71,7 +73,7 @@ class InProcessGroup {
   std::vector<std::unique_ptr<Communicator>> members_;
 
   absl::Mutex mutex_;
-  absl::CondVar epoch_changed_;
+  ComputeGate::Condition epoch_changed_;
   // Written by its member under the lock before the round is formed, read by all after; hence not guarded.
   std::vector<Call> calls_;
   std::vector<bool> entered_ ABSL_GUARDED_BY(mutex_);

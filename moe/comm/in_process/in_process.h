@@ -6,10 +6,10 @@
 //   ASSIGN_OR_RETURN(Communicator* c, world.rank(r)->Group({0, 1, 2, 3}, "comm"));
 //   RETURN_IF_ERROR(c->AllReduce(x, y, n, DType::kF32, Reduction::kSum, "layers.0.attn.out"));
 //
-// No data is staged: a rank publishes its pointers, waits for its peers, and reads their buffers. Of a large
-// collective every rank does its own share (its segment of an all_reduce, then all gather); a small one is
-// done for all by the rank that comes last, so that everyone sleeps only once. Either way contributions are
-// added in ascending group rank.
+// No data is staged: a rank publishes its pointers, waits for its peers, and reads their buffers. A
+// collective is done for all by the rank that comes last, so that everyone sleeps only once; a large one,
+// where the gate has idle tokens, by all, each its own share (its segment of an all_reduce, then all gather).
+// Either way contributions are added in ascending group rank, and the bits are the same.
 //
 // Waiting threads sleep and give up their ComputeGate token. A rank that waits longer than the timeout for
 // its peers to enter fails with DeadlineExceeded, naming who entered which call and who never did; the group
@@ -41,7 +41,8 @@ class InProcessGroup;  // the state that the members of one group share
 
 struct InProcessOptions {
   absl::Duration timeout = absl::Seconds(60);  // for peers to enter; InfiniteDuration to wait for ever
-  // Collectives that read at most so many bytes in all members together are done by the last rank to arrive.
+  // Collectives that read at most so many bytes in all members together are always done by the last rank to
+  // arrive.
   int64_t small_bytes = 64 << 10;
 };
 
