@@ -1,178 +1,71 @@
 #include <algorithm>
 #include <cmath>
 
+#include "moe/kernels/cpu/attention_simd.h"
 #include "moe/kernels/cpu/families.h"
-#include "moe/kernels/cpu/gemm.h"
-#include "moe/kernels/cpu/simd.h"
-
-// Blockwise attention (Dao 2023): scores exist for kBlock queries by kBlock keys at a time. Matrix products
-// are GEMMs on strided blocks of the operands, the rest goes row by row.
 
 namespace moe {
 namespace {
 
-constexpr int64_t kBlock = 64;
-constexpr double kMasked = -1e30;  // finite: no NaN from differences
-
-struct Shape {
-  explicit Shape(const KernelContext& c)
-      : b(c.Extent("b")),
-        s(c.Extent("s")),
-        t(c.Extent("t")),
-        k(c.Extent("k")),
-        g(c.Extent("g")),
-        d(c.Extent("d")),
-        q_stride(k * g * d),
-        k_stride(k * d),
-        scale(1 / std::sqrt(static_cast<double>(d))) {}
-  int64_t heads() const { return k * g; }
-  int64_t b, s, t, k, g, d;
-  int64_t q_stride, k_stride;  // from one position to the next
-  double scale;
-};
-
-struct Range {
-  int32_t low, high;
-};
-Range RangeOf(const int32_t* p, int64_t n) {
-  Range r{p[0], p[0]};
-  for (int64_t i = 1; i < n; ++i) r = {std::min(r.low, p[i]), std::max(r.high, p[i])};
-  return r;
-}
-
-// What a block of queries sees of a block of keys.
-enum class Visible { kNone, kSome, kAll };
-Visible Compare(Range queries, Range keys) {
-  if (keys.low > queries.high) return Visible::kNone;
-  return keys.high <= queries.low ? Visible::kAll : Visible::kSome;
+template <typename T>
+int64_t ForwardWorkspace(const Node&, const ShardingRule& rule, absl::Span<const int64_t> extent,
+                         absl::Span<const Tensor>, absl::Span<const Tensor>) {
+  return AttentionForwardWorkspace(extent[rule.Find("d")]) * sizeof(T);
 }
 
 template <typename T>
-int64_t ForwardWorkspace(const Node&, const ShardingRule&, absl::Span<const int64_t>,
-                         absl::Span<const Tensor>, absl::Span<const Tensor>) {
-  return (kBlock * kBlock + 2 * kBlock) * sizeof(T);
+int64_t BackwardWorkspace(const Node&, const ShardingRule& rule, absl::Span<const int64_t> extent,
+                          absl::Span<const Tensor>, absl::Span<const Tensor>) {
+  return AttentionBackwardWorkspace(extent[rule.Find("d")]) * sizeof(T);
+}
+
+// Calls f(head) for the heads of all samples, with operands and results in place: q, k, v, positions, o and
+// lse.
+template <typename T, typename F>
+void ForEachHead(const KernelContext& c, const Tensor& o, const Tensor& lse, F f) {
+  const int64_t k = c.Extent("k"), g = c.Extent("g");
+  AttentionHead<T> head{};
+  head.s = c.Extent("s");
+  head.t = c.Extent("t");
+  head.d = c.Extent("d");
+  head.q_stride = k * g * head.d;
+  head.k_stride = k * head.d;
+  head.lse_stride = k * g;
+  head.scale = static_cast<T>(1 / std::sqrt(static_cast<double>(head.d)));
+  head.workspace = static_cast<T*>(c.workspace);
+  for (int64_t ib = 0; ib < c.Extent("b"); ++ib) {
+    head.q_positions = c.in[3].As<int32_t>();
+    head.k_positions = c.in[4].As<int32_t>();
+    for (int64_t n = 0; n < k * g; ++n) {
+      const int64_t q = ib * head.s * head.q_stride + n * head.d;
+      const int64_t kv = ib * head.t * head.k_stride + n / g * head.d;
+      head.q = c.in[0].As<T>() + q;
+      head.k = c.in[1].As<T>() + kv;
+      head.v = c.in[2].As<T>() + kv;
+      head.o = o.As<T>() + q;
+      head.lse = lse.As<T>() + ib * head.s * head.lse_stride + n;
+      f(head, q, kv);
+    }
+  }
 }
 
 template <typename T>
 absl::Status Attention(KernelContext& c) {
-  const Shape a(c);
-  const Simd<T>& simd = Simd<T>::Get();
-  const int32_t *qp = c.in[3].As<int32_t>(), *kp = c.in[4].As<int32_t>();
-  T* const scores = static_cast<T*>(c.workspace);
-  T* const max = scores + kBlock * kBlock;
-  T* const sum = max + kBlock;
-  const T scale = static_cast<T>(a.scale), masked = static_cast<T>(kMasked);
-  for (int64_t ib = 0; ib < a.b; ++ib) {
-    for (int64_t head = 0; head < a.heads(); ++head) {
-      const T* q = c.in[0].As<T>() + ib * a.s * a.q_stride + head * a.d;
-      const T* k = c.in[1].As<T>() + ib * a.t * a.k_stride + head / a.g * a.d;
-      const T* v = c.in[2].As<T>() + ib * a.t * a.k_stride + head / a.g * a.d;
-      T* o = c.out[0].As<T>() + ib * a.s * a.q_stride + head * a.d;
-      T* lse = c.out[1].As<T>() + ib * a.s * a.heads() + head;
-      for (int64_t s0 = 0; s0 < a.s; s0 += kBlock) {
-        const int64_t ns = std::min(kBlock, a.s - s0);
-        const Range queries = RangeOf(qp + s0, ns);
-        std::fill(max, max + ns, masked);
-        std::fill(sum, sum + ns, T(0));
-        for (int64_t i = 0; i < ns; ++i) std::fill_n(o + (s0 + i) * a.q_stride, a.d, T(0));
-        for (int64_t t0 = 0; t0 < a.t; t0 += kBlock) {
-          const int64_t nt = std::min(kBlock, a.t - t0);
-          const Visible visible = Compare(queries, RangeOf(kp + t0, nt));
-          if (visible == Visible::kNone) continue;
-          Gemm<T>(false, true, ns, nt, a.d, scale, q + s0 * a.q_stride, a.q_stride, k + t0 * a.k_stride,
-                  a.k_stride, T(0), scores, kBlock);
-          for (int64_t i = 0; i < ns; ++i) {
-            T* row = scores + i * kBlock;
-            if (visible == Visible::kSome) {
-              for (int64_t j = 0; j < nt; ++j) {
-                if (kp[t0 + j] > qp[s0 + i]) row[j] = masked;
-              }
-            }
-            const T new_max = std::max(max[i], simd.max(row, nt));
-            if (new_max <= masked) {  // this query sees nothing yet
-              std::fill(row, row + nt, T(0));
-              continue;
-            }
-            const T keep = max[i] <= masked ? T(0) : std::exp(max[i] - new_max);
-            sum[i] = sum[i] * keep + simd.exp_sum(row, T(1), new_max, row, nt);
-            if (keep != T(1)) simd.scale(o + (s0 + i) * a.q_stride, keep, o + (s0 + i) * a.q_stride, a.d);
-            max[i] = new_max;
-          }
-          Gemm<T>(false, false, ns, a.d, nt, T(1), scores, kBlock, v + t0 * a.k_stride, a.k_stride, T(1),
-                  o + s0 * a.q_stride, a.q_stride);
-        }
-        for (int64_t i = 0; i < ns; ++i) {
-          T* row = o + (s0 + i) * a.q_stride;
-          if (sum[i] > 0) simd.scale(row, T(1) / sum[i], row, a.d);
-          lse[(s0 + i) * a.heads()] = sum[i] > 0 ? max[i] + std::log(sum[i]) : masked;
-        }
-      }
-    }
-  }
+  ForEachHead<T>(c, c.out[0], c.out[1],
+                 [](AttentionHead<T>& head, int64_t, int64_t) { AttentionSimd<T>::Get().forward(head); });
   return absl::OkStatus();
 }
 
 template <typename T>
-int64_t BackwardWorkspace(const Node&, const ShardingRule&, absl::Span<const int64_t>,
-                          absl::Span<const Tensor>, absl::Span<const Tensor>) {
-  return (2 * kBlock * kBlock + kBlock) * sizeof(T);
-}
-
-template <typename T>
 absl::Status AttentionGrad(KernelContext& c) {
-  const Shape a(c);
-  const Simd<T>& simd = Simd<T>::Get();
-  const int32_t *qp = c.in[3].As<int32_t>(), *kp = c.in[4].As<int32_t>();
-  T* const p = static_cast<T*>(c.workspace);
-  T* const ds = p + kBlock * kBlock;
-  T* const delta = ds + kBlock * kBlock;
-  const T scale = static_cast<T>(a.scale);
-  for (Tensor& t : c.out) std::fill_n(t.As<T>(), t.elements(), T(0));
-  for (int64_t ib = 0; ib < a.b; ++ib) {
-    for (int64_t head = 0; head < a.heads(); ++head) {
-      const int64_t q_offset = ib * a.s * a.q_stride + head * a.d;
-      const int64_t k_offset = ib * a.t * a.k_stride + head / a.g * a.d;
-      const T *q = c.in[0].As<T>() + q_offset, *k = c.in[1].As<T>() + k_offset,
-              *v = c.in[2].As<T>() + k_offset;
-      const T *o = c.in[5].As<T>() + q_offset, *dy = c.in[7].As<T>() + q_offset;
-      const T* lse = c.in[6].As<T>() + ib * a.s * a.heads() + head;
-      T *dq = c.out[0].As<T>() + q_offset, *dk = c.out[1].As<T>() + k_offset,
-        *dv = c.out[2].As<T>() + k_offset;
-      for (int64_t s0 = 0; s0 < a.s; s0 += kBlock) {
-        const int64_t ns = std::min(kBlock, a.s - s0);
-        const Range queries = RangeOf(qp + s0, ns);
-        for (int64_t i = 0; i < ns; ++i) {
-          delta[i] = simd.dot(o + (s0 + i) * a.q_stride, dy + (s0 + i) * a.q_stride, a.d);
-        }
-        for (int64_t t0 = 0; t0 < a.t; t0 += kBlock) {
-          const int64_t nt = std::min(kBlock, a.t - t0);
-          const Visible visible = Compare(queries, RangeOf(kp + t0, nt));
-          if (visible == Visible::kNone) continue;
-          Gemm<T>(false, true, ns, nt, a.d, scale, q + s0 * a.q_stride, a.q_stride, k + t0 * a.k_stride,
-                  a.k_stride, T(0), p, kBlock);
-          Gemm<T>(false, true, ns, nt, a.d, T(1), dy + s0 * a.q_stride, a.q_stride, v + t0 * a.k_stride,
-                  a.k_stride, T(0), ds, kBlock);
-          for (int64_t i = 0; i < ns; ++i) {
-            T *row = p + i * kBlock, *ds_row = ds + i * kBlock;
-            if (visible == Visible::kSome) {
-              // Masked scores may lie far above the log-sum-exp, where exp would overflow.
-              for (int64_t j = 0; j < nt; ++j) {
-                if (kp[t0 + j] > qp[s0 + i]) row[j] = static_cast<T>(kMasked);
-              }
-            }
-            simd.exp_sum(row, T(1), std::max(lse[(s0 + i) * a.heads()], static_cast<T>(-1e29)), row, nt);
-            simd.softmax_ds(row, ds_row, delta[i], scale, ds_row, nt);
-          }
-          Gemm<T>(true, false, nt, a.d, ns, T(1), p, kBlock, dy + s0 * a.q_stride, a.q_stride, T(1),
-                  dv + t0 * a.k_stride, a.k_stride);
-          Gemm<T>(true, false, nt, a.d, ns, T(1), ds, kBlock, q + s0 * a.q_stride, a.q_stride, T(1),
-                  dk + t0 * a.k_stride, a.k_stride);
-          Gemm<T>(false, false, ns, a.d, nt, T(1), ds, kBlock, k + t0 * a.k_stride, a.k_stride, T(1),
-                  dq + s0 * a.q_stride, a.q_stride);
-        }
-      }
-    }
-  }
+  for (int i : {1, 2}) std::fill_n(c.out[i].As<T>(), c.out[i].elements(), T(0));
+  ForEachHead<T>(c, c.in[5], c.in[6], [&](AttentionHead<T>& head, int64_t q, int64_t kv) {
+    head.dy = c.in[7].As<T>() + q;
+    head.dq = c.out[0].As<T>() + q;
+    head.dk = c.out[1].As<T>() + kv;
+    head.dv = c.out[2].As<T>() + kv;
+    AttentionSimd<T>::Get().backward(head);
+  });
   return absl::OkStatus();
 }
 
