@@ -71,7 +71,53 @@ class Nest {
     if (ragged_ != nullptr) cell += terms_[ragged_term_].cell[factor];
   }
 
+  // Strides of a factor per term, at the innermost loop, where the cell no longer matters.
+  Offsets Strides(int factor) const {
+    Offsets strides{};
+    for (int i = 0; i <= num_in_; ++i) {
+      strides[i] = factor == terms_[i].ragged_factor ? terms_[i].row_elements : terms_[i].element[factor];
+    }
+    return strides;
+  }
+
+  // f(x) for the products x along the innermost factor.
+  template <int kIn, typename F>
+  void Products(const Offsets& offset, const Offsets& stride, int64_t n, F f) {
+    const T* in[kMaxTerms];
+    const int num_in = kIn > 0 ? kIn : num_in_;
+    for (int j = 0; j < num_in; ++j) in[j] = c_.in[j].As<T>() + offset[j];
+    for (int64_t i = 0; i < n; ++i) {
+      double x = 1;
+      for (int j = 0; j < num_in; ++j) x *= static_cast<double>(in[j][i * stride[j]]);
+      f(x);
+    }
+  }
+  template <typename F>
+  void ForEachProduct(const Offsets& offset, const Offsets& stride, int64_t n, F f) {
+    switch (num_in_) {
+      case 1:
+        return Products<1>(offset, stride, n, f);
+      case 2:
+        return Products<2>(offset, stride, n, f);
+      case 3:
+        return Products<3>(offset, stride, n, f);
+      default:
+        return Products<0>(offset, stride, n, f);
+    }
+  }
+
   void Outer(size_t depth, Offsets offset, int64_t cell) {
+    if (depth + 1 == num_outer_ && num_outer_ == order_.size()) {  // nothing is reduced
+      const int f = order_[depth];
+      Enter(f, cell, offset);
+      const Offsets stride = Strides(f);
+      T* out = c_.out[0].As<T>() + offset[num_in_];
+      ForEachProduct(offset, stride, ExtentOf(f, cell), [&](double x) {
+        *out = static_cast<T>(reduce_ == Reduce::kSum ? x : std::max(-1e30, x));
+        out += stride[num_in_];
+      });
+      return;
+    }
     if (depth == num_outer_) {
       double acc = reduce_ == Reduce::kSum ? 0 : -1e30;
       Inner(depth, offset, cell, acc);
@@ -97,6 +143,16 @@ class Nest {
     const int f = order_[depth];
     Enter(f, cell, offset);
     const int64_t n = ExtentOf(f, cell);
+    if (depth + 1 == order_.size()) {
+      double result = acc;
+      if (reduce_ == Reduce::kSum) {
+        ForEachProduct(offset, Strides(f), n, [&](double x) { result += x; });
+      } else {
+        ForEachProduct(offset, Strides(f), n, [&](double x) { result = std::max(result, x); });
+      }
+      acc = result;
+      return;
+    }
     for (int64_t i = 0; i < n; ++i) {
       Inner(depth + 1, offset, cell, acc);
       Step(f, offset, cell);

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 #include "absl/strings/numbers.h"
@@ -22,6 +23,62 @@ absl::Status AddRmsNorm(KernelContext& c) {
     simd.add(c.in[0].As<T>() + i * h, c.in[1].As<T>() + i * h, sum, h);
     const double r = 1 / std::sqrt(static_cast<double>(simd.dot(sum, sum, h)) / h + eps);
     simd.scaled_mul(static_cast<T>(r), sum, c.in[2].As<T>(), c.out[1].As<T>() + i * h, h);
+  }
+  return absl::OkStatus();
+}
+
+// The k largest of e <= 64 probabilities in falling order, ties by rising index: a bit per expert that is
+// left.
+template <typename T>
+void SelectFew(const T* p, int64_t e, int64_t k, int32_t* chosen) {
+  uint64_t left = e == 64 ? ~uint64_t{0} : (uint64_t{1} << e) - 1;
+  for (int64_t j = 0; j < k; ++j) {
+    int best = -1;
+    for (uint64_t rest = left; rest != 0; rest &= rest - 1) {
+      const int n = std::countr_zero(rest);
+      if (best < 0 || p[n] > p[best]) best = n;
+    }
+    chosen[j] = best;
+    if (best >= 0) left &= ~(uint64_t{1} << best);
+  }
+}
+
+// The same for any number of experts: each choice is a pass over what comes after the last one.
+template <typename T>
+void SelectMany(const T* p, int64_t e, int64_t k, int32_t* chosen) {
+  for (int64_t j = 0; j < k; ++j) {
+    const int32_t last = j > 0 ? chosen[j - 1] : -1;
+    int64_t best = -1;
+    for (int64_t n = 0; n < e && (j == 0 || last >= 0); ++n) {
+      const bool left = j == 0 || p[n] < p[last] || (p[n] == p[last] && n > last);
+      if (left && (best < 0 || p[n] > p[best])) best = n;
+    }
+    chosen[j] = static_cast<int32_t>(best);
+  }
+}
+
+template <typename T>
+absl::Status Router(KernelContext& c) {
+  const int64_t e = c.Extent("e"), k = c.Extent("k"), tokens = c.Extent("b") * c.Extent("c") * c.Extent("t");
+  const Simd<T>& simd = Simd<T>::Get();
+  const T *logits = c.in[0].As<T>(), *mask = c.in[1].As<T>();
+  T *probability = c.out[0].As<T>(), *top = c.out[1].As<T>();
+  int32_t *expert = c.out[2].As<int32_t>(), *count = c.out[3].As<int32_t>();
+  std::fill(count, count + e, 0);
+  for (int64_t i = 0; i < tokens; ++i, top += k, expert += k) {
+    const T* x = logits + i * e;
+    T* p = probability + i * e;
+    simd.scale(p, T(1) / simd.exp_sum(x, T(1), simd.max(x, e), p, e), p, e);
+    if (mask[i] == 0) {
+      std::fill(top, top + k, T(0));
+      std::fill(expert, expert + k, -1);
+      continue;
+    }
+    e <= 64 ? SelectFew(p, e, k, expert) : SelectMany(p, e, k, expert);
+    for (int64_t j = 0; j < k; ++j) {
+      top[j] = expert[j] >= 0 ? p[expert[j]] : T(0);
+      if (expert[j] >= 0) ++count[expert[j]];
+    }
   }
   return absl::OkStatus();
 }
@@ -106,6 +163,7 @@ absl::Status MultiAdamW(KernelContext& c) {
 template <typename T>
 void RegisterFloat(KernelRegistry& r, DType dtype) {
   r.Add({"math.fused", Backend::kCpu, dtype, &Fused<T>, &FusedWorkspace<T>});
+  r.Add({"moe.router", Backend::kCpu, dtype, &Router<T>});
   r.Add({"optim.multi_adamw", Backend::kCpu, dtype, &MultiAdamW<T>});
   r.Add({"nn.add_rms_norm", Backend::kCpu, dtype, &AddRmsNorm<T>});
 }

@@ -107,6 +107,7 @@ absl::Status Rope(KernelContext& c) {
   const int64_t b = c.Extent("b"), s = c.Extent("s"), n = c.Extent("n"), d = c.Extent("d"), half = d / 2;
   const double theta = c.node->Float("theta"), sign = c.node->BoolOr("inverse", false) ? -1 : 1;
   const int32_t* position = c.in[1].As<int32_t>();
+  const Simd<T>& simd = Simd<T>::Get();
   double* frequency = static_cast<double*>(c.workspace);
   double *co = frequency + half, *si = co + half, *step_cos = si + half, *step_sin = step_cos + half;
   T *cosines = reinterpret_cast<T*>(step_sin + half), *sines = cosines + half;
@@ -136,13 +137,11 @@ absl::Status Rope(KernelContext& c) {
       sines[j] = static_cast<T>(sign * si[j]);
     }
     for (int64_t ib = 0; ib < b; ++ib) {
-      for (int64_t in = 0; in < n; ++in) {
-        const int64_t at = ((ib * s + is) * n + in) * d;
-        const T* x = c.in[0].As<T>() + at;
-        T* y = c.out[0].As<T>() + at;
-        Simd<T>::Get().rotate(x, x + half, cosines, sines, y, y + half, half);
-        if (d % 2 == 1) y[d - 1] = x[d - 1];
-      }
+      const int64_t at = (ib * s + is) * n * d;
+      const T* x = c.in[0].As<T>() + at;
+      T* y = c.out[0].As<T>() + at;
+      simd.rotate(x, cosines, sines, y, half, n, d);
+      for (int64_t in = 0; in < n && d % 2 == 1; ++in) y[in * d + d - 1] = x[in * d + d - 1];
     }
   }
   return absl::OkStatus();

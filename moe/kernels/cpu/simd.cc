@@ -215,12 +215,25 @@ HWY_ATTR void RmsNormDx(const T* x, const T* w, const T* dy, T r, T k, T* dx, in
 }
 
 template <typename T>
-HWY_ATTR void Rotate(const T* x0, const T* x1, const T* cos, const T* sin, T* y0, T* y1, int64_t n) {
-  ForVectors<T>(n, [=](auto load, auto store) HWY_ATTR {
-    const auto a = load(x0), b = load(x1), c = load(cos), s = load(sin);
-    store(hn::NegMulAdd(b, s, hn::Mul(a, c)), y0);
-    store(hn::MulAdd(a, s, hn::Mul(b, c)), y1);
-  });
+HWY_ATTR void Rotate(const T* x, const T* cos, const T* sin, T* y, int64_t n, int64_t rows, int64_t stride) {
+  const Tag<T> d;
+  const int64_t lanes = hn::Lanes(d);
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    const auto c = hn::LoadU(d, cos + i), s = hn::LoadU(d, sin + i);
+    for (int64_t r = 0; r < rows; ++r) {
+      const auto a = hn::LoadU(d, x + r * stride + i), b = hn::LoadU(d, x + r * stride + n + i);
+      hn::StoreU(hn::NegMulAdd(b, s, hn::Mul(a, c)), d, y + r * stride + i);
+      hn::StoreU(hn::MulAdd(a, s, hn::Mul(b, c)), d, y + r * stride + n + i);
+    }
+  }
+  for (; i < n; ++i) {
+    for (int64_t r = 0; r < rows; ++r) {
+      const T a = x[r * stride + i], b = x[r * stride + n + i];
+      y[r * stride + i] = a * cos[i] - b * sin[i];
+      y[r * stride + n + i] = b * cos[i] + a * sin[i];
+    }
+  }
 }
 
 template <typename T>

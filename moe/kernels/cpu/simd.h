@@ -41,8 +41,9 @@ struct Simd {
   void (*swiglu_grad)(const T* gate, const T* up, const T* dy, T* dgate, T* dup, int64_t n);
   // dx = r dy w - k x
   void (*rms_norm_dx)(const T* x, const T* w, const T* dy, T r, T k, T* dx, int64_t n);
-  // (y0, y1) = (x0 cos - x1 sin, x1 cos + x0 sin)
-  void (*rotate)(const T* x0, const T* x1, const T* cos, const T* sin, T* y0, T* y1, int64_t n);
+  // Of each of `rows` rows, `stride` apart: (y0, y1) = (x0 cos - x1 sin, x1 cos + x0 sin), where x0 is the
+  // first n elements of the row and x1 the n after it.
+  void (*rotate)(const T* x, const T* cos, const T* sin, T* y, int64_t n, int64_t rows, int64_t stride);
   // ds = scale p (dp - delta)
   void (*softmax_ds)(const T* p, const T* dp, T delta, T scale, T* ds, int64_t n);
   void (*adamw)(const AdamWStep<T>& step, const T* p, const T* g, const T* m, const T* v, T* p_out, T* m_out,
