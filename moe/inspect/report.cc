@@ -1,6 +1,7 @@
 #include "moe/inspect/report.h"
 
 #include <algorithm>
+#include <map>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -160,6 +161,38 @@ std::string MeshLine(const Program& program) {
   return absl::StrCat(out, absl::StrJoin(aliases, " x "));
 }
 
+// "experts   7 in 8 slots of each MoE layer: 0 1 2 3 | 4 5 6 -" per ep part, one line per different map; and
+// "words     1009 in 1010 rows".
+std::string StoredRowsLines(const Program& program) {
+  const Mesh& mesh = program.module->mesh();
+  const int64_t ep = mesh.aliases().count("ep") ? mesh.Size(mesh.Alias("ep")) : 1;
+  std::map<std::vector<int64_t>, std::vector<std::string>> maps;  // -> layers
+  int64_t experts = 0, words = 0, rows = 0;
+  for (const auto& s : program.module->states()) {
+    if (BindingKind(s->attributes) == "expert_map") {
+      experts = AttrInt(s->attributes, "experts");
+      maps[std::get<std::vector<int64_t>>(s->attributes.at("slots"))].push_back(
+          s->name.substr(0, s->name.rfind('.')));
+    } else if (s->attributes.count("logical_rows")) {
+      words = AttrInt(s->attributes, "logical_rows"), rows = s->type.dims[0];
+    }
+  }
+  std::string out;
+  for (const auto& [map, layers] : maps) {
+    std::string text = absl::StrCat(experts, " in ", map.size(), " slots",
+                                    maps.size() > 1 ? absl::StrCat(" of ", absl::StrJoin(layers, ", ")) : "", ":");
+    const size_t part = std::max<size_t>(1, map.size() / ep);
+    for (size_t i = 0; i < map.size(); ++i) {
+      absl::StrAppend(&text, i > 0 && i % part == 0 ? " | " : " ", map[i] < 0 ? "-" : absl::StrCat(map[i]));
+    }
+    std::string lines;
+    AppendWrapped(text, 10, &lines);
+    absl::StrAppend(&out, lines.replace(0, 7, "experts"));
+  }
+  if (words > 0) absl::StrAppend(&out, "words     ", words, " in ", rows, " rows\n");
+  return out;
+}
+
 }  // namespace
 
 absl::Status CheckReportOptions(const Program& program, const ReportOptions& options) {
@@ -245,7 +278,8 @@ std::string CollectivesText(const Program& program, const StageView& view) {
 absl::StatusOr<std::string> ReportText(const Program& program, const ReportOptions& options) {
   RETURN_IF_ERROR(CheckReportOptions(program, options));
   const bool filtered = options.layer >= 0 || !options.function.empty();
-  std::string out = absl::StrCat("program   ", program.module->name(), "\n", MeshLine(program), "\n");
+  std::string out = absl::StrCat("program   ", program.module->name(), "\n", MeshLine(program), "\n",
+                                 StoredRowsLines(program));
   if (!program.schedule.name.empty()) {
     absl::StrAppend(&out, "schedule  ", program.schedule.name, ", ", program.schedule.microbatches,
                     program.schedule.microbatches == 1 ? " microbatch" : " microbatches", "\n");

@@ -6,6 +6,7 @@
 #include "moe/inspect/buffers.h"
 #include "moe/inspect/report.h"
 #include "moe/inspect/timeline.h"
+#include "moe/ir/state.h"
 
 namespace moe {
 namespace {
@@ -103,11 +104,18 @@ absl::StatusOr<std::string> ReportJson(const Program& program, const ReportOptio
   }
   Json notes = Json::array();
   for (const auto& [pass, line] : program.notes) notes.push_back({{"pass", pass}, {"note", line}});
+  Json maps = Json::object();
+  for (const auto& s : program.module->states()) {
+    if (BindingKind(s->attributes) != "expert_map") continue;
+    maps[s->name] = {{"experts", AttrInt(s->attributes, "experts")},
+                     {"slots", std::get<std::vector<int64_t>>(s->attributes.at("slots"))}};
+  }
   const Json out = {
       {"program", program.module->name()},
       {"mesh", program.module->mesh().ToString()},
       {"schedule", {{"name", program.schedule.name}, {"microbatches", program.schedule.microbatches}}},
       {"timeline", TimelineJson(PlanTimeline(program))},
+      {"expert_maps", maps},
       {"passes", notes},
       {"stages", stages}};
   return out.dump(1) + "\n";

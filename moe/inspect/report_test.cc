@@ -129,6 +129,18 @@ TEST(ReportTest, OverviewAddsUp) {
   }
 }
 
+TEST(ReportTest, ShowsWhichSlotsHoldWhichExperts) {
+  const Program p = CompileSmall("dp=2 ep=2 expert_map=0:1:2:3:0:-1");
+  ASSERT_OK_AND_ASSIGN(const std::string text, ReportText(p));
+  EXPECT_THAT(text, HasSubstr("\nexperts   4 in 6 slots: 0 1 2 | 3 0 -\n"));
+  ASSERT_OK_AND_ASSIGN(const std::string json, ReportJson(p));
+  const auto parsed = nlohmann::json::parse(json, nullptr, false);
+  ASSERT_EQ(parsed["expert_maps"].size(), 1u);
+  EXPECT_EQ(parsed["expert_maps"].begin()->at("slots").size(), 6u);
+  ASSERT_OK_AND_ASSIGN(const std::string plain, ReportText(CompileSmall("dp=2 ep=2")));
+  EXPECT_THAT(plain, Not(HasSubstr("\nexperts ")));
+}
+
 TEST(ReportTest, JsonHoldsTheSame) {
   const Program p = CompileSmall("pp=2 dp=2 microbatches=2");
   ASSERT_OK_AND_ASSIGN(const std::string text, ReportJson(p));

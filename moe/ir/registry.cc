@@ -19,7 +19,7 @@ namespace {
 // Attributes that any op may carry.
 const std::vector<AttrDef>& UniversalAttrs() {
   static const auto& attrs = *new std::vector<AttrDef>{
-      {"tag", AttrKind::kString, false},  // "residual_stream": seeds of the shard pass
+      {"tag", AttrKind::kString, false},  // "residual_stream", "replica_sum": seeds of the shard pass
       {"dual", AttrKind::kString,
        false},  // name of the value whose placement this gradient should take: a hint
       {"like", AttrKind::kString, false},      // name of the value that the result is shaped after: a hint

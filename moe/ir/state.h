@@ -2,12 +2,16 @@
 // the text form shows all of it.
 //
 // State attributes
-//   kind    "parameter" | "moment" | "gradient" | "accumulator"
+//   kind    "parameter" | "moment" | "gradient" | "accumulator" | "expert_map"
 //   of      moment, gradient: the parameter's name;  chunk: gradient, accumulator: chunk that owns it (after
 //   staging) reset   accumulators: "step" (zeroed before the first microbatch of a step) combine "sum" |
 //   "max" parameters also carry: role (emb head norm q kv o up down router eup edown), class ("dense" |
 //   "expert"), init ("normal" | "ones" | "zeros"), std (of init), decay (whether AdamW's weight decay
 //   applies)
+//
+//   expert_map     stored by expert slots, by the table of that name;  logical_rows: the rows behind are padding
+//   (stored_rows.h). A table, expert slot -> expert, has: experts, slots (its initial contents), replicas (whether
+//   the update adds up gradients of replicas)
 //
 // Argument attributes (op "arg") and result bindings
 //   kind = "state",    name = S     reads state S / gives its new value (aliases the state's storage)

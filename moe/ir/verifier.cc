@@ -17,6 +17,7 @@
 #include "moe/ir/limits.h"
 #include "moe/ir/registry.h"
 #include "moe/ir/state.h"
+#include "moe/ir/stored_rows.h"
 #include "moe/ir/verify_placement.h"
 
 namespace moe {
@@ -103,7 +104,7 @@ absl::Status VerifyRuleRanks(const Node& node) {
 // Operands that hold indices, by the names that the ops give them.
 bool IsIndex(absl::string_view operand_name) {
   static const auto& names = *new std::set<absl::string_view>{
-      "ids", "labels", "expert", "slot", "positions", "q_positions", "k_positions"};
+      "ids", "labels", "expert", "slot", "expert_map", "positions", "q_positions", "k_positions"};
   return names.count(operand_name) > 0;
 }
 
@@ -230,6 +231,8 @@ void Verifier::CheckModule(const Module& module) {
     CheckName(nullptr, "a state", state->name);
     const absl::Status type = VerifyType(state->type, mesh_);
     if (!type.ok()) Problem(nullptr, nullptr, absl::StrCat("state @", state->name, ": ", type.message()));
+    const std::string rows = StoredRowsProblem(module, *state);
+    if (!rows.empty()) Problem(nullptr, nullptr, absl::StrCat("state @", state->name, ": ", rows));
   }
   std::set<absl::string_view> names;
   for (const std::unique_ptr<Function>& function : module.functions()) {

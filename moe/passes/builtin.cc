@@ -4,8 +4,10 @@
 #include "moe/passes/certify.h"
 #include "moe/passes/checkpoint.h"
 #include "moe/passes/common_subexpressions.h"
+#include "moe/passes/expert_slots.h"
 #include "moe/passes/fuse.h"
 #include "moe/passes/insert_collectives.h"
+#include "moe/passes/pad_vocabulary.h"
 #include "moe/passes/partition_stages.h"
 #include "moe/passes/pipeline.h"
 #include "moe/passes/plan_memory.h"
@@ -25,9 +27,13 @@ void RegisterBuiltinPasses(PassRegistry* registry) {
   registry->Add({"checkpoint", "Computes values again in the backward instead of keeping them.", Checkpoint});
   registry->Add({"common-subexpressions", "Merges nodes of one phase that compute the same.",
                  ForEachFunction(MergeCommonSubexpressions)});
+  registry->Add({"expert-slots", "Stores experts by slots, empty ones and replicas among them, as the strategy says.",
+                 StoreByExpertSlots});
   registry->Add({"fuse", "Replaces patterns by ops with a kernel of their own.", Fuse});
   registry->Add(
       {"insert-collectives", "Lowers conversions to the cheapest legal collectives.", InsertCollectives});
+  registry->Add({"pad-vocabulary", "Pads a sharded vocabulary that does not divide, where that is exact.",
+                 PadVocabulary});
   registry->Add(
       {"partition-stages", "Cuts the step into chunks by cost, each node exactly once.", PartitionStages});
   registry->Add({"plan-memory", "Gives every value of every rank its place in the arena.", PlanMemory});
@@ -53,7 +59,7 @@ PassRegistry& Passes() {
 }
 
 std::string DefaultPipeline() {
-  return "autodiff,partition-stages,shard,insert-collectives,checkpoint,fuse,split-phases,"
+  return "autodiff,expert-slots,pad-vocabulary,partition-stages,shard,insert-collectives,checkpoint,fuse,split-phases,"
          "split-backward,schedule,plan-memory,certify";
 }
 

@@ -15,7 +15,7 @@ namespace {
 
 bool OfTheModel(const Node& n) {
   const std::string& pass = n.provenance.pass;
-  return pass.empty() || pass == "autodiff" || pass == "partition-stages";
+  return pass.empty() || pass == "autodiff" || pass == "expert-slots" || pass == "partition-stages";
 }
 
 using Names = std::set<std::pair<std::string, std::string>>;  // op, first result
@@ -145,6 +145,7 @@ absl::Status CheckStates(const ProgramFrame& f) {
         return Uncertified("@", w.function->name(), " writes @", s->name, ", which does not live on ",
                            StageName(*f.module, w.stage));
       }
+      if (kind == "expert_map") return Uncertified("@", w.function->name(), " writes the expert map @", s->name);
       const bool in_update = w.phase == Write::kUpdate;
       const bool right = kind == "parameter" || kind == "moment" ? in_update
                          : kind == "gradient"                    ? w.phase == Write::kBackward

@@ -35,7 +35,9 @@ std::string WhyNot(const OpDef& op) {
 bool Stable(const Node& arg, const Module& module) {
   if (BindingKind(arg.attributes()) != "state") return true;
   const State* s = module.FindState(BindingName(arg.attributes()));
-  return s != nullptr && AttrString(s->attributes, "kind") == "parameter";
+  if (s == nullptr) return false;
+  const std::string kind = AttrString(s->attributes, "kind");
+  return kind == "parameter" || kind == "expert_map";
 }
 
 bool Cheap(const Node& n) {

@@ -122,6 +122,19 @@ Placement Seeds::Storage(const State& parameter) const {
 
 bool Seeds::ScattersGradient(const State& parameter) const { return ZeroStage(parameter) >= 2; }
 
+Placement Seeds::ReplicaSum(Placement p, const Type& type) const {
+  const AxisList axes = p.dims[0];
+  p.dims[0].clear();
+  for (const bool free : {true, false}) {  // a dim that nothing shards yet takes no change of order
+    for (int d = 1; d < type.rank(); ++d) {
+      if (p.dims[d].empty() != free || type.dims[d] % (mesh_.Size(p.dims[d]) * mesh_.Size(axes))) continue;
+      p.dims[d].insert(p.dims[d].end(), axes.begin(), axes.end());
+      return p;
+    }
+  }
+  return p;
+}
+
 Placement Seeds::ResidualStream(const Type& type) const {
   Placement p = Placement::Replicated(type.rank());
   if (type.rank() > 0) p.dims[0] = dp_;
@@ -139,7 +152,7 @@ Placement Seeds::Batch(const Type& type) const {
 
 absl::Status Seeds::Check(const Module& module) const {
   std::set<std::string> problems;
-  const auto check = [&](const Type& type, const Placement& p, absl::string_view what) {
+  const auto check = [&](const Type& type, const Placement& p, absl::string_view what, absl::string_view key = "") {
     for (int d = 0; d < type.rank(); ++d) {
       const int64_t n = mesh_.Size(p.dims[d]), extent = type.dims[d];
       if (extent % n == 0) continue;
@@ -149,7 +162,10 @@ absl::Status Seeds::Check(const Module& module) const {
       }
       problems.insert(absl::StrCat(what, ": extent ", extent, " of dim ", d, " does not divide over ",
                                    mesh_.Show(p.dims[d]), " = ", n,
-                                   "; legal here: ", absl::StrJoin(legal, ", ")));
+                                   "; legal here: ", absl::StrJoin(legal, ", "),
+                                   d == 0 && key == "expert"
+                                       ? absl::StrCat(", or expert_slots=", (extent + n - 1) / n * n)
+                                       : ""));
     }
   };
   std::set<std::string> roles;
@@ -158,7 +174,8 @@ absl::Status Seeds::Check(const Module& module) const {
     const std::string role = AttrString(s->attributes, "role");
     // One of each kind speaks for all layers.
     if (!role.empty() && !roles.insert(absl::StrCat(role, absl::StrJoin(s->type.dims, ","))).second) continue;
-    check(s->type, Compute(*s), absl::StrCat(role.empty() ? "parameter" : role, " parameter ", s->name));
+    check(s->type, Compute(*s), absl::StrCat(role.empty() ? "parameter" : role, " parameter ", s->name),
+          AttrString(s->attributes, "class"));
   }
   for (const auto& f : module.functions()) {
     for (const Node* a : f->args()) {

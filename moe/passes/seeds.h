@@ -45,6 +45,10 @@ class Seeds {
   // Whether the gradient is reduced and scattered every microbatch (ZeRO-2/3) instead of once a step.
   bool ScattersGradient(const State& parameter) const;
 
+  // Where the sum of the replicas' gradients is made, given where the gradients by expert slots are: the axes of
+  // the slots on another dim that they divide, so that rows are exchanged and not summed between ranks.
+  Placement ReplicaSum(Placement gradient, const Type& type) const;
+
   Placement ResidualStream(const Type& type) const;
   Placement Batch(const Type& type) const;
 

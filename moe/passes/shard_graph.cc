@@ -13,6 +13,7 @@ namespace moe {
 namespace {
 
 constexpr char kResidualStream[] = "residual_stream";
+constexpr char kReplicaSum[] = "replica_sum";
 
 void RemoveDeadNodes(Function* f) {
   const std::vector<Node*> nodes = f->Nodes();
@@ -133,6 +134,12 @@ class GraphBuilder {
       const Placement p = seeds_.ResidualStream(n->type());
       Fix(x.results[0], p);
       NoteResidual(p);
+    }
+
+    if (n->StringOr("tag", "") == kReplicaSum) {
+      if (const StatePlacement* s = StateOf(n->operand(0).node->attributes()); s != nullptr && s->is_gradient) {
+        g_.values[x.results[0]].gradient_of = planner_.Intern(seeds_.ReplicaSum(s->settled, n->type()));
+      }
     }
 
     std::vector<int64_t> key = {reinterpret_cast<int64_t>(x.op), reinterpret_cast<int64_t>(x.rule)};

@@ -56,7 +56,8 @@ struct ShardValue {
   bool parameter = false;  // stationary everywhere but in the update
   SeedKind seed_kind = SeedKind::kNone;
   PlacementId seed = kNoPlacement, settled = kNoPlacement;
-  PlacementId gradient_of = kNoPlacement;  // final gradient of a parameter that computes there
+  // Final gradient of a parameter that computes there, or a sum of replicas: made on these axes.
+  PlacementId gradient_of = kNoPlacement;
   uint64_t blocked = 0;                    // dims that a consumer, through pass-through factors, needs whole
   std::string open_state;                  // the accumulator that holds this value
 };

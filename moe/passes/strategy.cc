@@ -12,6 +12,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "moe/ir/stored_rows.h"
 
 namespace moe {
 namespace {
@@ -24,6 +25,7 @@ constexpr IntField kDegrees[] = {{"pp", &Strategy::pp}, {"dp", &Strategy::dp}, {
                                  {"tp", &Strategy::tp}, {"ep", &Strategy::ep}, {"etp", &Strategy::etp}};
 constexpr IntField kCounts[] = {{"microbatches", &Strategy::microbatches},
                                 {"virtual_chunks", &Strategy::virtual_chunks}};
+constexpr int64_t kMaxExpertSlots = 1 << 20;
 constexpr int64_t kMaxDegree = int64_t{1} << 24;
 
 std::vector<int64_t> Divisors(int64_t n) {
@@ -130,6 +132,8 @@ std::string Strategy::ToString() const {
   if (overload != 0) words.push_back(absl::StrFormat("overload=%.17g", overload));
   if (!ep_order.empty()) words.push_back(absl::StrCat("ep_order=", ep_order));
   if (!kv_axis) words.push_back("no_kv_axis");
+  if (expert_slots != 0) words.push_back(absl::StrCat("expert_slots=", expert_slots));
+  if (!expert_map.empty()) words.push_back(absl::StrCat("expert_map=", absl::StrJoin(expert_map, ":")));
   if (words.empty()) words.push_back("dp=1");
   return absl::StrJoin(words, " ");
 }
@@ -162,6 +166,14 @@ absl::StatusOr<Strategy> ParseStrategy(absl::string_view text) {
     } else if (key == "ep_order") {
       if (value != "fold" && value != "reversed") return bad("fold or reversed");
       s.ep_order = std::string(value);
+    } else if (key == "expert_slots") {
+      if (!absl::SimpleAtoi(value, &s.expert_slots) || s.expert_slots < 1 || s.expert_slots > kMaxExpertSlots) {
+        return bad(absl::StrCat("1 to ", kMaxExpertSlots));
+      }
+    } else if (key == "expert_map") {
+      absl::StatusOr<std::vector<int64_t>> map = ParseExpertMap(value);
+      if (!map.ok()) return absl::InvalidArgumentError(absl::StrCat("strategy: ", map.status().message()));
+      s.expert_map = *std::move(map);
     } else {
       int64_t Strategy::*field = nullptr;
       for (const IntField& f : kDegrees) field = key == f.name ? f.field : field;
@@ -170,7 +182,7 @@ absl::StatusOr<Strategy> ParseStrategy(absl::string_view text) {
         return absl::InvalidArgumentError(absl::StrCat(
             "strategy: unknown word '", word,
             "'; known: pp= dp= cp= tp= ep= etp= sp vp zero= expert_zero= microbatches= virtual_chunks= "
-            "schedule= checkpoint= overload= ep_order= no_kv_axis"));
+            "schedule= checkpoint= overload= ep_order= no_kv_axis expert_slots= expert_map="));
       }
       if (!absl::SimpleAtoi(value, &(s.*field)) || s.*field < 1 || s.*field > kMaxDegree) {
         return bad("a positive number");
@@ -178,6 +190,48 @@ absl::StatusOr<Strategy> ParseStrategy(absl::string_view text) {
     }
   }
   return s;
+}
+
+absl::StatusOr<std::vector<int64_t>> ParseExpertMap(absl::string_view text) {
+  std::vector<int64_t> map;
+  for (absl::string_view word : absl::StrSplit(text, absl::ByAnyChar(",:"))) {
+    int64_t expert;
+    if (!absl::SimpleAtoi(word, &expert) || expert < -1) {
+      return absl::InvalidArgumentError(absl::StrCat("expert_map '", text, "': '", word,
+                                                     "' is no expert; legal are numbers from 0 on, and -1 for an "
+                                                     "empty slot"));
+    }
+    map.push_back(expert);
+    if (static_cast<int64_t>(map.size()) > kMaxExpertSlots) {
+      return absl::InvalidArgumentError(absl::StrCat("expert_map has more than ", kMaxExpertSlots, " slots"));
+    }
+  }
+  return map;
+}
+
+absl::StatusOr<std::vector<int64_t>> ExpertMapOf(const Strategy& s, int64_t experts) {
+  std::vector<int64_t> map = s.expert_map;
+  const int64_t slots = s.expert_slots > 0 ? s.expert_slots : map.empty() ? experts : static_cast<int64_t>(map.size());
+  if (slots < experts || slots > kMaxExpertSlots) {
+    return absl::InvalidArgumentError(absl::StrCat(slots, " expert slots for ", experts, " experts; legal are ", experts,
+                                                   " to ", kMaxExpertSlots, ", in multiples of ep = ", s.ep));
+  }
+  if (slots % s.ep != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(slots, " expert slots do not divide over ep = ", s.ep, "; the next that do: ",
+                     (slots + s.ep - 1) / s.ep * s.ep));
+  }
+  if (map.empty()) {
+    map.assign(slots, -1);
+    for (int64_t e = 0; e < experts; ++e) map[e * slots / experts] = e;
+  }
+  if (static_cast<int64_t>(map.size()) != slots) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("expert_map has ", map.size(), " entries for ", slots, " expert slots; it needs one each"));
+  }
+  const std::string problem = ExpertMapProblem(map, experts);
+  if (!problem.empty()) return absl::InvalidArgumentError(absl::StrCat("expert_map: ", problem));
+  return map;
 }
 
 std::string FoldProblem(const Strategy& s, int64_t kv_heads) {

@@ -30,6 +30,10 @@ struct Strategy {
   // empty.
   std::string ep_order;
   bool kv_axis = true;  // split tp by kv heads where tp exceeds them
+  // Slots that experts are stored in, a multiple of ep; 0: as many as experts. And what each holds, an expert or -1
+  // for nothing; empty: the experts in order, spread evenly.
+  int64_t expert_slots = 0;
+  std::vector<int64_t> expert_map;
 
   int64_t world() const { return pp * dp * cp * tp; }
   int64_t edp() const { return dp * cp * tp / (ep * etp); }
@@ -38,6 +42,13 @@ struct Strategy {
 };
 absl::StatusOr<Strategy> ParseStrategy(
     absl::string_view text);  // inverse of ToString; words separated by spaces or commas
+
+// "0,1,2,-1", with commas or colons, as numbers.
+absl::StatusOr<std::vector<int64_t>> ParseExpertMap(absl::string_view text);
+// Slot -> expert as the strategy has it for so many experts: expert_map, or the experts spread evenly over
+// expert_slots. Error: slots that ep does not divide or that are too few, a map of another length, an entry that is no
+// expert, an expert without a slot.
+absl::StatusOr<std::vector<int64_t>> ExpertMapOf(const Strategy& s, int64_t experts);
 
 // Atomic axes by folding: cut points {1, tp, tp*cp, tp*cp*dp} and {1, etp, etp*ep, etp*ep*edp}, and
 // tp/gcd(tp, kv_heads), must form a divisibility chain. kv_heads = 0: no attention. Error: which cut points

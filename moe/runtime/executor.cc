@@ -133,26 +133,13 @@ absl::StatusOr<Reports> Executor::RunProgram(const std::string& name, const Step
   return reports;
 }
 
-std::vector<std::string> Executor::StateNames() const {
-  std::vector<std::string> out;
-  for (const auto& s : program_.module->states()) out.push_back(s->name);
-  return out;
-}
-
-absl::StatusOr<Type> Executor::StateType(const std::string& name) const {
-  const State* s = program_.module->FindState(name);
-  if (s == nullptr) return absl::NotFoundError(absl::StrCat("no state ", name));
-  return s->type;
-}
-
 absl::Status Executor::InitializeState(uint64_t seed) {
   for (const auto& s : program_.module->states()) {
-    const bool parameter = AttrString(s->attributes, "kind") == "parameter";
-    const Initializer init(*s, seed);
+    const Initializer init(module(), *s, seed);
     for (auto& rank : ranks_) {
       Tensor* t = rank->FindState(s->name);
       if (t == nullptr) continue;
-      if (!parameter) {
+      if (init.AllZero()) {
         std::memset(t->data, 0, t->elements() * ByteSize(t->dtype));
         continue;
       }
@@ -165,15 +152,15 @@ absl::Status Executor::InitializeState(uint64_t seed) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<double>> Executor::ReadState(const std::string& name) {
-  ASSIGN_OR_RETURN(const Type type, StateType(name));
+absl::StatusOr<std::vector<double>> Executor::ReadStored(const State& state) {
+  const std::string& name = state.name;
+  const Type& type = state.type;
   const Mesh& mesh = program_.module->mesh();
   std::vector<double> out(type.num_elements(), 0.0);
   // Over axes that the type does not name, ranks hold the same bits; the first of them speaks. Over partial
   // axes they hold summands. Stages that share a parameter hold replicas of it, but each its own part of the
   // gradient.
-  const State* state = program_.module->FindState(name);
-  const bool stages_add = AttrString(state->attributes, "kind") == "gradient";
+  const bool stages_add = AttrString(state.attributes, "kind") == "gradient";
   AxisList replicated;
   for (AxisId a : mesh.SpmdAxes()) {
     if (type.placement.Role(a) == Placement::kNone) replicated.push_back(a);
@@ -199,12 +186,9 @@ absl::StatusOr<std::vector<double>> Executor::ReadState(const std::string& name)
   return out;
 }
 
-absl::Status Executor::WriteState(const std::string& name, absl::Span<const double> values) {
-  ASSIGN_OR_RETURN(const Type type, StateType(name));
-  if (static_cast<int64_t>(values.size()) != type.num_elements()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("state ", name, " has ", type.num_elements(), " elements, not ", values.size()));
-  }
+absl::Status Executor::WriteStored(const State& state, absl::Span<const double> values) {
+  const std::string& name = state.name;
+  const Type& type = state.type;
   if (!type.placement.partial.empty()) {
     return absl::FailedPreconditionError(
         absl::StrCat("state ", name, " is a partial sum and cannot be written"));

@@ -19,7 +19,7 @@
 #include "absl/time/time.h"
 #include "moe/comm/in_process/in_process.h"
 #include "moe/runtime/rank_executor.h"
-#include "moe/runtime/session.h"
+#include "moe/runtime/logical_session.h"
 
 namespace moe {
 
@@ -31,7 +31,7 @@ struct ExecutorOptions {
   bool poison = false;    // tests: frames hold NaN before every action
 };
 
-class Executor : public Session, private DecisionHook {
+class Executor : public LogicalSession, private DecisionHook {
  public:
   static absl::StatusOr<std::unique_ptr<Executor>> Create(const Program& program,
                                                           const ExecutorOptions& options);
@@ -42,10 +42,6 @@ class Executor : public Session, private DecisionHook {
     return RunProgram("train_step", inputs);
   }
   absl::StatusOr<Reports> EvalStep(const StepInputs& inputs) override { return RunProgram("eval", inputs); }
-  std::vector<std::string> StateNames() const override;
-  absl::StatusOr<Type> StateType(const std::string& name) const override;
-  absl::StatusOr<std::vector<double>> ReadState(const std::string& name) override;
-  absl::Status WriteState(const std::string& name, absl::Span<const double> values) override;
   void RecordDecisions(Decisions* into) override { record_ = into; }
   void ReplayDecisions(const Decisions* from) override { replay_ = from; }
 
@@ -61,6 +57,9 @@ class Executor : public Session, private DecisionHook {
 
  private:
   explicit Executor(const Program& program) : program_(program) {}
+  const Module& module() const override { return *program_.module; }
+  absl::StatusOr<std::vector<double>> ReadStored(const State& state) override;
+  absl::Status WriteStored(const State& state, absl::Span<const double> values) override;
   absl::StatusOr<Reports> RunProgram(const std::string& name, const StepInputs& inputs);
   bool OnDecision(const std::string& name, int microbatch, const Block& block, int32_t* experts) override;
   void RankLoop(int64_t rank);

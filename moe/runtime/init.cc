@@ -28,8 +28,15 @@ uint64_t StreamOf(absl::string_view name) {
   return h;
 }
 
-Initializer::Initializer(const State& state, uint64_t seed)
+Initializer::Initializer(const Module& module, const State& state, uint64_t seed)
     : kind_(kZeros), seed_(seed), stream_(StreamOf(state.name)) {
+  const std::string kind = AttrString(state.attributes, "kind");
+  if (kind == "expert_map") {
+    kind_ = kTable;
+    table_ = std::get<std::vector<int64_t>>(state.attributes.at("slots"));
+    return;
+  }
+  if (kind != "parameter") return;
   const std::string init = AttrString(state.attributes, "init", "zeros");
   CHECK(init == "normal" || init == "ones" || init == "zeros") << "init of " << state.name << ": " << init;
   if (init == "normal") {
@@ -38,11 +45,15 @@ Initializer::Initializer(const State& state, uint64_t seed)
   } else if (init == "ones") {
     kind_ = kOnes;
   }
+  rows_ = StoredRowsOf(module, state);
+  if (rows_) row_elements_ = state.type.num_elements() / state.type.dims[0];
 }
 
 double Initializer::operator()(int64_t index) const {
+  if (kind_ == kTable) return static_cast<double>(table_[index]);
+  if (rows_) index = rows_->LogicalIndex(index, row_elements_);
+  if (kind_ == kZeros || index < 0) return 0;
   if (kind_ == kOnes) return 1;
-  if (kind_ == kZeros) return 0;
   // 53 bits each; the first in (0, 1], so that its logarithm is finite.
   const double u = static_cast<double>((CounterBits(seed_, stream_, 2 * index) >> 11) + 1) * 0x1p-53;
   const double v = static_cast<double>(CounterBits(seed_, stream_, 2 * index + 1) >> 11) * 0x1p-53;

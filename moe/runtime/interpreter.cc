@@ -211,8 +211,8 @@ absl::Status Interpreter::InitializeState(uint64_t seed) {
   for (const auto& s : module_->states()) {
     Buffer& buffer = *states_.at(s->name);
     std::memset(buffer.data, 0, buffer.bytes);
-    if (BindingKind(s->attributes) != "parameter") continue;
-    const Initializer init(*s, seed);
+    const Initializer init(*module_, *s, seed);
+    if (init.AllZero()) continue;
     std::vector<double> values(s->type.num_elements());
     for (size_t i = 0; i < values.size(); ++i) values[i] = init(static_cast<int64_t>(i));
     RETURN_IF_ERROR(CopyIn(values.data(), static_cast<int64_t>(values.size()), s->type.dtype, buffer.data));
@@ -402,32 +402,14 @@ absl::Status Interpreter::Replay(const Node& n, int microbatch, KernelContext& c
   return absl::OkStatus();
 }
 
-std::vector<std::string> Interpreter::StateNames() const {
-  std::vector<std::string> names;
-  for (const auto& s : module_->states()) names.push_back(s->name);
-  return names;
-}
-
-absl::StatusOr<Type> Interpreter::StateType(const std::string& name) const {
-  const State* s = module_->FindState(name);
-  if (s == nullptr) return absl::NotFoundError(absl::StrCat("no state named '", name, "'"));
-  return s->type;
-}
-
-absl::StatusOr<std::vector<double>> Interpreter::ReadState(const std::string& name) {
-  ASSIGN_OR_RETURN(const Type type, StateType(name));
-  std::vector<double> values(type.num_elements());
-  RETURN_IF_ERROR(CopyOut(type.dtype, states_.at(name)->data, absl::MakeSpan(values)));
+absl::StatusOr<std::vector<double>> Interpreter::ReadStored(const State& state) {
+  std::vector<double> values(state.type.num_elements());
+  RETURN_IF_ERROR(CopyOut(state.type.dtype, states_.at(state.name)->data, absl::MakeSpan(values)));
   return values;
 }
 
-absl::Status Interpreter::WriteState(const std::string& name, absl::Span<const double> values) {
-  ASSIGN_OR_RETURN(const Type type, StateType(name));
-  if (static_cast<int64_t>(values.size()) != type.num_elements()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("state '", name, "' has ", type.num_elements(), " elements, not ", values.size()));
-  }
-  return CopyIn(values.data(), static_cast<int64_t>(values.size()), type.dtype, states_.at(name)->data);
+absl::Status Interpreter::WriteStored(const State& state, absl::Span<const double> values) {
+  return CopyIn(values.data(), static_cast<int64_t>(values.size()), state.type.dtype, states_.at(state.name)->data);
 }
 
 }  // namespace moe

@@ -21,7 +21,7 @@
 #include "absl/status/statusor.h"
 #include "moe/ir/graph.h"
 #include "moe/kernels/kernel.h"
-#include "moe/runtime/session.h"
+#include "moe/runtime/logical_session.h"
 
 namespace moe {
 
@@ -32,7 +32,7 @@ struct InterpreterOptions {
   std::function<void(const Value&, int microbatch, const Tensor&)> observer;
 };
 
-class Interpreter : public Session {
+class Interpreter : public LogicalSession {
  public:
   // Errors: FailedPrecondition if the module lacks @step or @report, is partitioned, or has placed values;
   // InvalidArgument for an unknown binding; NotFound if an op has no kernel.
@@ -44,11 +44,6 @@ class Interpreter : public Session {
   absl::StatusOr<Reports> TrainStep(const StepInputs& inputs) override;
   absl::StatusOr<Reports> EvalStep(const StepInputs& inputs) override;
 
-  std::vector<std::string> StateNames() const override;
-  absl::StatusOr<Type> StateType(const std::string& name) const override;
-  absl::StatusOr<std::vector<double>> ReadState(const std::string& name) override;
-  absl::Status WriteState(const std::string& name, absl::Span<const double> values) override;
-
   void RecordDecisions(Decisions* into) override { record_ = into; }
   void ReplayDecisions(const Decisions* from) override { replay_ = from; }
 
@@ -56,6 +51,10 @@ class Interpreter : public Session {
   struct Buffer;
   using BufferPtr = std::shared_ptr<Buffer>;
   struct Program;  // a function, prepared
+
+  const Module& module() const override { return *module_; }
+  absl::StatusOr<std::vector<double>> ReadStored(const State& state) override;
+  absl::Status WriteStored(const State& state, absl::Span<const double> values) override;
 
   Interpreter(std::unique_ptr<Module> module, InterpreterOptions options);
   absl::StatusOr<std::unique_ptr<Program>> Prepare(const Function& f, bool forward_only) const;

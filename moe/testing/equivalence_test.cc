@@ -151,6 +151,19 @@ constexpr Line kLines[] = {
     {"odd cap", "tp=6 etp=6", 6, 5},
     {"odd", "cp=2 dp=3 microbatches=2", 6, 5},
     {"odd", "pp=2 dp=7 ep=7 microbatches=2", 14, 5},
+    // Experts by slots: an empty one where ep does not divide them, a map of one's own, replicas.
+    {"odd", "dp=2 ep=2 expert_slots=8", 6, 5},
+    {"odd cap", "tp=2 dp=2 ep=4 sp zero=1 expert_map=6:-1:2:3:4:5:1:0", 6, 5},
+    {"odd", "pp=2 dp=2 ep=2 expert_map=0:1:2:3:4:5:6:0 microbatches=3", 6, 5},
+    {"cap", "dp=4 ep=4 expert_map=0:1:2:3:4:5:6:7:7:0:0:-1 zero=1", 8, 20},
+    {"drop", "pp=2 dp=2 tp=2 etp=2 ep=2 expert_map=3:0:1:2:4:5:6:7:3:3 microbatches=2 checkpoint=full", 8, 20},
+    {"drop", "dp=8 ep=4 expert_map=0:1:2:3:4:5:6:7:0:1:2:3:4:5:6:7 zero=3", 8, 20},
+    {"drop", "dp=4 ep=2 expert_map=7:6:5:4:3:2:1:0 zero=2 microbatches=2 checkpoint=selective", 8, 20},
+    {"drop", "tp=2 dp=4 ep=8 sp vp expert_slots=16 overload=0.6", 8, 20},
+    // A vocabulary of 1009 words over tp.
+    {"odd", "tp=2 etp=2 vp", 6, 5},
+    {"odd tied", "pp=2 tp=2 dp=2 ep=4 expert_slots=8 vp sp zero=1 microbatches=3", 6, 5},
+    {"odd cap", "tp=6 etp=6 vp zero=1", 6, 5},
 };
 
 // Batches in which somebody has nothing to do.

@@ -130,6 +130,14 @@ class CaseBuilder {
     Route(dropless);
     return Given(DType::kS32, ChoiceDims(), slots_);
   }
+  // Twice as many expert slots as experts: two of each expert, out of order, but for one that is empty.
+  Value ExpertMap() {
+    int64_t w = 0;
+    return Fill(DType::kS32, {2 * s.experts}, [&] {
+      const int64_t slot = w++;
+      return static_cast<double>(slot == 0 && s.experts > 1 ? -1 : (slot * 3 + slot / s.experts) % s.experts);
+    });
+  }
   Dims ChoiceDims() const { return {s.batch, s.groups, s.tokens, s.k}; }
   // [e b c p rest]: dense with `capacity` slots, or ragged with sizes that follow from the routing.
   Value DispatchedTokens(bool dropless, Dims rest) {
@@ -486,6 +494,20 @@ void MoeCases(Cases* out) {
     c.Op("moe.count", {c.Experts()}, {{"experts", c.s.experts}, {"per_sequence", true}});
   });
   add("moe.count_kept", [=](CaseBuilder& c) { c.Op("moe.count_kept", {c.Slots(false)}); });
+  for (const bool dropless : {false, true}) {
+    add(dropless ? "moe.choose_replicas/dropless" : "moe.choose_replicas", [=](CaseBuilder& c) {
+      const Value slot = c.Slots(dropless);
+      c.Op("moe.choose_replicas", {c.Experts(), slot, c.ExpertMap()});
+    });
+  }
+  add("moe.sum_replicas", [](CaseBuilder& c) {
+    const Value x = c.Real({2 * c.s.experts, c.s.hidden, c.s.ffn});
+    c.Op("moe.sum_replicas", {x, c.ExpertMap()}, {{"experts", c.s.experts}});
+  });
+  add("moe.copy_to_replicas", [](CaseBuilder& c) {
+    const Value x = c.Real({c.s.experts, c.s.hidden, c.s.ffn});
+    c.Op("moe.copy_to_replicas", {x, c.ExpertMap()}, {{"expert_slots", 2 * c.s.experts}});
+  });
   for (const bool dropless : {false, true}) {
     const std::string suffix = dropless ? "/dropless" : "";
     const Attributes ragged = {{"dropless", dropless}};

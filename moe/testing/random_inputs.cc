@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "moe/ir/state.h"
+#include "moe/ir/stored_rows.h"
 #include "moe/runtime/init.h"
 
 namespace moe {
@@ -18,7 +19,7 @@ absl::StatusOr<StepInputs> RandomInputs(const Module& module, const RandomInputO
     return absl::FailedPreconditionError(
         "random inputs: the module needs attributes global_batch and seq_length and a state 'embedding'");
   }
-  const int64_t vocab = embedding->type.dims[0], n = samples * seq;
+  const int64_t vocab = LogicalType(module, *embedding).dims[0], n = samples * seq;
   const uint64_t seed = options.seed * 1'000'003 + static_cast<uint64_t>(step);
   StepInputs in;
   double valid = 0;

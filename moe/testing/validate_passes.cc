@@ -202,7 +202,7 @@ absl::Status CheckGradients(const std::string& pass, const Program& before, cons
     double objective[2];
     for (int side = 0; side < 2; ++side) {
       ClusterOptions moved = options;
-      std::vector<double>& values = moved.states[of] = InitialValues(*parameter, options.seed);
+      std::vector<double>& values = moved.states[of] = InitialValues(*before.module, *parameter, options.seed);
       for (size_t i = 0; i < values.size(); ++i) values[i] += (side ? kStep : -kStep) * direction[i];
       ASSIGN_OR_RETURN(const ClusterRun run, RunOnVirtualCluster(before, inputs, moved));
       objective[side] = run.objective;
@@ -304,7 +304,7 @@ absl::Status CompareWithExecutor(const Program& plan, const ValidateOptions& opt
   for (const auto& s : plan.module->states()) {
     narrow |= s->type.dtype == DType::kF32;
     if (AttrString(s->attributes, "kind") != "moment") continue;
-    RETURN_IF_ERROR(executor->WriteState(s->name, InitialValues(*s, options.seed)));
+    RETURN_IF_ERROR(executor->WriteState(s->name, InitialValues(*plan.module, *s, options.seed)));
   }
   executor->ReplayDecisions(&want.decisions);
   ASSIGN_OR_RETURN(const Reports reports, executor->TrainStep(inputs));

@@ -21,7 +21,7 @@ namespace moe {
 namespace {
 
 struct Case {
-  const char* model;  // moe, dropless, dense, tied, f32
+  const char* model;  // moe, dropless, dense, tied, f32, odd words
   const char* strategy;
 };
 
@@ -29,6 +29,7 @@ ModelConfig Model(const std::string& name) {
   ModelConfig c = name == "dropless" ? SmallDropless() : name == "dense" ? SmallDense() : SmallMoe();
   if (name == "tied") c.set_tie_embeddings(true);
   if (name == "f32") c.set_dtype("f32");
+  if (name == "odd words") c.set_vocab_size(31), c.set_vocab_blocks(1), c.set_tie_embeddings(true);
   c.set_init_std(0.2);
   return ResolveModelConfig(c);
 }
@@ -83,7 +84,9 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"dropless", "tp=2 dp=4 ep=4 sp vp zero=3 checkpoint=selective"},
                       Case{"dropless", "pp=2 dp=2 ep=2 microbatches=2 checkpoint=full overload=0.8"},
                       Case{"f32", "pp=2 dp=2 tp=2 ep=4 sp vp microbatches=2 schedule=gpipe"},
-                      Case{"tied", "pp=2 tp=2 etp=2 sp microbatches=2 schedule=zb-h1 zero=1"}));
+                      Case{"tied", "pp=2 tp=2 etp=2 sp microbatches=2 schedule=zb-h1 zero=1"},
+                      Case{"moe", "dp=4 ep=4 zero=1 expert_map=0:1:2:3:4:5:6:7:3:3:-1:0"},
+                      Case{"odd words", "pp=2 tp=2 vp microbatches=2 etp=2 expert_slots=10"}));
 
 // A registry of the built-in passes and one that is wrong.
 PassRegistry With(const char* name, Pass pass) {

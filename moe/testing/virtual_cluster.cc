@@ -17,6 +17,7 @@
 #include "moe/comm/in_process/in_process.h"
 #include "moe/ir/conversion_steps.h"
 #include "moe/ir/state.h"
+#include "moe/ir/stored_rows.h"
 #include "moe/passes/conversion.h"
 #include "moe/passes/partition_stages.h"
 #include "moe/runtime/exchange.h"
@@ -96,8 +97,11 @@ class Cluster {
     for (const auto& s : module_.states()) {
       RETURN_IF_ERROR(CheckDType(s->type, s->name));
       const auto given = options_.states.find(s->name);
-      const std::vector<double> global =
-          given == options_.states.end() ? InitialValues(*s, options_.seed) : given->second;
+      std::vector<double> global =
+          given == options_.states.end() ? InitialValues(module_, *s, options_.seed) : given->second;
+      if (const std::optional<StoredRows> rows = StoredRowsOf(module_, *s)) {
+        global = rows->ToStored(global, /*once=*/false);
+      }
       for (const int64_t stage : StagesOf(*s)) {
         if (stage >= mesh_.num_stages()) continue;
         states_[{stage, s->name}] = Distribute(s->type, global, stage);
@@ -143,7 +147,7 @@ class Cluster {
     RETURN_IF_ERROR(RunTogether(updates));
     for (const Function* f : reports) RETURN_IF_ERROR(RunWhole(*f, -1));
     for (const Function* f : others) RETURN_IF_ERROR(RunWhole(*f, -1));
-    ExportStates();
+    RETURN_IF_ERROR(ExportStates());
     return std::move(run_);
   }
 
@@ -588,19 +592,38 @@ class Cluster {
     return absl::OkStatus();
   }
 
-  void ExportStates() {
+  // By logical rows, on every rank: with its own part of the stored rows, and those of the others around it.
+  absl::StatusOr<Snapshot> Logical(const State& state, Snapshot s) const {
+    const std::optional<StoredRows> rows = StoredRowsOf(module_, state);
+    if (!rows) return s;
+    const std::vector<double> global = s.Global(mesh_);
+    for (int64_t r = 0; r < ranks_; ++r) {
+      std::vector<double> stored = global;
+      ForEachRun(LocalBlock(s.type, mesh_, RankOf(s.stage, r)), [&](int64_t to, int64_t from, int64_t n) {
+        std::copy_n(s.local[r].begin() + from, n, stored.begin() + to);
+      });
+      ASSIGN_OR_RETURN(s.local[r], rows->ToLogical(stored, AttrString(state.attributes, "kind") == "gradient"));
+    }
+    s.type = LogicalType(module_, state);
+    return s;
+  }
+
+  absl::Status ExportStates() {
     for (const auto& s : module_.states()) {
       ClusterExport e;
       e.summed = AttrString(s->attributes, "kind") == "gradient";
       for (const int64_t stage : StagesOf(*s)) {
         const auto it = states_.find({stage, s->name});
         if (it == states_.end()) continue;
-        e.copies.push_back(Read(s->type, it->second, stage));
+        absl::StatusOr<Snapshot> copy = Logical(*s, Read(s->type, it->second, stage));
+        if (!copy.ok()) return Annotate(copy.status(), absl::StrCat("state ", s->name));
+        e.copies.push_back(*std::move(copy));
         const auto producer = producers_.find({stage, s->name});
         if (producer != producers_.end()) e.producer = producer->second;
       }
       run_.exports[absl::StrCat("state ", s->name)] = std::move(e);
     }
+    return absl::OkStatus();
   }
 
   const Program& program_;
@@ -630,11 +653,15 @@ std::vector<double> Snapshot::Global(const Mesh& mesh) const {
   return global;
 }
 
-std::vector<double> InitialValues(const State& state, uint64_t seed) {
-  std::vector<double> values(state.type.num_elements(), 0);
+std::vector<double> InitialValues(const Module& module, const State& state, uint64_t seed) {
+  State logical = state;  // the values of a parameter are a function of its logical elements
+  logical.type = LogicalType(module, state);
+  logical.attributes.erase("expert_map");
+  logical.attributes.erase("logical_rows");
+  std::vector<double> values(logical.type.num_elements(), 0);
   const std::string kind = AttrString(state.attributes, "kind");
-  if (kind == "parameter") {
-    const Initializer init(state, seed);
+  if (kind == "parameter" || kind == "expert_map") {
+    const Initializer init(module, logical, seed);
     for (size_t i = 0; i < values.size(); ++i) values[i] = init(static_cast<int64_t>(i));
   } else if (kind == "moment") {
     const bool second = absl::StartsWith(state.name, "adam.v.");

@@ -46,8 +46,8 @@ struct ClusterExport {
 };
 
 struct ClusterRun {
-  // What leaves functions: "state S" after the step, "report R", "boundary V, microbatch 0", "result 0 of
-  // @f".
+  // What leaves functions: "state S" after the step (as a logical tensor), "report R", "boundary V, microbatch
+  // 0", "result 0 of @f".
   std::map<std::string, ClusterExport> exports;
   double objective = 0;  // sum of the losses, where the step still gives them
   bool has_objective = false;
@@ -58,7 +58,7 @@ struct ClusterOptions {
   Backend backend = Backend::kCpu;
   uint64_t seed = 1;
   int microbatches = 0;  // at most so many of the step's; 0: all
-  // Instead of the initial values: whole tensors by state name.
+  // Instead of the initial values: whole logical tensors by state name.
   std::map<std::string, std::vector<double>> states;
   // Sees every result of every node, after it was computed. An error ends the run.
   std::function<absl::Status(const Value& v, int microbatch, const Snapshot&)> observer;
@@ -67,9 +67,9 @@ struct ClusterOptions {
 absl::StatusOr<ClusterRun> RunOnVirtualCluster(const Program& program, const StepInputs& inputs,
                                                const ClusterOptions& options);
 
-// What a state holds before the step: parameters as the runtime initialises them, moments small random
-// numbers (second moments positive), everything else zero.
-std::vector<double> InitialValues(const State& state, uint64_t seed);
+// What a state holds before the step, as a logical tensor: parameters and expert maps as the runtime
+// initialises them, moments small random numbers (second moments positive), everything else zero.
+std::vector<double> InitialValues(const Module& module, const State& state, uint64_t seed);
 
 // Makes every f32 an f64, attributes included, so that what differs is wrong and not rounded.
 void PromoteToF64(Module* module);

@@ -130,6 +130,10 @@ Strategy StrategyOf(const RunConfig& config) {
   s.overload = c.moe_overload_factor();
   s.ep_order = c.expert_axis_order();
   s.kv_axis = c.split_tensor_by_kv_heads();
+  s.expert_slots = c.expert_slots();
+  if (!c.expert_map().empty()) {  // what is malformed is told by ValidateRunConfig
+    if (auto map = ParseExpertMap(c.expert_map()); map.ok()) s.expert_map = *std::move(map);
+  }
   return s;
 }
 
@@ -151,6 +155,8 @@ void SetStrategy(const Strategy& s, RunConfig& config) {
   c.set_moe_overload_factor(s.overload);
   c.set_expert_axis_order(s.ep_order);
   c.set_split_tensor_by_kv_heads(s.kv_axis);
+  c.set_expert_slots(s.expert_slots);
+  c.set_expert_map(absl::StrJoin(s.expert_map, ","));
   const int64_t per_step = s.microbatches * s.dp;
   if (s.microbatches > 1 && per_step > 0) {
     config.mutable_train()->set_micro_batch_size(

@@ -8,6 +8,7 @@
 #include "moe/base/file.h"
 #include "moe/base/status.h"
 #include "moe/ir/state.h"
+#include "moe/ir/stored_rows.h"
 
 namespace moe {
 namespace {
@@ -44,7 +45,8 @@ std::vector<TensorSpec> PersistentTensors(const Module& module, bool moments) {
   for (const auto& state : module.states()) {
     const std::string kind = AttrString(state->attributes, "kind");
     if (kind != "parameter" && !(moments && kind == "moment")) continue;
-    specs.push_back({state->name, state->type.dtype, {state->type.dims.begin(), state->type.dims.end()}});
+    const Type type = LogicalType(module, *state);
+    specs.push_back({state->name, type.dtype, {type.dims.begin(), type.dims.end()}});
   }
   return specs;
 }

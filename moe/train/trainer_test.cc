@@ -151,7 +151,12 @@ TEST(TrainerTest, StoppedAndResumedIsBitwiseUninterrupted) {
 
 // Trains five steps under one strategy and two more under another, or the same one.
 std::vector<double> LossesAfterMove(const std::string& dtype, const std::string& from,
-                                    const std::string& to) {
+                                    const std::string& to, int64_t vocab = 256) {
+  const auto configured = [&](const std::string& strategy) {
+    RunConfig config = SmallConfig(strategy, dtype);
+    config.mutable_model()->set_vocab_size(vocab);
+    return config;
+  };
   const std::string dir = Folder("move");
   EXPECT_OK(MakeFolders(dir));
   TrainerOptions options;
@@ -159,11 +164,11 @@ std::vector<double> LossesAfterMove(const std::string& dtype, const std::string&
   std::atomic<bool> stop{false};
   options.stop = &stop;
   options.after_step = [&](int64_t step) { stop = step == 5; };
-  auto a = Make(SmallConfig(from, dtype), options);
+  auto a = Make(configured(from), options);
   EXPECT_OK(a);
   if (!a.ok()) return {};
   EXPECT_OK(a->trainer->Train());
-  auto b = Make(SmallConfig(to, dtype));
+  auto b = Make(configured(to));
   EXPECT_OK(b);
   if (!b.ok()) return {};
   EXPECT_OK(b->trainer->Resume(dir));
@@ -183,6 +188,55 @@ TEST(TrainerTest, ACheckpointResumesUnderAnotherPlan) {
     for (size_t i = 0; i < (dtype == "f64" ? 7u : 2u); ++i)
       EXPECT_NEAR(moved[i], same[i], bound * same[i]) << dtype;
   }
+}
+
+// Checkpoints hold experts and words: neither slots nor padding.
+TEST(TrainerTest, ACheckpointResumesUnderAnotherMapOfExperts) {
+  constexpr char kPlain[] = "dp=2 ep=2 microbatches=2",
+                 kSpread[] = "dp=4 ep=4 microbatches=2 expert_map=3:2:1:0:0:-1:0:3 zero=1",
+                 kEmpty[] = "dp=2 tp=2 ep=2 microbatches=2 expert_slots=6";
+  const std::vector<double> plain = LossesAfterMove("f64", kPlain, kPlain);
+  ASSERT_EQ(plain.size(), 7u);
+  for (const auto& [from, to] : {std::pair(kPlain, kSpread), {kSpread, kEmpty}, {kSpread, kPlain}}) {
+    SCOPED_TRACE(absl::StrCat(from, " -> ", to));
+    const std::vector<double> moved = LossesAfterMove("f64", from, to);
+    ASSERT_EQ(moved.size(), 7u);
+    for (size_t i = 0; i < moved.size(); ++i) EXPECT_NEAR(moved[i], plain[i], 1e-9 * plain[i]);
+  }
+}
+
+TEST(TrainerTest, ACheckpointOfAPaddedVocabularyResumesWithoutPadding) {
+  constexpr char kPlain[] = "dp=2 microbatches=2", kPadded[] = "tp=2 vp sp microbatches=2 zero=1";
+  const std::vector<double> plain = LossesAfterMove("f64", kPlain, kPlain, 257);
+  for (const auto& [from, to] : {std::pair(kPlain, kPadded), {kPadded, kPlain}}) {
+    SCOPED_TRACE(absl::StrCat(from, " -> ", to));
+    const std::vector<double> moved = LossesAfterMove("f64", from, to, 257);
+    ASSERT_EQ(moved.size(), plain.size());
+    for (size_t i = 0; i < moved.size(); ++i) EXPECT_NEAR(moved[i], plain[i], 1e-9 * plain[i]);
+  }
+}
+
+// The map is state: experts move between two steps, and training goes on as if nothing had happened.
+TEST(TrainerTest, ExpertsMoveBetweenSteps) {
+  constexpr char kStrategy[] = "dp=4 ep=4 microbatches=2 expert_map=0:1:2:3:0:-1:-1:1";
+  ASSERT_OK_AND_ASSIGN(Rig still, Make(SmallConfig(kStrategy, "f64")));
+  ASSERT_OK_AND_ASSIGN(const TrainResult want, still.trainer->Train());
+  Rig moved;
+  TrainerOptions options;
+  const std::string table = "layers.1.moe.expert_map";
+  options.before_step = [&](int64_t step) {
+    if (step == 5) EXPECT_OK(moved.session->WriteState(table, {2, 2, 3, 1, 1, 0, 2, -1}));
+    if (step == 8) EXPECT_OK(moved.session->WriteState(table, {3, -1, -1, 2, -1, 0, 1, -1}));
+  };
+  ASSERT_OK_AND_ASSIGN(moved, Make(SmallConfig(kStrategy, "f64"), options));
+  ASSERT_OK_AND_ASSIGN(const TrainResult got, moved.trainer->Train());
+  ASSERT_EQ(got.losses.size(), want.losses.size());
+  for (size_t i = 0; i < want.losses.size(); ++i) EXPECT_NEAR(got.losses[i], want.losses[i], 1e-9 * want.losses[i]);
+  ExpectError(moved.session->WriteState(table, {0, 1, 2, 2, -1, -1, -1, -1}),
+              absl::StatusCode::kInvalidArgument, "expert 3 has no slot");
+  ASSERT_OK_AND_ASSIGN(Rig without, Make(SmallConfig("dp=2 ep=2 expert_slots=6")));
+  ExpectError(without.session->WriteState(table, {0, 1, 2, 3, 0, -1}), absl::StatusCode::kFailedPrecondition,
+              "without replicas");
 }
 
 TEST(TrainerTest, StepsThatAreNotFiniteAreSkippedCountedAndEndTheRun) {

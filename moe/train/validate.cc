@@ -75,15 +75,18 @@ struct Sizes {
     expert_ffn = experts > 0 ? Sane(m.moe_ffn_hidden_size()) : 0;
     if (m.moe_layer_freq() >= 1 || experts == 0) dense_ffn = HasDenseLayer(m) ? Sane(m.ffn_hidden_size()) : 0;
     shared_ffn = experts > 0 ? Sane(m.shared_expert_ffn_hidden_size()) : 0;
-    vocab = config.strategy().vocab_parallel() ? Sane(m.vocab_size()) : 0;
+    const StrategyConfig& s = config.strategy();
+    const absl::StatusOr<std::vector<int64_t>> map = ParseExpertMap(s.expert_map());
+    slots = s.expert_slots() != 0      ? Sane(s.expert_slots())
+            : !s.expert_map().empty() ? (map.ok() ? static_cast<int64_t>(map->size()) : 0)
+                                      : experts;
     seq_parallel = config.strategy().sequence_parallel();
   }
   // Every size that the tensor ranks divide, with its field.
   std::vector<std::pair<std::string, int64_t>> OfTensor() const {
     return {{"num_attention_heads", heads},
             {"ffn_hidden_size", dense_ffn},
-            {"shared_expert_ffn_hidden_size", shared_ffn},
-            {"vocab_size", vocab}};
+            {"shared_expert_ffn_hidden_size", shared_ffn}};
   }
   bool TensorFits(int64_t tp) const {
     for (const auto& [field, size] : OfTensor()) {
@@ -92,7 +95,8 @@ struct Sizes {
     return KvFits(kv_heads, tp) && (!seq_parallel || seq < 1 || seq % tp == 0);
   }
   int64_t heads = 0, kv_heads = 0, experts = 0, layers = 0, seq = 0;
-  int64_t expert_ffn = 0, dense_ffn = 0, shared_ffn = 0, vocab = 0;
+  int64_t slots = 0;  // that experts are stored in
+  int64_t expert_ffn = 0, dense_ffn = 0, shared_ffn = 0;
   bool seq_parallel = false;
 };
 
@@ -194,6 +198,30 @@ bool CheckDegrees(const StrategyConfig& s, Collector& out) {
   return good;
 }
 
+// Slots that experts are stored in, where they are asked for.
+void CheckExpertSlots(const Sizes& z, const StrategyConfig& s, Collector& out) {
+  if (s.expert_slots() == 0 && s.expert_map().empty()) return;
+  if (z.experts == 0) {
+    out.Add("expert_slots or expert_map is given, but the model has no experts").legal = "neither";
+    return;
+  }
+  const absl::StatusOr<std::vector<int64_t>> map = ParseExpertMap(s.expert_map());
+  if (!s.expert_map().empty() && !map.ok()) {
+    out.Add(map.status().message());
+    return;
+  }
+  if (s.expert_slots() < 0) {
+    out.Add("expert_slots = ", s.expert_slots()).legal = "0 (as many as experts) or more";
+    return;
+  }
+  Strategy strategy;
+  strategy.ep = s.expert_model_parallel_size();
+  strategy.expert_slots = s.expert_slots();
+  if (!s.expert_map().empty()) strategy.expert_map = *map;
+  const absl::Status status = ExpertMapOf(strategy, z.experts).status();
+  if (!status.ok()) out.Add(status.message());
+}
+
 void CheckModelFits(const Sizes& z, const StrategyConfig& s, Collector& out) {
   const int64_t pp = s.pipeline_model_parallel_size(), tp = s.tensor_model_parallel_size();
   const int64_t cp = s.context_parallel_size(), ep = s.expert_model_parallel_size();
@@ -225,9 +253,11 @@ void CheckModelFits(const Sizes& z, const StrategyConfig& s, Collector& out) {
         .legal =
         absl::StrCat("a product of ", ShowNear(Divisors(z.seq), cp * tp), ", or no sequence_parallel");
   }
-  if (z.experts > 0 && z.experts % ep != 0) {
+  CheckExpertSlots(z, s, out);
+  if (s.expert_slots() == 0 && s.expert_map().empty() && z.experts > 0 && z.experts % ep != 0) {
     out.Add("expert_model_parallel_size = ", ep, " does not divide num_experts = ", z.experts).legal =
-        ShowNear(Divisors(z.experts), ep);
+        absl::StrCat(ShowNear(Divisors(z.experts), ep), ", or --expert_slots=", (z.experts + ep - 1) / ep * ep,
+                     ", of which some stay empty");
   }
   if (z.experts == 0 && ep * etp > 1) {
     out.Add("expert_model_parallel_size = ", ep, ", expert_tensor_parallel_size = ", etp,
@@ -267,7 +297,7 @@ void CheckWorld(const Sizes& z, const StrategyConfig& s, Collector& out) {
   if (z.experts == 0) return;
   if (stage % (ep * etp) != 0) {
     const std::vector<int64_t> fit =
-        stage % etp == 0 ? Keep(Divisors(stage / etp), [&](int64_t e) { return z.experts % e == 0; })
+        stage % etp == 0 ? Keep(Divisors(stage / etp), [&](int64_t e) { return z.slots > 0 && z.slots % e == 0; })
                          : std::vector<int64_t>();
     out.Add("expert_model_parallel_size x expert_tensor_parallel_size = ", ep, " x ", etp,
             " does not divide the ", stage, " ranks of a stage, which experts share with dp, cp and tp")
@@ -346,6 +376,8 @@ std::string DescribeNearest(const RunConfig& from, const RunConfig& to) {
     add("recompute_granularity", b.recompute_granularity());
   if (a.expert_axis_order() != b.expert_axis_order()) add("expert_axis_order", b.expert_axis_order());
   if (a.zero_stage() != b.zero_stage()) add("zero_stage", b.zero_stage());
+  if (a.expert_slots() != b.expert_slots()) add("expert_slots", b.expert_slots());
+  if (a.expert_map() != b.expert_map()) add("expert_map", b.expert_map());
   if (a.expert_zero_stage() != b.expert_zero_stage()) add("expert_zero_stage", b.expert_zero_stage());
   if (a.moe_overload_factor() != b.moe_overload_factor()) add("moe_overload_factor", b.moe_overload_factor());
   if (a.world_size() != b.world_size()) add("world_size", b.world_size());
@@ -431,6 +463,14 @@ std::optional<RunConfig> NearestLegalStrategy(const RunConfig& config) {
   if (!(s.moe_overload_factor() >= 0) || !std::isfinite(s.moe_overload_factor()))
     s.set_moe_overload_factor(0);
   if (s.world_size() < 0) s.set_world_size(0);
+  StrategyConfig any_ep = s;  // slots that ep does not divide may stay: ep changes
+  any_ep.set_expert_model_parallel_size(1);
+  Collector slots;
+  CheckExpertSlots(Sizes(trial), any_ep, slots);
+  if (!slots.Take().empty()) {
+    s.set_expert_slots(0);
+    s.clear_expert_map();
+  }
   const Sizes z(trial);
   int64_t chunks = std::max<int64_t>(1, s.virtual_pipeline_model_parallel_size());
   chunks = std::clamp(chunks, ChunksOf(s.schedule()).least, ChunksOf(s.schedule()).most);
@@ -452,7 +492,7 @@ std::optional<RunConfig> NearestLegalStrategy(const RunConfig& config) {
   const Candidates tp = near(Keep(divisors(z.heads), [&](int64_t t) { return z.TensorFits(t); }),
                              s.tensor_model_parallel_size());
   const Candidates cp = near(divisors(z.seq), s.context_parallel_size());
-  const Candidates ep = near(divisors(z.experts), s.expert_model_parallel_size());
+  const Candidates ep = near(divisors(z.slots), s.expert_model_parallel_size());
   const Candidates etp = near(divisors(z.expert_ffn), s.expert_tensor_parallel_size());
   const Candidates dp = near(divisors(global), s.data_parallel_size());
 

@@ -63,7 +63,8 @@ TEST(ValidateTest, SchedulesHaveTheirChunksAndMicrobatches) {
 TEST(ValidateTest, ExpertsOverRanks) {
   ExpectProblems(
       "strategy { expert_model_parallel_size: 3 data_parallel_size: 3 } train { global_batch_size: 24 }", 1,
-      "expert_model_parallel_size = 3 does not divide num_experts = 8", "legal here: 1, 2, 4, 8");
+      "expert_model_parallel_size = 3 does not divide num_experts = 8",
+      "legal here: 1, 2, 4, 8, or --expert_slots=9, of which some stay empty");
   ExpectProblems("strategy { expert_model_parallel_size: 8 }", 1,
                  "8 x 2 does not divide the 4 ranks of a stage",
                  "expert_model_parallel_size of 1, 2 with this");
@@ -74,6 +75,25 @@ TEST(ValidateTest, ExpertsOverRanks) {
       ValidateRunConfig(With("strategy { expert_model_parallel_size: 4 expert_tensor_parallel_size: 1 }")));
   ExpectProblems("model { num_experts: 0 ffn_hidden_size: 256 } strategy { expert_tensor_parallel_size: 2 }",
                  1, "the model has no experts");
+}
+
+TEST(ValidateTest, ExpertSlots) {
+  EXPECT_OK(ValidateRunConfig(With("model { num_experts: 7 } strategy { expert_slots: 8 }")));
+  EXPECT_OK(ValidateRunConfig(With("model { num_experts: 7 } strategy { expert_map: '0,1,2,3,4,5,6,0' }")));
+  ExpectProblems("model { num_experts: 7 } strategy { expert_slots: 9 }", 1,
+                 "9 expert slots do not divide over ep = 2; the next that do: 10",
+                 "--expert_model_parallel_size=");
+  ExpectProblems("strategy { expert_slots: 6 }", 1, "6 expert slots for 8 experts", "--expert_slots=0");
+  ExpectProblems("model { num_experts: 0 ffn_hidden_size: 256 } strategy { expert_model_parallel_size: 1 "
+                 "expert_tensor_parallel_size: 1 expert_slots: 8 }", 1, "the model has no experts",
+                 "--expert_slots=0");
+  ExpectProblems("strategy { expert_slots: -2 }", 1, "expert_slots = -2");
+  ExpectProblems("model { num_experts: 4 } strategy { expert_map: '0,1,2,2' }", 1, "expert 3 has no slot",
+                 "--expert_map=");
+  ExpectProblems("model { num_experts: 4 } strategy { expert_map: '0,1,2,3,4,-1' }", 1, "slot 4 holds 4");
+  ExpectProblems("model { num_experts: 4 } strategy { expert_map: '0,1,2,x' }", 1, "'x' is no expert");
+  ExpectProblems("model { num_experts: 4 } strategy { expert_map: '0,1,2,3' expert_slots: 6 }", 1,
+                 "expert_map has 4 entries for 6 expert slots");
 }
 
 TEST(ValidateTest, HeadsAndFeaturesOverTensorRanks) {
@@ -88,8 +108,8 @@ TEST(ValidateTest, HeadsAndFeaturesOverTensorRanks) {
       1, "tensor_model_parallel_size = 6 and num_key_value_heads = 4: one must divide the other",
       "legal here: 1, 2, 4, 12");
   EXPECT_OK(ValidateRunConfig(With("strategy { tensor_model_parallel_size: 8 }")));  // above the kv heads
-  ExpectProblems("model { vocab_size: 1009 } strategy { vocab_parallel: true }", 1,
-                 "does not divide vocab_size = 1009");
+  // A vocabulary that does not divide is padded.
+  EXPECT_OK(ValidateRunConfig(With("model { vocab_size: 1009 } strategy { vocab_parallel: true }")));
   ExpectProblems("model { first_dense_layers: 1 ffn_hidden_size: 65 shared_expert_ffn_hidden_size: 33 }", 2,
                  "does not divide ffn_hidden_size = 65",
                  "does not divide shared_expert_ffn_hidden_size = 33");

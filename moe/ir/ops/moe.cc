@@ -9,6 +9,9 @@
 // Tokens are [batch b, group c, token t, hidden h]; a routing group is one (b, c). Dispatched tokens are
 // [expert e, batch b, group c, slot p, hidden h]; with dropless = true the slot dim is ragged. Choices are
 // [b, c, t, k]: expert (s32, -1 for a padded token) and slot (s32, -1 for a dropped or padded token).
+//
+// Where experts are stored by expert slots (passes/expert_slots), moe.choose_replicas turns the experts of choices into
+// expert slots, and the expert dim of everything between dispatch and combine is the dim of expert slots.
 
 namespace moe {
 namespace {
@@ -84,6 +87,44 @@ void RegisterMoeOps(OpRegistry* r) {
              .Cheap()
              .NoGradient()
              .Effects(kDecision));
+  r->Add(OpDef("moe.choose_replicas")
+             .Doc("The expert slot of each choice by the map expert slot -> expert (-1: empty), and its slot there. "
+                  "Of n replicas, the token with global index i takes number i mod n. Slots are counted again, in order "
+                  "of token, then k; what has none, or an expert without expert slots, keeps none.")
+             .Operands({"expert", "slot", "expert_map"})
+             .Results({"expert_slot", "slot"})
+             .Rule("b c t! k!, b c t! k!, w! -> b c t! k!, b c t! k!")
+             .Cheap()
+             .NoGradient()
+             .Effects(kDecision));
+  r->Add(OpDef("moe.sum_replicas")
+             .Doc("The sum of the rows of x, by expert slots, that are replicas of each expert; by experts. Empty "
+                  "slots are left out.")
+             .Operands({"x", "expert_map"})
+             .Results({"y"})
+             .Attr("experts", AttrKind::kInt)
+             .Rule("q f h, w! -> e f h")
+             .FactorFrom("e", "experts")
+             .LinearIn({0})
+             .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
+               ASSIGN_OR_RETURN((*dxs)[0], b.Create("moe.copy_to_replicas", {dys[0], n->operand(1)},
+                                                    {{"expert_slots", n->operand(0).type().dims[0]}}));
+               return absl::OkStatus();
+             }));
+  // Not declared linear: a partial must be reduced before it is copied, or a back end that adds up in an order of its
+  // own could tell replicas apart.
+  r->Add(OpDef("moe.copy_to_replicas")
+             .Doc("Rows by experts, copied to the expert slots that hold them; zeros in empty ones.")
+             .Operands({"x", "expert_map"})
+             .Results({"y"})
+             .Attr("expert_slots", AttrKind::kInt)
+             .Rule("e f h, w! -> q f h")
+             .FactorFrom("q", "expert_slots")
+             .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
+               ASSIGN_OR_RETURN((*dxs)[0], b.Create("moe.sum_replicas", {dys[0], n->operand(1)},
+                                                    {{"experts", n->operand(0).type().dims[0]}}));
+               return absl::OkStatus();
+             }));
   r->Add(OpDef("moe.count")
              .Doc("Number of choices per expert, dropped ones too: [e], or [b, e] with per_sequence.")
              .Operands({"expert"})

@@ -125,6 +125,72 @@ absl::Status Slots(KernelContext& c) {
   return absl::OkStatus();
 }
 
+// Per expert slot: the choices it has in a group, and the slots of each expert, one list after the other.
+int64_t ReplicasWorkspace(const Node&, const ShardingRule& rule, absl::Span<const int64_t> extent,
+                          absl::Span<const Tensor>, absl::Span<const Tensor>) {
+  return (3 * extent[rule.Find("w")] + 1) * sizeof(int32_t);
+}
+
+absl::Status ChooseReplicas(KernelContext& c) {
+  const int64_t k = c.Extent("k"), t = c.Extent("t"), groups = c.Extent("b") * c.Extent("c");
+  const int64_t local = c.Extent("c"), all_groups = c.global_extent[c.rule->Find("c")], slots = c.Extent("w");
+  const int32_t *expert = c.in[0].As<int32_t>(), *slot = c.in[1].As<int32_t>(), *table = c.in[2].As<int32_t>();
+  int32_t *expert_slot = c.out[0].As<int32_t>(), *new_slot = c.out[1].As<int32_t>();
+  // No expert has a higher number than there are slots: each has at least one.
+  int32_t *count = static_cast<int32_t*>(c.workspace), *start = count + slots, *replicas = start + slots + 1;
+  const auto held = [&](int64_t w) { return table[w] >= 0 && table[w] < slots; };
+  std::fill_n(start, slots + 1, 0);
+  for (int64_t w = 0; w < slots; ++w) {
+    if (held(w)) ++start[table[w] + 1];
+  }
+  for (int64_t e = 0; e < slots; ++e) start[e + 1] += start[e];
+  std::copy_n(start, slots, count);
+  for (int64_t w = 0; w < slots; ++w) {
+    if (held(w)) replicas[count[table[w]]++] = static_cast<int32_t>(w);
+  }
+  for (int64_t g = 0; g < groups; ++g) {
+    std::fill_n(count, slots, 0);
+    const int64_t group = (c.Offset("b") + g / local) * all_groups + c.Offset("c") + g % local;
+    for (int64_t i = g * t * k; i < (g + 1) * t * k; ++i) {
+      const int32_t e = expert[i];
+      const int64_t n = e >= 0 && e < slots ? start[e + 1] - start[e] : 0;
+      expert_slot[i] = n == 0 ? -1 : replicas[start[e] + (group * t + i / k % t) % n];
+      new_slot[i] = n == 0 || slot[i] < 0 ? -1 : count[expert_slot[i]]++;
+    }
+  }
+  return absl::OkStatus();
+}
+
+template <typename T>
+absl::Status SumReplicas(KernelContext& c) {
+  const int64_t experts = c.Extent("e"), e0 = c.Offset("e"), row = c.Extent("f") * c.Extent("h");
+  const int32_t* table = c.in[1].As<int32_t>() + c.Offset("q");
+  T* y = c.out[0].As<T>();
+  std::fill_n(y, experts * row, T(0));
+  for (int64_t q = 0; q < c.Extent("q"); ++q) {
+    const int64_t e = table[q] - e0;
+    if (table[q] < 0 || e < 0 || e >= experts) continue;
+    Simd<T>::Get().add(y + e * row, c.in[0].As<T>() + q * row, y + e * row, row);
+  }
+  return absl::OkStatus();
+}
+
+template <typename T>
+absl::Status CopyToReplicas(KernelContext& c) {
+  const int64_t experts = c.Extent("e"), e0 = c.Offset("e"), row = c.Extent("f") * c.Extent("h");
+  const int32_t* table = c.in[1].As<int32_t>() + c.Offset("q");
+  for (int64_t q = 0; q < c.Extent("q"); ++q) {
+    const int64_t e = table[q] - e0;
+    T* y = c.out[0].As<T>() + q * row;
+    if (table[q] < 0 || e < 0 || e >= experts) {
+      std::fill_n(y, row, T(0));
+    } else {
+      std::memcpy(y, c.in[0].As<T>() + e * row, row * sizeof(T));
+    }
+  }
+  return absl::OkStatus();
+}
+
 // k is small: each choice is one pass over the probabilities that are left, below the last one taken.
 template <typename T>
 absl::Status TopK(KernelContext& c) {
@@ -160,7 +226,9 @@ void RegisterFloat(KernelRegistry& r, DType dtype) {
   add("moe.combine", &Combine<T>, &StartsWorkspace);
   add("moe.combine_do", &CombineDo<T>, &StartsWorkspace);
   add("moe.combine_dp", &CombineDp<T>, &StartsWorkspace);
+  add("moe.copy_to_replicas", &CopyToReplicas<T>);
   add("moe.dispatch", &Dispatch<T>, &StartsWorkspace);
+  add("moe.sum_replicas", &SumReplicas<T>);
   add("moe.top_k", &TopK<T>);
   add("moe.undispatch", &Undispatch<T>, &StartsWorkspace);
 }
@@ -170,6 +238,7 @@ void RegisterFloat(KernelRegistry& r, DType dtype) {
 void RegisterCpuMoe(KernelRegistry& r) {
   RegisterFloat<float>(r, DType::kF32);
   RegisterFloat<double>(r, DType::kF64);
+  r.Add({"moe.choose_replicas", Backend::kCpu, DType::kS32, &ChooseReplicas, &ReplicasWorkspace});
   r.Add({"moe.slots", Backend::kCpu, DType::kS32, &Slots, &SlotsWorkspace});
 }
 

@@ -93,6 +93,69 @@ absl::Status Slots(KernelContext& c) {
   return absl::OkStatus();
 }
 
+absl::Status ChooseReplicas(KernelContext& c) {
+  const int64_t k = c.Extent("k"), t = c.Extent("t"), groups = c.Extent("b") * c.Extent("c");
+  const int64_t all_groups = c.global_extent[c.rule->Find("c")];  // of a sequence
+  const int32_t *expert = c.in[0].As<int32_t>(), *slot = c.in[1].As<int32_t>(), *table = c.in[2].As<int32_t>();
+  int32_t *expert_slot = c.out[0].As<int32_t>(), *new_slot = c.out[1].As<int32_t>();
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t group = (c.Offset("b") + g / c.Extent("c")) * all_groups + c.Offset("c") + g % c.Extent("c");
+    for (int64_t i = g * t * k; i < (g + 1) * t * k; ++i) {
+      std::vector<int32_t> replicas;
+      for (int64_t w = 0; w < c.Extent("w"); ++w) {
+        if (expert[i] >= 0 && table[w] == expert[i]) replicas.push_back(static_cast<int32_t>(w));
+      }
+      const int64_t token = group * t + i / k % t;
+      expert_slot[i] = replicas.empty() ? -1 : replicas[token % static_cast<int64_t>(replicas.size())];
+      new_slot[i] = -1;
+      if (slot[i] < 0 || replicas.empty()) continue;
+      new_slot[i] = 0;
+      for (int64_t j = g * t * k; j < i; ++j) new_slot[i] += new_slot[j] >= 0 && expert_slot[j] == expert_slot[i];
+    }
+  }
+  return absl::OkStatus();
+}
+
+// The local parts of an expert dim "e" and of a dim of expert slots "q", whose rows are `row` elements long.
+struct ReplicaLoop {
+  explicit ReplicaLoop(const KernelContext& c)
+      : experts(c.Extent("e")),
+        e0(c.Offset("e")),
+        slots(c.Extent("q")),
+        q0(c.Offset("q")),
+        row(c.Extent("f") * c.Extent("h")),
+        table(c.in[1].As<int32_t>()) {}
+  // The local row of the expert that local slot q holds; -1 if it is not here, or none.
+  int64_t Expert(int64_t q) const {
+    const int64_t e = table[q0 + q] - e0;
+    return table[q0 + q] >= 0 && e >= 0 && e < experts ? e : -1;
+  }
+  const int64_t experts, e0, slots, q0, row;
+  const int32_t* table;
+};
+
+template <typename T>
+absl::Status SumReplicas(KernelContext& c) {
+  const ReplicaLoop l(c);
+  std::vector<double> sum(l.experts * l.row, 0.0);
+  for (int64_t q = 0; q < l.slots; ++q) {
+    for (int64_t i = 0; i < l.row && l.Expert(q) >= 0; ++i) sum[l.Expert(q) * l.row + i] += c.in[0].As<T>()[q * l.row + i];
+  }
+  for (size_t i = 0; i < sum.size(); ++i) c.out[0].As<T>()[i] = static_cast<T>(sum[i]);
+  return absl::OkStatus();
+}
+
+template <typename T>
+absl::Status CopyToReplicas(KernelContext& c) {
+  const ReplicaLoop l(c);
+  for (int64_t q = 0; q < l.slots; ++q) {
+    for (int64_t i = 0; i < l.row; ++i) {
+      c.out[0].As<T>()[q * l.row + i] = l.Expert(q) < 0 ? T(0) : c.in[0].As<T>()[l.Expert(q) * l.row + i];
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Count(KernelContext& c) {
   const int64_t e = c.Extent("e"), e0 = c.Offset("e"), choices = c.in[0].elements();
   int32_t* count = c.out[0].As<int32_t>();
@@ -198,9 +261,11 @@ void RegisterFloat(KernelRegistry& r, DType dtype) {
   add("moe.combine", &Combine<T>);
   add("moe.combine_do", &CombineDo<T>);
   add("moe.combine_dp", &CombineDp<T>);
+  add("moe.copy_to_replicas", &CopyToReplicas<T>);
   add("moe.dispatch", &Dispatch<T>);
   add("moe.normalize", &Normalize<T>);
   add("moe.normalize_grad", &NormalizeGrad<T>);
+  add("moe.sum_replicas", &SumReplicas<T>);
   add("moe.top_k", &TopK<T>);
   add("moe.top_k_grad", &TopKGrad<T>);
   add("moe.undispatch", &Undispatch<T>);
@@ -211,6 +276,7 @@ void RegisterFloat(KernelRegistry& r, DType dtype) {
 void RegisterReferenceMoe(KernelRegistry& r) {
   RegisterFloat<float>(r, DType::kF32);
   RegisterFloat<double>(r, DType::kF64);
+  r.Add({"moe.choose_replicas", Backend::kReference, DType::kS32, &ChooseReplicas});
   r.Add({"moe.count", Backend::kReference, DType::kS32, &Count});
   r.Add({"moe.count_kept", Backend::kReference, DType::kS32, &CountKept});
   r.Add({"moe.slots", Backend::kReference, DType::kS32, &Slots});
