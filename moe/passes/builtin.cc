@@ -4,6 +4,7 @@
 #include "moe/passes/certify.h"
 #include "moe/passes/checkpoint.h"
 #include "moe/passes/common_subexpressions.h"
+#include "moe/passes/context_parallel.h"
 #include "moe/passes/fuse.h"
 #include "moe/passes/insert_collectives.h"
 #include "moe/passes/partition_stages.h"
@@ -25,6 +26,9 @@ void RegisterBuiltinPasses(PassRegistry* registry) {
   registry->Add({"checkpoint", "Computes values again in the backward instead of keeping them.", Checkpoint});
   registry->Add({"common-subexpressions", "Merges nodes of one phase that compute the same.",
                  ForEachFunction(MergeCommonSubexpressions)});
+  registry->Add({"context-parallel",
+                 "Orders the sequence over context ranks; attention as a ring, or with gathered keys.",
+                 ContextParallel});
   registry->Add({"fuse", "Replaces patterns by ops with a kernel of their own.", Fuse});
   registry->Add(
       {"insert-collectives", "Lowers conversions to the cheapest legal collectives.", InsertCollectives});
@@ -53,7 +57,7 @@ PassRegistry& Passes() {
 }
 
 std::string DefaultPipeline() {
-  return "autodiff,partition-stages,shard,insert-collectives,checkpoint,fuse,split-phases,"
+  return "autodiff,context-parallel,partition-stages,shard,insert-collectives,checkpoint,fuse,split-phases,"
          "split-backward,schedule,plan-memory,certify";
 }
 
