@@ -80,16 +80,17 @@ PassContext Hierarchical(const std::string& word) {
 TEST_F(InsertCollectivesTest, TwoLevelsAcrossNodes) {
   ExpectRewrite(InsertCollectives, R"(
     module @m mesh<b=2, a=2; node=a>
-    func @f(%x: f32[8, 16] partial(b, a), %y: f32[8@b.a, 16], %w: f32[3] partial(b, a)) {
+    func @f(%x: f32[8, 16] partial(b, a), %y: f32[8@b.a, 16], %w: f32[3] partial(b, a),
+            %z: f32[8, 16] partial(b, a)) {
       // CHECK: %[[S:.*]] = comm.reduce_scatter(%x) {axes = [{{.*}}], steps = "reduce_scatter a:sum>0"} @comm : f32[8@{{.*}}, 16] partial(b)
       // CHECK: %[[R:.*]] = comm.all_reduce(%[[S]]) {axes = [b], steps = "all_reduce b:sum>-"}
       // CHECK: %p = comm.all_gather(%[[R]]) {axes = [{{.*}}], steps = "all_gather a:0>-"} @comm : f32[8, 16]
-      // CHECK: %q = comm.reduce_scatter(%x) {axes = [a, b], steps = "reduce_scatter a:sum>1; reduce_scatter b:sum>1"}
+      // CHECK: %q = comm.reduce_scatter(%z) {axes = [a, b], steps = "reduce_scatter a:sum>1; reduce_scatter b:sum>1"}
       // CHECK: %r = comm.all_to_all(%y) {axes = [a, b], steps = "all_to_all a:0>1; all_to_all b:0>1"}
       // CHECK: %s = comm.all_gather(%y) {axes = [b, a], steps = "all_gather b:0>-; all_gather a:0>-"}
       // CHECK: %t = comm.all_reduce(%w) {axes = [b, a], steps = "all_reduce b:sum>- a:sum>-"}
       %p = comm.convert(%x) {axes = [b, a]} : f32[8, 16]
-      %q = comm.convert(%x) {axes = [b, a]} : f32[8, 16@b.a]
+      %q = comm.convert(%z) {axes = [b, a]} : f32[8, 16@b.a]
       %r = comm.convert(%y) {axes = [b, a]} : f32[8, 16@b.a]
       %s = comm.convert(%y) {axes = [b, a]} : f32[8, 16]
       %t = comm.convert(%w) {axes = [b, a]} : f32[3]

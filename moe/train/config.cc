@@ -143,6 +143,19 @@ Strategy StrategyOf(const RunConfig& config) {
   return s;
 }
 
+Target TargetOf(const RunConfig& config) {
+  const ClusterConfig& c = config.cluster();
+  Target t;
+  const auto set = [](double value, double unit, double* field) {
+    if (value > 0) *field = value * unit;
+  };
+  set(c.link_gbytes_per_second(), 1e9, &t.link_bytes_per_second);
+  set(c.link_microseconds(), 1e-6, &t.link_latency_seconds);
+  set(c.node_gbytes_per_second(), 1e9, &t.node_bytes_per_second);
+  set(c.node_microseconds(), 1e-6, &t.node_latency_seconds);
+  return t;
+}
+
 void SetStrategy(const Strategy& s, RunConfig& config) {
   StrategyConfig& c = *config.mutable_strategy();
   c.set_pipeline_model_parallel_size(s.pp);

@@ -85,6 +85,14 @@ ABSL_FLAG(
   X(double, moe_overload_factor, strategy, moe_overload_factor,                                             \
     "Dropless: rows that the arena holds, as a multiple of the expected; 0: the worst case.")               \
   X(std::string, expert_axis_order, strategy, expert_axis_order, "fold or reversed; empty: the cheaper.")   \
+  X(double, link_gbytes_per_second, cluster, link_gbytes_per_second,                                        \
+    "Bandwidth of a device to others of its node; 0: the target's.")                                        \
+  X(double, link_microseconds, cluster, link_microseconds,                                                  \
+    "Time of a message inside a node; 0: the target's.")                                                    \
+  X(double, node_gbytes_per_second, cluster, node_gbytes_per_second,                                        \
+    "Bandwidth of a device to other nodes; 0: the target's.")                                               \
+  X(double, node_microseconds, cluster, node_microseconds,                                                  \
+    "Time of a message between nodes; 0: the target's.")                                                    \
   X(std::string, data_path, train, data_path, "Plain text; empty: the text that setup.sh makes.")           \
   X(double, held_out_fraction, train, held_out_fraction,                                                    \
     "Share of the text, from its end, kept for evaluation.")                                                \

@@ -462,6 +462,13 @@ std::vector<ConfigProblem> TrainConfigProblems(const RunConfig& config) {
   at_least("eval_samples", t.eval_samples(), 0);
   at_least("save_interval", t.save_interval(), 0);
   at_least("max_consecutive_skips", t.max_consecutive_skips(), 1);
+  const ClusterConfig& c = config.cluster();
+  for (const auto& [field, value] : {std::pair("link_gbytes_per_second", c.link_gbytes_per_second()),
+                                     std::pair("link_microseconds", c.link_microseconds()),
+                                     std::pair("node_gbytes_per_second", c.node_gbytes_per_second()),
+                                     std::pair("node_microseconds", c.node_microseconds())}) {
+    within(field, value, value >= 0, "0 (the target's) or a positive number");
+  }
   within("held_out_fraction", t.held_out_fraction(), t.held_out_fraction() >= 0 && t.held_out_fraction() < 1,
          "at least 0, below 1");
   within("lr", t.lr(), t.lr() >= 0, "0 or more");
