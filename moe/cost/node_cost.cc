@@ -17,7 +17,8 @@ double LocalBytes(const Type& t, const Mesh& mesh) {
   return static_cast<double>(t.LocalElements(mesh)) * ByteSize(t.dtype);
 }
 
-// The steps of a conversion; a node without the attribute is one step of its own kind over its axes.
+}  // namespace
+
 std::vector<ConversionStep> StepsOf(const Node& n, const Mesh& mesh) {
   if (n.Has("steps")) {
     absl::StatusOr<std::vector<ConversionStep>> steps = ParseSteps(n.String("steps"), mesh);
@@ -26,7 +27,7 @@ std::vector<ConversionStep> StepsOf(const Node& n, const Mesh& mesh) {
   ConversionStep step;
   for (const StepKind kind :
        {StepKind::kZero, StepKind::kSlice, StepKind::kReduceScatter, StepKind::kAllReduce,
-        StepKind::kAllToAll, StepKind::kAllGather, StepKind::kPermute}) {
+        StepKind::kAllToAll, StepKind::kAllGather, StepKind::kPermute, StepKind::kRotate}) {
     if (n.op_name() == std::string("comm.") + std::string(StepKindName(kind))) {
       step.kind = kind;
       for (const AxisId a : n.axes()) step.moves.push_back({a});
@@ -36,7 +37,70 @@ std::vector<ConversionStep> StepsOf(const Node& n, const Mesh& mesh) {
   return {};
 }
 
-}  // namespace
+AxisLevels LevelsOf(absl::Span<const AxisId> axes, const Mesh& mesh) {
+  const auto node = mesh.aliases().find("node");
+  AxisLevels out;
+  for (const AxisId a : axes) {
+    const bool inside = node == mesh.aliases().end() ||
+                        std::find(node->second.begin(), node->second.end(), a) != node->second.end();
+    (inside ? out.inside : out.across).push_back(a);
+  }
+  return out;
+}
+
+StepCost CostOfStep(const ConversionStep& step, double bytes, const Mesh& mesh, const Target& target) {
+  StepCost out;
+  out.bytes_after = bytes;
+  const AxisLevels levels = LevelsOf(step.axes(), mesh);
+  const double inside = static_cast<double>(mesh.Size(levels.inside)),
+               size = inside * mesh.Size(levels.across);
+  const double part = (size - 1) / size;
+  double hops = size - 1;
+  switch (step.kind) {
+    case StepKind::kZero:
+      return out;
+    case StepKind::kSlice:
+      out.bytes_after = bytes / size;
+      return out;
+    case StepKind::kReduceScatter:
+      out.sent.bytes = part * bytes;
+      out.bytes_after = bytes / size;
+      break;
+    case StepKind::kAllReduce:
+      out.sent.bytes = 2 * part * bytes;
+      hops *= 2;
+      break;
+    case StepKind::kAllToAll:
+      out.sent.bytes = part * bytes;
+      break;
+    case StepKind::kAllGather:
+      out.bytes_after = bytes * size;
+      out.sent.bytes = part * out.bytes_after;
+      break;
+    case StepKind::kPermute:
+    case StepKind::kRotate:
+      out.sent.bytes = bytes;
+      hops = 1;
+      break;
+  }
+  if (size == 1) {
+    out.sent = CommCost();
+    return out;
+  }
+  out.sent.launches = 1;
+  const bool crosses = !levels.across.empty();
+  if (step.kind == StepKind::kAllToAll) {
+    out.sent.across = bytes * (size - inside) / size;
+    out.seconds = (inside - 1) * target.link_latency_seconds + (size - inside) * target.node_latency_seconds +
+                  (out.sent.bytes - out.sent.across) / target.link_bytes_per_second +
+                  out.sent.across / target.node_bytes_per_second;
+    return out;
+  }
+  out.sent.across = crosses ? out.sent.bytes / inside : 0;
+  out.seconds = crosses ? hops * target.node_latency_seconds + out.sent.bytes / target.node_bytes_per_second
+                        : hops * target.link_latency_seconds + out.sent.bytes / target.link_bytes_per_second;
+  return out;
+}
 
 absl::StatusOr<std::vector<double>> LocalFactorExtents(const Node& n, const Mesh& mesh) {
   ASSIGN_OR_RETURN(const std::vector<int64_t> global, FactorExtents(n));
@@ -71,37 +135,15 @@ CommCost CommunicationCost(const Node& n, const Mesh& mesh) {
   double bytes = LocalBytes(n.operand(0).type(), mesh);
   if (n.Is("comm.stage_reduce")) {
     const double size = static_cast<double>(n.Ints("stages").size());
-    if (size > 1) cost = {2 * (size - 1) / size * bytes, 1};
+    if (size > 1) cost = {.bytes = 2 * (size - 1) / size * bytes, .launches = 1};
     return cost;
   }
   for (const ConversionStep& step : StepsOf(n, mesh)) {
-    const double size = static_cast<double>(mesh.Size(step.axes()));
-    const double part = (size - 1) / size;
-    switch (step.kind) {
-      case StepKind::kZero:
-        break;
-      case StepKind::kSlice:
-        bytes /= size;
-        break;
-      case StepKind::kReduceScatter:
-        cost.bytes += part * bytes;
-        bytes /= size;
-        break;
-      case StepKind::kAllReduce:
-        cost.bytes += 2 * part * bytes;
-        break;
-      case StepKind::kAllToAll:
-        cost.bytes += part * bytes;
-        break;
-      case StepKind::kAllGather:
-        bytes *= size;
-        cost.bytes += part * bytes;
-        break;
-      case StepKind::kPermute:
-        cost.bytes += bytes;
-        break;
-    }
-    if (!IsLocal(step.kind) && size > 1) ++cost.launches;
+    const StepCost c = CostOfStep(step, bytes, mesh, Target());
+    cost.bytes += c.sent.bytes;
+    cost.across += c.sent.across;
+    cost.launches += c.sent.launches;
+    bytes = c.bytes_after;
   }
   return cost;
 }
@@ -110,7 +152,15 @@ double NodeSeconds(const Node& n, const Mesh& mesh, const Target& target) {
   if (IsComm(n)) {
     const CommCost cost = CommunicationCost(n, mesh);
     if (cost.launches == 0) return NodeBytes(n, mesh) / target.bytes_per_second;
-    return cost.launches * target.link_latency_seconds + cost.bytes / target.link_bytes_per_second;
+    if (n.Is("comm.stage_reduce"))
+      return target.link_latency_seconds + cost.bytes / target.link_bytes_per_second;
+    double seconds = 0, bytes = LocalBytes(n.operand(0).type(), mesh);
+    for (const ConversionStep& step : StepsOf(n, mesh)) {
+      const StepCost c = CostOfStep(step, bytes, mesh, target);
+      seconds += c.seconds;
+      bytes = c.bytes_after;
+    }
+    return seconds;
   }
   return std::max(NodeFlops(n, mesh) / target.flops, NodeBytes(n, mesh) / target.bytes_per_second);
 }

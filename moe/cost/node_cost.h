@@ -14,7 +14,9 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "moe/cost/target.h"
+#include "moe/ir/conversion_steps.h"
 #include "moe/ir/graph.h"
 
 namespace moe {
@@ -30,14 +32,35 @@ double NodeBytes(const Node& n, const Mesh& mesh);
 
 // A comm.* node: bytes that a rank sends (ring algorithms: all_reduce 2 (n-1)/n of the value, reduce_scatter
 // and all_gather (n-1)/n of the larger side, all_to_all (n-1)/n), and the number of collectives launched.
+// Where the mesh says which axes are inside a node (alias "node"): how many of the bytes leave it. Ranks of a
+// node are neighbours in a ring, so of a ring that crosses nodes every rank's share leaves by the last of
+// them.
 struct CommCost {
-  double bytes = 0;
+  double bytes = 0, across = 0;
   int launches = 0;
 };
 CommCost CommunicationCost(const Node& n, const Mesh& mesh);
 
-// Roofline: max(flops / peak, bytes / memory bandwidth) for compute; latency per launch plus bytes over the
-// link for collectives.
+// One step of a conversion on a value of `bytes` on one rank, and what the value has after it.
+struct StepCost {
+  CommCost sent;
+  double bytes_after = 0;
+  double seconds = 0;
+};
+// Time: messages one after the other, as many as a ring has hops or an all_to_all peers, then bytes over the
+// link; a ring with a hop between nodes is as slow as that hop, an all_to_all sends to each peer over the
+// link that leads there.
+StepCost CostOfStep(const ConversionStep& step, double bytes, const Mesh& mesh, const Target& target);
+// The steps of a comm node; one without the attribute is one step of its own kind over its axes.
+std::vector<ConversionStep> StepsOf(const Node& n, const Mesh& mesh);
+// Splits axes into those inside a node and those across nodes, in their order. All are inside where there is
+// one node.
+struct AxisLevels {
+  AxisList inside, across;
+};
+AxisLevels LevelsOf(absl::Span<const AxisId> axes, const Mesh& mesh);
+
+// Roofline: max(flops / peak, bytes / memory bandwidth) for compute; CostOfStep for collectives.
 double NodeSeconds(const Node& n, const Mesh& mesh, const Target& target);
 
 }  // namespace moe

@@ -28,5 +28,34 @@ TEST(NodeCost, LocalFlopsAndRingBytes) {
   EXPECT_GT(NodeSeconds(*nodes[1], m->mesh(), t), t.link_latency_seconds);
 }
 
+// Four ranks in two nodes: b crosses, a does not.
+TEST(NodeCost, BytesThatLeaveANode) {
+  const Mesh mesh({{"b", 2}, {"a", 2}}, {{"node", {1}}});
+  Target t;
+  t.link_bytes_per_second = 100, t.link_latency_seconds = 1;
+  t.node_bytes_per_second = 10, t.node_latency_seconds = 3;
+  const auto cost = [&](StepKind kind, AxisList axes) {
+    ConversionStep step{kind, {}};
+    for (AxisId x : axes) step.moves.push_back({x});
+    return CostOfStep(step, 800, mesh, t);
+  };
+  const StepCost inside = cost(StepKind::kAllToAll, {1});
+  EXPECT_EQ(inside.sent.bytes, 400);
+  EXPECT_EQ(inside.sent.across, 0);
+  EXPECT_EQ(inside.seconds, 1 + 400 / 100.0);
+  // One peer inside, two outside, a quarter of the value each.
+  const StepCost all = cost(StepKind::kAllToAll, {0, 1});
+  EXPECT_EQ(all.sent.bytes, 600);
+  EXPECT_EQ(all.sent.across, 400);
+  EXPECT_EQ(all.seconds, 1 + 2 * 3 + 200 / 100.0 + 400 / 10.0);
+  // A ring is as slow as its slowest hop; one of the two ranks of a node sends to the other node.
+  const StepCost ring = cost(StepKind::kAllReduce, {0, 1});
+  EXPECT_EQ(ring.sent.bytes, 2 * 600);
+  EXPECT_EQ(ring.sent.across, 600);
+  EXPECT_EQ(ring.seconds, 6 * 3 + 1200 / 10.0);
+  EXPECT_EQ(cost(StepKind::kReduceScatter, {1}).bytes_after, 400);
+  EXPECT_EQ(cost(StepKind::kAllGather, {0}).bytes_after, 1600);
+}
+
 }  // namespace
 }  // namespace moe

@@ -10,10 +10,13 @@ namespace moe {
 
 struct Target {
   std::string name = "cpu";
-  double flops = 1e11;             // of one device
-  double bytes_per_second = 1e10;  // of its memory
-  double link_bytes_per_second = 5e9;
-  double link_latency_seconds = 5e-6;
+  double flops = 1e11;                 // of one device
+  double bytes_per_second = 1e10;      // of its memory
+  double link_bytes_per_second = 5e9;  // of one device, to others in its node
+  double link_latency_seconds = 5e-6;  // of one message
+  double node_bytes_per_second =
+      1.25e9;  // of one device, to other nodes; the mesh says which ranks share a node
+  double node_latency_seconds = 2e-5;
   std::set<std::string> fusions;  // ops that `fuse` may create; empty with all_fusions
   bool all_fusions = true;
   // Scratch bytes of a kernel are asked through this hook (set by whoever links the kernels): "op" -> bytes.

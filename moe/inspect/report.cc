@@ -116,7 +116,17 @@ class NodeLines {
     std::string line = absl::StrCat("  ", IsCollective(n) ? ">> " : " > ", kind);
     if (!axes.empty()) absl::StrAppend(&line, n.Has("stages") ? " between " : " over ", axes);
     if (IsCollective(n)) {
-      absl::StrAppend(&line, ", ", BytesText(CommunicationCost(n, mesh_).bytes), " per rank");
+      const CommCost cost = CommunicationCost(n, mesh_);
+      absl::StrAppend(&line, ", ", BytesText(cost.bytes), " per rank");
+      std::vector<std::string> levels;
+      for (const CollectiveLevel& l : LevelsOfCollective(n, mesh_)) {
+        levels.push_back(absl::StrCat(BytesText(l.cost.bytes), " over ", l.axes, l.where));
+      }
+      if (!levels.empty()) {
+        absl::StrAppend(&line, ": ", absl::StrJoin(levels, ", "));
+      } else if (cost.across > 0) {
+        absl::StrAppend(&line, " (", BytesText(cost.across), " leave the node)");
+      }
     } else {
       absl::StrAppend(&line, ", local");
     }
@@ -257,11 +267,12 @@ std::string NodesText(const Program& program, const StageView& view, const Repor
 }
 
 std::string CollectivesText(const Program& program, const StageView& view) {
-  Columns table("lllrrr");
+  Columns table("lllrrrl");
   double total = 0;
   for (const CollectiveTotal& t : TotalCollectives(program, view)) {
     table.Row({std::string(PhaseName(t.phase)), t.kind, t.axes, absl::StrCat(t.nodes, " x"),
-               BytesText(t.bytes), BytesText(t.bytes_per_step)});
+               BytesText(t.bytes), BytesText(t.bytes_per_step),
+               t.across > 0 ? absl::StrCat(BytesText(t.across), " leave the node") : ""});
     total += t.bytes_per_step;
   }
   for (const BoundarySend& s : BoundariesSentBy(program, view)) {

@@ -35,6 +35,7 @@ Json NodeJson(const Program& program, const Function& f, const Node& n) {
     out["collective"] = {{"kind", CollectiveKind(n, mesh)},
                          {"axes", CollectiveAxes(n, mesh)},
                          {"bytes_sent", CommunicationCost(n, mesh).bytes},
+                         {"bytes_across_nodes", CommunicationCost(n, mesh).across},
                          {"local", !IsCollective(n)}};
   }
   return out;

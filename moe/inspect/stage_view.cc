@@ -193,14 +193,37 @@ std::string CollectiveAxes(const Node& node, const Mesh& mesh) {
   return node.Has("axes") ? AxesText(node.axes(), mesh, node.scope) : "";
 }
 
+std::vector<CollectiveLevel> LevelsOfCollective(const Node& node, const Mesh& mesh) {
+  std::vector<CollectiveLevel> out;
+  if (!node.Has("steps") || node.Is("comm.reshard")) return out;
+  const std::vector<ConversionStep> steps = StepsOf(node, mesh);
+  if (steps.size() < 2) return out;
+  const Type& type = node.operand(0).type();
+  double bytes = static_cast<double>(type.LocalElements(mesh)) * ByteSize(type.dtype);
+  for (const ConversionStep& step : steps) {
+    const StepCost c = CostOfStep(step, bytes, mesh, Target());
+    out.push_back(
+        {AxesText(step.axes(), mesh, node.scope), c.sent.across > 0 ? " across nodes" : " in nodes", c.sent});
+    bytes = c.bytes_after;
+  }
+  return out;
+}
+
 std::vector<CollectiveUse> CollectivesOf(const Program& program, const StageView& view) {
   const Mesh& mesh = program.module->mesh();
   std::vector<CollectiveUse> out;
   for (const StageFunction& f : view.functions) {
     for (const auto& n : f.function->body()) {
       if (!IsCollective(*n)) continue;
-      out.push_back({n.get(), f.function, n->phase, CollectiveKind(*n, mesh), CollectiveAxes(*n, mesh),
-                     CommunicationCost(*n, mesh).bytes});
+      const std::string kind = CollectiveKind(*n, mesh);
+      const std::vector<CollectiveLevel> levels = LevelsOfCollective(*n, mesh);
+      for (const CollectiveLevel& level : levels) {
+        out.push_back({n.get(), f.function, n->phase, absl::StrCat(kind, level.where), level.axes,
+                       level.cost.bytes, level.cost.across});
+      }
+      if (!levels.empty()) continue;
+      const CommCost cost = CommunicationCost(*n, mesh);
+      out.push_back({n.get(), f.function, n->phase, kind, CollectiveAxes(*n, mesh), cost.bytes, cost.across});
     }
   }
   return out;
@@ -212,9 +235,10 @@ std::vector<CollectiveTotal> TotalCollectives(const Program& program, const Stag
     auto it = std::find_if(totals.begin(), totals.end(), [&](const CollectiveTotal& t) {
       return t.phase == use.phase && t.kind == use.kind && t.axes == use.axes;
     });
-    if (it == totals.end()) it = totals.insert(totals.end(), {use.phase, use.kind, use.axes, 0, 0, 0});
+    if (it == totals.end()) it = totals.insert(totals.end(), {use.phase, use.kind, use.axes});
     ++it->nodes;
     it->bytes += use.bytes;
+    it->across += use.across;
     it->bytes_per_step += use.bytes * RunsPerStep(program, use.phase);
   }
   std::stable_sort(totals.begin(), totals.end(), [](const CollectiveTotal& a, const CollectiveTotal& b) {

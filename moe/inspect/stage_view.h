@@ -17,6 +17,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "moe/cost/node_cost.h"
 #include "moe/ir/program.h"
 
 namespace moe {
@@ -64,12 +65,21 @@ std::string TypeText(const Type& type, const Mesh& mesh, absl::string_view scope
 // "ep"; "stages 0,1" for reductions over stages.
 std::string CollectiveAxes(const Node& node, const Mesh& mesh);
 
+// The levels of a collective that is done inside nodes and across them, in order; none for others.
+struct CollectiveLevel {
+  std::string axes;
+  std::string where;  // " in nodes", " across nodes"
+  CommCost cost;
+};
+std::vector<CollectiveLevel> LevelsOfCollective(const Node& node, const Mesh& mesh);
+
 struct CollectiveUse {
   const Node* node = nullptr;
   const Function* function = nullptr;
   Phase phase = Phase::kForward;
   std::string kind, axes;
-  double bytes = 0;  // that one rank sends, each time the node runs
+  double bytes = 0;   // that one rank sends, each time the node runs
+  double across = 0;  // of these, bytes that leave the node of ranks
 };
 // All collectives of a stage in order of its functions.
 std::vector<CollectiveUse> CollectivesOf(const Program& program, const StageView& view);
@@ -79,8 +89,8 @@ struct CollectiveTotal {
   Phase phase = Phase::kForward;
   std::string kind, axes;
   int64_t nodes = 0;
-  double bytes = 0;           // per run of the phase
-  double bytes_per_step = 0;  // with all microbatches
+  double bytes = 0, across = 0;  // per run of the phase
+  double bytes_per_step = 0;     // with all microbatches
 };
 std::vector<CollectiveTotal> TotalCollectives(const Program& program, const StageView& view);
 

@@ -104,8 +104,9 @@ class Planner {
     ConversionLayout layout;
     layout.src = src_;
     layout.dst = dst_;
-    if (steps.size() == 1 && steps[0].kind == StepKind::kPermute) {
-      ASSIGN_OR_RETURN(StepLayout step, Permute(steps[0]));
+    if (steps.size() == 1 && (steps[0].kind == StepKind::kPermute || steps[0].kind == StepKind::kRotate)) {
+      ASSIGN_OR_RETURN(StepLayout step,
+                       steps[0].kind == StepKind::kPermute ? Permute(steps[0]) : Rotate(steps[0]));
       layout.steps.push_back(std::move(step));
       return layout;
     }
@@ -207,6 +208,7 @@ class Planner {
         case StepKind::kAllGather:
           return dim(m.from) && m.to == Placement::kNone;
         case StepKind::kPermute:
+        case StepKind::kRotate:
           return false;  // a conversion of its own
       }
       return false;
@@ -339,17 +341,7 @@ class Planner {
         return Error("a permute moves axes within their dim");
       }
     }
-    StepLayout s;
-    s.kind = StepKind::kPermute;
-    s.group = mesh_.Group(rank_, axes);
-    s.me = static_cast<int>(mesh_.Index(rank_, axes));
-    s.dims_in = s.dims_out = src_.LocalDims(mesh_);
-    for (int d = 0; d < src_.rank(); ++d) {
-      if (d != src_.ragged) (d < src_.ragged ? s.cells_in : s.row_in) *= s.dims_in[d];
-    }
-    s.cells_block = s.cells_out = s.cells_in;
-    s.row_block = s.row_out = s.row_in;
-    s.exchanges_sizes = src_.ragged >= 0;
+    StepLayout s = WholeParts(axes);
     // The member whose block before the permute is the block of `rank` after it, or the other way round.
     const auto partner = [&](const Placement& mine, const Placement& theirs) {
       for (int p = 0; p < s.group_size(); ++p) {
@@ -364,6 +356,40 @@ class Planner {
     s.receive_from = partner(dst_.placement, src_.placement);
     s.send_to = partner(src_.placement, dst_.placement);
     CHECK(s.receive_from >= 0 && s.send_to >= 0);
+    return s;
+  }
+
+  // Every rank's whole part goes to one other rank of the group.
+  StepLayout WholeParts(const AxisList& axes) const {
+    StepLayout s;
+    s.kind = StepKind::kPermute;
+    s.group = mesh_.Group(rank_, axes);
+    s.me = static_cast<int>(mesh_.Index(rank_, axes));
+    s.dims_in = s.dims_out = src_.LocalDims(mesh_);
+    for (int d = 0; d < src_.rank(); ++d) {
+      if (d != src_.ragged) (d < src_.ragged ? s.cells_in : s.row_in) *= s.dims_in[d];
+    }
+    s.cells_block = s.cells_out = s.cells_in;
+    s.row_block = s.row_out = s.row_in;
+    s.exchanges_sizes = src_.ragged >= 0;
+    return s;
+  }
+
+  absl::StatusOr<StepLayout> Rotate(const ConversionStep& step) const {
+    const AxisList axes = step.axes();
+    if (!(src_.placement == dst_.placement)) return Error("a rotation keeps the placement");
+    const int d = step.moves.empty() ? -1 : step.moves[0].from;
+    if (d < 0 || d >= src_.rank() || d == src_.ragged) return Error("a rotation goes along a dim");
+    for (const Move& m : step.moves) {
+      if (m.from != d || m.to != d) return Error("a rotation goes along one dim");
+    }
+    const AxisList& dim = src_.placement.dims[d];
+    if (axes.size() > dim.size() || !std::equal(axes.begin(), axes.end(), dim.begin())) {
+      return Error(absl::StrCat("a rotation goes over the major axes of dim ", d));
+    }
+    StepLayout s = WholeParts(axes);
+    s.send_to = (s.me + 1) % s.group_size();
+    s.receive_from = (s.me + s.group_size() - 1) % s.group_size();
     return s;
   }
 

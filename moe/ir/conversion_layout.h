@@ -48,7 +48,7 @@ struct StepLayout {
   std::vector<int64_t> group;             // ranks, by index over the moved axes; not used by local steps
   int me = 0;                             // index in the group
   bool keeps = true;                      // kZero: this rank keeps the value
-  int send_to = 0, receive_from = 0;      // kPermute: group indices
+  int send_to = 0, receive_from = 0;      // kPermute: group indices; a rotation is laid out as one
 
   int64_t cells_in = 1, cells_block = 1, cells_out = 1;
   int64_t row_in = 1, row_block = 1, row_out = 1;  // elements of a row

@@ -20,6 +20,7 @@ constexpr std::pair<StepKind, const char*> kNames[] = {
     {StepKind::kAllToAll, "all_to_all"},
     {StepKind::kAllGather, "all_gather"},
     {StepKind::kPermute, "permute"},
+    {StepKind::kRotate, "rotate"},
 };
 constexpr int kMaxDim = 64;  // more than any tensor has
 

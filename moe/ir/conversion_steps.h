@@ -22,7 +22,16 @@
 
 namespace moe {
 
-enum class StepKind : uint8_t { kZero, kSlice, kReduceScatter, kAllReduce, kAllToAll, kAllGather, kPermute };
+enum class StepKind : uint8_t {
+  kZero,
+  kSlice,
+  kReduceScatter,
+  kAllReduce,
+  kAllToAll,
+  kAllGather,
+  kPermute,
+  kRotate,  // a step alone, between equal placements: blocks go to the next rank
+};
 
 absl::string_view StepKindName(StepKind kind);  // "reduce_scatter"; the op is "comm." + the name
 bool IsLocal(StepKind kind);                    // zero and slice talk to nobody

@@ -24,6 +24,7 @@ const std::vector<AttrDef>& UniversalAttrs() {
        false},  // name of the value whose placement this gradient should take: a hint
       {"like", AttrKind::kString, false},      // name of the value that the result is shaped after: a hint
       {"extents", AttrKind::kStrings, false},  // ["c=8"]: extents of factors that operands do not give
+      {"order", AttrKind::kInts, false},  // decisions: block i of the groups is block order[i] of the batch's
   };
   return attrs;
 }
@@ -276,6 +277,9 @@ absl::StatusOr<NodePlacements> PlaceNode(const Node& n, const ShardingRule& rule
   for (int f = 0; f < rule.num_factors(); ++f) {
     if (assignment[f].empty()) continue;
     if (rule.fixed[f]) return error("factor ", rule.factors[f], " may not be sharded");
+    if (rule.factors[f] == op.exchanged_factor) {
+      return error("with the factor ", rule.factors[f], " sharded, this is an exchange between ranks");
+    }
     if (extents[f] % mesh.Size(assignment[f]) != 0) {
       return error("factor ", rule.factors[f], " of extent ", extents[f], " does not divide over ",
                    mesh.Show(assignment[f]), " = ", mesh.Size(assignment[f]));

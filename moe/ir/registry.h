@@ -146,6 +146,11 @@ struct OpDef {
     ragged_factor = std::move(factor);
     return *this;
   }  // ragged if attr "dropless"
+  OpDef& Exchanges(std::string factor) {
+    exchanged_factor = std::move(factor);
+    return *this;
+  }  // sharded whole or not at all; sharded, the op is no kernel's work but an exchange, which `shard` makes
+     // of it
   OpDef& Cheap() {
     cheap = true;
     return *this;
@@ -194,7 +199,7 @@ struct OpDef {
   std::vector<int> linear_operands;
   bool linear_all = false;
   Reduction reduction = Reduction::kSum;
-  std::string ragged_factor;
+  std::string ragged_factor, exchanged_factor;
   bool cheap = false;
   GradientFn gradient;
   bool no_gradient = false;

@@ -29,7 +29,7 @@ bool Performs(absl::string_view op, int from, int to) {
   if (op == "comm.reduce_scatter") return IsPartial(from) && to >= 0;
   if (op == "comm.all_gather") return from >= 0 && none;
   if (op == "comm.all_to_all") return from >= 0 && to >= 0;
-  if (op == "comm.permute") return false;  // order only
+  if (op == "comm.permute" || op == "comm.rotate") return false;  // order only; none
   // convert, reshard: everything but what no exchange of data can do.
   return !(from >= 0 && IsPartial(to)) && !(IsPartial(from) && IsPartial(to));
 }

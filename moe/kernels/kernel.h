@@ -77,6 +77,10 @@ struct KernelContext {
   int64_t workspace_bytes = 0;
 
   int64_t Extent(absl::string_view factor) const { return extent[rule->Find(factor)]; }
+  int64_t ExtentOr(absl::string_view factor, int64_t otherwise) const {
+    const int f = rule->Find(factor);
+    return f < 0 ? otherwise : extent[f];
+  }
   int64_t Offset(absl::string_view factor) const { return offset[rule->Find(factor)]; }
 };
 

@@ -9,6 +9,7 @@
 
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <vector>
 
@@ -66,6 +67,22 @@ absl::Status MapN(KernelContext& c, F f) {
 template <typename T, int N, typename F>
 absl::Status Map(KernelContext& c, F f) {
   return MapN<T, N, 1>(c, [&](const std::array<double, N>& x) { return std::array<double, 1>{f(x)}; });
+}
+
+// Copies equal blocks along a dim: block i of the result is block from(i) of the operand.
+template <typename F>
+absl::Status CopyBlocks(KernelContext& c, int64_t dim, int64_t blocks, F from) {
+  const Tensor& x = c.in[0];
+  int64_t outer = 1, block = ByteSize(x.dtype);  // bytes of one block
+  for (int64_t d = 0; d < static_cast<int64_t>(x.dims.size()); ++d) (d < dim ? outer : block) *= x.dims[d];
+  block /= blocks;
+  for (int64_t o = 0; o < outer; ++o) {
+    for (int64_t i = 0; i < blocks; ++i) {
+      std::memcpy(c.out[0].As<char>() + (o * blocks + i) * block,
+                  x.As<char>() + (o * blocks + from(i)) * block, block);
+    }
+  }
+  return absl::OkStatus();
 }
 
 // Strides of one term (operand or result) per factor of the rule; 0 where the term lacks the factor. A ragged

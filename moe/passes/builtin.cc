@@ -4,6 +4,7 @@
 #include "moe/passes/certify.h"
 #include "moe/passes/checkpoint.h"
 #include "moe/passes/common_subexpressions.h"
+#include "moe/passes/context_parallel.h"
 #include "moe/passes/expert_slots.h"
 #include "moe/passes/fuse.h"
 #include "moe/passes/insert_collectives.h"
@@ -29,6 +30,9 @@ void RegisterBuiltinPasses(PassRegistry* registry) {
                  ForEachFunction(MergeCommonSubexpressions)});
   registry->Add({"expert-slots", "Stores experts by slots, empty ones and replicas among them, as the strategy says.",
                  StoreByExpertSlots});
+  registry->Add({"context-parallel",
+                 "Orders the sequence over context ranks; attention as a ring, or with gathered keys.",
+                 ContextParallel});
   registry->Add({"fuse", "Replaces patterns by ops with a kernel of their own.", Fuse});
   registry->Add(
       {"insert-collectives", "Lowers conversions to the cheapest legal collectives.", InsertCollectives});
@@ -59,7 +63,7 @@ PassRegistry& Passes() {
 }
 
 std::string DefaultPipeline() {
-  return "autodiff,expert-slots,pad-vocabulary,partition-stages,shard,insert-collectives,checkpoint,fuse,split-phases,"
+  return "autodiff,expert-slots,pad-vocabulary,context-parallel,partition-stages,shard,insert-collectives,checkpoint,fuse,split-phases,"
          "split-backward,schedule,plan-memory,certify";
 }
 

@@ -42,7 +42,7 @@ bool Stable(const Node& arg, const Module& module) {
 
 bool Cheap(const Node& n) {
   if (n.op().Has(kCollective)) return false;
-  for (const char* dear : {"nn.attention", "nn.head_stats", "nn.embed"}) {
+  for (const char* dear : {"nn.attention", "nn.attention_merge", "nn.head_stats", "nn.embed"}) {
     if (n.Is(dear)) return false;
   }
   return !n.Is("math.einsum") || n.num_operands() == 1;

@@ -250,6 +250,7 @@ Conversion ConversionPlanner::Direct(const Placement& from, const Placement& to)
         break;
       case StepKind::kZero:
       case StepKind::kPermute:
+      case StepKind::kRotate:
         break;
     }
     if (!IsLocal(kind)) c.constant += kLaunch;

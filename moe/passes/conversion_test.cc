@@ -223,6 +223,7 @@ std::vector<Array> Execute(const ConversionPhase& phase, const Mesh& mesh, std::
             y = Concatenate(group, from);
             break;
           case StepKind::kPermute:
+          case StepKind::kRotate:
             ADD_FAILURE() << "permute among other steps";
         }
         next.push_back(std::move(y));

@@ -120,6 +120,7 @@ absl::StatusOr<int> FuseRouter(Function& f, const PassContext&) {
     ASSIGN_OR_RETURN(
         Node * n, b.CreateTyped("moe.router", {softmax->operand(0), top->operand(1)}, {{"k", top->Int("k")}},
                                 {softmax->type(), top->type(0), top->type(1), count->type()}));
+    if (top->Has("order")) n->Set("order", top->Ints("order"));
     n->provenance = {"fuse", absl::StrCat("%", softmax->result_name(), ", %", top->result_name(1), " and %",
                                           count->result_name())};
     RETURN_IF_ERROR(Assign(n, !top->assignment.empty(), axes));

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "moe/base/status.h"
+#include "moe/cost/node_cost.h"
 #include "moe/ir/builder.h"
 #include "moe/passes/conversion.h"
 #include "moe/passes/shard_graph.h"
@@ -16,9 +17,15 @@
 namespace moe {
 namespace {
 
+// How many collectives leave a node, and how many of them do it in two levels.
+struct LevelCounts {
+  int across = 0, in_two = 0;
+};
+
 class Lowering {
  public:
-  Lowering(Function* f, ConversionPlanner* planner) : f_(f), planner_(*planner) {}
+  Lowering(Function* f, ConversionPlanner* planner, const PassContext& context, LevelCounts* levels)
+      : f_(f), planner_(*planner), context_(context), levels_(*levels) {}
 
   absl::StatusOr<bool> Run() {
     const std::vector<Node*> converts = f_->NodesOf("comm.convert");
@@ -62,13 +69,102 @@ class Lowering {
     Value y = from;
     bool made = false;
     for (const ConversionPhase& phase : conversion.phases) {
-      ASSIGN_OR_RETURN(y, Step(n, root, y, phase, &made));
+      for (const ConversionPhase& level : Levels(phase, type)) {
+        ASSIGN_OR_RETURN(y, Step(n, root, y, level, &made));
+      }
     }
     const std::string name = n->result_name();
     f_->ReplaceAllUses(n->result(), y);
     f_->Erase(n);
     if (made) y.node->SetResultName(0, name);
     return absl::OkStatus();
+  }
+
+  // The phase with its collectives across nodes in two levels where that is cheaper (or wanted): first what
+  // makes the part that leaves the node small. Steps of one kind follow each other within a phase, on the
+  // refined view; a two-level all_reduce is a reduce_scatter inside, an all_reduce across and an all_gather
+  // inside, each to a placement of its own.
+  std::vector<ConversionPhase> Levels(const ConversionPhase& phase, const Type& type) {
+    const Mesh& mesh = planner_.mesh();
+    const std::string& wanted = context_.strategy.hierarchical;
+    Type local = type;
+    local.placement = phase.from;
+    double bytes = static_cast<double>(local.LocalElements(mesh)) * ByteSize(type.dtype);
+    std::vector<ConversionPhase> out = {{phase.from, phase.to, {}}};
+    for (const ConversionStep& step : phase.steps) {
+      const StepCost flat = CostOfStep(step, bytes, mesh, context_.target);
+      const AxisLevels axes = LevelsOf(step.axes(), mesh);
+      const bool crosses = !IsLocal(step.kind) && !axes.across.empty();
+      levels_.across += crosses;
+      std::vector<ConversionPhase> two;
+      if (crosses && !axes.inside.empty() && wanted != "off") two = TwoLevels(step, phase, type);
+      if (!two.empty()) {
+        double seconds = 0, b = bytes;
+        for (const ConversionPhase& p : two) {
+          for (const ConversionStep& s : p.steps) {
+            const StepCost c = CostOfStep(s, b, mesh, context_.target);
+            seconds += c.seconds;
+            b = c.bytes_after;
+          }
+        }
+        if (wanted == "auto" && seconds >= flat.seconds) two.clear();
+      }
+      if (two.empty()) {
+        out.back().steps.push_back(step);
+      } else if (two.size() == 1) {
+        out.back().steps.insert(out.back().steps.end(), two[0].steps.begin(), two[0].steps.end());
+        ++levels_.in_two;
+      } else {
+        out = two;  // the only step of its phase
+        ++levels_.in_two;
+      }
+      bytes = flat.bytes_after;
+    }
+    return out;
+  }
+
+  // None if there are no two levels for this step.
+  std::vector<ConversionPhase> TwoLevels(const ConversionStep& step, const ConversionPhase& phase,
+                                         const Type& type) const {
+    const Mesh& mesh = planner_.mesh();
+    const AxisLevels axes = LevelsOf(step.axes(), mesh);
+    ConversionStep inside{step.kind, {}}, across{step.kind, {}};
+    for (const Move& m : step.moves) {
+      const bool in = std::find(axes.inside.begin(), axes.inside.end(), m.axis) != axes.inside.end();
+      (in ? inside : across).moves.push_back(m);
+    }
+    switch (step.kind) {
+      case StepKind::kReduceScatter:
+      case StepKind::kAllToAll:
+        return {{phase.from, phase.to, {inside, across}}};
+      case StepKind::kAllGather:
+        return {{phase.from, phase.to, {across, inside}}};
+      case StepKind::kAllReduce:
+        break;
+      default:
+        return {};
+    }
+    if (phase.steps.size() != 1) return {};
+    Type local = type;
+    local.placement = phase.from;
+    const Dims dims = local.LocalDims(mesh);
+    for (int d = 0; d < type.rank(); ++d) {
+      if (d == type.ragged || dims[d] % mesh.Size(axes.inside) != 0) continue;
+      ConversionStep scatter{StepKind::kReduceScatter, {}}, gather{StepKind::kAllGather, {}};
+      Placement scattered = phase.from, reduced = phase.to;
+      for (const Move& m : inside.moves) {
+        scatter.moves.push_back({m.axis, m.from, d});
+        gather.moves.push_back({m.axis, d, Placement::kNone});
+        scattered.partial.erase(std::remove_if(scattered.partial.begin(), scattered.partial.end(),
+                                               [&](const Partial& p) { return p.axis == m.axis; }),
+                                scattered.partial.end());
+        scattered.dims[d].push_back(m.axis);
+        reduced.dims[d].push_back(m.axis);
+      }
+      return {
+          {phase.from, scattered, {scatter}}, {scattered, reduced, {across}}, {reduced, phase.to, {gather}}};
+    }
+    return {};
   }
 
   // One node per phase, or the value that has the placement already. `made`: whether it is new.
@@ -79,15 +175,15 @@ class Lowering {
       if (v.phase == n->phase && v.placement == to) return v.value;
     }
     AxisList axes;
-    bool local = true;
+    bool local = true, alike = true;
     for (const ConversionStep& step : phase.steps) {
       local &= IsLocal(step.kind);
+      alike &= step.kind == phase.steps[0].kind;
       for (AxisId a : step.axes()) {
         if (std::find(axes.begin(), axes.end(), a) == axes.end()) axes.push_back(a);
       }
     }
-    const std::string op =
-        phase.steps.size() == 1 ? absl::StrCat("comm.", StepKindName(phase.steps[0].kind)) : "comm.reshard";
+    const std::string op = alike ? absl::StrCat("comm.", StepKindName(phase.steps[0].kind)) : "comm.reshard";
     Type type = n->type();
     type.placement = phase.to;
     Builder b = Builder::Before(n);
@@ -109,6 +205,8 @@ class Lowering {
 
   Function* const f_;
   ConversionPlanner& planner_;
+  const PassContext& context_;
+  LevelCounts& levels_;
   std::map<Value, Value> root_;
   std::map<Value, std::vector<Variant>> variants_;
 };
@@ -128,9 +226,10 @@ absl::StatusOr<std::string> CountCollectives(const Module& module) {
   }
   std::vector<std::string> words;
   for (StepKind kind : {StepKind::kAllToAll, StepKind::kAllReduce, StepKind::kReduceScatter,
-                        StepKind::kAllGather, StepKind::kPermute}) {
+                        StepKind::kAllGather, StepKind::kPermute, StepKind::kRotate}) {
     if (counts[kind].empty()) {
-      if (kind != StepKind::kPermute) words.push_back(absl::StrCat(StepKindName(kind), " 0"));
+      if (kind != StepKind::kPermute && kind != StepKind::kRotate)
+        words.push_back(absl::StrCat(StepKindName(kind), " 0"));
       continue;
     }
     std::string word(StepKindName(kind));
@@ -146,12 +245,18 @@ absl::StatusOr<bool> InsertCollectives(Program& program, const PassContext& cont
   Module& module = *program.module;
   ConversionPlanner planner(module.mesh());
   bool changed = false;
+  LevelCounts levels;
   for (const auto& f : module.functions()) {
-    ASSIGN_OR_RETURN(const bool lowered, Lowering(f.get(), &planner).Run());
+    ASSIGN_OR_RETURN(const bool lowered, Lowering(f.get(), &planner, context, &levels).Run());
     changed |= lowered;
   }
   ASSIGN_OR_RETURN(std::string counts, CountCollectives(module));
   context.Note(std::move(counts));
+  if (levels.across > 0) {
+    context.Note(absl::StrCat(levels.across, " of them leave a node of ",
+                              module.mesh().Size(module.mesh().Alias("node")), ", ", levels.in_two,
+                              " of these in two levels"));
+  }
   return changed;
 }
 

@@ -70,6 +70,77 @@ TEST_F(InsertCollectivesTest, StepsWithoutAPlacementInBetweenAreOneNode) {
     })");
 }
 
+PassContext Hierarchical(const std::string& word) {
+  PassContext context;
+  context.strategy.hierarchical = word;
+  return context;
+}
+
+// Two nodes of two: b crosses, a does not.
+TEST_F(InsertCollectivesTest, TwoLevelsAcrossNodes) {
+  ExpectRewrite(InsertCollectives, R"(
+    module @m mesh<b=2, a=2; node=a>
+    func @f(%x: f32[8, 16] partial(b, a), %y: f32[8@b.a, 16], %w: f32[3] partial(b, a),
+            %z: f32[8, 16] partial(b, a)) {
+      // CHECK: %[[S:.*]] = comm.reduce_scatter(%x) {axes = [{{.*}}], steps = "reduce_scatter a:sum>0"} @comm : f32[8@{{.*}}, 16] partial(b)
+      // CHECK: %[[R:.*]] = comm.all_reduce(%[[S]]) {axes = [b], steps = "all_reduce b:sum>-"}
+      // CHECK: %p = comm.all_gather(%[[R]]) {axes = [{{.*}}], steps = "all_gather a:0>-"} @comm : f32[8, 16]
+      // CHECK: %q = comm.reduce_scatter(%z) {axes = [a, b], steps = "reduce_scatter a:sum>1; reduce_scatter b:sum>1"}
+      // CHECK: %r = comm.all_to_all(%y) {axes = [a, b], steps = "all_to_all a:0>1; all_to_all b:0>1"}
+      // CHECK: %s = comm.all_gather(%y) {axes = [b, a], steps = "all_gather b:0>-; all_gather a:0>-"}
+      // CHECK: %t = comm.all_reduce(%w) {axes = [b, a], steps = "all_reduce b:sum>- a:sum>-"}
+      %p = comm.convert(%x) {axes = [b, a]} : f32[8, 16]
+      %q = comm.convert(%z) {axes = [b, a]} : f32[8, 16@b.a]
+      %r = comm.convert(%y) {axes = [b, a]} : f32[8, 16@b.a]
+      %s = comm.convert(%y) {axes = [b, a]} : f32[8, 16]
+      %t = comm.convert(%w) {axes = [b, a]} : f32[3]
+      return %p, %q, %r, %s, %t
+    })",
+                Hierarchical("on"));
+  EXPECT_THAT(results_[0].notes[1], HasSubstr("5 of them leave a node of 2, 4 of these in two levels"));
+}
+
+// Little data: an all_reduce saves hops between nodes; an all_to_all of one peer outside does not pay for its
+// second level.
+TEST_F(InsertCollectivesTest, LevelsByCost) {
+  constexpr char kText[] = R"(
+    module @m mesh<b=2, a=2; node=a>
+    func @f(%x: f32[8, 16] partial(b, a)) {
+      // CHECK: comm.reduce_scatter(%x)
+      // CHECK: comm.all_reduce
+      // CHECK: comm.all_gather
+      %p = comm.convert(%x) {axes = [b, a]} : f32[8, 16]
+      return %p
+    })";
+  ExpectRewrite(InsertCollectives, kText, Hierarchical("auto"));
+  ExpectRewrite(InsertCollectives, R"(
+    module @m mesh<b=2, a=2; node=a>
+    func @f(%x: f32[8, 16] partial(b, a)) {
+      // CHECK: comm.all_reduce(%x)
+      %p = comm.convert(%x) {axes = [b, a]} : f32[8, 16]
+      return %p
+    })",
+                Hierarchical("off"));
+  // Sixteen peers in nodes of four: 12 messages across become 3.
+  ExpectRewrite(InsertCollectives, R"(
+    module @m mesh<b=4, a=4; node=a>
+    func @f(%x: f32[16@b.a, 16]) {
+      // CHECK: steps = "all_to_all a:0>1; all_to_all b:0>1"
+      %p = comm.convert(%x) {axes = [b, a]} : f32[16, 16@b.a]
+      return %p
+    })",
+                Hierarchical("auto"));
+  // Much data: the bytes across are the same, those inside come on top.
+  ExpectRewrite(InsertCollectives, R"(
+    module @m mesh<b=4, a=4; node=a>
+    func @f(%x: f32[16384@b.a, 16384]) {
+      // CHECK: steps = "all_to_all b:0>1 a:0>1"
+      %p = comm.convert(%x) {axes = [b, a]} : f32[16384, 16384@b.a]
+      return %p
+    })",
+                Hierarchical("auto"));
+}
+
 TEST_F(InsertCollectivesTest, NothingToDo) {
   ExpectUnchanged(InsertCollectives, R"(
     module @m

@@ -98,10 +98,19 @@ Placement Seeds::Compute(const State& parameter) const {
   return p;
 }
 
+AxisList Seeds::DataAxes(const State& parameter) const {
+  AxisList axes = IsExpert(parameter) ? edp_ : Join(dp_, cp_);
+  const auto part = mesh_.aliases().find(IsExpert(parameter) ? "expert_shard" : "shard");
+  if (part == mesh_.aliases().end()) return axes;
+  axes.erase(std::remove_if(axes.begin(), axes.end(), [&](AxisId a) { return !Contains(part->second, a); }),
+             axes.end());
+  return axes;
+}
+
 Placement Seeds::Optimizer(const State& parameter) const {
   Placement p = Compute(parameter);
   if (ZeroStage(parameter) == 0) return p;
-  const AxisList data = IsExpert(parameter) ? edp_ : Join(dp_, cp_);
+  const AxisList data = DataAxes(parameter);
   // All data axes where some dim takes them, otherwise as many of the minor ones as fit.
   for (size_t skip = 0; skip < data.size(); ++skip) {
     const AxisList axes(data.begin() + skip, data.end());
@@ -133,6 +142,10 @@ Placement Seeds::ReplicaSum(Placement p, const Type& type) const {
     }
   }
   return p;
+}
+
+bool Seeds::KeepsCopies(const State& parameter) const {
+  return ZeroStage(parameter) > 0 && DataAxes(parameter) != (IsExpert(parameter) ? edp_ : Join(dp_, cp_));
 }
 
 Placement Seeds::ResidualStream(const Type& type) const {

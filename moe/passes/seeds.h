@@ -5,8 +5,9 @@
 //
 // A parameter has three placements: where it computes (by its role), where its optimizer state lives (from
 // ZeRO-1 on the data axes are appended, minor, to the first dim that they divide: dp and cp for dense
-// parameters, edp for experts), and where it is stored (from ZeRO-3 on as the optimizer state). The residual
-// stream is [dp, cp(.tp), -], token inputs are [dp, cp]. Everything else follows from the sharding rules.
+// parameters, edp for experts, or the inner part of them that zero_dp and expert_zero_dp name), and where it
+// is stored (from ZeRO-3 on as the optimizer state). The residual stream is [dp, cp(.tp), -], token inputs
+// are [dp, cp]. Everything else follows from the sharding rules.
 //
 // A state or argument whose type is placed in the text already keeps that placement: a module written by hand
 // needs no strategy.
@@ -42,8 +43,11 @@ class Seeds {
   Placement Compute(const State& parameter) const;
   Placement Optimizer(const State& parameter) const;
   Placement Storage(const State& parameter) const;
-  // Whether the gradient is reduced and scattered every microbatch (ZeRO-2/3) instead of once a step.
+  // Whether the gradient is scattered every microbatch (ZeRO-2/3) instead of once a step.
   bool ScattersGradient(const State& parameter) const;
+  // Whether several copies of the optimizer state are kept (hybrid sharding): a scattered gradient stays a
+  // partial sum across them until the step ends.
+  bool KeepsCopies(const State& parameter) const;
 
   // Where the sum of the replicas' gradients is made, given where the gradients by expert slots are: the axes of
   // the slots on another dim that they divide, so that rows are exchanged and not summed between ranks.
@@ -60,6 +64,7 @@ class Seeds {
 
  private:
   int ZeroStage(const State& parameter) const;
+  AxisList DataAxes(const State& parameter) const;  // that ZeRO shards over, major first
 
   Mesh mesh_;
   Strategy strategy_;

@@ -69,6 +69,18 @@ TEST_F(SeedsTest, ZeroAppendsTheDataAxesToTheFirstDimThatTheyDivide) {
   EXPECT_FALSE(seeds_->ScattersGradient(Parameter("eup", {8, 16, 32}, true)));
 }
 
+TEST_F(SeedsTest, StateOverAnInnerPartOfTheDataRanks) {
+  Use("dp=8 ep=2 zero=2 zero_dp=2 expert_zero_dp=1");
+  const State q = Parameter("q", {16, 8, 4}), expert = Parameter("eup", {8, 16, 32}, true);
+  EXPECT_EQ(mesh_.Size(seeds_->Optimizer(q).dims[0]), 2);
+  EXPECT_TRUE(seeds_->ScattersGradient(q));
+  EXPECT_TRUE(seeds_->KeepsCopies(q));
+  EXPECT_EQ(Show(seeds_->Optimizer(expert)), "[ep, -, -]");
+  Use("dp=8 ep=2 zero=2 zero_dp=8 expert_zero_dp=4");
+  EXPECT_FALSE(seeds_->KeepsCopies(q));
+  EXPECT_FALSE(seeds_->KeepsCopies(expert));
+}
+
 TEST_F(SeedsTest, TokensAndResidualStream) {
   Use("cp=2 tp=2 dp=2 sp");
   EXPECT_EQ(Show(seeds_->Batch(Type(DType::kS32, {8, 16}))), "[dp, cp]");

@@ -157,6 +157,7 @@ bool ShardSearch::Try(const ShardNode& n, const std::vector<Option>& combination
     AxisList& axes = assignment[f];
     if (axes.empty()) continue;
     if (n.rule->fixed[f] || n.extents[f] % mesh_.Size(axes)) return false;
+    if (n.rule->factors[f] == n.op->exchanged_factor && n.extents[f] != mesh_.Size(axes)) return false;
     if (axes.size() < 2) continue;
     for (const Preference& preference : preferences) {  // the order that some operand has
       AxisList order;

@@ -40,6 +40,8 @@ absl::string_view Participle(const ConversionPhase& phase) {
       case StepKind::kPermute:
         word = "permuted";
         break;
+      case StepKind::kRotate:  // is no conversion
+        break;
     }
   }
   return word;
@@ -75,8 +77,12 @@ class Emitter {
       const Instruction& x = plan_.program[i];
       switch (x.kind) {
         case Instruction::kOp:
-          EmitOp(x);
-          kept.insert(g_.nodes[x.node].node);
+          if (IsExchange(x)) {
+            RETURN_IF_ERROR(EmitExchange(x));
+          } else {
+            EmitOp(x);
+            kept.insert(g_.nodes[x.node].node);
+          }
           break;
         case Instruction::kClone:
           RETURN_IF_ERROR(EmitClone(x, next[i]));
@@ -120,6 +126,34 @@ class Emitter {
     }
     n.node->assignment = x.assignment;
     ++counts_.placed;
+  }
+
+  // An op whose blocks lie on different ranks is theirs to exchange.
+  bool IsExchange(const Instruction& x) const {
+    const ShardNode& n = g_.nodes[x.node];
+    const int f = n.op->exchanged_factor.empty() ? -1 : n.rule->Find(n.op->exchanged_factor);
+    return f >= 0 && !x.assignment[f].empty();
+  }
+
+  absl::Status EmitExchange(const Instruction& x) {
+    const ShardNode& n = g_.nodes[x.node];
+    CHECK(n.node->Is("math.rotate"));
+    const AxisList& axes = x.assignment[n.rule->Find(n.op->exchanged_factor)];
+    const int dim = static_cast<int>(n.node->Int("dim"));
+    ConversionStep step{StepKind::kRotate, {}};
+    for (AxisId a : axes) step.moves.push_back({a, dim, dim});
+    Builder b = Builder::Before(n.node);
+    b.provenance = {"shard", absl::StrCat("a step of the ring over ", planner_.mesh().Show(axes), ", for %",
+                                          n.node->result_name())};
+    const std::string name = n.node->result_name();
+    n.node->SetResultName(0, name + ".logical");  // erased in the end
+    ASSIGN_OR_RETURN(Node * rotate,
+                     b.CreateTyped("comm.rotate", {Made(n.operands[0], x.operands[0])},
+                                   {{"axes", Axes{axes}}, {"steps", PrintSteps({step}, planner_.mesh())}},
+                                   {Placed(n.node->type(), x.results[0])}, name));
+    made_[{n.results[0], x.results[0]}] = rotate->result();
+    ++counts_.placed;
+    return absl::OkStatus();
   }
 
   // Where a new node belongs: with the node that it is made for.

@@ -84,11 +84,24 @@ class GraphBuilder {
       if (s->is_gradient && !Accumulates(a)) Fix(i, s->settled);
     } else if (kind == "batch") {
       given = seeds_.Batch(type);
+      // The host gives a rank any part of it: the whole of a dim that all its uses want whole.
+      for (int d = 0; d < type.rank() && !IsPlaced(type); ++d) {
+        if (WantedWhole(a, d)) given.dims[d].clear();
+      }
     } else if (kind == "boundary" && !IsPlaced(type)) {
       given = seeds_.ResidualStream(type);
       NoteResidual(given);
     }
     x.given = planner_.Intern(given);
+  }
+
+  static bool WantedWhole(const Node* arg, int dim) {
+    return arg->HasUses() && std::all_of(arg->uses().begin(), arg->uses().end(), [&](const Use& u) {
+             const absl::StatusOr<const ShardingRule*> rule = u.user->Rule();
+             if (!rule.ok() || u.user->Is("return")) return false;
+             const FactorDim& factors = (*rule)->operands[u.operand][dim];
+             return !factors.empty() && (*rule)->fixed[factors[0]];
+           });
   }
 
   static bool Accumulates(const Node* arg) {
@@ -252,8 +265,9 @@ StatePlacements SeedStates(const Module& module, const Seeds& seeds) {
       p.compute = seeds.Compute(*parameter);
       p.settled = seeds.Optimizer(*parameter);
       if (!IsPlaced(s->type)) {
-        p.open = !seeds.ScattersGradient(*parameter);
-        p.placement = p.open ? p.compute : p.settled;
+        const bool scattered = seeds.ScattersGradient(*parameter);
+        p.open = !scattered || seeds.KeepsCopies(*parameter);
+        p.placement = scattered ? p.settled : p.compute;
       }
     } else if (kind == "accumulator" && AttrString(s->attributes, "combine", "sum") == "sum") {
       p.open = !IsPlaced(s->type);

@@ -51,8 +51,10 @@ TEST(ShardLockstep, Experts) {
 }
 
 TEST(ShardLockstep, ContextParallelAndSixteenRanks) {
-  for (const char* s : {"cp=2 dp=4", "cp=2 tp=2 dp=2 ep=8 sp vp", "cp=2 tp=2 dp=4 ep=8 sp vp zero=1",
-                        "tp=4 dp=4 ep=8 sp vp zero=3"}) {
+  for (const char* s : {"cp=2 dp=4", "cp=2 dp=4 ep=4 cp_attention=ring",
+                        "cp=4 tp=2 ep=8 sp cp_attention=ring cp_order=zigzag",
+                        "cp=4 dp=2 cp_attention=ring cp_order=contiguous", "cp=2 tp=2 dp=2 ep=8 sp vp",
+                        "cp=2 tp=2 dp=4 ep=8 sp vp zero=1", "tp=4 dp=4 ep=8 sp vp zero=3"}) {
     ExpectSame(SmallMoe(), s);
   }
 }
@@ -98,8 +100,8 @@ TEST(ShardLockstep, OddSizes) {
   odd.set_num_experts(7);
   odd.set_moe_router_topk(3);
   odd.set_routing_groups_per_sequence(3);
-  for (const char* s :
-       {"dp=3 cp=2", "tp=6 dp=2 sp etp=6 zero=1", "tp=3 dp=2 sp", "tp=3 dp=2 etp=3 zero=3", "dp=7 ep=7"}) {
+  for (const char* s : {"dp=3 cp=2", "cp=3 dp=2 cp_attention=ring", "tp=6 dp=2 sp etp=6 zero=1",
+                        "tp=3 dp=2 sp", "tp=3 dp=2 etp=3 zero=3", "dp=7 ep=7"}) {
     ExpectSame(odd, s, 42);
   }
 }
@@ -127,6 +129,8 @@ TEST(ShardLockstep, RandomStrategiesAndModels) {
     if (rng() % 2) strategy += " sp";
     if (rng() % 2) strategy += " vp";
     if (rng() % 3 == 0) strategy += " expert_zero=1";
+    if (cp > 1 && rng() % 2) strategy += " cp_attention=ring";
+    if (cp > 1 && rng() % 3 == 0) strategy += " cp_order=contiguous";
     ModelConfig c = rng() % 3 ? SmallMoe() : SmallDropless();
     c.set_tie_embeddings(rng() % 2);
     c.set_first_dense_layers(rng() % 2);

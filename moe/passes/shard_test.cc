@@ -68,7 +68,7 @@ std::string Activations(const ShardedModel& c) {
     for (const auto& [kind, name] :
          {std::pair(StepKind::kAllReduce, "AR"), std::pair(StepKind::kReduceScatter, "RS"),
           std::pair(StepKind::kAllGather, "AG"), std::pair(StepKind::kAllToAll, "A2A"),
-          std::pair(StepKind::kPermute, "P")}) {
+          std::pair(StepKind::kPermute, "P"), std::pair(StepKind::kRotate, "R")}) {
       const auto it = side.find(kind);
       if (it != side.end()) words.push_back(absl::StrCat(it->second, name));
     }
@@ -82,6 +82,10 @@ std::string Counts(const ModelConfig& config, const std::string& strategy, int64
   return c.ok() ? Activations(**c) : c.status().ToString();
 }
 
+// Context parallel with its choices made.
+const std::string kGathered = " cp_attention=gather cp_order=contiguous";
+const std::string kRing = " cp_attention=ring cp_order=contiguous";
+
 // The textbook's, and algebra.md's table.
 TEST(Shard, ActivationCollectivesOfKnownStrategies) {
   EXPECT_EQ(Counts(SmallMoe(), "dp=8"), "- | -");
@@ -93,8 +97,9 @@ TEST(Shard, ActivationCollectivesOfKnownStrategies) {
   EXPECT_EQ(Counts(SmallDropless(), "dp=8 ep=4"), "2A2A | 2A2A");
   EXPECT_EQ(Counts(SmallMoe(), "tp=2 dp=4 ep=4 sp vp zero=1"), "4RS 4AG 2A2A | 4RS 8AG 2A2A");
   EXPECT_EQ(Counts(SmallMoe(), "tp=4 dp=4 ep=8 sp vp zero=3"), "4RS 4AG 2A2A | 4RS 8AG 2A2A");
-  EXPECT_EQ(Counts(SmallMoe(), "cp=2 tp=2 dp=2 ep=8 sp vp"), "4RS 8AG 2A2A | 8RS 12AG 2A2A");
-  EXPECT_EQ(Counts(SmallMoe(), "cp=2 tp=2 dp=4 ep=8 sp vp zero=1"), "4RS 8AG 2A2A | 8RS 12AG 2A2A");
+  EXPECT_EQ(Counts(SmallMoe(), "cp=2 tp=2 dp=2 ep=8 sp vp" + kGathered), "4RS 8AG 2A2A | 8RS 12AG 2A2A");
+  EXPECT_EQ(Counts(SmallMoe(), "cp=2 tp=2 dp=4 ep=8 sp vp zero=1" + kGathered),
+            "4RS 8AG 2A2A | 8RS 12AG 2A2A");
 }
 
 // No more than hand-written plans issue.
@@ -106,7 +111,11 @@ TEST(Shard, ActivationCollectivesOfOtherStrategies) {
   EXPECT_EQ(Counts(SmallMoe(), "tp=4 dp=2 etp=4 sp vp"), "5RS 5AG | 5RS 10AG");
   EXPECT_EQ(Counts(SmallMoe(), "tp=2 dp=4 ep=8 sp"), "3RS 2AG 2A2A | 3RS 5AG 2A2A");
   EXPECT_EQ(Counts(SmallMoe(), "dp=8 ep=4 zero=3"), "2A2A | 2A2A");
-  EXPECT_EQ(Counts(SmallMoe(), "cp=2 dp=4"), "3AG | 4RS 2AG");
+  EXPECT_EQ(Counts(SmallMoe(), "cp=2 dp=4" + kGathered), "3AG | 4RS 2AG");
+  // A ring: keys and values cp - 1 times a layer in each pass, in the backward their gradients cp times; and
+  // the positions of the keys.
+  EXPECT_EQ(Counts(SmallDense(), "cp=4 dp=2" + kRing), "15R | 28R");
+  EXPECT_EQ(Counts(SmallDense(), "cp=2 dp=4 tp=2" + kRing), "4AR 5R | 4AR 12R");
 }
 
 TEST(Shard, FindsTheBetterOrderOfExpertAxes) {

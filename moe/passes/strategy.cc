@@ -26,6 +26,22 @@ constexpr IntField kDegrees[] = {{"pp", &Strategy::pp}, {"dp", &Strategy::dp}, {
 constexpr IntField kCounts[] = {{"microbatches", &Strategy::microbatches},
                                 {"virtual_chunks", &Strategy::virtual_chunks}};
 constexpr int64_t kMaxExpertSlots = 1 << 20;
+// 0: not set.
+constexpr IntField kParts[] = {{"zero_dp", &Strategy::zero_dp},
+                               {"expert_zero_dp", &Strategy::expert_zero_dp},
+                               {"devices_per_node", &Strategy::devices_per_node}};
+struct ChoiceField {
+  const char* name;
+  std::string Strategy::*field;
+  std::vector<absl::string_view> values;
+};
+const std::vector<ChoiceField>& Choices() {
+  static const auto& choices =
+      *new std::vector<ChoiceField>{{"cp_attention", &Strategy::cp_attention, {"auto", "gather", "ring"}},
+                                    {"cp_order", &Strategy::cp_order, {"auto", "contiguous", "zigzag"}},
+                                    {"hierarchical", &Strategy::hierarchical, {"auto", "on", "off"}}};
+  return choices;
+}
 constexpr int64_t kMaxDegree = int64_t{1} << 24;
 
 std::vector<int64_t> Divisors(int64_t n) {
@@ -43,6 +59,7 @@ std::vector<int64_t> Divisors(int64_t n) {
 struct Degrees {
   int64_t tp = 1, cp = 1, dp = 1, etp = 1, ep = 1, edp = 1;
   int64_t kv_heads = 0;
+  int64_t zero_dp = 0, expert_zero_dp = 0;  // 0: all
   int64_t world() const { return tp * cp * dp; }
 
   // kvh: the part of tp that shards K and V; the other part, kvr, repeats them and is minor.
@@ -51,6 +68,8 @@ struct Degrees {
   std::vector<int64_t> Cuts(bool edp_inside_ep = false) const {
     std::vector<int64_t> cuts = {
         1, tp, tp * cp, world(), etp, etp * (edp_inside_ep ? edp : ep), etp * ep * edp, kv_repeats()};
+    if (zero_dp) cuts.push_back(tp * zero_dp);
+    if (expert_zero_dp) cuts.push_back(etp * ep * expert_zero_dp);
     std::sort(cuts.begin(), cuts.end());
     cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
     return cuts;
@@ -64,6 +83,14 @@ struct Degrees {
     }
     if (kv_heads && kv_heads % tp && tp % kv_heads) {
       return absl::StrCat("tp = ", tp, " and ", kv_heads, " key-value heads: neither divides the other");
+    }
+    if (zero_dp && (dp * cp) % zero_dp) {
+      return absl::StrCat("zero_dp = ", zero_dp, " does not divide dp x cp = ", dp * cp,
+                          ", the ranks over which dense state can be sharded");
+    }
+    if (expert_zero_dp && edp % expert_zero_dp) {
+      return absl::StrCat("expert_zero_dp = ", expert_zero_dp, " does not divide edp = ", edp,
+                          ", the ranks over which expert state can be sharded");
     }
     const std::vector<int64_t> cuts = Cuts(edp_inside_ep);
     for (size_t i = 0; i + 1 < cuts.size(); ++i) {
@@ -81,11 +108,27 @@ Degrees DegreesOf(const Strategy& s, int64_t kv_heads) {
   d.tp = s.tp, d.cp = s.cp, d.dp = s.dp, d.etp = s.etp, d.ep = s.ep;
   d.edp = std::max<int64_t>(1, d.world() / (d.etp * d.ep));
   d.kv_heads = s.kv_axis ? kv_heads : 0;
+  d.zero_dp = s.zero_dp;
+  d.expert_zero_dp = s.expert_zero_dp;
   return d;
+}
+
+// Nodes begin at multiples of devices_per_node, stages at multiples of their ranks: what is inside a node
+// everywhere begins at multiples of both. The largest such cut that keeps the chain, so that the axes below
+// it are inside.
+int64_t NodeCut(const Strategy& s, const std::vector<int64_t>& cuts) {
+  const int64_t stage = cuts.back(), inside = std::gcd(s.devices_per_node, stage);
+  const std::vector<int64_t> candidates = Divisors(inside);
+  for (auto c = candidates.rbegin(); c != candidates.rend(); ++c) {
+    if (std::all_of(cuts.begin(), cuts.end(), [&](int64_t cut) { return cut % *c == 0 || *c % cut == 0; }))
+      return *c;
+  }
+  return 1;
 }
 
 std::string Nearest(const Degrees& wanted) {
   Degrees best;
+  bool found = false;
   double best_distance = std::numeric_limits<double>::infinity();
   const auto log_ratio = [](int64_t a, int64_t b) {
     return std::abs(std::log(static_cast<double>(a) / static_cast<double>(b)));
@@ -103,13 +146,31 @@ std::string Nearest(const Degrees& wanted) {
           if (d.Problem()) continue;
           const double distance = log_ratio(tp, wanted.tp) + log_ratio(cp, wanted.cp) +
                                   log_ratio(etp, wanted.etp) + log_ratio(ep, wanted.ep);
-          if (distance < best_distance - 1e-9) best_distance = distance, best = d;
+          if (distance < best_distance - 1e-9) best_distance = distance, best = d, found = true;
         }
       }
     }
   }
+  if (!found) {  // it is the parts of the data ranks that never fit
+    d = wanted;
+    d.zero_dp = d.expert_zero_dp = 0;
+    return absl::StrCat(Nearest(d), " without zero_dp and expert_zero_dp");
+  }
   return absl::StrFormat("tp=%d cp=%d dp=%d etp=%d ep=%d (edp=%d)", best.tp, best.cp, best.dp, best.etp,
                          best.ep, best.edp);
+}
+
+// Hybrid sharding of what is not sharded at all.
+std::string ShardProblem(const Strategy& s) {
+  const bool expert = s.expert_zero_dp > 0 && s.expert_zero_stage() == 0;
+  if (!expert && (s.zero_dp == 0 || s.zero > 0)) return "";
+  return expert
+             ? absl::StrCat("expert_zero_dp = ", s.expert_zero_dp,
+                            " says over how many ranks ZeRO shards expert state, which it does with "
+                            "expert_zero = 1, 2 or 3")
+             : absl::StrCat(
+                   "zero_dp = ", s.zero_dp,
+                   " says over how many ranks ZeRO shards dense state, which it does with zero = 1, 2 or 3");
 }
 
 }  // namespace
@@ -134,6 +195,12 @@ std::string Strategy::ToString() const {
   if (!kv_axis) words.push_back("no_kv_axis");
   if (expert_slots != 0) words.push_back(absl::StrCat("expert_slots=", expert_slots));
   if (!expert_map.empty()) words.push_back(absl::StrCat("expert_map=", absl::StrJoin(expert_map, ":")));
+  for (const IntField& f : kParts) {
+    if (this->*f.field != 0) words.push_back(absl::StrCat(f.name, "=", this->*f.field));
+  }
+  for (const ChoiceField& f : Choices()) {
+    if (this->*f.field != "auto") words.push_back(absl::StrCat(f.name, "=", this->*f.field));
+  }
   if (words.empty()) words.push_back("dp=1");
   return absl::StrJoin(words, " ");
 }
@@ -174,15 +241,25 @@ absl::StatusOr<Strategy> ParseStrategy(absl::string_view text) {
       absl::StatusOr<std::vector<int64_t>> map = ParseExpertMap(value);
       if (!map.ok()) return absl::InvalidArgumentError(absl::StrCat("strategy: ", map.status().message()));
       s.expert_map = *std::move(map);
+    } else if (const auto c = std::find_if(Choices().begin(), Choices().end(),
+                                           [k = key](const ChoiceField& f) { return k == f.name; });
+               c != Choices().end()) {
+      if (std::find(c->values.begin(), c->values.end(), value) == c->values.end()) {
+        return bad(absl::StrJoin(c->values, ", "));
+      }
+      s.*(c->field) = std::string(value);
     } else {
       int64_t Strategy::*field = nullptr;
       for (const IntField& f : kDegrees) field = key == f.name ? f.field : field;
       for (const IntField& f : kCounts) field = key == f.name ? f.field : field;
+      for (const IntField& f : kParts) field = key == f.name ? f.field : field;
       if (field == nullptr) {
         return absl::InvalidArgumentError(absl::StrCat(
             "strategy: unknown word '", word,
             "'; known: pp= dp= cp= tp= ep= etp= sp vp zero= expert_zero= microbatches= virtual_chunks= "
-            "schedule= checkpoint= overload= ep_order= no_kv_axis expert_slots= expert_map="));
+            "schedule= checkpoint= overload= ep_order= no_kv_axis expert_slots= expert_map= zero_dp= expert_zero_dp= cp_attention= "
+            "cp_order= "
+            "devices_per_node= hierarchical="));
       }
       if (!absl::SimpleAtoi(value, &(s.*field)) || s.*field < 1 || s.*field > kMaxDegree) {
         return bad("a positive number");
@@ -239,6 +316,7 @@ std::string FoldProblem(const Strategy& s, int64_t kv_heads) {
     if (s.*f.field < 1 || s.*f.field > kMaxDegree)
       return absl::StrCat(f.name, " = ", s.*f.field, " is not positive");
   }
+  if (const std::string problem = ShardProblem(s); !problem.empty()) return problem;
   return DegreesOf(s, kv_heads).Problem().value_or("");
 }
 
@@ -248,6 +326,9 @@ absl::StatusOr<Mesh> FoldMesh(const Strategy& s, int64_t kv_heads) {
       return absl::InvalidArgumentError(
           absl::StrCat("strategy: ", f.name, " = ", s.*f.field, " is not positive"));
     }
+  }
+  if (const std::string problem = ShardProblem(s); !problem.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat("strategy: ", problem));
   }
   const Degrees d = DegreesOf(s, kv_heads);
   if (const std::optional<std::string> problem = d.Problem()) {
@@ -261,7 +342,11 @@ absl::StatusOr<Mesh> FoldMesh(const Strategy& s, int64_t kv_heads) {
     return absl::InvalidArgumentError(message);
   }
 
-  const std::vector<int64_t> cuts = d.Cuts();
+  std::vector<int64_t> cuts = d.Cuts();
+  const int64_t node = s.devices_per_node > 0 && s.devices_per_node < s.world() ? NodeCut(s, cuts) : 0;
+  if (node && std::find(cuts.begin(), cuts.end(), node) == cuts.end()) {
+    cuts.insert(std::upper_bound(cuts.begin(), cuts.end(), node), node);
+  }
   const int atoms = static_cast<int>(cuts.size()) - 1;
   std::vector<MeshAxis> axes;
   if (s.pp > 1) axes.push_back({"pp", s.pp});
@@ -274,7 +359,7 @@ absl::StatusOr<Mesh> FoldMesh(const Strategy& s, int64_t kv_heads) {
     }
     return list;
   };
-  const std::map<std::string, AxisList> aliases = {
+  std::map<std::string, AxisList> aliases = {
       {"tp", span(1, d.tp)},
       {"cp", span(d.tp, d.tp * d.cp)},
       {"dp", span(d.tp * d.cp, d.world())},
@@ -283,6 +368,9 @@ absl::StatusOr<Mesh> FoldMesh(const Strategy& s, int64_t kv_heads) {
       {"edp", span(d.etp * d.ep, d.world())},
       {"kvh", span(d.kv_repeats(), d.tp)},
   };
+  if (d.zero_dp) aliases["shard"] = span(d.tp, d.tp * d.zero_dp);
+  if (d.expert_zero_dp) aliases["expert_shard"] = span(d.etp * d.ep, d.etp * d.ep * d.expert_zero_dp);
+  if (node) aliases["node"] = span(1, node);
   return Mesh(std::move(axes), aliases);
 }
 

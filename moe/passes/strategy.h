@@ -18,9 +18,13 @@ struct Strategy {
   int64_t pp = 1, dp = 1, cp = 1, tp = 1;  // world = pp x dp x cp x tp
   int64_t ep = 1, etp = 1;                 // edp = dp x cp x tp / (ep x etp)
   bool sequence_parallel = false;
-  bool vocab_parallel = false;      // embedding and head sharded over tp by vocabulary
-  int zero = 0;                     // dense parameters: 0, 1, 2, 3
-  int expert_zero = -1;             // expert parameters; -1: as `zero`
+  bool vocab_parallel = false;  // embedding and head sharded over tp by vocabulary
+  int zero = 0;                 // dense parameters: 0, 1, 2, 3
+  int expert_zero = -1;         // expert parameters; -1: as `zero`
+  // Ranks, the innermost of the data ranks, over which ZeRO shards one copy of the state (hybrid sharding):
+  // dense over dp x cp, experts over edp. The copies are kept equal by reducing gradients across. 0: all data
+  // ranks.
+  int64_t zero_dp = 0, expert_zero_dp = 0;
   int64_t microbatches = 1;         // per step; batch of one = global_batch / microbatches
   std::string schedule = "1f1b";    // gpipe, 1f1b, interleaved, zb-h1, zb-v, or file:PATH
   int64_t virtual_chunks = 1;       // chunks per stage
@@ -34,6 +38,11 @@ struct Strategy {
   // for nothing; empty: the experts in order, spread evenly.
   int64_t expert_slots = 0;
   std::vector<int64_t> expert_map;
+  std::string cp_attention =
+      "auto";  // gather, ring: how attention meets the keys of other cp ranks; auto: by cost
+  std::string cp_order = "auto";      // contiguous, zigzag: which part of the sequence a cp rank has
+  int64_t devices_per_node = 0;       // consecutive ranks that share a node; 0: all
+  std::string hierarchical = "auto";  // on, off: collectives across nodes in two levels; auto: by cost
 
   int64_t world() const { return pp * dp * cp * tp; }
   int64_t edp() const { return dp * cp * tp / (ep * etp); }
@@ -53,7 +62,9 @@ absl::StatusOr<std::vector<int64_t>> ExpertMapOf(const Strategy& s, int64_t expe
 // Atomic axes by folding: cut points {1, tp, tp*cp, tp*cp*dp} and {1, etp, etp*ep, etp*ep*edp}, and
 // tp/gcd(tp, kv_heads), must form a divisibility chain. kv_heads = 0: no attention. Error: which cut points
 // clash, and the nearest legal sizes. Axes get names of one letter, minor first ('a' is the innermost); "pp"
-// is prepended when pp > 1. Aliases: dp cp tp ep etp edp kvh.
+// is prepended when pp > 1. Aliases: dp cp tp ep etp edp kvh; "shard" and "expert_shard", the axes that
+// zero_dp and expert_zero_dp mean, where they are set; "node", the axes inside a node, where there are
+// several nodes: an axis that the boundary of a node cuts is split there if the chain allows it.
 absl::StatusOr<Mesh> FoldMesh(const Strategy& s, int64_t kv_heads);
 // What keeps the degrees from folding, without the search for the nearest legal ones; "" if they fold.
 std::string FoldProblem(const Strategy& s, int64_t kv_heads);

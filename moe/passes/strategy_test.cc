@@ -43,6 +43,34 @@ TEST(FoldMesh, FewerKeyValueHeadsThanTp) {
   EXPECT_EQ(mesh.num_axes(), 1);
 }
 
+TEST(FoldMesh, InnerPartOfTheDataRanks) {
+  ASSERT_OK_AND_ASSIGN(Mesh mesh, FoldMesh(S("tp=2 dp=8 ep=2 etp=2 zero=1 zero_dp=4 expert_zero_dp=2"), 0));
+  EXPECT_EQ(mesh.Size(mesh.Alias("shard")), 4);
+  EXPECT_EQ(mesh.Size(mesh.Alias("expert_shard")), 2);
+  // The innermost of each: next to tp, and next to the experts.
+  EXPECT_EQ(mesh.Group(0, mesh.Alias("shard")), (std::vector<int64_t>{0, 2, 4, 6}));
+  EXPECT_EQ(mesh.Group(0, mesh.Alias("expert_shard")), (std::vector<int64_t>{0, 4}));
+  ExpectError(FoldMesh(S("dp=8 zero=1 zero_dp=3"), 0), absl::StatusCode::kInvalidArgument, "zero_dp = 3",
+              "dp x cp = 8", "without zero_dp");
+  ExpectError(FoldMesh(S("dp=8 ep=2 zero=1 expert_zero_dp=8"), 0), absl::StatusCode::kInvalidArgument,
+              "expert_zero_dp = 8", "edp = 4");
+  ExpectError(FoldMesh(S("dp=8 zero_dp=2"), 0), absl::StatusCode::kInvalidArgument, "zero = 1, 2 or 3");
+}
+
+TEST(FoldMesh, AxesInsideANode) {
+  ASSERT_OK_AND_ASSIGN(Mesh mesh, FoldMesh(S("tp=2 dp=8 devices_per_node=8"), 0));
+  EXPECT_EQ(mesh.Group(0, mesh.Alias("node")), (std::vector<int64_t>{0, 1, 2, 3, 4, 5, 6, 7}));
+  EXPECT_EQ(mesh.Alias("dp").size(), 2u);  // split where the node ends
+  ASSERT_OK_AND_ASSIGN(mesh, FoldMesh(S("tp=2 dp=8 devices_per_node=16"), 0));
+  EXPECT_FALSE(mesh.aliases().count("node"));
+  // Nodes of 6, stages of 16: only pairs never straddle.
+  ASSERT_OK_AND_ASSIGN(mesh, FoldMesh(S("pp=3 tp=2 dp=8 devices_per_node=6"), 0));
+  EXPECT_EQ(mesh.Size(mesh.Alias("node")), 2);
+  // 4 is inside a node, but no multiple of 6 = tp: the axis stays whole, and counts as across.
+  ASSERT_OK_AND_ASSIGN(mesh, FoldMesh(S("tp=6 dp=2 devices_per_node=4"), 0));
+  EXPECT_EQ(mesh.Size(mesh.Alias("node")), 2);
+}
+
 TEST(FoldMesh, OneRank) {
   ASSERT_OK_AND_ASSIGN(Mesh mesh, FoldMesh(Strategy(), 4));
   EXPECT_EQ(mesh.num_axes(), 0);
@@ -72,7 +100,10 @@ TEST(Strategy, TextRoundTrips) {
   s.zero = 3, s.expert_zero = 1, s.microbatches = 8, s.virtual_chunks = 2;
   s.schedule = "file:a.txt", s.checkpoint = "selective", s.overload = 1.25, s.ep_order = "reversed",
   s.kv_axis = false;
+  s.zero_dp = 2, s.expert_zero_dp = 1, s.devices_per_node = 8;
+  s.cp_attention = "ring", s.cp_order = "contiguous", s.hierarchical = "on";
   EXPECT_EQ(S(s.ToString()).ToString(), s.ToString());
+  EXPECT_EQ(S(s.ToString()).cp_attention, "ring");
   EXPECT_EQ(S(s.ToString()).overload, 1.25);
   EXPECT_EQ(S("dp=2, tp=4 sp").ToString(), "dp=2 tp=4 sp");
 }
@@ -80,6 +111,7 @@ TEST(Strategy, TextRoundTrips) {
 TEST(Strategy, BadWords) {
   ExpectError(ParseStrategy("dp=0"), absl::StatusCode::kInvalidArgument, "dp=0", "positive");
   ExpectError(ParseStrategy("zero=4"), absl::StatusCode::kInvalidArgument, "zero=4", "0, 1, 2 or 3");
+  ExpectError(ParseStrategy("cp_attention=rings"), absl::StatusCode::kInvalidArgument, "auto, gather, ring");
   ExpectError(ParseStrategy("dq=2"), absl::StatusCode::kInvalidArgument, "unknown word 'dq=2'");
 }
 

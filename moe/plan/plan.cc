@@ -216,6 +216,8 @@ void ToProto(const Target& t, TargetProto* p) {
   p->set_bytes_per_second(t.bytes_per_second);
   p->set_link_bytes_per_second(t.link_bytes_per_second);
   p->set_link_latency_seconds(t.link_latency_seconds);
+  p->set_node_bytes_per_second(t.node_bytes_per_second);
+  p->set_node_latency_seconds(t.node_latency_seconds);
   for (const std::string& f : t.fusions) p->add_fusions(f);
   p->set_all_fusions(t.all_fusions);
 }
@@ -227,6 +229,8 @@ Target FromProto(const TargetProto& p) {
   t.bytes_per_second = p.bytes_per_second();
   t.link_bytes_per_second = p.link_bytes_per_second();
   t.link_latency_seconds = p.link_latency_seconds();
+  if (p.node_bytes_per_second() > 0) t.node_bytes_per_second = p.node_bytes_per_second();
+  if (p.node_latency_seconds() > 0) t.node_latency_seconds = p.node_latency_seconds();
   t.fusions.insert(p.fusions().begin(), p.fusions().end());
   t.all_fusions = p.all_fusions();
   return t;

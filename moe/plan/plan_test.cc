@@ -34,7 +34,9 @@ TEST(Plan, EveryStrategyIsCertified) {
   for (const char* strategy :
        {"", "dp=2 microbatches=2", "tp=2 sp", "pp=2 microbatches=4",
         "pp=2 microbatches=4 schedule=gpipe tp=2", "dp=2 tp=2 ep=2 etp=2 zero=1 microbatches=2",
-        "dp=4 ep=4 zero=3", "cp=2", "pp=2 dp=2 tp=2 ep=2 etp=2 microbatches=4 zero=2 checkpoint=selective",
+        "dp=4 ep=4 zero=3", "cp=2", "cp=2 cp_attention=ring cp_order=zigzag zero=2 zero_dp=1",
+        "dp=4 ep=4 zero=3 devices_per_node=2 hierarchical=on",
+        "pp=2 dp=2 tp=2 ep=2 etp=2 microbatches=4 zero=2 checkpoint=selective",
         "pp=2 dp=2 microbatches=4 zero=1 checkpoint=full", "tp=2 sp checkpoint=full",
         "pp=2 schedule=zb-h1 microbatches=4"}) {
     SCOPED_TRACE(strategy);
@@ -63,6 +65,27 @@ TEST(Plan, ZeroBubbleHoldsAsManyResidualsAsTheFirstStageOf1F1B) {
     // Weight gradients lag s microbatches behind.
     EXPECT_EQ(zero.plan.program.memory.stages[s].weight_residuals.at(s).count, s + 1);
   }
+}
+
+// Hybrid sharding: a copy of the state per group of zero_dp ranks.
+TEST(Plan, StateOverAnInnerPartOfTheDataRanks) {
+  const auto bytes = [](const std::string& strategy, const std::string& kind) -> double {
+    const absl::StatusOr<Compiled> c = CompileModel("small_test", strategy);
+    EXPECT_TRUE(c.ok()) << c.status();
+    return c.ok() ? c->plan.program.memory.stages[0].state_bytes_by_kind.at(kind) : 0;
+  };
+  for (const char* kind : {"moment", "gradient", "parameter"}) {
+    const double whole = bytes("dp=8", kind);
+    // All dims of this model divide by 8; bytes are rounded up to the alignment of each buffer.
+    EXPECT_NEAR(bytes("dp=8 zero=3", kind), whole / 8, whole / 200) << kind;
+    EXPECT_NEAR(bytes("dp=8 zero=3 zero_dp=4 expert_zero_dp=4", kind), whole / 4, whole / 200) << kind;
+    EXPECT_NEAR(bytes("dp=8 zero=3 zero_dp=2 expert_zero_dp=2", kind), whole / 2, whole / 200) << kind;
+    std::cout << kind << ": " << whole << " replicated, " << bytes("dp=8 zero=3", kind) << " over 8, "
+              << bytes("dp=8 zero=3 zero_dp=2 expert_zero_dp=2", kind) << " over 2\n";
+  }
+  const double moments = bytes("dp=8", "moment");
+  EXPECT_NEAR(bytes("dp=8 zero=1 zero_dp=2 expert_zero_dp=2", "moment"), moments / 2, moments / 200);
+  EXPECT_EQ(bytes("dp=8 zero=1 zero_dp=2 expert_zero_dp=2", "parameter"), bytes("dp=8", "parameter"));
 }
 
 TEST(Plan, DroplessOverflowHasRoom) {

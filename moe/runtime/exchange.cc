@@ -207,6 +207,7 @@ absl::Status Exchange::ConvertSizes(const StepLayout& l, Step& s, const int32_t*
       std::copy_n(in, l.cells_in, out);
       return absl::OkStatus();
     case StepKind::kPermute:
+    case StepKind::kRotate:
       return s.communicator->AllToAllV(in, s.send_cells, out, s.receive_cells, DType::kS32, what);
     case StepKind::kSlice:
     case StepKind::kReduceScatter:
@@ -282,6 +283,7 @@ absl::Status Exchange::Communicate(const StepLayout& l, Step& s, const char* in,
       break;
     case StepKind::kAllToAll:
     case StepKind::kPermute:
+    case StepKind::kRotate:  // laid out as a permute
       for (int p = 0; p < n; ++p) sent += p == l.me ? 0 : s.send[p];
       status = ragged() || l.kind == StepKind::kPermute
                    ? s.communicator->AllToAllV(in, s.send, out, s.receive, dtype, what)

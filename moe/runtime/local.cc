@@ -55,6 +55,12 @@ Block LocalBlock(const Type& type, const Mesh& mesh, int64_t rank) {
   return b;
 }
 
+Block LocalBlockInOrder(const Node& n, const Type& type, const Mesh& mesh, int64_t rank) {
+  Block b = LocalBlock(type, mesh, rank);
+  if (n.Has("order")) b.order = n.Ints("order"), b.ordered_dim = 1;
+  return b;
+}
+
 void ForEachRun(const Block& b, const std::function<void(int64_t, int64_t, int64_t)>& fn) {
   const int rank = static_cast<int>(b.extent.size());
   if (rank == 0) return fn(0, 0, 1);
@@ -62,14 +68,22 @@ void ForEachRun(const Block& b, const std::function<void(int64_t, int64_t, int64
   // Trailing dims that are whole belong to one run.
   int inner = rank - 1;
   int64_t run = b.extent[inner];
-  while (inner > 0 && b.extent[inner] == b.global[inner]) run *= b.extent[--inner];
+  while (inner > 0 && inner - 1 != b.ordered_dim && b.extent[inner] == b.global[inner])
+    run *= b.extent[--inner];
   Dims stride(rank, 1);
   for (int d = rank - 2; d >= 0; --d) stride[d] = stride[d + 1] * b.global[d + 1];
   Dims index(rank, 0);
   int64_t local = 0;
   for (;;) {
     int64_t global = 0;
-    for (int d = 0; d < rank; ++d) global += (b.begin[d] + index[d]) * stride[d];
+    for (int d = 0; d < rank; ++d) {
+      int64_t at = b.begin[d] + index[d];
+      if (d == b.ordered_dim) {
+        const int64_t size = b.global[d] / static_cast<int64_t>(b.order.size());
+        at = b.order[at / size] * size + at % size;
+      }
+      global += at * stride[d];
+    }
     fn(global, local, run);
     local += run;
     int d = inner - 1;

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "moe/ir/graph.h"
@@ -29,9 +30,15 @@ Tensor LocalTensor(const Type& type, const Mesh& mesh, void* base, int64_t bytes
 // The block of a global array that a rank holds: per dim, first index and extent.
 struct Block {
   Dims begin, extent, global;
+  // Where the program has another order of equal blocks along a dim than the rest of the world: its block i is the
+  // world's block order[i]. Empty: the same.
+  std::vector<int64_t> order;
+  int ordered_dim = -1;
   int64_t elements() const;
 };
 Block LocalBlock(const Type& type, const Mesh& mesh, int64_t rank);
+// The block of a value whose node says in what `order` it has the batch's routing groups, dim 1.
+Block LocalBlockInOrder(const Node& n, const Type& type, const Mesh& mesh, int64_t rank);
 // Calls fn(global offset, local offset, count) for each run of consecutive elements of the block, in local
 // order.
 void ForEachRun(const Block& block, const std::function<void(int64_t, int64_t, int64_t)>& fn);

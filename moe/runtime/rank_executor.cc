@@ -305,7 +305,7 @@ absl::Status RankExecutor::BindNode(const Node& n, const FunctionMemory& memory,
   }
   if (n.Is("moe.top_k") || n.Is("moe.router")) {
     b.decision = true;
-    b.decision_block = LocalBlock(n.type(n.Is("moe.router") ? 2 : 1), mesh_, rank_);
+    b.decision_block = LocalBlockInOrder(n, n.type(n.Is("moe.router") ? 2 : 1), mesh_, rank_);
   }
   out->nodes.push_back(std::move(b));
   return absl::OkStatus();

@@ -210,6 +210,14 @@ class Machine {
 
   absl::StatusOr<std::vector<std::vector<Array>>> Run(Node* n, const Values& values) const {
     std::vector<std::vector<Array>> results(n->num_results());
+    if (n->Is("comm.rotate")) {
+      const std::vector<Array>& in = values.at(n->operand(0));
+      for (int64_t r = 0; r < mesh_.num_ranks(); ++r) {
+        const std::vector<int64_t> ring = mesh_.Group(r, n->axes());
+        results[0].push_back(in[ring[(mesh_.Index(r, n->axes()) + ring.size() - 1) % ring.size()]]);
+      }
+      return results;
+    }
     if (absl::StartsWith(n->op_name(), "comm.")) {
       const Value x = n->operand(0);
       results[0] = Convert(x.type(), n->type(), mesh_, values.at(x));

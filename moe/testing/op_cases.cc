@@ -304,6 +304,16 @@ void MathCases(Cases* out) {
          {{"eq", "b (c t) h -> b c t h"},
           {"extents", std::vector<std::string>{absl::StrCat("c=", c.s.groups)}}});
   });
+  add("math.permute_blocks", [](CaseBuilder& c) {
+    c.Op("math.permute_blocks", {c.Real({c.s.batch, 4 * c.s.tokens, c.s.hidden})},
+         {{"dim", int64_t{1}}, {"order", std::vector<int64_t>{0, 3, 1, 2}}});
+  });
+  for (int64_t dim : {0, 1}) {
+    add(absl::StrCat("math.rotate/", dim), [dim](CaseBuilder& c) {
+      c.Op("math.rotate", {c.Real({4 * c.s.batch, 4 * c.s.tokens, c.s.hidden})},
+           {{"dim", dim}, {"blocks", int64_t{4}}});
+    });
+  }
   // Einsum: the shapes of a transformer, what autodiff makes of them, and forms that no GEMM fits.
   struct Eq {
     std::string name, eq;
@@ -421,6 +431,27 @@ void NnCases(Cases* out) {
       c.Op("nn.attention_grad", {q, k, v, qp, kp, o, lse, c.Real(heads(c))});
     });
   }
+  // Two blocks of the sequence that see their own keys alone.
+  auto two = [](Dims dims) {
+    dims[1] *= 2;
+    return dims;
+  };
+  add("nn.attention/blocks", [=](CaseBuilder& c) {
+    const Value q = c.Real(two(heads(c))), k = c.Real(two(keys(c))), v = c.Real(two(keys(c)));
+    const Value qp = c.Positions(2 * c.s.sequence), kp = c.ZigZagPositions(2 * c.s.sequence);
+    c.Op("nn.attention", {q, k, v, qp, kp}, {{"blocks", int64_t{2}}});
+  });
+  add("nn.attention_grad/blocks", [=](CaseBuilder& c) {
+    const Value q = c.Real(two(heads(c))), k = c.Real(two(keys(c))), v = c.Real(two(keys(c)));
+    const Value qp = c.Positions(2 * c.s.sequence), kp = c.ZigZagPositions(2 * c.s.sequence);
+    const Value o = c.Real(two(heads(c)));
+    const Value lse = c.Maxima({c.s.batch, 2 * c.s.sequence, c.s.kv_heads * c.s.groups_per_kv});
+    c.Op("nn.attention_grad", {q, k, v, qp, kp, o, lse, c.Real(two(heads(c)))}, {{"blocks", int64_t{2}}});
+  });
+  add("nn.attention_merge", [=](CaseBuilder& c) {
+    const Dims rows = {c.s.batch, c.s.sequence, c.s.kv_heads * c.s.groups_per_kv};
+    c.Op("nn.attention_merge", {c.Real(heads(c)), c.Real(rows), c.Real(heads(c)), c.Real(rows)});
+  });
   add("nn.swiglu_grad", [=](CaseBuilder& c) {
     c.Op("nn.swiglu_grad", {c.Real(tokens(c)), c.Real(tokens(c)), c.Real(tokens(c))});
   });

@@ -82,6 +82,9 @@ RunConfig ResolveRunConfig(RunConfig config) {
   if (s.virtual_pipeline_model_parallel_size() == 0) s.set_virtual_pipeline_model_parallel_size(1);
   if (s.schedule().empty()) s.set_schedule("1f1b");
   if (s.recompute_granularity().empty()) s.set_recompute_granularity("none");
+  if (s.cp_attention().empty()) s.set_cp_attention("auto");
+  if (s.cp_order().empty()) s.set_cp_order("auto");
+  if (s.hierarchical_collectives().empty()) s.set_hierarchical_collectives("auto");
   const bool experts = config.model().num_experts() > 0;
   // A dense model has no experts to spread; a default meant for another model must not stand in its way.
   if (!experts) s.set_expert_model_parallel_size(1);
@@ -134,7 +137,27 @@ Strategy StrategyOf(const RunConfig& config) {
   if (!c.expert_map().empty()) {  // what is malformed is told by ValidateRunConfig
     if (auto map = ParseExpertMap(c.expert_map()); map.ok()) s.expert_map = *std::move(map);
   }
+  s.zero_dp = c.zero_dp_size();
+  s.expert_zero_dp = c.expert_zero_dp_size();
+  const auto word = [](const std::string& choice) { return choice.empty() ? "auto" : choice; };
+  s.cp_attention = word(c.cp_attention());
+  s.cp_order = word(c.cp_order());
+  s.devices_per_node = c.devices_per_node();
+  s.hierarchical = word(c.hierarchical_collectives());
   return s;
+}
+
+Target TargetOf(const RunConfig& config) {
+  const ClusterConfig& c = config.cluster();
+  Target t;
+  const auto set = [](double value, double unit, double* field) {
+    if (value > 0) *field = value * unit;
+  };
+  set(c.link_gbytes_per_second(), 1e9, &t.link_bytes_per_second);
+  set(c.link_microseconds(), 1e-6, &t.link_latency_seconds);
+  set(c.node_gbytes_per_second(), 1e9, &t.node_bytes_per_second);
+  set(c.node_microseconds(), 1e-6, &t.node_latency_seconds);
+  return t;
 }
 
 void SetStrategy(const Strategy& s, RunConfig& config) {
@@ -157,6 +180,12 @@ void SetStrategy(const Strategy& s, RunConfig& config) {
   c.set_split_tensor_by_kv_heads(s.kv_axis);
   c.set_expert_slots(s.expert_slots);
   c.set_expert_map(absl::StrJoin(s.expert_map, ","));
+  c.set_zero_dp_size(s.zero_dp);
+  c.set_expert_zero_dp_size(s.expert_zero_dp);
+  c.set_cp_attention(s.cp_attention);
+  c.set_cp_order(s.cp_order);
+  c.set_devices_per_node(s.devices_per_node);
+  c.set_hierarchical_collectives(s.hierarchical);
   const int64_t per_step = s.microbatches * s.dp;
   if (s.microbatches > 1 && per_step > 0) {
     config.mutable_train()->set_micro_batch_size(
@@ -186,9 +215,11 @@ std::string DescribeStrategy(const RunConfig& config) {
   if (s.sequence_parallel) absl::StrAppend(&line, ", sequence parallel");
   if (s.vocab_parallel) absl::StrAppend(&line, ", vocabulary parallel");
   if (s.zero > 0) absl::StrAppend(&line, ", ZeRO-", s.zero);
+  if (s.zero_dp > 0) absl::StrAppend(&line, " over ", s.zero_dp);
   if (config.model().num_experts() > 0) {
     absl::StrAppend(&line, "   experts: ep ", s.ep, ", edp ", s.edp(), ", etp ", s.etp);
     if (s.expert_zero >= 0 && s.expert_zero != s.zero) absl::StrAppend(&line, ", ZeRO-", s.expert_zero);
+    if (s.expert_zero_dp > 0) absl::StrAppend(&line, ", state over ", s.expert_zero_dp);
   }
   const std::string schedule = s.schedule == "1f1b"    ? "1F1B"
                                : s.schedule == "gpipe" ? "GPipe"

@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "moe/cost/target.h"
 #include "moe/passes/strategy.h"
 #include "moe/train/config.pb.h"
 
@@ -36,6 +37,9 @@ Strategy StrategyOf(const RunConfig& resolved);
 // The reverse, for a strategy given in compact words ("pp=2 tp=4 sp"); micro_batch_size follows from its
 // microbatches where it names them.
 void SetStrategy(const Strategy& strategy, RunConfig& config);
+
+// The target of the passes, with the links that the configuration names.
+Target TargetOf(const RunConfig& resolved);
 
 // Microbatches of a step: global_batch_size / (micro_batch_size x data_parallel_size); 0 if that is no whole
 // number.

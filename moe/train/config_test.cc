@@ -89,13 +89,24 @@ TEST(RunConfigTest, ZerosThatStandForSomething) {
   EXPECT_EQ(DefaultDataPath(), "/home/u/.cache/switchyard/english.txt");
 }
 
+TEST(RunConfigTest, LinksOfTheCluster) {
+  RunConfig config = DefaultRunConfig();
+  EXPECT_EQ(TargetOf(config).node_bytes_per_second, Target().node_bytes_per_second);
+  config.mutable_cluster()->set_node_gbytes_per_second(50);
+  config.mutable_cluster()->set_node_microseconds(8);
+  EXPECT_EQ(TargetOf(config).node_bytes_per_second, 50e9);
+  EXPECT_DOUBLE_EQ(TargetOf(config).node_latency_seconds, 8e-6);
+  EXPECT_EQ(TargetOf(config).link_bytes_per_second, Target().link_bytes_per_second);
+}
+
 TEST(RunConfigTest, StrategyThereAndBack) {
   RunConfig config = DefaultRunConfig();
   ASSERT_OK_AND_ASSIGN(
       const Strategy s,
       ParseStrategy("pp=2 dp=2 tp=4 cp=2 ep=8 etp=2 sp vp zero=3 expert_zero=1 microbatches=8 "
                     "schedule=gpipe virtual_chunks=2 checkpoint=full overload=1.5 ep_order=reversed "
-                    "no_kv_axis"));
+                    "no_kv_axis zero_dp=2 expert_zero_dp=1 cp_attention=ring cp_order=zigzag devices_per_node=4 "
+                    "hierarchical=off"));
   SetStrategy(s, config);
   config = ResolveRunConfig(config);
   EXPECT_EQ(StrategyOf(config).ToString(), s.ToString());

@@ -14,11 +14,12 @@
 ABSL_FLAG(std::string, config, "", "RunConfig as textproto, laid over the defaults.");
 ABSL_FLAG(std::string, model, "",
           "ModelConfig as textproto; replaces the model of --config and of the defaults.");
-ABSL_FLAG(std::string, strategy, "",
-          "A strategy in compact words (pp= dp= cp= tp= ep= etp= sp vp zero= expert_zero= microbatches= "
-          "virtual_chunks= "
-          "schedule= checkpoint= overload= ep_order= no_kv_axis expert_slots= expert_map=); replaces the strategy of --config and the "
-          "defaults.");
+ABSL_FLAG(
+    std::string, strategy, "",
+    "A strategy in compact words (pp= dp= cp= tp= ep= etp= sp vp zero= expert_zero= microbatches= "
+    "virtual_chunks= "
+    "schedule= checkpoint= overload= ep_order= no_kv_axis expert_slots= expert_map= zero_dp= expert_zero_dp= cp_attention= cp_order= "
+    "devices_per_node= hierarchical=); replaces the strategy of --config and the defaults.");
 
 // type, flag, part of RunConfig, its field, help. A flag has its field's name, or Megatron's where that is
 // another.
@@ -65,6 +66,17 @@ ABSL_FLAG(std::string, strategy, "",
   X(int64_t, zero_stage, strategy, zero_stage,                                                              \
     "0, 1 (optimizer), 2 (and gradients) or 3 (and parameters) sharded.")                                   \
   X(int64_t, expert_zero_stage, strategy, expert_zero_stage, "The same for experts; -1: as zero_stage.")    \
+  X(int64_t, zero_dp_size, strategy, zero_dp_size,                                                          \
+    "Data ranks, the innermost, that share one copy of ZeRO's state; 0: all.")                              \
+  X(int64_t, expert_zero_dp_size, strategy, expert_zero_dp_size, "The same for experts.")                   \
+  X(std::string, cp_attention, strategy, cp_attention,                                                      \
+    "How attention meets the keys of other context ranks: gather, ring, or auto, by cost.")                 \
+  X(std::string, cp_order, strategy, cp_order,                                                              \
+    "Which part of a sequence a context rank has: contiguous, zigzag (balanced), or auto.")                 \
+  X(int64_t, devices_per_node, strategy, devices_per_node,                                                  \
+    "Consecutive ranks that share a node; 0: all of them.")                                                 \
+  X(std::string, hierarchical_collectives, strategy, hierarchical_collectives,                              \
+    "Collectives across nodes in two levels: on, off, or auto, by cost.")                                   \
   X(std::string, schedule, strategy, schedule,                                                              \
     "1f1b, gpipe, interleaved, zb-h1, zb-v or file:PATH of a table.")                                       \
   X(int64_t, virtual_pipeline_model_parallel_size, strategy, virtual_pipeline_model_parallel_size,          \
@@ -79,6 +91,14 @@ ABSL_FLAG(std::string, strategy, "",
   X(std::string, expert_map, strategy, expert_map,                                                          \
     "What the expert slots hold, such as 0,1,2,3,0,-1: an expert, a replica of one, or nothing (-1); "      \
     "empty: the experts in order, spread evenly.")                                                          \
+  X(double, link_gbytes_per_second, cluster, link_gbytes_per_second,                                        \
+    "Bandwidth of a device to others of its node; 0: the target's.")                                        \
+  X(double, link_microseconds, cluster, link_microseconds,                                                  \
+    "Time of a message inside a node; 0: the target's.")                                                    \
+  X(double, node_gbytes_per_second, cluster, node_gbytes_per_second,                                        \
+    "Bandwidth of a device to other nodes; 0: the target's.")                                               \
+  X(double, node_microseconds, cluster, node_microseconds,                                                  \
+    "Time of a message between nodes; 0: the target's.")                                                    \
   X(std::string, data_path, train, data_path, "Plain text; empty: the text that setup.sh makes.")           \
   X(double, held_out_fraction, train, held_out_fraction,                                                    \
     "Share of the text, from its end, kept for evaluation.")                                                \

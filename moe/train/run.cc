@@ -251,6 +251,7 @@ absl::Status RunTraining(const RunConfig& given, const RunOptions& options, std:
   compile.passes.dump_to = options.dump_to.empty() && !dir.empty() ? JoinPath(dir, "ir") : options.dump_to;
   compile.passes.dump_pass_re = options.dump_pass_re;
   compile.passes.validate = options.validate;
+  compile.target = TargetOf(config);
   compile.workspace = WorkspaceHook(Backend::kCpu, strategy.overload);
   compile.model_text = ModelConfigToText(config.model());
   compile.train_text = RunConfigToText(config);

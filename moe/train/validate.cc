@@ -137,6 +137,23 @@ ChunkRange ChunksOf(const std::string& schedule) {
 bool IsRecompute(const std::string& s) { return s == "none" || s == "selective" || s == "full"; }
 bool IsExpertOrder(const std::string& s) { return s.empty() || s == "fold" || s == "reversed"; }
 
+// Words of which the empty one, before the configuration is resolved, means auto.
+struct Choice {
+  const char* flag;
+  const std::string& (StrategyConfig::*get)() const;
+  std::vector<std::string> values;
+  bool Has(const std::string& value) const {
+    return value.empty() || std::find(values.begin(), values.end(), value) != values.end();
+  }
+};
+const std::vector<Choice>& Choices() {
+  static const auto& choices = *new std::vector<Choice>{
+      {"cp_attention", &StrategyConfig::cp_attention, {"auto", "gather", "ring"}},
+      {"cp_order", &StrategyConfig::cp_order, {"auto", "contiguous", "zigzag"}},
+      {"hierarchical_collectives", &StrategyConfig::hierarchical_collectives, {"auto", "on", "off"}}};
+  return choices;
+}
+
 class Collector {
  public:
   template <typename... Parts>
@@ -164,6 +181,13 @@ void CheckWords(const StrategyConfig& s, Collector& out) {
   if (s.zero_stage() < 0 || s.zero_stage() > 3) out.Add("zero_stage = ", s.zero_stage()).legal = "0, 1, 2, 3";
   if (s.expert_zero_stage() < -1 || s.expert_zero_stage() > 3) {
     out.Add("expert_zero_stage = ", s.expert_zero_stage()).legal = "-1 (as zero_stage), 0, 1, 2, 3";
+  }
+  for (const Choice& c : Choices()) {
+    const std::string& value = (s.*c.get)();
+    if (!c.Has(value)) out.Add(c.flag, " = '", value, "' is not known").legal = absl::StrJoin(c.values, ", ");
+  }
+  if (s.devices_per_node() < 0) {
+    out.Add("devices_per_node = ", s.devices_per_node()).legal = "0 (one node) or a positive number";
   }
   const ChunkRange range = ChunksOf(s.schedule());
   if (s.virtual_pipeline_model_parallel_size() >= 1 && !range.Has(s.virtual_pipeline_model_parallel_size())) {
@@ -282,6 +306,13 @@ void CheckWorld(const Sizes& z, const StrategyConfig& s, Collector& out) {
     return;
   }
   const int64_t stage = dp * cp * tp, world = pp * stage;
+  const int64_t expert_stage = s.expert_zero_stage() < 0 ? s.zero_stage() : s.expert_zero_stage();
+  CheckPart("zero_dp_size", s.zero_dp_size(), "data_parallel_size x context_parallel_size", dp * cp,
+            s.zero_stage() > 0, out);
+  if (stage % (ep * etp) == 0) {
+    CheckPart("expert_zero_dp_size", s.expert_zero_dp_size(), "the data ranks of experts", stage / (ep * etp),
+              expert_stage > 0, out);
+  }
   if (s.world_size() > 0 && world != s.world_size()) {
     std::string& legal = out.Add("pp x dp x cp x tp = ", pp, " x ", dp, " x ", cp, " x ", tp, " = ", world,
                                  " is not the world size ", s.world_size())
@@ -311,6 +342,18 @@ void CheckWorld(const Sizes& z, const StrategyConfig& s, Collector& out) {
   *config.mutable_strategy() = s;
   const std::string fold = FoldProblem(StrategyOf(config), z.kv_heads);
   if (!fold.empty()) out.Add("the sizes do not fold over the same ranks: ", fold);
+}
+
+// Hybrid sharding: `part` of the `all` data ranks of a class of parameters share one copy of its state.
+void CheckPart(absl::string_view flag, int64_t part, absl::string_view ranks, int64_t all, bool sharded,
+               Collector& out) {
+  if (part == 0) return;
+  if (part < 0 || all % part != 0) {
+    out.Add(flag, " = ", part, " does not divide ", ranks, " = ", all).legal =
+        absl::StrCat(ShowNear(Divisors(all), part), ", or 0 for all of them");
+  } else if (!sharded) {
+    out.Add(flag, " = ", part, ", but this state is not sharded").legal = "0, or a ZeRO stage of 1, 2 or 3";
+  }
 }
 
 void CheckBatch(const RunConfig& config, Collector& out) {
@@ -379,12 +422,23 @@ std::string DescribeNearest(const RunConfig& from, const RunConfig& to) {
   if (a.expert_slots() != b.expert_slots()) add("expert_slots", b.expert_slots());
   if (a.expert_map() != b.expert_map()) add("expert_map", b.expert_map());
   if (a.expert_zero_stage() != b.expert_zero_stage()) add("expert_zero_stage", b.expert_zero_stage());
+  if (a.zero_dp_size() != b.zero_dp_size()) add("zero_dp_size", b.zero_dp_size());
+  if (a.expert_zero_dp_size() != b.expert_zero_dp_size()) add("expert_zero_dp_size", b.expert_zero_dp_size());
+  if (a.devices_per_node() != b.devices_per_node()) add("devices_per_node", b.devices_per_node());
+  for (const Choice& c : Choices()) {
+    if ((a.*c.get)() != (b.*c.get)()) add(c.flag, (b.*c.get)());
+  }
   if (a.moe_overload_factor() != b.moe_overload_factor()) add("moe_overload_factor", b.moe_overload_factor());
   if (a.world_size() != b.world_size()) add("world_size", b.world_size());
   if (from.train().micro_batch_size() != to.train().micro_batch_size()) {
     add("micro_batch_size", to.train().micro_batch_size());
   }
   return absl::StrCat(text, "\n  ", absl::StrJoin(flags, " "));
+}
+
+// The part of the data ranks that shares one copy of the state, or all where it does not fit.
+int64_t Part(int64_t part, int64_t all, bool sharded) {
+  return sharded && part > 0 && all % part == 0 ? part : 0;
 }
 
 // Candidates by distance from what is wanted, nearest first; smaller ones first among equals.
@@ -440,6 +494,13 @@ std::vector<ConfigProblem> TrainConfigProblems(const RunConfig& config) {
   at_least("eval_samples", t.eval_samples(), 0);
   at_least("save_interval", t.save_interval(), 0);
   at_least("max_consecutive_skips", t.max_consecutive_skips(), 1);
+  const ClusterConfig& c = config.cluster();
+  for (const auto& [field, value] : {std::pair("link_gbytes_per_second", c.link_gbytes_per_second()),
+                                     std::pair("link_microseconds", c.link_microseconds()),
+                                     std::pair("node_gbytes_per_second", c.node_gbytes_per_second()),
+                                     std::pair("node_microseconds", c.node_microseconds())}) {
+    within(field, value, value >= 0, "0 (the target's) or a positive number");
+  }
   within("held_out_fraction", t.held_out_fraction(), t.held_out_fraction() >= 0 && t.held_out_fraction() < 1,
          "at least 0, below 1");
   within("lr", t.lr(), t.lr() >= 0, "0 or more");
@@ -471,12 +532,17 @@ std::optional<RunConfig> NearestLegalStrategy(const RunConfig& config) {
     s.set_expert_slots(0);
     s.clear_expert_map();
   }
+  s.set_devices_per_node(std::max<int64_t>(0, s.devices_per_node()));
+  if (!Choices()[0].Has(s.cp_attention())) s.set_cp_attention("auto");
+  if (!Choices()[1].Has(s.cp_order())) s.set_cp_order("auto");
+  if (!Choices()[2].Has(s.hierarchical_collectives())) s.set_hierarchical_collectives("auto");
   const Sizes z(trial);
   int64_t chunks = std::max<int64_t>(1, s.virtual_pipeline_model_parallel_size());
   chunks = std::clamp(chunks, ChunksOf(s.schedule()).least, ChunksOf(s.schedule()).most);
   chunks = std::min(chunks, std::max<int64_t>(1, z.layers));
   s.set_virtual_pipeline_model_parallel_size(chunks);
 
+  const int64_t expert_stage = s.expert_zero_stage() < 0 ? s.zero_stage() : s.expert_zero_stage();
   const int64_t world = s.world_size(), global = trial.train().global_batch_size();
   if (global < 1 || global > kMaxSize) return std::nullopt;
   const size_t most = world > 0 ? 32 : 6;
@@ -534,6 +600,9 @@ std::optional<RunConfig> NearestLegalStrategy(const RunConfig& config) {
               s.set_data_parallel_size(d);
               s.set_expert_model_parallel_size(e);
               s.set_expert_tensor_parallel_size(x);
+              s.set_zero_dp_size(Part(config.strategy().zero_dp_size(), d * c, s.zero_stage() > 0));
+              s.set_expert_zero_dp_size(
+                  Part(config.strategy().expert_zero_dp_size(), d * c * t / (e * x), expert_stage > 0));
               trial.mutable_train()->set_micro_batch_size(micros[0]);
               if (!StrategyProblems(trial).empty()) continue;
               best = d6;

@@ -41,6 +41,10 @@ void RegisterCommOps(OpRegistry* r) {
   r->Add(Conversion("comm.all_gather", "shard -> replicated.", kCollective));
   r->Add(Conversion("comm.all_to_all", "shard of one dim -> shard of another.", kCollective));
   r->Add(Conversion("comm.permute", "Another order of axes in a dim.", kCollective));
+  r->Add(Conversion(
+      "comm.rotate",
+      "A step of a ring: every rank's block goes to the next rank of the axes, the last one's to the first.",
+      kCollective));
   r->Add(Conversion("comm.reshard", "Several steps whose intermediates are no placements (strided shards).",
                     kCollective));
   r->Add(OpDef("comm.stage_reduce")

@@ -19,6 +19,37 @@ using Dys = absl::Span<const Value>;
 
 absl::StatusOr<std::string> RuleOfEq(const Node& n) { return n.String("eq"); }
 
+// "a0 (r a1) a2 -> a0 (r a1) a2" for dim = 1; with `fixed`, "a0 a1! a2 -> a0 a1! a2".
+absl::StatusOr<std::string> BlocksOfDim(const Node& n, bool fixed) {
+  const int64_t dim = n.Int("dim"), rank = n.operand(0).type().rank();
+  if (dim < 0 || dim >= rank) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(n.op_name(), ": dim = ", dim, " of an operand with ", rank, " dims"));
+  }
+  std::vector<std::string> term;
+  for (int64_t d = 0; d < rank; ++d) {
+    term.push_back(absl::StrCat(d == dim && !fixed ? "(r " : "", "a", d, d != dim ? "" : fixed ? "!" : ")"));
+  }
+  return absl::StrCat(absl::StrJoin(term, " "), " -> ", absl::StrJoin(term, " "));
+}
+
+absl::Status VerifyOrder(const Node& n) {
+  const std::vector<int64_t>& order = n.Ints("order");
+  const int64_t extent = n.operand(0).type().dims[n.Int("dim")], blocks = static_cast<int64_t>(order.size());
+  std::vector<int64_t> sorted = order;
+  std::sort(sorted.begin(), sorted.end());
+  for (int64_t i = 0; i < blocks; ++i) {
+    if (sorted[i] != i) {
+      return absl::InvalidArgumentError(absl::StrCat("math.permute_blocks: order = [",
+                                                     absl::StrJoin(order, ", "),
+                                                     "] is no permutation of 0 to ", blocks - 1));
+    }
+  }
+  if (blocks > 0 && extent % blocks == 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "math.permute_blocks: ", blocks, " blocks do not divide dim ", n.Int("dim"), " of extent ", extent));
+}
+
 std::vector<std::string> Factors(absl::string_view term) {
   return absl::StrSplit(term, ' ', absl::SkipEmpty());
 }
@@ -168,6 +199,44 @@ void RegisterMathOps(OpRegistry* r) {
              .LinearIn({0})
              .Cheap()
              .Gradient(ReshapeGradient));
+  r->Add(OpDef("math.permute_blocks")
+             .Doc("Another order of equal blocks of a dim: block i of the result is block order[i] of x.")
+             .Operands({"x"})
+             .Results({"y"})
+             .Attr("dim", AttrKind::kInt)
+             .Attr("order", AttrKind::kInts)
+             .RuleFrom([](const Node& n) { return BlocksOfDim(n, /*fixed=*/true); })
+             .Verify(VerifyOrder)
+             .LinearIn({0})
+             .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
+               const std::vector<int64_t>& order = n->Ints("order");
+               std::vector<int64_t> inverse(order.size());
+               for (size_t i = 0; i < order.size(); ++i) inverse[order[i]] = static_cast<int64_t>(i);
+               ASSIGN_OR_RETURN((*dxs)[0], b.Create("math.permute_blocks", {dys[0]},
+                                                    {{"dim", n->Int("dim")}, {"order", inverse}}));
+               return absl::OkStatus();
+             }));
+  r->Add(OpDef("math.rotate")
+             .Doc("Moves equal blocks of a dim by one place: block i of the result is block i - 1 of x, "
+                  "block 0 the "
+                  "last. Where every rank holds one block, a step of a ring: `shard` makes it comm.rotate.")
+             .Operands({"x"})
+             .Results({"y"})
+             .Attr("dim", AttrKind::kInt)
+             .Attr("blocks", AttrKind::kInt)
+             .RuleFrom([](const Node& n) { return BlocksOfDim(n, /*fixed=*/false); })
+             .FactorFrom("r", "blocks")
+             .Exchanges("r")
+             .LinearIn({0})
+             .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
+               Value d = dys[0];  // n - 1 places forward is one back
+               for (int64_t i = 1; i < n->Int("blocks"); ++i) {
+                 ASSIGN_OR_RETURN(
+                     d, b.Create("math.rotate", {d}, {{"dim", n->Int("dim")}, {"blocks", n->Int("blocks")}}));
+               }
+               (*dxs)[0] = d;
+               return absl::OkStatus();
+             }));
   r->Add(OpDef("math.add")
              .Doc("x + y, elementwise.")
              .Operands({"x", "y"})

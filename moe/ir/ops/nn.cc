@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "moe/base/status.h"
 #include "moe/ir/builder.h"
 #include "moe/ir/ops/ops.h"
@@ -18,7 +19,14 @@ double Product(absl::Span<const double> extents) {
   return f;
 }
 
-constexpr char kAttention[] = "b s (k g) d!, b t! k d!, b t! k d!, s, t!";
+// With `blocks`, the sequence is so many of them, and queries of a block see keys of the same block alone:
+// one step of ring attention, in which every rank holds one block.
+std::string AttentionRule(const Node& n, absl::string_view more, absl::string_view results) {
+  const std::string text =
+      absl::StrCat("b S (k g) d!, b T k d!, b T k d!, S, T", more.empty() ? "" : ", ", more, " -> ", results);
+  const bool blocks = n.IntOr("blocks", 1) > 1;
+  return absl::StrReplaceAll(text, {{"S", blocks ? "(r s)" : "s"}, {"T", blocks ? "(r t!)" : "t!"}});
+}
 
 }  // namespace
 
@@ -110,16 +118,21 @@ void RegisterNnOps(OpRegistry* r) {
                   "position is not "
                   "after the query's. Also gives the log-sum-exp of the scaled scores, for the backward. "
                   "Blockwise: no "
-                  "[s, t] matrix is ever held (Dao 2023).")
+                  "[s, t] matrix is ever held (Dao 2023). A query that sees no key has output 0 and a "
+                  "log-sum-exp of "
+                  "-1e30. With blocks = r, queries see the keys of their own of r blocks of the sequence.")
              .Operands({"q", "k", "v", "q_positions", "k_positions"})
              .Results({"o", "lse"})
-             .Rule(absl::StrCat(kAttention, " -> b s (k g) d!, b s (k g)"))
+             .Attr("blocks", AttrKind::kInt, false)
+             .RuleFrom([](const Node& n) { return AttentionRule(n, "", "b S (k g) d!, b S (k g)"); })
+             .FactorFrom("r", "blocks")
              .NotDifferentiable({1})
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
                ASSIGN_OR_RETURN(Node * g,
                                 b.CreateNode("nn.attention_grad",
                                              {n->operand(0), n->operand(1), n->operand(2), n->operand(3),
                                               n->operand(4), n->result(0), n->result(1), dys[0]}));
+               if (n->Has("blocks")) g->Set("blocks", n->Int("blocks"));
                for (int i = 0; i < 3; ++i) (*dxs)[i] = g->result(i);
                return absl::OkStatus();
              })
@@ -130,12 +143,27 @@ void RegisterNnOps(OpRegistry* r) {
              .Doc("Gradient of nn.attention from its output and log-sum-exp.")
              .Operands({"q", "k", "v", "q_positions", "k_positions", "o", "lse", "do"})
              .Results({"dq", "dk", "dv"})
-             .Rule(absl::StrCat(
-                 kAttention, ", b s (k g) d!, b s (k g), b s (k g) d! -> b s (k g) d!, b t! k d!, b t! k d!"))
+             .Attr("blocks", AttrKind::kInt, false)
+             .RuleFrom([](const Node& n) {
+               return AttentionRule(n, "b S (k g) d!, b S (k g), b S (k g) d!",
+                                    "b S (k g) d!, b T k d!, b T k d!");
+             })
+             .FactorFrom("r", "blocks")
              .LinearIn({7})
              .NoGradient()
              .Flops([](const Node&, const ShardingRule&, absl::Span<const double> e) {
                return 5 * Product(e);
+             }));
+  r->Add(OpDef("nn.attention_merge")
+             .Doc("Attention over two disjoint sets of keys from that over each: outputs weighted by the "
+                  "exponentials of "
+                  "their log-sum-exps (Liu et al. 2023, Ring Attention).")
+             .Operands({"o", "lse", "o2", "lse2"})
+             .Results({"merged", "merged_lse"})
+             .Rule("b s n d!, b s n, b s n d!, b s n -> b s n d!, b s n")
+             .NoGradient()
+             .Flops([](const Node&, const ShardingRule&, absl::Span<const double> e) {
+               return 3 * Product(e);
              }));
   r->Add(
       OpDef("nn.swiglu")

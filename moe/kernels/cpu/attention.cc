@@ -3,6 +3,7 @@
 
 #include "moe/kernels/cpu/attention_simd.h"
 #include "moe/kernels/cpu/families.h"
+#include "moe/kernels/cpu/simd.h"
 
 namespace moe {
 namespace {
@@ -33,9 +34,11 @@ void ForEachHead(const KernelContext& c, const Tensor& o, const Tensor& lse, F f
   head.lse_stride = k * g;
   head.scale = static_cast<T>(1 / std::sqrt(static_cast<double>(head.d)));
   head.workspace = static_cast<T*>(c.workspace);
-  for (int64_t ib = 0; ib < c.Extent("b"); ++ib) {
-    head.q_positions = c.in[3].As<int32_t>();
-    head.k_positions = c.in[4].As<int32_t>();
+  // Blocks of the sequence that do not see one another count as samples of their own; only positions tell them apart.
+  const int64_t blocks = c.ExtentOr("r", 1);
+  for (int64_t ib = 0; ib < c.Extent("b") * blocks; ++ib) {
+    head.q_positions = c.in[3].As<int32_t>() + ib % blocks * head.s;
+    head.k_positions = c.in[4].As<int32_t>() + ib % blocks * head.t;
     for (int64_t n = 0; n < k * g; ++n) {
       const int64_t q = ib * head.s * head.q_stride + n * head.d;
       const int64_t kv = ib * head.t * head.k_stride + n / g * head.d;
@@ -70,8 +73,31 @@ absl::Status AttentionGrad(KernelContext& c) {
 }
 
 template <typename T>
+absl::Status AttentionMerge(KernelContext& c) {
+  const int64_t d = c.Extent("d");
+  const Simd<T>& simd = Simd<T>::Get();
+  const T *lse = c.in[1].As<T>(), *lse2 = c.in[3].As<T>();
+  for (int64_t i = 0; i < c.out[1].elements(); ++i) {
+    const T max = std::max(lse[i], lse2[i]);
+    T* y = c.out[0].As<T>() + i * d;
+    if (max <= static_cast<T>(kAttentionMasked / 10)) {
+      c.out[1].As<T>()[i] = static_cast<T>(kAttentionMasked);
+      std::fill_n(y, d, T(0));
+      continue;
+    }
+    const T w = std::exp(lse[i] - max), w2 = std::exp(lse2[i] - max), share = w / (w + w2),
+            share2 = w2 / (w + w2);
+    c.out[1].As<T>()[i] = max + std::log(w + w2);
+    simd.scale(c.in[0].As<T>() + i * d, share, y, d);
+    simd.axpy(share2, c.in[2].As<T>() + i * d, y, d);
+  }
+  return absl::OkStatus();
+}
+
+template <typename T>
 void RegisterFloat(KernelRegistry& r, DType dtype) {
   r.Add({"nn.attention", Backend::kCpu, dtype, &Attention<T>, &ForwardWorkspace<T>});
+  r.Add({"nn.attention_merge", Backend::kCpu, dtype, &AttentionMerge<T>});
   r.Add({"nn.attention_grad", Backend::kCpu, dtype, &AttentionGrad<T>, &BackwardWorkspace<T>});
 }
 

@@ -34,6 +34,17 @@ absl::Status Reshape(KernelContext& c) {
   return absl::OkStatus();
 }
 
+absl::Status PermuteBlocks(KernelContext& c) {
+  const std::vector<int64_t>& order = c.node->Ints("order");
+  return CopyBlocks(c, c.node->Int("dim"), static_cast<int64_t>(order.size()),
+                    [&](int64_t i) { return order[i]; });
+}
+
+absl::Status Rotate(KernelContext& c) {
+  const int64_t blocks = c.node->Int("blocks");
+  return CopyBlocks(c, c.node->Int("dim"), blocks, [blocks](int64_t i) { return (i + blocks - 1) % blocks; });
+}
+
 template <typename T>
 absl::Status Add(KernelContext& c) {
   return Map<T, 2>(c, [](const auto& x) { return x[0] + x[1]; });
@@ -153,9 +164,11 @@ void RegisterFloat(KernelRegistry& r, DType dtype) {
   add("math.einsum", &SumOfProducts<T>);
   add("math.log", &Log<T>);
   add("math.mul", &Mul<T>);
+  add("math.permute_blocks", &PermuteBlocks);
   add("math.reciprocal", &Reciprocal<T>);
   add("math.reduce_max", &ReduceMax<T>);
   add("math.reshape", &Reshape);
+  add("math.rotate", &Rotate);
   add("math.scale", &Scale<T>);
   add("math.silu", &Silu<T>);
   add("math.silu_grad", &SiluGrad<T>);
@@ -171,7 +184,9 @@ void RegisterReferenceMath(KernelRegistry& r) {
   r.Add({"math.add", Backend::kReference, DType::kS32, &Add<int32_t>});
   r.Add({"math.cast", Backend::kReference, DType::kS32, &Cast});
   r.Add({"math.constant", Backend::kReference, DType::kS32, &Constant<int32_t>});
+  r.Add({"math.permute_blocks", Backend::kReference, DType::kS32, &PermuteBlocks});
   r.Add({"math.reshape", Backend::kReference, DType::kS32, &Reshape});
+  r.Add({"math.rotate", Backend::kReference, DType::kS32, &Rotate});
 }
 
 }  // namespace moe

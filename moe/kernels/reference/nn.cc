@@ -107,10 +107,12 @@ absl::Status Rope(KernelContext& c) {
   return absl::OkStatus();
 }
 
-// Index arithmetic of attention: q, o, lse are [b, s, (k g), d]; k and v are [b, t, k, d].
+// Index arithmetic of attention: q, o, lse are [b, s, (k g), d]; k and v are [b, t, k, d]. Blocks of the
+// sequence that do not see one another count as samples of their own; only positions are told apart.
 struct AttentionShape {
   explicit AttentionShape(const KernelContext& c)
-      : b(c.Extent("b")),
+      : blocks(c.ExtentOr("r", 1)),
+        b(c.Extent("b") * blocks),
         s(c.Extent("s")),
         k(c.Extent("k")),
         g(c.Extent("g")),
@@ -118,7 +120,7 @@ struct AttentionShape {
         d(c.Extent("d")) {}
   int64_t Query(int64_t ib, int64_t is, int64_t head) const { return (ib * s + is) * k * g + head; }
   int64_t Key(int64_t ib, int64_t it, int64_t head) const { return (ib * t + it) * k + head / g; }
-  int64_t b, s, k, g, t, d;
+  int64_t blocks, b, s, k, g, t, d;
 };
 
 template <typename T>
@@ -133,10 +135,11 @@ absl::Status Attention(KernelContext& c) {
   const AttentionShape a(c);
   const double scale = 1 / std::sqrt(static_cast<double>(a.d));
   const T *q = c.in[0].As<T>(), *k = c.in[1].As<T>(), *v = c.in[2].As<T>();
-  const int32_t *qp = c.in[3].As<int32_t>(), *kp = c.in[4].As<int32_t>();
   T *o = c.out[0].As<T>(), *lse = c.out[1].As<T>();
   std::vector<double> p(a.t);
   for (int64_t ib = 0; ib < a.b; ++ib) {
+    const int32_t* qp = c.in[3].As<int32_t>() + ib % a.blocks * a.s;
+    const int32_t* kp = c.in[4].As<int32_t>() + ib % a.blocks * a.t;
     for (int64_t is = 0; is < a.s; ++is) {
       for (int64_t head = 0; head < a.k * a.g; ++head) {
         const int64_t iq = a.Query(ib, is, head);
@@ -169,11 +172,12 @@ absl::Status AttentionGrad(KernelContext& c) {
   const AttentionShape a(c);
   const double scale = 1 / std::sqrt(static_cast<double>(a.d));
   const T *q = c.in[0].As<T>(), *k = c.in[1].As<T>(), *v = c.in[2].As<T>();
-  const int32_t *qp = c.in[3].As<int32_t>(), *kp = c.in[4].As<int32_t>();
   const T *o = c.in[5].As<T>(), *lse = c.in[6].As<T>(), *dy = c.in[7].As<T>();
   std::vector<double> dq(c.out[0].elements(), 0.0), dk(c.out[1].elements(), 0.0),
       dv(c.out[2].elements(), 0.0);
   for (int64_t ib = 0; ib < a.b; ++ib) {
+    const int32_t* qp = c.in[3].As<int32_t>() + ib % a.blocks * a.s;
+    const int32_t* kp = c.in[4].As<int32_t>() + ib % a.blocks * a.t;
     for (int64_t is = 0; is < a.s; ++is) {
       for (int64_t head = 0; head < a.k * a.g; ++head) {
         const int64_t iq = a.Query(ib, is, head) * a.d;
@@ -196,6 +200,23 @@ absl::Status AttentionGrad(KernelContext& c) {
   const std::vector<double>* grads[] = {&dq, &dk, &dv};
   for (int i = 0; i < 3; ++i) {
     for (size_t j = 0; j < grads[i]->size(); ++j) c.out[i].As<T>()[j] = static_cast<T>((*grads[i])[j]);
+  }
+  return absl::OkStatus();
+}
+
+template <typename T>
+absl::Status AttentionMerge(KernelContext& c) {
+  const int64_t d = c.Extent("d");
+  const T *lse = c.in[1].As<T>(), *lse2 = c.in[3].As<T>();
+  for (int64_t i = 0; i < c.out[1].elements(); ++i) {
+    const double max = std::max(lse[i], lse2[i]);
+    const bool sees = max > -1e29;
+    const double w = sees ? std::exp(lse[i] - max) : 0, w2 = sees ? std::exp(lse2[i] - max) : 0;
+    c.out[1].As<T>()[i] = static_cast<T>(sees ? max + std::log(w + w2) : -1e30);
+    for (int64_t j = i * d; j < (i + 1) * d; ++j) {
+      const double y = w * c.in[0].As<T>()[j] + w2 * c.in[2].As<T>()[j];
+      c.out[0].As<T>()[j] = static_cast<T>(sees ? y / (w + w2) : 0);
+    }
   }
   return absl::OkStatus();
 }
@@ -268,6 +289,7 @@ void RegisterFloat(KernelRegistry& r, DType dtype) {
   auto add = [&](const char* op, KernelFn fn) { r.Add({op, Backend::kReference, dtype, fn}); };
   add("nn.attention", &Attention<T>);
   add("nn.attention_grad", &AttentionGrad<T>);
+  add("nn.attention_merge", &AttentionMerge<T>);
   add("nn.embed", &Embed<T>);
   add("nn.embed_grad", &EmbedGrad<T>);
   add("nn.log_sum_exp", &LogSumExp<T>);
