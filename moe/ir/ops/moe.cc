@@ -116,6 +116,7 @@ void RegisterMoeOps(OpRegistry* r) {
              .FactorFrom("e", "experts")
              .FactorFrom("p", "slots")
              .Ragged("p")
+             .Routes("e")
              .LinearIn({0})
              .Cheap()
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
@@ -129,6 +130,7 @@ void RegisterMoeOps(OpRegistry* r) {
              .Results({"x"})
              .Attr("dropless", AttrKind::kBool, false)
              .Rule(absl::StrCat("e b c p! h, ", kR, ", ", kR, " -> b c t! h"))
+             .Routes("e")
              .LinearIn({0})
              .NoGradient());
   r->Add(
@@ -138,6 +140,7 @@ void RegisterMoeOps(OpRegistry* r) {
           .Results({"y"})
           .Attr("dropless", AttrKind::kBool, false)
           .Rule(absl::StrCat("e b c p! h, ", kR, ", ", kR, ", ", kR, " -> b c t! h"))
+          .Routes("e")
           .LinearIn({0, 1})
           .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
             ASSIGN_OR_RETURN((*dxs)[0],
@@ -159,6 +162,7 @@ void RegisterMoeOps(OpRegistry* r) {
              .FactorFrom("e", "experts")
              .FactorFrom("p", "slots")
              .Ragged("p")
+             .Routes("e")
              .LinearIn({0, 1})
              .Cheap()
              .NoGradient());
@@ -170,6 +174,7 @@ void RegisterMoeOps(OpRegistry* r) {
           .Results({"dprobability"})
           .Attr("dropless", AttrKind::kBool, false)
           .Rule(absl::StrCat("e b c p! h, b c t! h, ", kR, ", ", kR, " -> ", kR))
+          .Routes("e")
           .LinearIn({0, 1})
           .NoGradient());
 }
