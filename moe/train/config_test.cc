@@ -94,7 +94,8 @@ TEST(RunConfigTest, StrategyThereAndBack) {
   ASSERT_OK_AND_ASSIGN(
       const Strategy s,
       ParseStrategy("pp=2 dp=2 tp=4 cp=2 ep=8 etp=2 sp vp zero=3 expert_zero=1 microbatches=8 "
-                    "schedule=gpipe virtual_chunks=2 checkpoint=full overload=1.5 ep_order=reversed "
+                    "schedule=gpipe virtual_chunks=2 checkpoint=auto checkpoint_budget=96KiB memory_limit=1.5MiB "
+                    "dispatcher=allgather overload=1.5 ep_order=reversed "
                     "no_kv_axis"));
   SetStrategy(s, config);
   config = ResolveRunConfig(config);
