@@ -133,5 +133,17 @@ TEST(Graph, UsesAndNamesFollowRewrites) {
   EXPECT_TRUE(f->ComesBefore(z.node, f->return_node()));
 }
 
+TEST(Mesh, ShowsSetsOfAxesByTheirAliases) {
+  const Mesh mesh({{"pp", 2}, {"c", 2}, {"b", 4}, {"a", 2}},
+                  {{"dp", {1, 2}}, {"tp", {3}}, {"ep", {2}}, {"edp", {1}}, {"etp", {3}}, {"cp", {}}});
+  EXPECT_EQ(mesh.ShowSet(AxisList{1, 2}), "dp");
+  EXPECT_EQ(mesh.ShowSet(AxisList{2, 1}), "dp");
+  EXPECT_EQ(mesh.ShowSet(AxisList{2}), "ep");
+  EXPECT_EQ(mesh.ShowSet(AxisList{3, 2, 1}), "dp.tp");
+  EXPECT_EQ(mesh.ShowSet(AxisList{3, 2}), "ep.tp");
+  EXPECT_EQ(mesh.ShowSet(AxisList{0, 3}), "pp.tp");
+  EXPECT_EQ(mesh.ShowSet(AxisList{}), "");
+}
+
 }  // namespace
 }  // namespace moe

@@ -72,6 +72,11 @@ bool OpDef::IsLinearIn(int operand) const {
          std::find(linear_operands.begin(), linear_operands.end(), operand) != linear_operands.end();
 }
 
+int OpDef::FindResult(absl::string_view result) const {
+  const auto it = std::find(result_names.begin(), result_names.end(), result);
+  return it == result_names.end() ? -1 : static_cast<int>(it - result_names.begin());
+}
+
 const AttrDef* OpDef::FindAttr(absl::string_view attr) const {
   for (const AttrDef& a : attrs) {
     if (a.name == attr) return &a;

@@ -155,6 +155,13 @@ struct OpDef {
     cheap = true;
     return *this;
   }  // linear and cheap: may be placed anew instead of converting its result
+  // The factor that tokens are routed to. Sharding it over an axis of the tokens wants all of them on every
+  // rank of it (gathered); left whole there, the value that has it is exchanged instead. A strategy may say
+  // which.
+  OpDef& Routes(std::string factor) {
+    routed_factor = std::move(factor);
+    return *this;
+  }
   OpDef& Gradient(GradientFn fn) {
     gradient = std::move(fn);
     return *this;
@@ -201,6 +208,7 @@ struct OpDef {
   Reduction reduction = Reduction::kSum;
   std::string ragged_factor, exchanged_factor;
   bool cheap = false;
+  std::string routed_factor;
   GradientFn gradient;
   bool no_gradient = false;
   std::vector<int> nodiff_results;
@@ -208,7 +216,8 @@ struct OpDef {
   uint32_t effects = kPure;
   std::map<int, int> in_place;
 
-  bool IsLinearIn(int operand) const;  // separately linear in this operand
+  bool IsLinearIn(int operand) const;              // separately linear in this operand
+  int FindResult(absl::string_view result) const;  // index of the result of that name, or -1
   const AttrDef* FindAttr(absl::string_view name) const;
 };
 

@@ -78,6 +78,9 @@ class Mesh {
 
   // "tp" if the axes are exactly an alias (of tp dp cp ep etp edp kvh, then any), else names joined by '.'.
   std::string Show(absl::Span<const AxisId> axes) const;
+  // The axes as a set, for people: as few aliases (in the order above) and axes as cover them, major first:
+  // "ep", "dp.tp". Says nothing of their order, which Show does.
+  std::string ShowSet(absl::Span<const AxisId> axes) const;
   // Inverse of Show: axis and alias names joined by '.'.
   absl::StatusOr<AxisList> ParseAxes(absl::string_view text) const;
   std::string ToString() const;  // mesh<a=2, b=4; dp=a.b>

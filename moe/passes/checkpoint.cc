@@ -1,6 +1,6 @@
 #include "moe/passes/checkpoint.h"
 
-#include <map>
+#include <algorithm>
 #include <set>
 #include <string>
 #include <vector>
@@ -9,11 +9,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "moe/base/status.h"
-#include "moe/cost/node_cost.h"
 #include "moe/ir/registry.h"
-#include "moe/ir/state.h"
-#include "moe/passes/copy_nodes.h"
+#include "moe/passes/checkpoint_auto.h"
+#include "moe/passes/checkpoint_policy.h"
 #include "moe/passes/layer_cuts.h"
+#include "moe/passes/recompute.h"
 #include "moe/passes/split_phases.h"
 
 namespace moe {
@@ -21,24 +21,6 @@ namespace {
 
 constexpr char kPass[] = "checkpoint";
 constexpr int64_t kSmall = 64;  // bytes; a saved value takes as many anyway
-
-// Why a node may not be computed twice; empty if it may.
-std::string WhyNot(const OpDef& op) {
-  if (op.Has(kDecision))
-    return "it decides routes, and deciding twice may decide differently: its results are saved";
-  if (op.Has(kStateful)) return "it updates state, which would happen twice";
-  if (op.Has(kRandom)) return "it draws random numbers without a key of its own";
-  return "";
-}
-
-// An argument that holds the same in the backward as in the forward of one microbatch.
-bool Stable(const Node& arg, const Module& module) {
-  if (BindingKind(arg.attributes()) != "state") return true;
-  const State* s = module.FindState(BindingName(arg.attributes()));
-  if (s == nullptr) return false;
-  const std::string kind = AttrString(s->attributes, "kind");
-  return kind == "parameter" || kind == "expert_map";
-}
 
 bool Cheap(const Node& n) {
   if (n.op().Has(kCollective)) return false;
@@ -48,55 +30,42 @@ bool Cheap(const Node& n) {
   return !n.Is("math.einsum") || n.num_operands() == 1;
 }
 
-class Recomputer {
+// Which nodes of one chunk the policies other than auto compute again.
+class Choice {
  public:
-  Recomputer(Function* chunk, const PassContext& context, std::string also)
-      : f_(chunk), mesh_(chunk->module()->mesh()), context_(context), also_(std::move(also)) {}
-
-  void Run(bool full) {
-    for (const Value& v : ResidualsOf(*f_)) residuals_.insert(v);
-    bytes_before = ResidualBytes();
-    for (const auto& n : f_->body()) flops += NodeFlops(*n, mesh_);
-    full ? ChooseFull() : ChooseSelective();
-    for (Node* n : f_->Nodes()) {
-      if (n->phase != Phase::kBackward) continue;
-      for (int i = 0; i < n->num_operands(); ++i) {
-        const Value v = n->operand(i);
-        if (recompute_.count(v.node)) n->SetOperand(i, Again(v, n));
-      }
-    }
-    bytes_after = ResidualBytes();
+  Choice(const Function& chunk, double overload)
+      : f_(chunk), overload_(overload), bound_(BoundToTheForward(chunk)) {
+    for (const Value& v : ResidualsOf(f_)) residuals_.insert(v);
   }
 
-  int64_t bytes_before = 0, bytes_after = 0;
-  double flops = 0, extra_flops = 0;
-  int clones = 0;
+  std::set<Node*> Of(const CheckpointPolicy& policy) {
+    if (policy.base == CheckpointPolicy::kFull) ChooseFull();
+    const bool selective = policy.base == CheckpointPolicy::kSelective;
+    ChooseWhereAvailable([&](const Node& n) {
+      return (selective && Cheap(n)) ||
+             std::find(policy.ops.begin(), policy.ops.end(), n.op_name()) != policy.ops.end();
+    });
+    return std::move(recompute_);
+  }
 
  private:
-  int64_t Bytes(Value v) const { return StorageOf(v.type(), mesh_, context_.strategy.overload).bytes; }
-
-  int64_t ResidualBytes() const {
-    int64_t bytes = 0;
-    for (const Value& v : ResidualsOf(*f_)) bytes += Bytes(v);
-    return bytes;
-  }
-
-  void ChooseSelective() {
-    for (const auto& node : f_->body()) {
+  // Nodes of the wanted kinds whose operands are there anyway, and that save bytes.
+  template <typename Wanted>
+  void ChooseWhereAvailable(Wanted wanted) {
+    for (const auto& node : f_.body()) {
       Node* n = node.get();
-      if (n->phase != Phase::kForward || !WhyNot(n->op()).empty()) continue;
-      if (!Cheap(*n) && n->op_name() != also_) continue;
+      if (n->phase != Phase::kForward || !wanted(*n) || bound_.count(n) > 0) continue;
       bool available = true;
       for (const Value& v : n->operands()) {
         available =
-            available && (v.node->Is("arg") ? Stable(*v.node, *f_->module())
+            available && (v.node->Is("arg") ? IsStable(*v.node, *f_.module())
                                             : residuals_.count(v) > 0 || recompute_.count(v.node) > 0);
       }
       int64_t saved = 0;
       bool reads_residual = false;
       for (int r = 0; r < n->num_results(); ++r) {
         if (residuals_.count(n->result(r))) {
-          saved += Bytes(n->result(r));
+          saved += StorageOf(n->type(r), f_.module()->mesh(), overload_).bytes;
           reads_residual = true;
         }
       }
@@ -134,22 +103,12 @@ class Recomputer {
   }
 
   void ChooseFull() {
-    std::set<const Node*> bound;  // to this moment: reads a sum so far, or is an update of one
-    for (const auto& n : f_->body()) {
-      if (n->phase != Phase::kForward) continue;
-      bool stable = WhyNot(n->op()).empty();
-      for (const Value& v : n->operands()) {
-        stable = stable && (v.node->Is("arg") ? Stable(*v.node, *f_->module())
-                                              : bound.count(v.node) == 0 || !v.node->op().Has(kStateful));
-      }
-      if (!stable) bound.insert(n.get());
-    }
     std::vector<Node*> work;
     for (const Value& v : residuals_) work.push_back(v.node);
     while (!work.empty()) {
       Node* n = work.back();
       work.pop_back();
-      if (bound.count(n) || recompute_.count(n) || PartOfScope(n->scope).kind != ScopePart::kLayer ||
+      if (bound_.count(n) || recompute_.count(n) || PartOfScope(n->scope).kind != ScopePart::kLayer ||
           LayerInput(n)) {
         continue;
       }
@@ -160,81 +119,47 @@ class Recomputer {
     }
   }
 
-  // The value computed again, before `user` at the latest.
-  Value Again(Value v, Node* user) {
-    std::vector<std::pair<Node*, int>> stack = {{v.node, 0}};
-    while (!stack.empty()) {
-      Node* n = stack.back().first;
-      if (again_.count(n->result())) {
-        stack.pop_back();
-        continue;
-      }
-      if (n->Is("arg") || !recompute_.count(n)) {
-        for (int r = 0; r < n->num_results(); ++r) again_[n->result(r)] = n->result(r);
-        continue;
-      }
-      if (stack.back().second < n->num_operands()) {
-        stack.push_back({n->operand(stack.back().second++).node, 0});
-        continue;
-      }
-      Node* clone = CopyNode(*n, f_, &again_, user);
-      clone->phase = Phase::kBackward;
-      clone->provenance = {kPass, absl::StrCat("recomputes %", n->result_name())};
-      extra_flops += NodeFlops(*clone, mesh_);
-      ++clones;
-    }
-    return again_.at(v);
-  }
-
-  Function* f_;
-  const Mesh& mesh_;
-  const PassContext& context_;
-  const std::string also_;
+  const Function& f_;
+  const double overload_;
+  const std::set<const Node*> bound_;
   std::set<Value> residuals_;
   std::set<Node*> recompute_;  // forward nodes
-  ValueMap again_;             // forward value -> what the backward reads instead
 };
 
 }  // namespace
 
 absl::StatusOr<bool> Checkpoint(Program& program, const PassContext& context) {
   const std::string mode = context.OptionOr("mode", context.strategy.checkpoint);
-  const std::string also = context.OptionOr("recompute", "");
-  if (mode != "none" && mode != "selective" && mode != "full") {
-    return absl::InvalidArgumentError(
-        absl::StrCat(kPass, ": unknown mode '", mode, "'; there are none, selective and full"));
-  }
-  if (!also.empty()) {
-    const OpDef* op = Ops().Find(also);
-    if (op == nullptr) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(kPass, ": recompute=", also, ": no such op; the nearest is ", Ops().Nearest(also)));
-    }
-    if (const std::string why = WhyNot(*op); !why.empty()) {
-      return absl::InvalidArgumentError(absl::StrCat(kPass, ": ", also, " is never recomputed: ", why));
-    }
-  }
-  if (mode == "none") return false;
+  ASSIGN_OR_RETURN(const CheckpointPolicy policy, ParseCheckpointPolicy(mode));
+  if (policy.base == CheckpointPolicy::kNone && policy.ops.empty()) return false;
   const std::vector<Function*> chunks = ChunkFunctions(*program.module);
   if (chunks.empty()) {
     return absl::FailedPreconditionError(absl::StrCat(
         kPass, " wants functions @chunk0, ...: it runs after partition-stages and before split-phases"));
   }
+  const bool automatic = policy.base == CheckpointPolicy::kAuto;
+  AutoChoice chosen;
+  if (automatic) {
+    ASSIGN_OR_RETURN(chosen, ChooseAutomatically(program, context));
+  }
+  const double overload = context.strategy.overload;
   int64_t before = 0, after = 0;
   double percent = 0;
   int clones = 0;
   for (Function* f : chunks) {
-    Recomputer r(f, context, also);
-    r.Run(mode == "full");
-    clones += r.clones;
-    if (r.bytes_before < before) continue;
-    before = r.bytes_before;
-    after = r.bytes_after;
-    percent = r.flops > 0 ? 100 * r.extra_flops / r.flops : 0;
+    const int64_t bytes = ResidualBytes(*f, overload);
+    const RecomputeStats stats =
+        Recompute(f, automatic ? Select(*f, chosen.nodes[f->name()]) : Choice(*f, overload).Of(policy));
+    clones += stats.clones;
+    if (bytes < before) continue;
+    before = bytes;
+    after = ResidualBytes(*f, overload);
+    percent = stats.flops > 0 ? 100 * stats.extra_flops / stats.flops : 0;
   }
   const auto mib = [](int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); };
   context.Note(absl::StrFormat("%s: residuals %.1f -> %.1f MiB per microbatch, +%.1f%% flops", mode,
                                mib(before), mib(after), percent));
+  if (automatic) context.Note(chosen.note);
   return clones > 0;
 }
 

@@ -298,10 +298,10 @@ std::string DescribeConversion(const Placement& from, const Placement& to, const
                                                                            : absl::StrCat("dim ", d);
   };
   const auto part = [&](int role, const AxisList& axes) -> std::string {
-    if (role == Placement::kNone) return absl::StrCat("whole on ", mesh.Show(axes));
-    if (role == Placement::kSum) return absl::StrCat("partial sum@", mesh.Show(axes));
-    if (role == Placement::kMax) return absl::StrCat("partial max@", mesh.Show(axes));
-    return absl::StrCat(dim_name(role), "@", mesh.Show(axes));
+    if (role == Placement::kNone) return absl::StrCat("whole on ", mesh.ShowSet(axes));
+    if (role == Placement::kSum) return absl::StrCat("partial sum@", mesh.ShowSet(axes));
+    if (role == Placement::kMax) return absl::StrCat("partial max@", mesh.ShowSet(axes));
+    return absl::StrCat(dim_name(role), "@", mesh.ShowSet(axes));
   };
   // Axes that make the same move go together, in the order that the dims give them.
   std::vector<std::pair<std::pair<int, int>, AxisList>> groups;

@@ -98,34 +98,52 @@ absl::StatusOr<int> FuseAddRmsNorm(Function& f, const PassContext&) {
   return count;
 }
 
-absl::StatusOr<int> FuseRouter(Function& f, const PassContext&) {
+// The count of a top-k's choices that is placed like it; null if there is none (they may have been gathered
+// first).
+Node* CountAlike(const Node& top, int64_t experts) {
+  for (const Use& use : top.uses(1)) {
+    Node* n = use.user;
+    if (!n->Is("moe.count") || n->BoolOr("per_sequence", false) || n->Int("experts") != experts) continue;
+    bool alike = RunTogether(*n, top) && AxesOf(*n, "e").empty() && AxesOf(*n, "k").empty();
+    for (const char* factor : {"b", "c", "t"}) alike = alike && AxesOf(*n, factor) == AxesOf(top, factor);
+    if (alike) return n;
+  }
+  return nullptr;
+}
+
+absl::StatusOr<int> FuseRouter(Function& f, const PassContext& context) {
   int fused = 0;
   for (Node* top : f.NodesOf("moe.top_k")) {
     Node* softmax = top->operand(0).node;
     if (!softmax->Is("nn.softmax") || !RunTogether(*softmax, *top)) continue;
-    Node* count = nullptr;
-    for (const Use& use : top->uses(1)) {
-      if (use.user->Is("moe.count") && !use.user->BoolOr("per_sequence", false)) count = use.user;
-    }
-    if (count == nullptr || !RunTogether(*count, *top) || count->Int("experts") != softmax->type().dims[3])
-      continue;
-    bool alike = !AxesOf(*count, "e").size() && !AxesOf(*count, "k").size();
     std::map<std::string, AxisList> axes;
+    bool alike = true;
     for (const char* factor : {"b", "c", "t"}) {
       axes[factor] = AxesOf(*top, factor);
-      alike = alike && AxesOf(*softmax, factor) == axes[factor] && AxesOf(*count, factor) == axes[factor];
+      alike = alike && AxesOf(*softmax, factor) == axes[factor];
     }
     if (!alike || !UsedOnlyAfter(softmax, 0, top, top)) continue;
+    Node* count = context.target.CanFuse("moe.router") ? CountAlike(*top, softmax->type().dims[3]) : nullptr;
+    if (count == nullptr && !context.target.CanFuse("moe.softmax_top_k")) continue;
+    std::vector<Type> types = {softmax->type(), top->type(0), top->type(1)};
+    std::vector<std::pair<Value, int>> values = {
+        {softmax->result(), 0}, {top->result(0), 1}, {top->result(1), 2}};
+    std::vector<Node*> old = {top, softmax};
+    std::string what = absl::StrCat("%", softmax->result_name(), " and %", top->result_name(1));
+    if (count != nullptr) {
+      types.push_back(count->type());
+      values.emplace_back(count->result(), 3);
+      old.insert(old.begin(), count);
+      absl::StrAppend(&what, " and %", count->result_name());
+    }
     Builder b = Builder::Before(top);
-    ASSIGN_OR_RETURN(
-        Node * n, b.CreateTyped("moe.router", {softmax->operand(0), top->operand(1)}, {{"k", top->Int("k")}},
-                                {softmax->type(), top->type(0), top->type(1), count->type()}));
+    ASSIGN_OR_RETURN(Node * n, b.CreateTyped(count != nullptr ? "moe.router" : "moe.softmax_top_k",
+                                             {softmax->operand(0), top->operand(1)}, {{"k", top->Int("k")}},
+                                             std::move(types)));
     if (top->Has("order")) n->Set("order", top->Ints("order"));
-    n->provenance = {"fuse", absl::StrCat("%", softmax->result_name(), ", %", top->result_name(1), " and %",
-                                          count->result_name())};
+    n->provenance = {"fuse", what};
     RETURN_IF_ERROR(Assign(n, !top->assignment.empty(), axes));
-    TakeOver(n, {{softmax->result(), 0}, {top->result(0), 1}, {top->result(1), 2}, {count->result(), 3}},
-             {count, top, softmax});
+    TakeOver(n, values, old);
     ++fused;
   }
   return fused;
@@ -229,14 +247,14 @@ absl::StatusOr<int> FuseElementwise(Function& f, const PassContext&) {
 // In the order in which they run: what a specific fusion wants, no chain takes.
 struct Fusion {
   absl::string_view name;
-  absl::string_view op;
+  absl::string_view op, or_op;  // what it makes
   absl::StatusOr<int> (*run)(Function& f, const PassContext& context);
 };
 constexpr Fusion kFusions[] = {
-    {"add-rms-norm", "nn.add_rms_norm", FuseAddRmsNorm},
-    {"router", "moe.router", FuseRouter},
-    {"elementwise", "math.fused", FuseElementwise},
-    {"adamw", "optim.multi_adamw", FuseAdamW},
+    {"add-rms-norm", "nn.add_rms_norm", "", FuseAddRmsNorm},
+    {"router", "moe.router", "moe.softmax_top_k", FuseRouter},
+    {"elementwise", "math.fused", "", FuseElementwise},
+    {"adamw", "optim.multi_adamw", "", FuseAdamW},
 };
 
 absl::StatusOr<std::set<std::string>> Names(const PassContext& context, absl::string_view option) {
@@ -264,9 +282,9 @@ absl::StatusOr<bool> Fuse(Program& program, const PassContext& context) {
   std::vector<std::string> notes;
   for (const Fusion& fusion : kFusions) {
     const std::string name(fusion.name);
-    if (skip.count(name) || (!only.empty() && !only.count(name)) ||
-        !context.target.CanFuse(std::string(fusion.op)))
-      continue;
+    const bool kernel = context.target.CanFuse(std::string(fusion.op)) ||
+                        (!fusion.or_op.empty() && context.target.CanFuse(std::string(fusion.or_op)));
+    if (skip.count(name) || (!only.empty() && !only.count(name)) || !kernel) continue;
     int count = 0;
     for (const std::unique_ptr<Function>& f : program.module->functions()) {
       ASSIGN_OR_RETURN(const int n, fusion.run(*f, context));

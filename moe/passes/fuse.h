@@ -5,7 +5,9 @@
 //   adamw         optim.adamw nodes of the update              optim.multi_adamw, up to 16 tensors each
 //   add-rms-norm  nn.rms_norm of a math.add                    nn.add_rms_norm
 //   elementwise   chains of math.* whose links have one use    math.fused
-//   router        nn.softmax, moe.top_k, moe.count             moe.router
+//   router        nn.softmax, moe.top_k, moe.count             moe.router; moe.softmax_top_k where the
+//   choices are
+//                                                              counted after a gather
 //
 //   --passes=...,fuse{only=router}      --passes=...,fuse{skip=adamw+elementwise}
 //

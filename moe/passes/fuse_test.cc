@@ -57,11 +57,48 @@ TEST_F(FuseTest, RouterKeepsTheNameOfItsDecision) {
     })");
 }
 
+// Counted where the choices were gathered first, they are not counted by the router.
+TEST_F(FuseTest, RouterWhoseChoicesAreCountedElsewhere) {
+  ExpectRewrite(Fuse, R"(
+    module @m mesh<dp=2>
+    func @f(%logits: f32[4@dp, 1, 8, 4], %mask: f32[4@dp, 1, 8]) {
+      // CHECK: %probability, %top, %expert = moe.softmax_top_k(%logits, %mask) {k = 2} place<b=dp> : f32[4@dp, 1, 8, 4], f32[4@dp, 1, 8, 2], s32[4@dp, 1, 8, 2]
+      // CHECK: comm.all_gather(%expert)
+      // CHECK: moe.count
+      // CHECK-NOT: nn.softmax
+      %probability = nn.softmax(%logits) : f32[4@dp, 1, 8, 4]
+      %top, %expert = moe.top_k(%probability, %mask) {k = 2} : f32[4@dp, 1, 8, 2], s32[4@dp, 1, 8, 2]
+      %all = comm.all_gather(%expert) {axes = [dp]} : s32[4, 1, 8, 2]
+      %load = moe.count(%all) {experts = 4} : s32[4]
+      return %probability, %top, %load
+    })");
+}
+
+// A backward that computes the probabilities again takes nothing from the forward's fusion.
+TEST_F(FuseTest, RouterBesideARecomputedSoftmax) {
+  ExpectRewrite(Fuse, R"(
+    module @m
+    func @f(%logits: f32[4, 1, 8, 4], %mask: f32[4, 1, 8], %d: f32[4, 1, 8, 4]) {
+      // CHECK: moe.router(%logits, %mask)
+      // CHECK: backward:
+      // CHECK: nn.softmax(%logits)
+      %probability = nn.softmax(%logits) : f32[4, 1, 8, 4]
+      %top, %expert = moe.top_k(%probability, %mask) {k = 2} : f32[4, 1, 8, 2], s32[4, 1, 8, 2]
+      %load = moe.count(%expert) {experts = 4} : s32[4]
+    backward:
+      %again = nn.softmax(%logits) : f32[4, 1, 8, 4]
+      %dx = nn.softmax_grad(%again, %d) : f32[4, 1, 8, 4]
+      return %top, %load, %dx
+    })");
+}
+
 // Counted per sequence, the router has no such result.
-TEST_F(FuseTest, NoRouterWithoutACountOfExperts) {
-  ExpectUnchanged(Fuse, R"(
+TEST_F(FuseTest, RouterWithoutACountOfExperts) {
+  ExpectRewrite(Fuse, R"(
     module @m
     func @f(%logits: f32[4, 1, 8, 4], %mask: f32[4, 1, 8]) {
+      // CHECK: moe.softmax_top_k(%logits, %mask)
+      // CHECK: moe.count
       %probability = nn.softmax(%logits) : f32[4, 1, 8, 4]
       %top, %expert = moe.top_k(%probability, %mask) {k = 2} : f32[4, 1, 8, 2], s32[4, 1, 8, 2]
       %load = moe.count(%expert) {experts = 4, per_sequence = true} : s32[4, 4]
@@ -139,15 +176,19 @@ TEST_F(FuseTest, TargetWithoutTheKernel) {
   ExpectUnchanged(Fuse, kUpdate, context);
 }
 
-// On whole models, under strategies that place everything differently, the result verifies. What the shard
-// pass puts a conversion into (the choices gathered before they are counted, a sum reduced before its norm)
-// is no pattern.
+// On whole models, under strategies that place everything differently: every residual add before a norm, and
+// every router, but where a stage ends. The result verifies.
 TEST(FuseModelTest, FindsItsPatterns) {
   const std::map<std::string, std::vector<std::string>> expected = {
       {"", {"add-rms-norm 4", "router 1", "elementwise", "adamw 2"}},
-      {"tp=2 dp=4 ep=4 sp vp zero=1", {"add-rms-norm", "elementwise", "adamw 2"}},
-      {"tp=2 cp=2 ep=4 zero=3", {"router 1", "elementwise", "adamw 2"}},
-      {"pp=2 dp=2 ep=2", {"add-rms-norm", "elementwise", "adamw 2"}},
+      {"tp=2 dp=4", {"add-rms-norm 4", "router 1", "elementwise", "adamw 2"}},
+      {"tp=2 dp=4 etp=2 ep=2", {"add-rms-norm 4", "router 1", "elementwise", "adamw 2"}},
+      {"tp=2 dp=4 ep=4 sp vp zero=1", {"add-rms-norm 4", "router 1", "elementwise", "adamw 2"}},
+      {"tp=2 cp=2 ep=4 zero=3", {"add-rms-norm 4", "router 1", "elementwise", "adamw 2"}},
+      {"dp=4 ep=4 dispatcher=alltoall", {"add-rms-norm 4", "router 1", "elementwise", "adamw 2"}},
+      {"dp=4 ep=4 dispatcher=allgather", {"add-rms-norm 4", "router 1", "elementwise", "adamw 2"}},
+      {"pp=2 dp=2 ep=2", {"add-rms-norm 3", "router 1", "elementwise", "adamw 2"}},
+      {"pp=2 dp=2 tp=2 ep=2 etp=2", {"add-rms-norm 3", "router 1", "elementwise", "adamw 2"}},
   };
   for (const auto& [strategy, names] : expected) {
     for (const ModelConfig& config : {SmallMoe(), SmallDropless()}) {

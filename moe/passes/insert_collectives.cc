@@ -220,7 +220,7 @@ absl::StatusOr<std::string> CountCollectives(const Module& module) {
       if (steps.empty()) continue;
       ASSIGN_OR_RETURN(const std::vector<ConversionStep> parsed, ParseSteps(steps, module.mesh()));
       for (const ConversionStep& step : parsed) {
-        if (!IsLocal(step.kind)) ++counts[step.kind][module.mesh().Show(step.axes())];
+        if (!IsLocal(step.kind)) ++counts[step.kind][module.mesh().ShowSet(step.axes())];
       }
     }
   }

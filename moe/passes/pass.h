@@ -29,7 +29,16 @@ struct PassContext {
   // Scratch bytes that a placed node's kernel or exchange wants on one rank; set by whoever links them. Null:
   // none.
   std::function<int64_t(const Node&, const Mesh&)> workspace;
-  int64_t memory_limit = 0;  // bytes of one rank that `certify` holds the plan to; 0: none
+  // Bytes of one rank that the plan must fit, which `certify` holds it to; 0: the strategy's limit, if it has
+  // one.
+  int64_t memory_limit = 0;
+  // What would become of the program: a changed copy of it, rewritten by the passes that follow in the
+  // pipeline, up to and including `until`. For a pass whose choice is good or bad by its consequences. Null
+  // outside a pipeline. Errors: FailedPrecondition if `until` does not follow; those of `change` and of the
+  // passes.
+  using Preview = std::function<absl::StatusOr<Program>(const std::function<absl::Status(Program&)>& change,
+                                                        absl::string_view until)>;
+  Preview preview;
   std::string OptionOr(absl::string_view key, absl::string_view otherwise) const;
   // A line for the table of what the passes did.
   void Note(std::string line) const {

@@ -55,6 +55,29 @@ Program CloneProgram(const Program& program) {
   return clone;
 }
 
+// See PassContext::preview. Says nothing and verifies nothing: the passes will do both when they run in
+// earnest.
+absl::StatusOr<Program> Preview(const PassRegistry& registry, const std::vector<PipelineStep>& rest,
+                                const std::vector<std::string>& off, const Program& program,
+                                PassContext context, const std::function<absl::Status(Program&)>& change,
+                                absl::string_view until) {
+  context.notes = nullptr;
+  context.preview = nullptr;
+  Program copy = CloneProgram(program);
+  RETURN_IF_ERROR(change(copy));
+  for (const PipelineStep& step : rest) {
+    if (std::find(off.begin(), off.end(), step.pass) != off.end()) continue;
+    context.options = step.options;
+    const absl::StatusOr<bool> changed = registry.Find(step.pass)->run(copy, context);
+    if (!changed.ok()) return Annotate(changed.status(), step.pass);
+    for (const auto& function : copy.module->functions()) {
+      if (*changed) RETURN_IF_ERROR(RemoveDeadNodes(*function, context).status());
+    }
+    if (step.pass == until) return copy;
+  }
+  return absl::FailedPreconditionError(absl::StrCat("no pass ", until, " follows in the pipeline"));
+}
+
 // Notes in the inventory which nodes of the model `pass` has replaced.
 void NoteRewrites(const std::string& pass, Program* program) {
   if (program->inventory.empty()) return;
@@ -155,8 +178,10 @@ absl::StatusOr<std::vector<PassResult>> RunPipelineOf(const PassRegistry& regist
   ASSIGN_OR_RETURN(const Dumper dumper, Dumper::Create(options, *program.module));
   if (!steps.empty()) RETURN_IF_ERROR(dumper.Dump(0, "before", steps[0].pass, *program.module));
 
+  if (context.memory_limit == 0) context.memory_limit = context.strategy.memory_limit;
   std::vector<PassResult> results;
-  for (const PipelineStep& step : steps) {
+  for (size_t i = 0; i < steps.size(); ++i) {
+    const PipelineStep& step = steps[i];
     const auto& off = options.disable_passes;
     if (std::find(off.begin(), off.end(), step.pass) != off.end()) continue;
     PassResult result;
@@ -167,6 +192,10 @@ absl::StatusOr<std::vector<PassResult>> RunPipelineOf(const PassRegistry& regist
 
     context.options = step.options;
     context.notes = &result.notes;
+    const std::vector<PipelineStep> rest(steps.begin() + static_cast<int>(i) + 1, steps.end());
+    context.preview = [&](const std::function<absl::Status(Program&)>& change, absl::string_view until) {
+      return Preview(registry, rest, off, program, context, change, until);
+    };
     const auto start = std::chrono::steady_clock::now();
     const absl::StatusOr<bool> changed = registry.Find(step.pass)->run(program, context);
     if (!changed.ok()) return Annotate(changed.status(), step.pass);

@@ -304,6 +304,17 @@ absl::Status ValidateTable(const Schedule& s) {
   return absl::InvalidArgumentError(absl::StrCat("the order cannot run: ", absl::StrJoin(stuck, "; ")));
 }
 
+std::vector<int> MicrobatchesInFlight(const Schedule& schedule) {
+  std::vector<int> held(schedule.chunk_stage.size()), most(held.size());
+  for (const std::vector<Schedule::Cell>& row : schedule.table) {
+    for (const Schedule::Cell& cell : row) {
+      if (cell.kind == 'F') most[cell.chunk] = std::max(most[cell.chunk], ++held[cell.chunk]);
+      if (cell.kind == 'B' || cell.kind == 'W') --held[cell.chunk];
+    }
+  }
+  return most;
+}
+
 std::vector<bool> SplitChunks(const Schedule& s) {
   std::vector<bool> split(s.chunk_stage.size(), false);
   for (const auto& row : s.table) {

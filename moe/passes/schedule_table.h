@@ -53,4 +53,7 @@ absl::Status ValidateTable(const Schedule& schedule);
 // By chunk: its backward is split.
 std::vector<bool> SplitChunks(const Schedule& schedule);
 
+// By chunk: the most microbatches whose residuals are held at one time, from F to B or W.
+std::vector<int> MicrobatchesInFlight(const Schedule& schedule);
+
 }  // namespace moe

@@ -101,5 +101,16 @@ TEST(SchedulesTest, HalvesOfABackwardAreChecked) {
             "stage 0: B0.0 is the whole backward; I0.0 and W0.0 are its halves: write one or the other");
 }
 
+TEST(Schedules, MicrobatchesInFlight) {
+  const auto held = [](const char* words) {
+    return MicrobatchesInFlight(*MakeSchedule(*ParseStrategy(words)));
+  };
+  EXPECT_EQ(held("microbatches=4"), std::vector<int>({1}));
+  EXPECT_EQ(held("pp=4 microbatches=8"), std::vector<int>({4, 3, 2, 1}));
+  EXPECT_EQ(held("pp=4 microbatches=8 schedule=gpipe"), std::vector<int>({8, 8, 8, 8}));
+  // Until the weight gradient has run.
+  EXPECT_EQ(held("pp=4 microbatches=8 schedule=zb-h1"), std::vector<int>({4, 4, 4, 4}));
+}
+
 }  // namespace
 }  // namespace moe

@@ -155,6 +155,14 @@ Placement Seeds::ResidualStream(const Type& type) const {
   return p;
 }
 
+uint64_t Seeds::RoutedAxes() const {
+  uint64_t routed = 0;
+  for (AxisId a : ep_) {
+    if (Contains(dp_, a) || Contains(sequence_, a)) routed |= uint64_t{1} << a;
+  }
+  return routed;
+}
+
 Placement Seeds::Batch(const Type& type) const {
   if (IsPlaced(type)) return type.placement;
   Placement p = Placement::Replicated(type.rank());
@@ -174,7 +182,7 @@ absl::Status Seeds::Check(const Module& module) const {
         if (extent % k == 0) legal.push_back(k);
       }
       problems.insert(absl::StrCat(what, ": extent ", extent, " of dim ", d, " does not divide over ",
-                                   mesh_.Show(p.dims[d]), " = ", n,
+                                   mesh_.ShowSet(p.dims[d]), " = ", n,
                                    "; legal here: ", absl::StrJoin(legal, ", "),
                                    d == 0 && key == "expert"
                                        ? absl::StrCat(", or expert_slots=", (extent + n - 1) / n * n)

@@ -56,6 +56,9 @@ class Seeds {
   Placement ResidualStream(const Type& type) const;
   Placement Batch(const Type& type) const;
 
+  // The axes of ep over which tokens are sharded, as a set of bits.
+  uint64_t RoutedAxes() const;
+
   double microbatches() const { return static_cast<double>(strategy_.microbatches); }
 
   // Every extent that the seeds shard is divisible by its axes. Error (InvalidArgument): all violations, with

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "moe/base/status.h"
 #include "moe/ir/state.h"
@@ -23,6 +24,9 @@ struct FunctionPlan {
   Function* function = nullptr;
   ShardGraph graph;
   ShardPlan plan;
+  // The least per microbatch, its share of what a step reduces once included, by dispatcher; empty: nothing
+  // is routed.
+  std::map<ShardPolicy::Dispatcher, double> cost;
 };
 
 // The whole module under one order of axes.
@@ -43,6 +47,12 @@ bool Uses(const Function& f, const std::set<std::string>& states) {
     return BindingKind(a->attributes()) == "state" &&
            states.count(std::string(BindingName(a->attributes()))) > 0;
   });
+}
+
+// Whether there is something to choose a dispatcher for.
+bool HasRouting(const ShardGraph& g) {
+  return g.routed_axes != 0 && std::any_of(g.nodes.begin(), g.nodes.end(),
+                                           [](const ShardNode& n) { return !n.op->routed_factor.empty(); });
 }
 
 class ModuleSharder {
@@ -115,12 +125,19 @@ class ModuleSharder {
     RETURN_IF_ERROR(BuildShardGraph(f->function, seeds, states, &planner_, &signatures_, &f->graph));
     bool found = false;
     absl::Status first_error;
-    for (const ShardPolicy& policy : ShardPolicies()) {
+    const bool routes = HasRouting(f->graph);
+    f->cost.clear();
+    for (const ShardPolicy& policy : ShardPolicies(routes ? context_.strategy.dispatcher : "")) {
       absl::StatusOr<ShardPlan> plan =
           ShardSearch(f->graph, &planner_, policy, seeds.microbatches(), &memo_).Run();
       if (!plan.ok()) {
         if (first_error.ok()) first_error = plan.status();
         continue;
+      }
+      if (routes) {
+        const double cost = plan->cost + plan->deferred;
+        double& least = f->cost.try_emplace(policy.dispatcher, cost).first->second;
+        least = std::min(least, cost);
       }
       if (found && plan->cost + plan->deferred >= f->plan.cost + f->plan.deferred - 1e-6) continue;
       f->plan = *std::move(plan);
@@ -152,7 +169,35 @@ class ModuleSharder {
                                best.orders.reverse_ep || best.orders.regroup_dp
                                    ? absl::StrCat("; axis order: ", best.orders.ToString())
                                    : ""));
+    NoteDispatcher(best);
     return WarnOfCutGroups(best);
+  }
+
+  // Which way the tokens go, and by what margin.
+  void NoteDispatcher(const ModulePlan& best) const {
+    double taken = 0;
+    std::map<ShardPolicy::Dispatcher, double> total;
+    for (const FunctionPlan& f : best.functions) {
+      if (f.cost.empty()) continue;
+      taken += f.plan.cost + f.plan.deferred;
+      for (const auto& [way, cost] : f.cost) total[way] += cost;
+    }
+    std::vector<std::string> others;
+    std::string name = "alltoall here, allgather there";
+    for (const auto& [way, word] :
+         {std::pair(ShardPolicy::kAllToAll, "alltoall"), {ShardPolicy::kAllGather, "allgather"}}) {
+      const auto it = total.find(way);
+      if (it == total.end()) continue;
+      if (it->second <= taken * (1 + 1e-9)) {
+        name = word;
+      } else {
+        others.push_back(absl::StrFormat("%s %.2f", word, it->second / (1 << 20)));
+      }
+    }
+    if (total.empty()) return;
+    context_.Note(
+        absl::StrFormat("dispatcher %s: %.2f MiB sent per rank and microbatch%s", name, taken / (1 << 20),
+                        others.empty() ? "" : absl::StrCat(" (", absl::StrJoin(others, ", "), ")")));
   }
 
   // A layout that shards the sequence finer than the routing groups pays for it.

@@ -12,13 +12,16 @@ namespace moe {
 struct ShardSearch::Candidate {
   double cost = std::numeric_limits<double>::infinity();
   double work = 0;
+  double spare = 0;  // bytes of results that are made in another placement than their seed, hence kept twice
   FactorAssignment assignment;
   std::vector<PlacementId> operands, results;
 
   bool Beats(const Candidate& other) const {
     const double slack = 1e-6 + 1e-9 * std::min(cost, other.cost);
     if (cost < other.cost - slack) return true;
-    return cost < other.cost + slack && work < other.work * (1 - 1e-9);
+    if (cost > other.cost + slack) return false;
+    if (work < other.work * (1 - 1e-9)) return true;
+    return work < other.work * (1 + 1e-9) && spare < other.spare;
   }
 };
 
@@ -108,6 +111,16 @@ ShardMemo::Decision ShardSearch::Decide(const ShardNode& n) {
     // A weight gradient is produced where its parameter computes.
     if (v.gradient_of != kNoPlacement) force(n.rule->results[r], v.gradient_of);
     if (v.seed_kind != SeedKind::kNone) preferences.push_back({&n.rule->results[r], v.seed});
+  }
+  if (!n.op->routed_factor.empty()) {
+    const Option routed = static_cast<Option>(n.rule->Find(n.op->routed_factor));
+    for (AxisId a : axes_) {
+      if (!MayRoute(n, a)) {
+        options[a].erase(std::remove(options[a].begin(), options[a].end(), routed), options[a].end());
+      } else if (MustRoute(n, a)) {
+        forced[a] = routed, is_forced[a] = true;
+      }
+    }
   }
   for (AxisId a : axes_) {
     if (is_forced[a]) {
@@ -202,6 +215,7 @@ bool ShardSearch::Try(const ShardNode& n, const std::vector<Option>& combination
     candidate->results.push_back(id);
     if (v.seed_kind != SeedKind::kNone) {
       cost += SeedCost(v, id);
+      if (SeedOf(v, id) != id) candidate->spare += Local(v, id);
       continue;
     }
     if (!p.partial.empty()) {

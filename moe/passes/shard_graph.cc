@@ -35,6 +35,7 @@ class GraphBuilder {
 
   absl::Status Build() {
     g_.function = f_;
+    g_.routed_axes = seeds_.RoutedAxes();
     for (Node* a : f_->args()) AddArg(a);
     for (const auto& n : f_->body()) RETURN_IF_ERROR(AddNode(n.get()));
     ResolveHints();

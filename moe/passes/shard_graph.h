@@ -90,6 +90,7 @@ struct ShardGraph {
   std::vector<int> results;  // values that the function returns
   uint64_t residual_axes =
       0;  // axes on which the residual stream is sharded: partials over them can be scattered
+  uint64_t routed_axes = 0;  // axes that shard tokens and share the experts
   absl::flat_hash_map<Value, int> index;
 };
 

@@ -22,10 +22,28 @@ bool Contains(const std::vector<PlacementId>& list, PlacementId p) {
 
 }  // namespace
 
-const std::vector<ShardPolicy>& ShardPolicies() {
-  static const auto& policies =
-      *new std::vector<ShardPolicy>{{false, true}, {true, true}, {false, false}, {true, false}};
+std::vector<ShardPolicy> ShardPolicies(absl::string_view dispatcher) {
+  std::vector<ShardPolicy::Dispatcher> ways = {ShardPolicy::kFree};
+  if (dispatcher == "auto") ways = {ShardPolicy::kFree, ShardPolicy::kAllToAll, ShardPolicy::kAllGather};
+  if (dispatcher == "alltoall") ways = {ShardPolicy::kAllToAll};
+  if (dispatcher == "allgather") ways = {ShardPolicy::kAllGather};
+  std::vector<ShardPolicy> policies;
+  for (const ShardPolicy::Dispatcher way : ways) {
+    for (const bool hints : {true, false}) {
+      for (const bool debt_doubles : {false, true}) policies.push_back({debt_doubles, hints, way});
+    }
+  }
   return policies;
+}
+
+bool ShardSearch::MayRoute(const ShardNode& n, AxisId axis) const {
+  return policy_.dispatcher != ShardPolicy::kAllToAll || n.op->routed_factor.empty() ||
+         (g_.routed_axes >> axis & 1) == 0;
+}
+
+bool ShardSearch::MustRoute(const ShardNode& n, AxisId axis) const {
+  return policy_.dispatcher == ShardPolicy::kAllGather && !n.op->routed_factor.empty() &&
+         (g_.routed_axes >> axis & 1) != 0;
 }
 
 ShardSearch::ShardSearch(const ShardGraph& graph, ConversionPlanner* planner, ShardPolicy policy,
@@ -69,6 +87,9 @@ void ShardSearch::ForgetInflated() {
   for (size_t v = 0; v < variants_.size(); ++v) {
     std::vector<PlacementId>& list = variants_[v];
     if (list.size() < 2) continue;
+    // What experts read stays as they read it: gathering it again would be one exchange more for the weight
+    // gradients than plans written by hand have.
+    if (const int n = g_.values[v].producer; n >= 0 && !g_.nodes[n].op->routed_factor.empty()) continue;
     const double base = planner_.Shards(list[0]);
     list.erase(
         std::remove_if(list.begin(), list.end(), [&](PlacementId p) { return planner_.Shards(p) < base; }),
@@ -126,6 +147,17 @@ ShardSearch::Fetch ShardSearch::Best(int value, PlacementId to, int depth) {
     const FactorId f = term[d][0];  // compound dims: only their major factor
     assignment[f] = wanted.dims[d];
     if (n.rule->fixed[f] || n.extents[f] % mesh_.Size(wanted.dims[d])) return best;
+    if (n.rule->factors[f] != n.op->routed_factor) continue;
+    for (AxisId a : wanted.dims[d]) {
+      if (!MayRoute(n, a)) return best;
+    }
+  }
+  if (!n.op->routed_factor.empty()) {
+    const FactorId routed = static_cast<FactorId>(n.rule->Find(n.op->routed_factor));
+    for (AxisId a : axes_) {
+      const AxisList& over = assignment[routed];
+      if (MustRoute(n, a) && std::find(over.begin(), over.end(), a) == over.end()) return best;
+    }
   }
   Placement made;
   if (!DimsOf(n, term, assignment, &made) || made.dims != wanted.dims) return best;
@@ -342,8 +374,11 @@ double ShardSearch::SeedCost(const ShardValue& v, PlacementId produced) {
 }
 
 std::vector<int64_t> ShardSearch::KeyOf(const ShardNode& n) const {
-  std::vector<int64_t> key = {n.signature, policy_.debt_doubles * 2 + policy_.hints,
-                              static_cast<int64_t>(n.node->phase), static_cast<int64_t>(g_.residual_axes),
+  std::vector<int64_t> key = {n.signature,
+                              policy_.dispatcher * 4 + policy_.debt_doubles * 2 + policy_.hints,
+                              static_cast<int64_t>(n.node->phase),
+                              static_cast<int64_t>(g_.residual_axes),
+                              static_cast<int64_t>(g_.routed_axes),
                               static_cast<int64_t>(microbatches_)};
   for (size_t i = 0; i < n.operands.size(); ++i) {
     key.push_back(Stationary(n, static_cast<int>(i)));

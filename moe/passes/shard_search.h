@@ -11,9 +11,10 @@
 // that a
 //   consumer needs whole
 //
-// and ties go to the least local work, then to the first operand's choice. At the step from forward to
-// backward, the variants of a value that are larger than its canonical one are forgotten: they are gathered
-// again.
+// and ties go to the least local work, then to results made where their seed wants them (a sum of partials
+// that is reduced afterwards is there twice, and no fusion takes it), then to the first operand's choice. At
+// the step from forward to backward, the variants of a value that are larger than its canonical one are
+// forgotten: they are gathered again. Values in the experts' layout are excepted.
 //
 // Decisions depend on the signature of a node and on the variants of its operands alone, so they are
 // remembered across equal layers, functions and seeds (ShardMemo).
@@ -34,8 +35,13 @@ struct ShardPolicy {
   bool debt_doubles =
       false;          // a partial that no seed wants scattered costs an all_reduce, not a reduce_scatter
   bool hints = true;  // place d(x) like x
+  // How ops that route tokens (OpDef::Routes) may use the axes that both shard tokens and share the experts.
+  enum Dispatcher : uint8_t { kFree, kAllToAll, kAllGather };
+  Dispatcher dispatcher = kFree;
 };
-const std::vector<ShardPolicy>& ShardPolicies();
+// What to try for a strategy's `dispatcher`: auto leaves the choice to the walk, node by node, and also tries
+// both ways throughout. "": nothing is routed.
+std::vector<ShardPolicy> ShardPolicies(absl::string_view dispatcher);
 
 struct Instruction {
   enum Kind : uint8_t { kOp, kClone, kConvert };
@@ -119,6 +125,9 @@ class ShardSearch {
   PlacementId Stationary(const ShardNode& n, int operand) const;
   PlacementId SeedOf(const ShardValue& v, PlacementId produced);
   double SeedCost(const ShardValue& v, PlacementId produced);
+  // Under a dispatcher, whether the factor of experts may, or must, be sharded over the axis by this node.
+  bool MayRoute(const ShardNode& n, AxisId axis) const;
+  bool MustRoute(const ShardNode& n, AxisId axis) const;
   // axis -> factor, walking each dim's axes, major first, over its factors.
   void FactorAxes(const ShardNode& n, const FactorTerm& term, const Placement& p,
                   std::vector<std::pair<AxisId, FactorId>>* out) const;

@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "moe/base/status_matchers.h"
+#include "moe/cost/node_cost.h"
 #include "moe/ir/conversion_steps.h"
 #include "moe/ir/state.h"
 #include "moe/ir/text.h"
@@ -44,11 +45,16 @@ bool IsWeight(Value root) {
   return IsAccumulated(*root.node, root.index);
 }
 
-// Collectives of values with three or more dims that are no weights and belong to no router, by phase:
-// "4RS 3AG | 4RS 7AG".
-std::string Activations(const ShardedModel& c) {
+// Collectives of values with three or more dims that are no weights and belong to no router, by phase: in
+// words, "4RS 3AG | 4RS 7AG", and as bytes that a rank sends.
+struct ActivationTraffic {
+  std::string counts;
+  double kib = 0;
+};
+ActivationTraffic Activations(const ShardedModel& c) {
   static const std::set<std::string> small = {"moe.top_k",      "moe.slots",      "nn.softmax",
                                               "moe.combine_dp", "moe.top_k_grad", "nn.head_stats"};
+  ActivationTraffic out;
   std::map<StepKind, int> counts[2];
   for (const auto& f : c.module().functions()) {
     for (const auto& n : f->body()) {
@@ -60,6 +66,7 @@ std::string Activations(const ShardedModel& c) {
       for (const ConversionStep& s : parsed) {
         if (!IsLocal(s.kind)) ++counts[n->phase == Phase::kBackward][s.kind];
       }
+      out.kib += CommunicationCost(*n, c.module().mesh()).bytes / 1024;
     }
   }
   std::vector<std::string> sides;
@@ -74,12 +81,13 @@ std::string Activations(const ShardedModel& c) {
     }
     sides.push_back(words.empty() ? "-" : absl::StrJoin(words, " "));
   }
-  return absl::StrJoin(sides, " | ");
+  out.counts = absl::StrJoin(sides, " | ");
+  return out;
 }
 
 std::string Counts(const ModelConfig& config, const std::string& strategy, int64_t batch = 8) {
   absl::StatusOr<std::unique_ptr<ShardedModel>> c = CompileSharded(config, strategy, batch);
-  return c.ok() ? Activations(**c) : c.status().ToString();
+  return c.ok() ? Activations(**c).counts : c.status().ToString();
 }
 
 // Context parallel with its choices made.
@@ -111,6 +119,8 @@ TEST(Shard, ActivationCollectivesOfOtherStrategies) {
   EXPECT_EQ(Counts(SmallMoe(), "tp=4 dp=2 etp=4 sp vp"), "5RS 5AG | 5RS 10AG");
   EXPECT_EQ(Counts(SmallMoe(), "tp=2 dp=4 ep=8 sp"), "3RS 2AG 2A2A | 3RS 5AG 2A2A");
   EXPECT_EQ(Counts(SmallMoe(), "dp=8 ep=4 zero=3"), "2A2A | 2A2A");
+  // The gathered input of the experts is kept for their weight gradients.
+  EXPECT_EQ(Counts(SmallMoe(), "dp=8 etp=2 ep=4"), "1RS 1AG 2A2A | 1RS 1AG 2A2A");
   EXPECT_EQ(Counts(SmallMoe(), "cp=2 dp=4" + kGathered), "3AG | 4RS 2AG");
   // A ring: keys and values cp - 1 times a layer in each pass, in the backward their gradients cp times; and
   // the positions of the keys.
@@ -118,11 +128,107 @@ TEST(Shard, ActivationCollectivesOfOtherStrategies) {
   EXPECT_EQ(Counts(SmallDense(), "cp=2 dp=4 tp=2" + kRing), "4AR 5R | 4AR 12R");
 }
 
+// KiB that a rank sends for activations and their gradients, against what is issued where each strategy is
+// written by hand: Megatron's all_reduces (or reduce_scatters and all_gathers, and the gathers for the
+// backward under sequence parallelism), keys and values gathered over cp, two exchanges each way for experts,
+// a gather and a scatter for expert tensor parallelism.
+TEST(Shard, MovesNoMoreThanPlansWrittenByHand) {
+  const struct {
+    ModelConfig config;
+    const char* strategy;
+    double by_hand;
+  } cases[] = {
+      {SmallMoe(), "tp=4 dp=2", 36},
+      {SmallDense(), "tp=2 dp=4", 16},
+      {SmallDense(), "tp=2 dp=4 sp", 20},
+      {SmallDense(), "tp=2 dp=4 sp vp", 25},
+      {SmallDense(), "tp=2 dp=4 vp", 20},
+      {SmallMoe(), "tp=2 dp=4 etp=2", 16},
+      {SmallMoe(), "tp=2 dp=4 etp=2 sp", 31},
+      {SmallMoe(), "tp=8 etp=8", 112},
+      {SmallMoe(), "tp=4 dp=2 etp=4 sp vp", 108},
+      {SmallMoe(), "dp=8 ep=4", 12},
+      {SmallMoe(), "dp=8 ep=8", 14},
+      {SmallDropless(), "dp=8 ep=4", 12},
+      {SmallMoe(), "tp=2 dp=4 ep=2", 20},
+      {SmallMoe(), "tp=2 dp=4 ep=8", 28},  // with the better axis order; 32 in the other
+      {SmallMoe(), "tp=2 dp=4 ep=8 sp", 29},
+      {SmallMoe(), "tp=2 dp=4 ep=4", 28},
+      {SmallMoe(), "tp=2 dp=4 ep=4 sp", 27},
+      {SmallDropless(), "tp=2 dp=4 ep=4 sp", 27},
+      {SmallDropless(), "tp=2 dp=4 ep=8", 32},
+      {SmallMoe(), "tp=2 dp=4 etp=2 ep=2", 32},
+      {SmallMoe(), "tp=2 dp=4 etp=2 ep=2 sp", 39},
+      {SmallMoe(), "dp=8 etp=2 ep=4", 28},
+      {SmallMoe(), "tp=2 dp=4 etp=4 ep=2 sp", 71},
+      {SmallDropless(), "tp=2 dp=4 etp=2 ep=2 sp", 39},
+      {SmallMoe(), "tp=2 dp=4 ep=4 sp vp zero=1", 32},
+      {SmallDropless(), "tp=2 dp=4 ep=4 sp vp zero=3", 32},
+      {SmallMoe(), "cp=2 dp=4", 6},
+      {SmallMoe(), "cp=2 tp=2 dp=2 ep=8 sp vp", 40},
+      {SmallMoe(), "cp=2 tp=2 dp=4 ep=8 sp vp zero=1", 20},
+      {SmallMoe(), "tp=4 dp=4 ep=8 sp vp zero=3", 37},
+  };
+  for (const auto& c : cases) {
+    ASSERT_OK_AND_ASSIGN(const auto m, CompileSharded(c.config, c.strategy));
+    const ActivationTraffic traffic = Activations(*m);
+    EXPECT_LE(traffic.kib, c.by_hand + 1e-9) << c.strategy << ": " << traffic.counts;
+  }
+}
+
 TEST(Shard, FindsTheBetterOrderOfExpertAxes) {
   EXPECT_EQ(Counts(SmallMoe(), "tp=2 dp=4 ep=8 ep_order=fold"), "3AR 1AG 2A2A | 3AR 3AG 3A2A");
   EXPECT_EQ(Counts(SmallMoe(), "tp=2 dp=4 ep=8"), "4AR 2A2A | 4AR 2A2A");
   ASSERT_OK_AND_ASSIGN(const auto m, CompileSharded(SmallMoe(), "tp=2 dp=4 ep=8"));
   EXPECT_THAT(m->notes[0], HasSubstr("axis order: ep reversed"));
+}
+
+// Bytes of the plan that the note of the dispatcher reports, by the word that asked for it.
+double Sent(const std::string& strategy, const ModelConfig& config, std::string* way) {
+  absl::StatusOr<std::unique_ptr<ShardedModel>> m = CompileSharded(config, strategy);
+  if (!m.ok()) return -1;
+  for (const std::string& note : (*m)->notes) {
+    double mib = 0;
+    char word[16] = {};
+    if (sscanf(note.c_str(), "dispatcher %15[a-z]: %lf", word, &mib) == 2) {
+      *way = word;
+      return mib;
+    }
+  }
+  return -1;
+}
+
+TEST(Shard, TheDispatcherIsAWordOfTheStrategy) {
+  EXPECT_EQ(Counts(SmallMoe(), "dp=8 ep=8 dispatcher=alltoall"), "2A2A | 2A2A");
+  // Tokens in by all_gather, what the experts make of them out by reduce_scatter; the same for the gradients.
+  EXPECT_EQ(Counts(SmallMoe(), "dp=8 ep=8 dispatcher=allgather"), "1RS 1AG | 1RS 1AG");
+  EXPECT_EQ(Counts(SmallMoe(), "dp=8 ep=2 dispatcher=alltoall"), "2A2A | 2A2A");
+  EXPECT_EQ(Counts(SmallMoe(), "dp=8 ep=2 dispatcher=allgather"), "1RS 1AG | 1RS 1AG");
+  // Over the ranks that share tokens there is nothing to exchange or to gather.
+  EXPECT_EQ(Counts(SmallMoe(), "tp=2 ep=2 dispatcher=alltoall"),
+            Counts(SmallMoe(), "tp=2 ep=2 dispatcher=allgather"));
+}
+
+// Bytes favour gathering where ep is small against k x capacity factor, and exchanging where it is not; auto
+// takes the cheaper, and never costs more than either.
+TEST(Shard, AutoTakesTheCheaperDispatcher) {
+  ModelConfig wide = SmallMoe();
+  wide.set_hidden_size(64);
+  for (const char* strategy : {"dp=2 ep=2", "dp=8 ep=2", "dp=8 ep=4", "dp=8 ep=8", "tp=2 dp=4 ep=8 sp",
+                               "tp=2 dp=4 ep=4", "tp=2 dp=4 etp=2 ep=4", "cp=2 dp=4 ep=8"}) {
+    SCOPED_TRACE(strategy);
+    std::string way, unused;
+    const double automatic = Sent(strategy, wide, &way);
+    const double exchanged = Sent(absl::StrCat(strategy, " dispatcher=alltoall"), wide, &unused);
+    const double gathered = Sent(absl::StrCat(strategy, " dispatcher=allgather"), wide, &unused);
+    ASSERT_GT(std::min({automatic, exchanged, gathered}), 0);
+    EXPECT_LE(automatic, std::min(exchanged, gathered) + 0.005);
+  }
+  std::string way;
+  Sent("dp=2 ep=2", wide, &way);
+  EXPECT_EQ(way, "allgather");
+  Sent("dp=8 ep=8", wide, &way);
+  EXPECT_EQ(way, "alltoall");
 }
 
 // How many collectives of a kind a function issues for weights: parameters, gradients, moments.

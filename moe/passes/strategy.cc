@@ -13,6 +13,9 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "moe/ir/stored_rows.h"
+#include "absl/strings/strip.h"
+#include "moe/base/status.h"
+#include "moe/passes/checkpoint_policy.h"
 
 namespace moe {
 namespace {
@@ -42,6 +45,9 @@ const std::vector<ChoiceField>& Choices() {
                                     {"hierarchical", &Strategy::hierarchical, {"auto", "on", "off"}}};
   return choices;
 }
+constexpr IntField kByteSizes[] = {{"checkpoint_budget", &Strategy::checkpoint_budget},
+                                   {"memory_limit", &Strategy::memory_limit}};
+constexpr std::pair<absl::string_view, int> kByteUnits[] = {{"GiB", 30}, {"MiB", 20}, {"KiB", 10}};
 constexpr int64_t kMaxDegree = int64_t{1} << 24;
 
 std::vector<int64_t> Divisors(int64_t n) {
@@ -190,6 +196,10 @@ std::string Strategy::ToString() const {
   }
   if (schedule != defaults.schedule) words.push_back(absl::StrCat("schedule=", schedule));
   if (checkpoint != defaults.checkpoint) words.push_back(absl::StrCat("checkpoint=", checkpoint));
+  for (const IntField& f : kByteSizes) {
+    if (this->*f.field != 0) words.push_back(absl::StrCat(f.name, "=", ByteSizeToString(this->*f.field)));
+  }
+  if (dispatcher != defaults.dispatcher) words.push_back(absl::StrCat("dispatcher=", dispatcher));
   if (overload != 0) words.push_back(absl::StrFormat("overload=%.17g", overload));
   if (!ep_order.empty()) words.push_back(absl::StrCat("ep_order=", ep_order));
   if (!kv_axis) words.push_back("no_kv_axis");
@@ -203,6 +213,27 @@ std::string Strategy::ToString() const {
   }
   if (words.empty()) words.push_back("dp=1");
   return absl::StrJoin(words, " ");
+}
+
+absl::StatusOr<int64_t> ParseByteSize(absl::string_view text) {
+  int shift = 0;
+  absl::string_view number = text;
+  for (const auto& [unit, bits] : kByteUnits) {
+    if (absl::ConsumeSuffix(&number, unit)) shift = bits;
+  }
+  double value = 0;
+  if (!absl::SimpleAtod(number, &value) || !(value > 0) || std::ldexp(value, shift) >= std::ldexp(1.0, 62)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("'", text, "' is no number of bytes; legal is 1048576, 512KiB, 38.5MiB, 80GiB"));
+  }
+  return static_cast<int64_t>(std::ldexp(value, shift));
+}
+
+std::string ByteSizeToString(int64_t bytes) {
+  for (const auto& [unit, bits] : kByteUnits) {
+    if (bytes != 0 && bytes % (int64_t{1} << bits) == 0) return absl::StrCat(bytes >> bits, unit);
+  }
+  return absl::StrCat(bytes);
 }
 
 absl::StatusOr<Strategy> ParseStrategy(absl::string_view text) {
@@ -226,8 +257,17 @@ absl::StatusOr<Strategy> ParseStrategy(absl::string_view text) {
     } else if (key == "schedule" && !value.empty()) {
       s.schedule = std::string(value);
     } else if (key == "checkpoint") {
-      if (value != "none" && value != "selective" && value != "full") return bad("none, selective or full");
+      const absl::StatusOr<CheckpointPolicy> policy = ParseCheckpointPolicy(value);
+      if (!policy.ok()) return Annotate(policy.status(), "strategy");
       s.checkpoint = std::string(value);
+    } else if (key == "dispatcher") {
+      if (value != "alltoall" && value != "allgather" && value != "auto")
+        return bad("alltoall, allgather or auto");
+      s.dispatcher = std::string(value);
+    } else if (key == kByteSizes[0].name || key == kByteSizes[1].name) {
+      const absl::StatusOr<int64_t> bytes = ParseByteSize(value);
+      if (!bytes.ok()) return Annotate(bytes.status(), absl::StrCat("strategy: ", key));
+      s.*(key == kByteSizes[0].name ? kByteSizes[0] : kByteSizes[1]).field = *bytes;
     } else if (key == "overload") {
       if (!absl::SimpleAtod(value, &s.overload) || !std::isfinite(s.overload)) return bad("a number");
     } else if (key == "ep_order") {
@@ -257,8 +297,8 @@ absl::StatusOr<Strategy> ParseStrategy(absl::string_view text) {
         return absl::InvalidArgumentError(absl::StrCat(
             "strategy: unknown word '", word,
             "'; known: pp= dp= cp= tp= ep= etp= sp vp zero= expert_zero= microbatches= virtual_chunks= "
-            "schedule= checkpoint= overload= ep_order= no_kv_axis expert_slots= expert_map= zero_dp= expert_zero_dp= cp_attention= "
-            "cp_order= "
+            "schedule= checkpoint= checkpoint_budget= memory_limit= dispatcher= overload= ep_order= "
+            "no_kv_axis expert_slots= expert_map= zero_dp= expert_zero_dp= cp_attention= cp_order= "
             "devices_per_node= hierarchical="));
       }
       if (!absl::SimpleAtoi(value, &(s.*field)) || s.*field < 1 || s.*field > kMaxDegree) {

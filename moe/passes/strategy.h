@@ -28,8 +28,14 @@ struct Strategy {
   int64_t microbatches = 1;         // per step; batch of one = global_batch / microbatches
   std::string schedule = "1f1b";    // gpipe, 1f1b, interleaved, zb-h1, zb-v, or file:PATH
   int64_t virtual_chunks = 1;       // chunks per stage
-  std::string checkpoint = "none";  // none, selective, full
-  double overload = 0;              // ragged arena bound: overload x expected rows; 0: worst case
+  std::string checkpoint = "none";  // none, selective, full, auto, or ops: checkpoint_policy.h
+  // checkpoint=auto: bytes that the residuals of a rank may take; 0: what memory_limit leaves.
+  int64_t checkpoint_budget = 0;
+  int64_t memory_limit = 0;  // bytes of a rank, which the plan must fit; 0: none
+  // How tokens that are sharded over a part of ep reach its experts: exchanged (alltoall), gathered and their
+  // results reduced (allgather), or whatever moves fewer bytes (auto).
+  std::string dispatcher = "auto";
+  double overload = 0;  // ragged arena bound: overload x expected rows; 0: worst case
   // Order of atomic axes on a dim: "" (the fold's order) or "reversed". The shard pass tries both for ep when
   // empty.
   std::string ep_order;
@@ -49,6 +55,9 @@ struct Strategy {
   int expert_zero_stage() const { return expert_zero < 0 ? zero : expert_zero; }
   std::string ToString() const;  // "pp=2 dp=2 tp=2 ep=2 etp=2 zero=1 sp ..."
 };
+// "1048576", "512KiB", "38.5MiB", "80GiB".
+absl::StatusOr<int64_t> ParseByteSize(absl::string_view text);
+std::string ByteSizeToString(int64_t bytes);  // its inverse, in the largest unit that is exact
 absl::StatusOr<Strategy> ParseStrategy(
     absl::string_view text);  // inverse of ToString; words separated by spaces or commas
 

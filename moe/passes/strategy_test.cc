@@ -105,6 +105,11 @@ TEST(Strategy, TextRoundTrips) {
   EXPECT_EQ(S(s.ToString()).ToString(), s.ToString());
   EXPECT_EQ(S(s.ToString()).cp_attention, "ring");
   EXPECT_EQ(S(s.ToString()).overload, 1.25);
+  s.checkpoint = "selective+nn.attention", s.checkpoint_budget = 3 << 19, s.memory_limit = 1000001;
+  s.dispatcher = "allgather";
+  EXPECT_EQ(S(s.ToString()).ToString(), s.ToString());
+  EXPECT_EQ(S("checkpoint_budget=1.5MiB").checkpoint_budget, 3 << 19);
+  EXPECT_EQ(S("memory_limit=80GiB").ToString(), "memory_limit=80GiB");
   EXPECT_EQ(S("dp=2, tp=4 sp").ToString(), "dp=2 tp=4 sp");
 }
 
@@ -112,6 +117,18 @@ TEST(Strategy, BadWords) {
   ExpectError(ParseStrategy("dp=0"), absl::StatusCode::kInvalidArgument, "dp=0", "positive");
   ExpectError(ParseStrategy("zero=4"), absl::StatusCode::kInvalidArgument, "zero=4", "0, 1, 2 or 3");
   ExpectError(ParseStrategy("cp_attention=rings"), absl::StatusCode::kInvalidArgument, "auto, gather, ring");
+  ExpectError(ParseStrategy("dispatcher=flex"), absl::StatusCode::kInvalidArgument,
+              "alltoall, allgather or auto");
+  ExpectError(ParseStrategy("memory_limit=4GB"), absl::StatusCode::kInvalidArgument, "memory_limit", "4GB",
+              "MiB");
+  ExpectError(ParseStrategy("checkpoint_budget=-1"), absl::StatusCode::kInvalidArgument, "'-1'");
+  ExpectError(ParseStrategy("checkpoint=some"), absl::StatusCode::kInvalidArgument, "'some'", "selective",
+              "nearest op");
+  ExpectError(ParseStrategy("checkpoint=nn.rms_nrm"), absl::StatusCode::kInvalidArgument, "nn.rms_norm");
+  ExpectError(ParseStrategy("checkpoint=full+selective"), absl::StatusCode::kInvalidArgument, "two policies");
+  ExpectError(ParseStrategy("checkpoint=auto+nn.rms_norm"), absl::StatusCode::kInvalidArgument, "auto alone");
+  ExpectError(ParseStrategy("checkpoint=full+moe.top_k"), absl::StatusCode::kInvalidArgument,
+              "moe.top_k is never recomputed", "decid");
   ExpectError(ParseStrategy("dq=2"), absl::StatusCode::kInvalidArgument, "unknown word 'dq=2'");
 }
 

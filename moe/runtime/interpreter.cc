@@ -15,12 +15,7 @@ namespace moe {
 namespace {
 
 // Index of the result that holds the chosen experts, or -1.
-int ExpertResult(const Node& n) {
-  if (!n.op().Has(kDecision)) return -1;
-  const std::vector<std::string>& names = n.op().result_names;
-  const auto it = std::find(names.begin(), names.end(), "expert");
-  return it == names.end() ? -1 : static_cast<int>(it - names.begin());
-}
+int ExpertResult(const Node& n) { return n.op().Has(kDecision) ? n.op().FindResult("expert") : -1; }
 
 template <typename T>
 void GatherTop(const T* probability, int64_t experts, const int32_t* expert, int64_t choices, int64_t k,

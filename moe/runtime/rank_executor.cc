@@ -1,5 +1,6 @@
 #include "moe/runtime/rank_executor.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -303,10 +304,8 @@ absl::Status RankExecutor::BindNode(const Node& n, const FunctionMemory& memory,
     b.context.workspace = arena_->At(ws->second.space, ws->second.offset);
     b.context.workspace_bytes = ws->second.bytes;
   }
-  if (n.Is("moe.top_k") || n.Is("moe.router")) {
-    b.decision = true;
-    b.decision_block = LocalBlockInOrder(n, n.type(n.Is("moe.router") ? 2 : 1), mesh_, rank_);
-  }
+  b.expert_result = n.op().Has(kDecision) ? n.op().FindResult("expert") : -1;
+  if (b.expert_result >= 0) b.decision_block = LocalBlockInOrder(n, n.type(b.expert_result), mesh_, rank_);
   out->nodes.push_back(std::move(b));
   return absl::OkStatus();
 }
@@ -351,15 +350,17 @@ void RankExecutor::ResetAccumulators() {
 // With replayed experts the probabilities must follow: top[i] = probability[expert[i]], and for the fused
 // router the counts too.
 void RankExecutor::ReplayTopK(BoundNode& n) {
-  const bool router = n.node->Is("moe.router");
-  const Tensor& probability = router ? n.context.out[0] : n.context.in[0];
-  const Tensor& top = router ? n.context.out[1] : n.context.out[0];
-  const int32_t* experts = (router ? n.context.out[2] : n.context.out[1]).As<int32_t>();
+  const OpDef& op = n.node->op();
+  const int made = op.FindResult("probability"), counted = op.FindResult("count");
+  const Tensor& probability = made >= 0 ? n.context.out[made] : n.context.in[0];
+  const Tensor& top = n.context.out[op.FindResult("top")];
+  const int32_t* experts = n.context.out[n.expert_result].As<int32_t>();
   const int64_t k = top.dims[3], e = probability.dims[3];
-  if (router) std::memset(n.context.out[3].data, 0, n.context.out[3].elements() * sizeof(int32_t));
+  int32_t* count = counted >= 0 ? n.context.out[counted].As<int32_t>() : nullptr;
+  if (count != nullptr) std::fill(count, count + e, 0);
   for (int64_t i = 0; i < top.elements(); ++i) {
     Store(top, i, experts[i] < 0 ? 0.0 : Load(probability, i / k * e + experts[i]));
-    if (router && experts[i] >= 0) ++n.context.out[3].As<int32_t>()[experts[i]];
+    if (count != nullptr && experts[i] >= 0) ++count[experts[i]];
   }
 }
 
@@ -392,10 +393,9 @@ absl::Status RankExecutor::RunNode(BoundNode& n, int microbatch) {
     if (t.data != nullptr) arena_->MarkUsed(arena_->OffsetOf(t.data) + t.elements() * ByteSize(t.dtype));
   }
   if (c.workspace_bytes > 0) arena_->MarkUsed(arena_->OffsetOf(c.workspace) + c.workspace_bytes);
-  if (n.decision && decisions != nullptr) {
-    const int result = n.node->Is("moe.router") ? 2 : 1;
-    if (decisions->OnDecision(n.node->result_name(result), microbatch, n.decision_block,
-                              c.out[result].As<int32_t>())) {
+  if (n.expert_result >= 0 && decisions != nullptr) {
+    if (decisions->OnDecision(n.node->result_name(n.expert_result), microbatch, n.decision_block,
+                              c.out[n.expert_result].As<int32_t>())) {
       ReplayTopK(n);
     }
   }

@@ -78,7 +78,7 @@ class RankExecutor {
     Communicator* stage_group = nullptr;
     std::string what;  // "layers.0.moe %dispatch"
     Category category = Category::kOther;
-    bool decision = false;
+    int expert_result = -1;  // of a node that chooses experts
     Block decision_block;
     // Queues: nodes of the other queue that must be done first (a count), and for a collective whether the
     // compute thread would wait for it at once.

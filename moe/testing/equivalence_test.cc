@@ -170,7 +170,19 @@ constexpr Line kLines[] = {
     // A ragged bound below what routing reaches: the rows that do not fit are spilled.
     {"drop", "dp=4 ep=4 overload=0.6 microbatches=2", 8, 20},
     {"drop", "pp=2 dp=2 tp=2 etp=2 ep=2 overload=0.8 microbatches=2 checkpoint=selective", 8, 20},
+    // How tokens reach experts elsewhere.
+    {"cap", "dp=8 ep=8 dispatcher=allgather", 8, 5},
+    {"drop", "tp=2 dp=4 ep=8 sp dispatcher=allgather", 8, 5},
+    {"drop", "pp=2 dp=2 tp=2 etp=2 ep=2 microbatches=2 dispatcher=alltoall", 8, 5},
+    // The least recomputation that fits, and lists of ops.
+    {"cap", "tp=2 dp=2 ep=2 etp=2 sp checkpoint=auto checkpoint_budget=50KiB", 8, 5},
+    {"drop", "pp=2 dp=2 ep=2 microbatches=4 checkpoint=auto checkpoint_budget=60KiB", 8, 5},
+    {"drop 4", "pp=2 schedule=zb-h1 microbatches=4 checkpoint=nn.rms_norm+nn.swiglu+nn.attention", 8, 5},
     // Odd sizes.
+    {"odd", "dp=7 ep=7 dispatcher=allgather", 7, 5},
+    {"odd cap", "pp=2 dp=7 ep=7 microbatches=2 dispatcher=alltoall", 14, 5},
+    {"odd", "pp=2 tp=2 etp=2 microbatches=3 checkpoint=auto checkpoint_budget=500KiB", 6, 5},
+    {"odd cap", "dp=3 zero=3 microbatches=2 checkpoint=selective+nn.attention", 6, 5},
     {"odd", "dp=2", 6, 5},
     {"odd", "tp=2 etp=2", 6, 5},
     {"odd cap", "tp=2 etp=2 sp dp=3", 6, 5},

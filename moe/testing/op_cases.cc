@@ -507,10 +507,12 @@ void MoeCases(Cases* out) {
       c.Op("moe.top_k", {p, c.Mask(routed(c))}, {{"k", std::min(c.s.k, c.s.experts)}});
     });
   }
-  add("moe.router", [=](CaseBuilder& c) {
-    const Value x = c.Real(scores(c));
-    c.Op("moe.router", {x, c.Mask(routed(c))}, {{"k", std::min(c.s.k, c.s.experts)}});
-  });
+  for (const char* op : {"moe.router", "moe.softmax_top_k"}) {
+    add(op, [=](CaseBuilder& c) {
+      const Value x = c.Real(scores(c));
+      c.Op(op, {x, c.Mask(routed(c))}, {{"k", std::min(c.s.k, c.s.experts)}});
+    });
+  }
   add("moe.top_k_grad", [=](CaseBuilder& c) {
     const Value e = c.Experts();
     c.Op("moe.top_k_grad", {e, c.Real(c.ChoiceDims())}, {{"experts", c.s.experts}});

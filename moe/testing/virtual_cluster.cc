@@ -474,11 +474,11 @@ class Cluster {
   }
 
   absl::Status Observe(Node* n, int64_t stage, int microbatch, Frame* frame) {
-    if (n->Is("moe.top_k") || n->Is("moe.router")) {
-      const int i = n->Is("moe.router") ? 2 : 1;
-      const Snapshot s = Read(n->type(i), frame->values.at(n->result(i)), stage);
+    const int expert = n->op().Has(kDecision) ? n->op().FindResult("expert") : -1;
+    if (expert >= 0) {
+      const Snapshot s = Read(n->type(expert), frame->values.at(n->result(expert)), stage);
       const std::vector<double> global = s.Global(mesh_);
-      run_.decisions[{n->result_name(i), microbatch}].assign(global.begin(), global.end());
+      run_.decisions[{n->result_name(expert), microbatch}].assign(global.begin(), global.end());
     }
     if (!options_.observer) return absl::OkStatus();
     for (int i = 0; i < n->num_results(); ++i) {

@@ -85,6 +85,7 @@ RunConfig ResolveRunConfig(RunConfig config) {
   if (s.cp_attention().empty()) s.set_cp_attention("auto");
   if (s.cp_order().empty()) s.set_cp_order("auto");
   if (s.hierarchical_collectives().empty()) s.set_hierarchical_collectives("auto");
+  if (s.moe_token_dispatcher_type().empty()) s.set_moe_token_dispatcher_type("auto");
   const bool experts = config.model().num_experts() > 0;
   // A dense model has no experts to spread; a default meant for another model must not stand in its way.
   if (!experts) s.set_expert_model_parallel_size(1);
@@ -130,6 +131,9 @@ Strategy StrategyOf(const RunConfig& config) {
   s.schedule = c.schedule();
   s.virtual_chunks = c.virtual_pipeline_model_parallel_size();
   s.checkpoint = c.recompute_granularity();
+  s.checkpoint_budget = c.recompute_budget().empty() ? 0 : ParseByteSize(c.recompute_budget()).value_or(0);
+  s.memory_limit = c.memory_limit().empty() ? 0 : ParseByteSize(c.memory_limit()).value_or(0);
+  s.dispatcher = c.moe_token_dispatcher_type();
   s.overload = c.moe_overload_factor();
   s.ep_order = c.expert_axis_order();
   s.kv_axis = c.split_tensor_by_kv_heads();
@@ -175,6 +179,9 @@ void SetStrategy(const Strategy& s, RunConfig& config) {
   c.set_schedule(s.schedule);
   c.set_virtual_pipeline_model_parallel_size(s.virtual_chunks);
   c.set_recompute_granularity(s.checkpoint);
+  c.set_recompute_budget(s.checkpoint_budget > 0 ? ByteSizeToString(s.checkpoint_budget) : "");
+  c.set_memory_limit(s.memory_limit > 0 ? ByteSizeToString(s.memory_limit) : "");
+  c.set_moe_token_dispatcher_type(s.dispatcher);
   c.set_moe_overload_factor(s.overload);
   c.set_expert_axis_order(s.ep_order);
   c.set_split_tensor_by_kv_heads(s.kv_axis);

@@ -104,7 +104,8 @@ TEST(RunConfigTest, StrategyThereAndBack) {
   ASSERT_OK_AND_ASSIGN(
       const Strategy s,
       ParseStrategy("pp=2 dp=2 tp=4 cp=2 ep=8 etp=2 sp vp zero=3 expert_zero=1 microbatches=8 "
-                    "schedule=gpipe virtual_chunks=2 checkpoint=full overload=1.5 ep_order=reversed "
+                    "schedule=gpipe virtual_chunks=2 checkpoint=auto checkpoint_budget=96KiB memory_limit=1.5MiB "
+                    "dispatcher=allgather overload=1.5 ep_order=reversed "
                     "no_kv_axis zero_dp=2 expert_zero_dp=1 cp_attention=ring cp_order=zigzag devices_per_node=4 "
                     "hierarchical=off"));
   SetStrategy(s, config);

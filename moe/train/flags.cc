@@ -14,12 +14,13 @@
 ABSL_FLAG(std::string, config, "", "RunConfig as textproto, laid over the defaults.");
 ABSL_FLAG(std::string, model, "",
           "ModelConfig as textproto; replaces the model of --config and of the defaults.");
-ABSL_FLAG(
-    std::string, strategy, "",
-    "A strategy in compact words (pp= dp= cp= tp= ep= etp= sp vp zero= expert_zero= microbatches= "
-    "virtual_chunks= "
-    "schedule= checkpoint= overload= ep_order= no_kv_axis expert_slots= expert_map= zero_dp= expert_zero_dp= cp_attention= cp_order= "
-    "devices_per_node= hierarchical=); replaces the strategy of --config and the defaults.");
+ABSL_FLAG(std::string, strategy, "",
+          "A strategy in compact words (pp= dp= cp= tp= ep= etp= sp vp zero= expert_zero= microbatches= "
+          "virtual_chunks= "
+          "schedule= checkpoint= checkpoint_budget= memory_limit= dispatcher= overload= ep_order= "
+          "no_kv_axis expert_slots= expert_map= zero_dp= expert_zero_dp= cp_attention= cp_order= "
+          "devices_per_node= hierarchical=); replaces the strategy of --config and the "
+          "defaults.");
 
 // type, flag, part of RunConfig, its field, help. A flag has its field's name, or Megatron's where that is
 // another.
@@ -81,7 +82,15 @@ ABSL_FLAG(
     "1f1b, gpipe, interleaved, zb-h1, zb-v or file:PATH of a table.")                                       \
   X(int64_t, virtual_pipeline_model_parallel_size, strategy, virtual_pipeline_model_parallel_size,          \
     "Chunks of layers per stage.")                                                                          \
-  X(std::string, recompute_granularity, strategy, recompute_granularity, "none, selective or full.")        \
+  X(std::string, recompute_granularity, strategy, recompute_granularity,                                    \
+    "What the backward computes again: none, selective, full, auto, or ops (nn.rms_norm+nn.swiglu).")       \
+  X(std::string, recompute_budget, strategy, recompute_budget,                                              \
+    "Of auto: bytes of a rank for what the backward keeps (512KiB, 38.5MiB); empty: what memory_limit "     \
+    "leaves.")                                                                                              \
+  X(std::string, memory_limit, strategy, memory_limit,                                                      \
+    "Bytes of a rank that the plan must fit; empty: none.")                                                 \
+  X(std::string, moe_token_dispatcher_type, strategy, moe_token_dispatcher_type,                            \
+    "How tokens reach experts on other ranks: alltoall, allgather, or auto (fewer bytes).")                 \
   X(double, moe_overload_factor, strategy, moe_overload_factor,                                             \
     "Dropless: rows that the arena holds, as a multiple of the expected; 0: the worst case.")               \
   X(std::string, expert_axis_order, strategy, expert_axis_order, "fold or reversed; empty: the cheaper.")   \

@@ -64,7 +64,7 @@ TEST(FlagsTest, SpeaksTheFieldsWords) {
   for (const char* name :
        {"tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size",
         "expert_model_parallel_size", "expert_tensor_parallel_size", "micro_batch_size", "global_batch_size",
-        "moe_router_topk", "num_experts"}) {
+        "moe_router_topk", "num_experts", "moe_token_dispatcher_type", "recompute_granularity"}) {
     EXPECT_THAT(names, Contains(name));
   }
 }

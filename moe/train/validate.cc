@@ -11,6 +11,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "moe/model/config.h"
+#include "moe/passes/checkpoint_policy.h"
+#include "moe/passes/strategy.h"
 
 namespace moe {
 namespace {
@@ -134,7 +136,7 @@ ChunkRange ChunksOf(const std::string& schedule) {
   if (schedule == "zb-v") return {2, 2};
   return {schedule == "interleaved" ? 2 : 1, kMaxDegree};
 }
-bool IsRecompute(const std::string& s) { return s == "none" || s == "selective" || s == "full"; }
+bool IsDispatcher(const std::string& s) { return s == "alltoall" || s == "allgather" || s == "auto"; }
 bool IsExpertOrder(const std::string& s) { return s.empty() || s == "fold" || s == "reversed"; }
 
 // Words of which the empty one, before the configuration is resolved, means auto.
@@ -170,9 +172,24 @@ class Collector {
 // Words of the strategy that mean something only as one of a few.
 void CheckWords(const StrategyConfig& s, Collector& out) {
   if (!IsSchedule(s.schedule())) out.Add("schedule = '", s.schedule(), "' is not known").legal = kSchedules;
-  if (!IsRecompute(s.recompute_granularity())) {
-    out.Add("recompute_granularity = '", s.recompute_granularity(), "' is not known").legal =
-        "none, selective, full";
+  const absl::StatusOr<CheckpointPolicy> policy = ParseCheckpointPolicy(s.recompute_granularity());
+  if (!policy.ok()) {
+    out.Add("recompute_granularity = '", s.recompute_granularity(), "': ", policy.status().message()).legal =
+        "none, selective, full, auto, or ops joined by '+'";
+  } else if (policy->base == CheckpointPolicy::kAuto && s.recompute_budget().empty() &&
+             s.memory_limit().empty()) {
+    out.Add("recompute_granularity = auto without a budget").legal =
+        "recompute_budget or memory_limit, in bytes (38.5MiB)";
+  }
+  for (const auto& [field, value] :
+       {std::pair("recompute_budget", s.recompute_budget()), {"memory_limit", s.memory_limit()}}) {
+    if (value.empty()) continue;
+    if (const auto bytes = ParseByteSize(value); !bytes.ok())
+      out.Add(field, " = '", value, "' is no number of bytes").legal = "1048576, 512KiB, 38.5MiB, 80GiB";
+  }
+  if (!IsDispatcher(s.moe_token_dispatcher_type())) {
+    out.Add("moe_token_dispatcher_type = '", s.moe_token_dispatcher_type(), "' is not known").legal =
+        "alltoall, allgather, auto";
   }
   if (!IsExpertOrder(s.expert_axis_order())) {
     out.Add("expert_axis_order = '", s.expert_axis_order(), "' is not known").legal =
@@ -517,7 +534,11 @@ std::optional<RunConfig> NearestLegalStrategy(const RunConfig& config) {
   RunConfig trial = config;
   StrategyConfig& s = *trial.mutable_strategy();
   if (!IsSchedule(s.schedule())) s.set_schedule("1f1b");
-  if (!IsRecompute(s.recompute_granularity())) s.set_recompute_granularity("none");
+  const absl::StatusOr<CheckpointPolicy> policy = ParseCheckpointPolicy(s.recompute_granularity());
+  const bool budget = !s.recompute_budget().empty() || !s.memory_limit().empty();
+  if (!policy.ok() || (policy->base == CheckpointPolicy::kAuto && !budget))
+    s.set_recompute_granularity("none");
+  if (!IsDispatcher(s.moe_token_dispatcher_type())) s.set_moe_token_dispatcher_type("auto");
   if (!IsExpertOrder(s.expert_axis_order())) s.set_expert_axis_order("");
   s.set_zero_stage(std::clamp<int64_t>(s.zero_stage(), 0, 3));
   s.set_expert_zero_stage(std::clamp<int64_t>(s.expert_zero_stage(), -1, 3));

@@ -164,6 +164,10 @@ TEST(ValidateTest, ModelAndTraining) {
       "strategy { schedule: 'zigzag' recompute_granularity: 'some' zero_stage: 4 expert_axis_order: 'x' }", 4,
       "schedule = 'zigzag'", "1f1b, gpipe, interleaved, zb-h1, zb-v, file:PATH",
       "recompute_granularity = 'some'", "zero_stage = 4", "--schedule=1f1b");
+  ExpectProblems("strategy { recompute_granularity: 'auto' }", 1, "auto without a budget", "memory_limit");
+  ExpectProblems("strategy { recompute_granularity: 'full+moe.top_k' }", 1, "moe.top_k is never recomputed");
+  ExpectProblems("strategy { memory_limit: '4GB' moe_token_dispatcher_type: 'flex' }", 2, "memory_limit = '4GB'",
+                 "38.5MiB", "moe_token_dispatcher_type = 'flex'", "alltoall, allgather, auto");
   ExpectProblems("strategy { tensor_model_parallel_size: -2 }", 1, "tensor_model_parallel_size = -2", "1 to");
 }
 

@@ -117,6 +117,16 @@ void RegisterFusedOps(OpRegistry* r) {
              .FactorFrom("k", "k")
              .NoGradient()
              .Effects(kDecision));
+  r->Add(OpDef("moe.softmax_top_k")
+             .Doc("nn.softmax and moe.top_k in one: moe.router where the choices are counted elsewhere.")
+             .Operands({"logits", "mask"})
+             .Results({"probability", "top", "expert"})
+             .Attr("k", AttrKind::kInt)
+             .ResultDTypes({"=0", "=0", "s32"})
+             .Rule("b c t e!, b c t -> b c t e!, b c t k!, b c t k!")
+             .FactorFrom("k", "k")
+             .NoGradient()
+             .Effects(kDecision));
   r->Add(OpDef("nn.add_rms_norm")
              .Doc("sum = x + y; normed = rms_norm(sum, weight).")
              .Operands({"x", "y", "weight"})

@@ -157,6 +157,7 @@ void RegisterMoeOps(OpRegistry* r) {
              .FactorFrom("e", "experts")
              .FactorFrom("p", "slots")
              .Ragged("p")
+             .Routes("e")
              .LinearIn({0})
              .Cheap()
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
@@ -170,6 +171,7 @@ void RegisterMoeOps(OpRegistry* r) {
              .Results({"x"})
              .Attr("dropless", AttrKind::kBool, false)
              .Rule(absl::StrCat("e b c p! h, ", kR, ", ", kR, " -> b c t! h"))
+             .Routes("e")
              .LinearIn({0})
              .NoGradient());
   r->Add(
@@ -179,6 +181,7 @@ void RegisterMoeOps(OpRegistry* r) {
           .Results({"y"})
           .Attr("dropless", AttrKind::kBool, false)
           .Rule(absl::StrCat("e b c p! h, ", kR, ", ", kR, ", ", kR, " -> b c t! h"))
+          .Routes("e")
           .LinearIn({0, 1})
           .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
             ASSIGN_OR_RETURN((*dxs)[0],
@@ -200,6 +203,7 @@ void RegisterMoeOps(OpRegistry* r) {
              .FactorFrom("e", "experts")
              .FactorFrom("p", "slots")
              .Ragged("p")
+             .Routes("e")
              .LinearIn({0, 1})
              .Cheap()
              .NoGradient());
@@ -211,6 +215,7 @@ void RegisterMoeOps(OpRegistry* r) {
           .Results({"dprobability"})
           .Attr("dropless", AttrKind::kBool, false)
           .Rule(absl::StrCat("e b c p! h, b c t! h, ", kR, ", ", kR, " -> ", kR))
+          .Routes("e")
           .LinearIn({0, 1})
           .NoGradient());
 }

@@ -57,14 +57,17 @@ void SelectMany(const T* p, int64_t e, int64_t k, int32_t* chosen) {
   }
 }
 
+// moe.router, and without a fourth result moe.softmax_top_k. The arithmetic of nn.softmax, which may compute
+// the probabilities again in the backward.
 template <typename T>
 absl::Status Router(KernelContext& c) {
   const int64_t e = c.Extent("e"), k = c.Extent("k"), tokens = c.Extent("b") * c.Extent("c") * c.Extent("t");
   const Simd<T>& simd = Simd<T>::Get();
   const T *logits = c.in[0].As<T>(), *mask = c.in[1].As<T>();
   T *probability = c.out[0].As<T>(), *top = c.out[1].As<T>();
-  int32_t *expert = c.out[2].As<int32_t>(), *count = c.out[3].As<int32_t>();
-  std::fill(count, count + e, 0);
+  int32_t* expert = c.out[2].As<int32_t>();
+  int32_t* count = c.out.size() > 3 ? c.out[3].As<int32_t>() : nullptr;
+  if (count != nullptr) std::fill(count, count + e, 0);
   for (int64_t i = 0; i < tokens; ++i, top += k, expert += k) {
     const T* x = logits + i * e;
     T* p = probability + i * e;
@@ -77,7 +80,7 @@ absl::Status Router(KernelContext& c) {
     e <= 64 ? SelectFew(p, e, k, expert) : SelectMany(p, e, k, expert);
     for (int64_t j = 0; j < k; ++j) {
       top[j] = expert[j] >= 0 ? p[expert[j]] : T(0);
-      if (expert[j] >= 0) ++count[expert[j]];
+      if (count != nullptr && expert[j] >= 0) ++count[expert[j]];
     }
   }
   return absl::OkStatus();
@@ -164,6 +167,7 @@ template <typename T>
 void RegisterFloat(KernelRegistry& r, DType dtype) {
   r.Add({"math.fused", Backend::kCpu, dtype, &Fused<T>, &FusedWorkspace<T>});
   r.Add({"moe.router", Backend::kCpu, dtype, &Router<T>});
+  r.Add({"moe.softmax_top_k", Backend::kCpu, dtype, &Router<T>});
   r.Add({"optim.multi_adamw", Backend::kCpu, dtype, &MultiAdamW<T>});
   r.Add({"nn.add_rms_norm", Backend::kCpu, dtype, &AddRmsNorm<T>});
 }

@@ -2,7 +2,6 @@
 #include <cmath>
 #include <vector>
 
-#include "absl/container/inlined_vector.h"
 #include "absl/strings/numbers.h"
 #include "moe/ir/ops/fused_program.h"
 #include "moe/ir/ops/multi_adamw.h"
@@ -30,14 +29,16 @@ absl::Status AddRmsNorm(KernelContext& c) {
   return absl::OkStatus();
 }
 
+// moe.router, and without a fourth result moe.softmax_top_k.
 template <typename T>
 absl::Status Router(KernelContext& c) {
   const int64_t e = c.Extent("e"), k = c.Extent("k"), tokens = c.Extent("b") * c.Extent("c") * c.Extent("t");
   const T *logits = c.in[0].As<T>(), *mask = c.in[1].As<T>();
   T *probability = c.out[0].As<T>(), *top = c.out[1].As<T>();
-  int32_t *expert = c.out[2].As<int32_t>(), *count = c.out[3].As<int32_t>();
-  std::fill(count, count + e, 0);
-  absl::InlinedVector<bool, 256> taken;  // on the stack: the CPU back end runs this in the step loop
+  int32_t* expert = c.out[2].As<int32_t>();
+  int32_t* count = c.out.size() > 3 ? c.out[3].As<int32_t>() : nullptr;
+  if (count != nullptr) std::fill(count, count + e, 0);
+  std::vector<bool> taken;
   for (int64_t i = 0; i < tokens; ++i) {
     const T* x = logits + i * e;
     T* p = probability + i * e;
@@ -55,7 +56,7 @@ absl::Status Router(KernelContext& c) {
       const bool routed = best >= 0 && mask[i] != 0;
       top[i * k + j] = routed ? p[best] : T(0);
       expert[i * k + j] = routed ? static_cast<int32_t>(best) : -1;
-      if (routed) ++count[best];
+      if (routed && count != nullptr) ++count[best];
     }
   }
   return absl::OkStatus();
@@ -133,6 +134,7 @@ void RegisterFloat(KernelRegistry& r, DType dtype) {
   auto add = [&](const char* op, KernelFn fn) { r.Add({op, Backend::kReference, dtype, fn}); };
   add("math.fused", &Fused<T>);
   add("moe.router", &Router<T>);
+  add("moe.softmax_top_k", &Router<T>);
   add("nn.add_rms_norm", &AddRmsNorm<T>);
   add("optim.multi_adamw", &MultiAdamW<T>);
 }
