@@ -1,10 +1,11 @@
 #include "moe/runtime/comm_queue.h"
 
+#include <algorithm>
+
 namespace moe {
 
 CommQueue::CommQueue(std::function<absl::Status(Job)> run, ComputeGate* gate, size_t capacity)
-    : run_(std::move(run)), gate_(gate) {
-  items_.reserve(capacity);
+    : run_(std::move(run)), gate_(gate), ring_(std::max<size_t>(1, capacity)) {
   thread_ = std::thread([this] { Loop(); });
 }
 
@@ -19,18 +20,19 @@ CommQueue::~CommQueue() {
 
 void CommQueue::BeginFunction() {
   std::lock_guard<std::mutex> lock(mutex_);
-  items_.clear();
-  next_ = 0;
-  posted_ = done_ = compute_done_ = 0;
+  first_job_ = posted_;
+  first_compute_ = compute_done_;
 }
 
-void CommQueue::Post(Job job, int64_t after_compute) {
+int64_t CommQueue::Post(Job job, int64_t after_compute) {
+  int64_t number;
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    items_.push_back({job, after_compute});
-    ++posted_;
+    ring_[posted_ % static_cast<int64_t>(ring_.size())] = {job, first_compute_ + after_compute};
+    number = ++posted_;
   }
   changed_.notify_all();
+  return number;
 }
 
 void CommQueue::ComputeDone() {
@@ -38,7 +40,7 @@ void CommQueue::ComputeDone() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     ++compute_done_;
-    wake = next_ < items_.size() && items_[next_].after_compute == compute_done_;
+    wake = done_ < posted_ && ring_[done_ % static_cast<int64_t>(ring_.size())].after_compute == compute_done_;
   }
   if (wake) changed_.notify_all();
 }
@@ -48,44 +50,38 @@ bool CommQueue::Idle() {
   return done_ == posted_;
 }
 
-void CommQueue::CountInline() {
+int64_t CommQueue::CountInline() {
   std::lock_guard<std::mutex> lock(mutex_);
-  ++posted_;
   ++done_;
+  return ++posted_;
 }
 
-absl::Status CommQueue::WaitFor(int64_t jobs) {
+absl::Status CommQueue::WaitFor(int64_t jobs) { return WaitForJob(first_job_ + jobs); }
+
+absl::Status CommQueue::WaitForJob(int64_t job) {
   std::unique_lock<std::mutex> lock(mutex_);
-  if (done_ < jobs && status_.ok()) {
+  if (done_ < job && status_.ok()) {
     lock.unlock();
     ComputeGate::Released released;
     lock.lock();
-    changed_.wait(lock, [&] { return done_ >= jobs || !status_.ok(); });
+    changed_.wait(lock, [&] { return done_ >= job || !status_.ok(); });
     lock.unlock();  // before the gate is taken again
   }
   return status_;  // written once, before done_ or the wake-up that let us through
 }
 
-absl::Status CommQueue::WaitForAll() {
-  int64_t jobs;
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    jobs = posted_;
-  }
-  return WaitFor(jobs);
-}
-
 void CommQueue::Loop() {
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
+    const auto next = [&]() -> const Item& { return ring_[done_ % static_cast<int64_t>(ring_.size())]; };
     changed_.wait(lock, [&] {
-      return stop_ || (status_.ok() && next_ < items_.size() && items_[next_].after_compute <= compute_done_);
+      return stop_ || (status_.ok() && done_ < posted_ && next().after_compute <= compute_done_);
     });
     if (stop_) return;
-    const Item item = items_[next_++];
+    const Item item = next();
     lock.unlock();
     absl::Status status;
-    {
+    if (item.job != nullptr) {
       ComputeGate::Scope computing(gate_);
       status = run_(item.job);
     }
