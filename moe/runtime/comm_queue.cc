@@ -40,7 +40,8 @@ void CommQueue::ComputeDone() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     ++compute_done_;
-    wake = done_ < posted_ && ring_[done_ % static_cast<int64_t>(ring_.size())].after_compute == compute_done_;
+    wake =
+        done_ < posted_ && ring_[done_ % static_cast<int64_t>(ring_.size())].after_compute == compute_done_;
   }
   if (wake) changed_.notify_all();
 }
