@@ -5,7 +5,7 @@
 
 #include "absl/strings/match.h"
 #include "moe/base/status.h"
-#include "moe/ir/conversion_steps.h"
+#include "moe/ir/conversion_parts.h"
 #include "moe/ir/registry.h"
 
 namespace moe {
@@ -31,11 +31,24 @@ std::vector<ConversionStep> StepsOf(const Node& n, const Mesh& mesh) {
     if (n.op_name() == std::string("comm.") + std::string(StepKindName(kind))) {
       step.kind = kind;
       for (const AxisId a : n.axes()) step.moves.push_back({a});
-      return {step};
+      return {{n.operand(0), n.type(), {step}}};
     }
   }
   return {};
 }
+
+namespace {
+
+// What a collective moves, per part; a plain one is one part.
+std::vector<ConversionPart> PartsOf(const Node& n, const Mesh& mesh) {
+  if (HasConversionParts(n)) {
+    absl::StatusOr<std::vector<ConversionPart>> parts = ConversionParts(n, mesh);
+    if (parts.ok()) return *std::move(parts);
+  }
+  return {{n.operand(0), n.type(), StepsOf(n, mesh)}};
+}
+
+}  // namespace
 
 AxisLevels LevelsOf(absl::Span<const AxisId> axes, const Mesh& mesh) {
   const auto node = mesh.aliases().find("node");
@@ -131,34 +144,48 @@ double NodeBytes(const Node& n, const Mesh& mesh) {
 
 CommCost CommunicationCost(const Node& n, const Mesh& mesh) {
   CommCost cost;
-  if (!IsComm(n)) return cost;
-  double bytes = LocalBytes(n.operand(0).type(), mesh);
+  if (!IsComm(n) || n.Is("comm.done")) return cost;
   if (n.Is("comm.stage_reduce")) {
     const double size = static_cast<double>(n.Ints("stages").size());
+    const double bytes = LocalBytes(n.operand(0).type(), mesh);
     if (size > 1) cost = {.bytes = 2 * (size - 1) / size * bytes, .launches = 1};
     return cost;
   }
-  for (const ConversionStep& step : StepsOf(n, mesh)) {
-    const StepCost c = CostOfStep(step, bytes, mesh, Target());
-    cost.bytes += c.sent.bytes;
-    cost.across += c.sent.across;
-    cost.launches += c.sent.launches;
-    bytes = c.bytes_after;
+  for (const ConversionPart& part : PartsOf(n, mesh)) {
+    double bytes = WireScale(n) * LocalBytes(part.from.type(), mesh);
+    int launches = 0;  // of this part; parts travel together
+    for (const ConversionStep& step : part.steps) {
+      const StepCost c = CostOfStep(step, bytes, mesh, Target());
+      cost.bytes += c.sent.bytes;
+      cost.across += c.sent.across;
+      launches += c.sent.launches;
+      bytes = c.bytes_after;
+    }
+    cost.launches = std::max(cost.launches, launches);
   }
   return cost;
 }
 
 double NodeSeconds(const Node& n, const Mesh& mesh, const Target& target) {
+  if (n.Is("comm.done")) return 0;
   if (IsComm(n)) {
     const CommCost cost = CommunicationCost(n, mesh);
     if (cost.launches == 0) return NodeBytes(n, mesh) / target.bytes_per_second;
     if (n.Is("comm.stage_reduce"))
       return target.link_latency_seconds + cost.bytes / target.link_bytes_per_second;
-    double seconds = 0, bytes = LocalBytes(n.operand(0).type(), mesh);
-    for (const ConversionStep& step : StepsOf(n, mesh)) {
-      const StepCost c = CostOfStep(step, bytes, mesh, target);
-      seconds += c.seconds;
-      bytes = c.bytes_after;
+    // Parts travel together: the messages of the first carry the others.
+    Target rest = target;
+    rest.link_latency_seconds = rest.node_latency_seconds = 0;
+    double seconds = 0;
+    bool first = true;
+    for (const ConversionPart& part : PartsOf(n, mesh)) {
+      double bytes = WireScale(n) * LocalBytes(part.from.type(), mesh);
+      for (const ConversionStep& step : part.steps) {
+        const StepCost c = CostOfStep(step, bytes, mesh, first ? target : rest);
+        seconds += c.seconds;
+        bytes = c.bytes_after;
+      }
+      first = false;
     }
     return seconds;
   }

@@ -1,6 +1,7 @@
 #include "moe/passes/builtin.h"
 
 #include "moe/passes/autodiff.h"
+#include "moe/passes/bucket_collectives.h"
 #include "moe/passes/certify.h"
 #include "moe/passes/checkpoint.h"
 #include "moe/passes/common_subexpressions.h"
@@ -8,6 +9,7 @@
 #include "moe/passes/expert_slots.h"
 #include "moe/passes/fuse.h"
 #include "moe/passes/insert_collectives.h"
+#include "moe/passes/overlap.h"
 #include "moe/passes/pad_vocabulary.h"
 #include "moe/passes/partition_stages.h"
 #include "moe/passes/pipeline.h"
@@ -16,6 +18,7 @@
 #include "moe/passes/schedule.h"
 #include "moe/passes/shard.h"
 #include "moe/passes/split_backward.h"
+#include "moe/passes/split_experts.h"
 #include "moe/passes/split_phases.h"
 
 namespace moe {
@@ -23,6 +26,7 @@ namespace moe {
 // Sorted by name.
 void RegisterBuiltinPasses(PassRegistry* registry) {
   registry->Add({"autodiff", "Adds the backward phase, gradient accumulators and the update.", Autodiff});
+  registry->Add({"bucket-collectives", "Lets small collectives travel together.", BucketCollectives});
   registry->Add(
       {"certify", "Proves the plan: waits, order, coverage, memory. Changes nothing.", CertifyProgram});
   registry->Add({"checkpoint", "Computes values again in the backward instead of keeping them.", Checkpoint});
@@ -36,6 +40,7 @@ void RegisterBuiltinPasses(PassRegistry* registry) {
   registry->Add({"fuse", "Replaces patterns by ops with a kernel of their own.", Fuse});
   registry->Add(
       {"insert-collectives", "Lowers conversions to the cheapest legal collectives.", InsertCollectives});
+  registry->Add({"overlap", "Hides communication behind compute: order, start and done.", Overlap});
   registry->Add({"pad-vocabulary", "Pads a sharded vocabulary that does not divide, where that is exact.",
                  PadVocabulary});
   registry->Add(
@@ -49,6 +54,8 @@ void RegisterBuiltinPasses(PassRegistry* registry) {
   registry->Add({"split-backward",
                  "Cuts backwards into input and weight gradients where the schedule has both.",
                  SplitBackward});
+  registry->Add({"split-experts",
+                 "Cuts the experts of a rank in parts, to be exchanged and computed in turn.", SplitExperts});
   registry->Add(
       {"split-phases", "Cuts each chunk into forward and backward with explicit residuals.", SplitPhases});
 }
@@ -63,8 +70,8 @@ PassRegistry& Passes() {
 }
 
 std::string DefaultPipeline() {
-  return "autodiff,expert-slots,pad-vocabulary,context-parallel,partition-stages,shard,insert-collectives,checkpoint,fuse,split-phases,"
-         "split-backward,schedule,plan-memory,certify";
+  return "autodiff,expert-slots,pad-vocabulary,context-parallel,partition-stages,shard,insert-collectives,"
+         "checkpoint,fuse,split-experts,split-phases,split-backward,bucket-collectives,overlap,schedule,plan-memory,certify";
 }
 
 absl::StatusOr<std::vector<PassResult>> RunPipeline(absl::string_view pipeline, Program& program,

@@ -27,7 +27,8 @@ struct IntField {
 constexpr IntField kDegrees[] = {{"pp", &Strategy::pp}, {"dp", &Strategy::dp}, {"cp", &Strategy::cp},
                                  {"tp", &Strategy::tp}, {"ep", &Strategy::ep}, {"etp", &Strategy::etp}};
 constexpr IntField kCounts[] = {{"microbatches", &Strategy::microbatches},
-                                {"virtual_chunks", &Strategy::virtual_chunks}};
+                                {"virtual_chunks", &Strategy::virtual_chunks},
+                                {"moe_chunks", &Strategy::moe_chunks}};
 constexpr int64_t kMaxExpertSlots = 1 << 20;
 // 0: not set.
 constexpr IntField kParts[] = {{"zero_dp", &Strategy::zero_dp},
@@ -202,6 +203,8 @@ std::string Strategy::ToString() const {
   if (dispatcher != defaults.dispatcher) words.push_back(absl::StrCat("dispatcher=", dispatcher));
   if (overload != 0) words.push_back(absl::StrFormat("overload=%.17g", overload));
   if (!ep_order.empty()) words.push_back(absl::StrCat("ep_order=", ep_order));
+  if (bucket >= 0) words.push_back(absl::StrCat("bucket=", bucket));
+  if (!overlap.empty()) words.push_back(absl::StrCat("overlap=", overlap));
   if (!kv_axis) words.push_back("no_kv_axis");
   if (expert_slots != 0) words.push_back(absl::StrCat("expert_slots=", expert_slots));
   if (!expert_map.empty()) words.push_back(absl::StrCat("expert_map=", absl::StrJoin(expert_map, ":")));
@@ -270,6 +273,11 @@ absl::StatusOr<Strategy> ParseStrategy(absl::string_view text) {
       s.*(key == kByteSizes[0].name ? kByteSizes[0] : kByteSizes[1]).field = *bytes;
     } else if (key == "overload") {
       if (!absl::SimpleAtod(value, &s.overload) || !std::isfinite(s.overload)) return bad("a number");
+    } else if (key == "bucket") {
+      if (!absl::SimpleAtoi(value, &s.bucket) || s.bucket < 0) return bad("a number of bytes; 0: no buckets");
+    } else if (key == "overlap") {
+      if (value != "on" && value != "off") return bad("on or off");
+      s.overlap = std::string(value);
     } else if (key == "ep_order") {
       if (value != "fold" && value != "reversed") return bad("fold or reversed");
       s.ep_order = std::string(value);
@@ -297,7 +305,8 @@ absl::StatusOr<Strategy> ParseStrategy(absl::string_view text) {
         return absl::InvalidArgumentError(absl::StrCat(
             "strategy: unknown word '", word,
             "'; known: pp= dp= cp= tp= ep= etp= sp vp zero= expert_zero= microbatches= virtual_chunks= "
-            "schedule= checkpoint= checkpoint_budget= memory_limit= dispatcher= overload= ep_order= "
+            "moe_chunks= schedule= checkpoint= checkpoint_budget= memory_limit= dispatcher= overload= ep_order= "
+            "bucket= overlap= "
             "no_kv_axis expert_slots= expert_map= zero_dp= expert_zero_dp= cp_attention= cp_order= "
             "devices_per_node= hierarchical="));
       }

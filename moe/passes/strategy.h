@@ -39,7 +39,6 @@ struct Strategy {
   // Order of atomic axes on a dim: "" (the fold's order) or "reversed". The shard pass tries both for ep when
   // empty.
   std::string ep_order;
-  bool kv_axis = true;  // split tp by kv heads where tp exceeds them
   // Slots that experts are stored in, a multiple of ep; 0: as many as experts. And what each holds, an expert or -1
   // for nothing; empty: the experts in order, spread evenly.
   int64_t expert_slots = 0;
@@ -49,6 +48,10 @@ struct Strategy {
   std::string cp_order = "auto";      // contiguous, zigzag: which part of the sequence a cp rank has
   int64_t devices_per_node = 0;       // consecutive ranks that share a node; 0: all
   std::string hierarchical = "auto";  // on, off: collectives across nodes in two levels; auto: by cost
+  int64_t bucket = -1;     // bytes of collectives that travel together; 0: none; -1: as the target likes
+  std::string overlap;     // "on", "off": communication beside compute; "": as the target likes
+  int64_t moe_chunks = 1;  // parts in which experts are exchanged and computed
+  bool kv_axis = true;     // split tp by kv heads where tp exceeds them
 
   int64_t world() const { return pp * dp * cp * tp; }
   int64_t edp() const { return dp * cp * tp / (ep * etp); }

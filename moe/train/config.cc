@@ -47,6 +47,8 @@ RunConfig DefaultRunConfig() {
   strategy.set_virtual_pipeline_model_parallel_size(1);
   strategy.set_recompute_granularity("selective");
   strategy.set_split_tensor_by_kv_heads(true);
+  strategy.set_ddp_bucket_size(-1);
+  strategy.set_moe_chunks(1);
 
   TrainConfig& train = *config.mutable_train();
   train.set_held_out_fraction(0.05);
@@ -148,6 +150,9 @@ Strategy StrategyOf(const RunConfig& config) {
   s.cp_order = word(c.cp_order());
   s.devices_per_node = c.devices_per_node();
   s.hierarchical = word(c.hierarchical_collectives());
+  s.bucket = c.ddp_bucket_size();
+  s.overlap = c.overlap();
+  s.moe_chunks = std::max<int64_t>(1, c.moe_chunks());
   return s;
 }
 
@@ -193,6 +198,9 @@ void SetStrategy(const Strategy& s, RunConfig& config) {
   c.set_cp_order(s.cp_order);
   c.set_devices_per_node(s.devices_per_node);
   c.set_hierarchical_collectives(s.hierarchical);
+  c.set_ddp_bucket_size(s.bucket);
+  c.set_overlap(s.overlap);
+  c.set_moe_chunks(s.moe_chunks);
   const int64_t per_step = s.microbatches * s.dp;
   if (s.microbatches > 1 && per_step > 0) {
     config.mutable_train()->set_micro_batch_size(

@@ -17,7 +17,8 @@ ABSL_FLAG(std::string, model, "",
 ABSL_FLAG(std::string, strategy, "",
           "A strategy in compact words (pp= dp= cp= tp= ep= etp= sp vp zero= expert_zero= microbatches= "
           "virtual_chunks= "
-          "schedule= checkpoint= checkpoint_budget= memory_limit= dispatcher= overload= ep_order= "
+          "moe_chunks= schedule= checkpoint= checkpoint_budget= memory_limit= dispatcher= overload= ep_order= "
+          "bucket= overlap= "
           "no_kv_axis expert_slots= expert_map= zero_dp= expert_zero_dp= cp_attention= cp_order= "
           "devices_per_node= hierarchical=); replaces the strategy of --config and the "
           "defaults.");
@@ -108,6 +109,10 @@ ABSL_FLAG(std::string, strategy, "",
     "Bandwidth of a device to other nodes; 0: the target's.")                                               \
   X(double, node_microseconds, cluster, node_microseconds,                                                  \
     "Time of a message between nodes; 0: the target's.")                                                    \
+  X(int64_t, ddp_bucket_size, strategy, ddp_bucket_size,                                                    \
+    "Bytes of collectives that travel together; 0: each alone; -1: as the target likes.")                   \
+  X(int64_t, moe_chunks, strategy, moe_chunks, "Parts in which experts are exchanged and computed.")        \
+  X(std::string, overlap, strategy, overlap, "on or off: communication beside compute; empty: by target.")  \
   X(std::string, data_path, train, data_path, "Plain text; empty: the text that setup.sh makes.")           \
   X(double, held_out_fraction, train, held_out_fraction,                                                    \
     "Share of the text, from its end, kept for evaluation.")                                                \

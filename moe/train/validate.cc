@@ -138,6 +138,7 @@ ChunkRange ChunksOf(const std::string& schedule) {
 }
 bool IsDispatcher(const std::string& s) { return s == "alltoall" || s == "allgather" || s == "auto"; }
 bool IsExpertOrder(const std::string& s) { return s.empty() || s == "fold" || s == "reversed"; }
+bool IsOverlap(const std::string& s) { return s.empty() || s == "on" || s == "off"; }
 
 // Words of which the empty one, before the configuration is resolved, means auto.
 struct Choice {
@@ -213,6 +214,12 @@ void CheckWords(const StrategyConfig& s, Collector& out) {
             " with schedule ", s.schedule(), ", which has ", has, " per stage")
         .legal = range.most == 1 ? "1, or schedule gpipe, interleaved or file:PATH"
                                  : "2, or schedule 1f1b or zb-h1 for one chunk";
+  }
+  if (!IsOverlap(s.overlap()))
+    out.Add("overlap = '", s.overlap(), "' is not known").legal = "on, off, or empty";
+  if (s.moe_chunks() < 0) out.Add("moe_chunks = ", s.moe_chunks()).legal = "a positive number";
+  if (s.ddp_bucket_size() < -1) {
+    out.Add("ddp_bucket_size = ", s.ddp_bucket_size()).legal = "-1 (as the target likes), 0 (none) or bytes";
   }
   if (!std::isfinite(s.moe_overload_factor()) || s.moe_overload_factor() < 0) {
     out.Add("moe_overload_factor = ", s.moe_overload_factor()).legal =
@@ -446,6 +453,9 @@ std::string DescribeNearest(const RunConfig& from, const RunConfig& to) {
     if ((a.*c.get)() != (b.*c.get)()) add(c.flag, (b.*c.get)());
   }
   if (a.moe_overload_factor() != b.moe_overload_factor()) add("moe_overload_factor", b.moe_overload_factor());
+  if (a.moe_chunks() != b.moe_chunks()) add("moe_chunks", b.moe_chunks());
+  if (a.overlap() != b.overlap()) add("overlap", b.overlap());
+  if (a.ddp_bucket_size() != b.ddp_bucket_size()) add("ddp_bucket_size", b.ddp_bucket_size());
   if (a.world_size() != b.world_size()) add("world_size", b.world_size());
   if (from.train().micro_batch_size() != to.train().micro_batch_size()) {
     add("micro_batch_size", to.train().micro_batch_size());
@@ -544,6 +554,9 @@ std::optional<RunConfig> NearestLegalStrategy(const RunConfig& config) {
   s.set_expert_zero_stage(std::clamp<int64_t>(s.expert_zero_stage(), -1, 3));
   if (!(s.moe_overload_factor() >= 0) || !std::isfinite(s.moe_overload_factor()))
     s.set_moe_overload_factor(0);
+  if (!IsOverlap(s.overlap())) s.set_overlap("");
+  s.set_moe_chunks(std::max<int64_t>(0, s.moe_chunks()));
+  s.set_ddp_bucket_size(std::max<int64_t>(-1, s.ddp_bucket_size()));
   if (s.world_size() < 0) s.set_world_size(0);
   StrategyConfig any_ep = s;  // slots that ep does not divide may stay: ep changes
   any_ep.set_expert_model_parallel_size(1);
