@@ -7,6 +7,7 @@
 #include "moe/base/status.h"
 #include "moe/ir/conversion_steps.h"
 #include "moe/ir/registry.h"
+#include "moe/ir/wire_format.h"
 
 namespace moe {
 namespace {
@@ -69,6 +70,10 @@ CommCost CommunicationCost(const Node& n, const Mesh& mesh) {
   CommCost cost;
   if (!IsComm(n)) return cost;
   double bytes = LocalBytes(n.operand(0).type(), mesh);
+  if (const auto wire = ParseWireFormat(n.StringOr("wire", "")); wire && *wire != WireFormat::kNone) {
+    const DType dtype = n.operand(0).type().dtype;
+    bytes *= static_cast<double>(WireBytes(*wire, dtype, kWireBlock)) / (kWireBlock * ByteSize(dtype));
+  }
   if (n.Is("comm.stage_reduce")) {
     const double size = static_cast<double>(n.Ints("stages").size());
     if (size > 1) cost = {2 * (size - 1) / size * bytes, 1};

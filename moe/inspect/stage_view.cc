@@ -126,16 +126,17 @@ bool IsPlacementChange(const Node& node) { return absl::StartsWith(node.op_name(
 bool IsCollective(const Node& node) { return node.op().Has(kCollective); }
 
 std::string CollectiveKind(const Node& node, const Mesh& mesh) {
+  const std::string wire = node.Has("wire") ? absl::StrCat(" in ", node.String("wire")) : "";
   if ((node.Is("comm.reshard") || node.Is("comm.convert")) && node.Has("steps")) {
     if (const auto steps = ParseSteps(node.String("steps"), mesh); steps.ok()) {
       std::vector<std::string> kinds;
       for (const ConversionStep& s : *steps) {
         if (!IsLocal(s.kind)) kinds.emplace_back(StepKindName(s.kind));
       }
-      if (!kinds.empty()) return absl::StrJoin(kinds, "+");
+      if (!kinds.empty()) return absl::StrCat(absl::StrJoin(kinds, "+"), wire);
     }
   }
-  return std::string(absl::StripPrefix(node.op_name(), "comm."));
+  return absl::StrCat(absl::StripPrefix(node.op_name(), "comm."), wire);
 }
 
 namespace {

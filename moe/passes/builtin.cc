@@ -4,8 +4,10 @@
 #include "moe/passes/certify.h"
 #include "moe/passes/checkpoint.h"
 #include "moe/passes/common_subexpressions.h"
+#include "moe/passes/compress.h"
 #include "moe/passes/fuse.h"
 #include "moe/passes/insert_collectives.h"
+#include "moe/passes/mixed_precision.h"
 #include "moe/passes/partition_stages.h"
 #include "moe/passes/pipeline.h"
 #include "moe/passes/plan_memory.h"
@@ -25,9 +27,12 @@ void RegisterBuiltinPasses(PassRegistry* registry) {
   registry->Add({"checkpoint", "Computes values again in the backward instead of keeping them.", Checkpoint});
   registry->Add({"common-subexpressions", "Merges nodes of one phase that compute the same.",
                  ForEachFunction(MergeCommonSubexpressions)});
+  registry->Add({"compress", "Marks exchanges whose values travel narrower than they are.", Compress});
   registry->Add({"fuse", "Replaces patterns by ops with a kernel of their own.", Fuse});
   registry->Add(
       {"insert-collectives", "Lowers conversions to the cheapest legal collectives.", InsertCollectives});
+  registry->Add({"mixed-precision", "Computes in bf16 or f16; keeps masters, sums and statistics wide.",
+                 MixedPrecision});
   registry->Add(
       {"partition-stages", "Cuts the step into chunks by cost, each node exactly once.", PartitionStages});
   registry->Add({"plan-memory", "Gives every value of every rank its place in the arena.", PlanMemory});
@@ -53,7 +58,8 @@ PassRegistry& Passes() {
 }
 
 std::string DefaultPipeline() {
-  return "autodiff,partition-stages,shard,insert-collectives,checkpoint,fuse,split-phases,"
+  return "autodiff,mixed-precision,partition-stages,shard,insert-collectives,compress,checkpoint,fuse,split-"
+         "phases,"
          "split-backward,schedule,plan-memory,certify";
 }
 

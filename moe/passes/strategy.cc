@@ -24,6 +24,14 @@ constexpr IntField kDegrees[] = {{"pp", &Strategy::pp}, {"dp", &Strategy::dp}, {
                                  {"tp", &Strategy::tp}, {"ep", &Strategy::ep}, {"etp", &Strategy::etp}};
 constexpr IntField kCounts[] = {{"microbatches", &Strategy::microbatches},
                                 {"virtual_chunks", &Strategy::virtual_chunks}};
+struct WireField {
+  const char* name;
+  std::string Strategy::*field;
+};
+constexpr WireField kWires[] = {{"compress_dispatch", &Strategy::compress_dispatch},
+                                {"compress_combine", &Strategy::compress_combine},
+                                {"compress_gather", &Strategy::compress_gather},
+                                {"compress_grad", &Strategy::compress_grad}};
 constexpr int64_t kMaxDegree = int64_t{1} << 24;
 
 std::vector<int64_t> Divisors(int64_t n) {
@@ -127,6 +135,10 @@ std::string Strategy::ToString() const {
   }
   if (schedule != defaults.schedule) words.push_back(absl::StrCat("schedule=", schedule));
   if (checkpoint != defaults.checkpoint) words.push_back(absl::StrCat("checkpoint=", checkpoint));
+  if (!precision.empty()) words.push_back(precision);
+  for (const WireField& f : kWires) {
+    if (!(this->*f.field).empty()) words.push_back(absl::StrCat(f.name, "=", this->*f.field));
+  }
   if (overload != 0) words.push_back(absl::StrFormat("overload=%.17g", overload));
   if (!ep_order.empty()) words.push_back(absl::StrCat("ep_order=", ep_order));
   if (!kv_axis) words.push_back("no_kv_axis");
@@ -148,6 +160,9 @@ absl::StatusOr<Strategy> ParseStrategy(absl::string_view text) {
       s.vocab_parallel = true;
     } else if (word == "no_kv_axis") {
       s.kv_axis = false;
+    } else if (word == "bf16" || word == "f16") {
+      if (!s.precision.empty() && s.precision != word) return bad("one of bf16 and f16");
+      s.precision = std::string(word);
     } else if (key == "zero" || key == "expert_zero") {
       int stage;
       if (!absl::SimpleAtoi(value, &stage) || stage < 0 || stage > 3) return bad("0, 1, 2 or 3");
@@ -162,6 +177,11 @@ absl::StatusOr<Strategy> ParseStrategy(absl::string_view text) {
     } else if (key == "ep_order") {
       if (value != "fold" && value != "reversed") return bad("fold or reversed");
       s.ep_order = std::string(value);
+    } else if (const auto* wire = std::find_if(std::begin(kWires), std::end(kWires),
+                                               [k = key](const WireField& f) { return k == f.name; });
+               wire != std::end(kWires)) {
+      if (value != "bf16" && value != "f8") return bad("bf16 or f8");
+      s.*wire->field = std::string(value);
     } else {
       int64_t Strategy::*field = nullptr;
       for (const IntField& f : kDegrees) field = key == f.name ? f.field : field;
@@ -170,7 +190,9 @@ absl::StatusOr<Strategy> ParseStrategy(absl::string_view text) {
         return absl::InvalidArgumentError(absl::StrCat(
             "strategy: unknown word '", word,
             "'; known: pp= dp= cp= tp= ep= etp= sp vp zero= expert_zero= microbatches= virtual_chunks= "
-            "schedule= checkpoint= overload= ep_order= no_kv_axis"));
+            "schedule= checkpoint= bf16 f16 compress_dispatch= compress_combine= compress_gather= "
+            "compress_grad= "
+            "overload= ep_order= no_kv_axis"));
       }
       if (!absl::SimpleAtoi(value, &(s.*field)) || s.*field < 1 || s.*field > kMaxDegree) {
         return bad("a positive number");

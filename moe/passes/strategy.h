@@ -25,6 +25,9 @@ struct Strategy {
   std::string schedule = "1f1b";    // gpipe, 1f1b, interleaved, zb-h1, zb-v, or file:PATH
   int64_t virtual_chunks = 1;       // chunks per stage
   std::string checkpoint = "none";  // none, selective, full
+  std::string precision;            // "": as the model; bf16, f16: compute in it, with f32 masters
+  // Wire formats of exchanges: "" (as computed), "bf16" or "f8" (e4m3 with an f32 scale per 128 values).
+  std::string compress_dispatch, compress_combine, compress_gather, compress_grad;
   double overload = 0;              // ragged arena bound: overload x expected rows; 0: worst case
   // Order of atomic axes on a dim: "" (the fold's order) or "reversed". The shard pass tries both for ep when
   // empty.

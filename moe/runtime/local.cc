@@ -3,6 +3,7 @@
 #include "moe/base/status.h"
 #include "moe/ir/conversion_layout.h"
 #include "moe/ir/conversion_steps.h"
+#include "moe/runtime/exchange.h"
 
 namespace moe {
 
@@ -37,6 +38,10 @@ Tensor LocalTensor(const Type& type, const Mesh& mesh, void* base, int64_t bytes
   t.spill_rows = spill;
   t.data = nullptr;
   return t;
+}
+
+WireFormat WireOf(const Node& n) {
+  return ParseWireFormat(n.StringOr("wire", "")).value_or(WireFormat::kNone);
 }
 
 int64_t Block::elements() const {
@@ -84,10 +89,9 @@ absl::StatusOr<int64_t> NodeWorkspace(const Node& n, const Mesh& mesh, Backend b
     ASSIGN_OR_RETURN(std::vector<ConversionStep> steps, ParseSteps(n.String("steps"), mesh));
     ASSIGN_OR_RETURN(ConversionLayout layout,
                      LayoutConversion(n.operand(0).type(), n.type(), mesh, 0, steps));
-    return layout.WorkspaceBytes(overload);
+    return ExchangeWorkspaceBytes(layout, WireOf(n), overload);
   }
   ASSIGN_OR_RETURN(const Kernel* kernel, Kernels().Lookup(n, backend));
-  if (kernel->workspace == nullptr) return 0;
   ASSIGN_OR_RETURN(KernelContext c, LocalContext(n, mesh, 0));
   for (Value v : n.operands()) {
     c.in.push_back(LocalTensor(v.type(), mesh, nullptr, StorageOf(v.type(), mesh, overload).bytes));
@@ -95,7 +99,7 @@ absl::StatusOr<int64_t> NodeWorkspace(const Node& n, const Mesh& mesh, Backend b
   for (int i = 0; i < n.num_results(); ++i) {
     c.out.push_back(LocalTensor(n.type(i), mesh, nullptr, StorageOf(n.type(i), mesh, overload).bytes));
   }
-  return kernel->workspace(n, *c.rule, c.extent, c.in, c.out);
+  return kernel->WorkspaceBytes(n, *c.rule, c.extent, c.in, c.out);
 }
 
 std::function<int64_t(const Node&, const Mesh&)> WorkspaceHook(Backend backend, double overload) {

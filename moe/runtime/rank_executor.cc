@@ -281,8 +281,8 @@ absl::Status RankExecutor::BindNode(const Node& n, const FunctionMemory& memory,
       std::unique_ptr<Exchange>& e = exchanges_[absl::StrCat(n.function()->name(), "/", n.result_name())];
       if (e == nullptr) {
         ASSIGN_OR_RETURN(std::vector<ConversionStep> steps, ParseSteps(n.String("steps"), mesh_));
-        ASSIGN_OR_RETURN(
-            e, Exchange::Create(n.operand(0).type(), n.type(), steps, mesh_, rank_, world_, kQueue));
+        ASSIGN_OR_RETURN(e, Exchange::Create(n.operand(0).type(), n.type(), steps, mesh_, rank_, world_,
+                                             kQueue, WireOf(n)));
       }
       b.exchange = e.get();
     }
@@ -379,7 +379,7 @@ absl::Status RankExecutor::RunNode(BoundNode& n, int microbatch) {
     status = n.stage_group->AllReduce(c.in[0].data, c.out[0].data, c.in[0].elements(), c.in[0].dtype, kind,
                                       n.what);
   } else {
-    status = n.kernel->fn(c);
+    status = n.kernel->Run(c);
   }
   if (recorder != nullptr) {
     const int64_t sent = n.exchange != nullptr ? n.exchange->bytes_sent() : 0;

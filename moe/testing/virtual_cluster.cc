@@ -445,14 +445,14 @@ class Cluster {
           if (c.in.back().is_ragged()) RETURN_IF_ERROR(where(c.in.back().PlaceRows()));
         }
         for (int i = 0; i < n->num_results(); ++i) c.out.push_back(TensorOf(n->type(i), *out[i][r]));
-        if (kernel->workspace != nullptr) {
-          c.workspace_bytes = kernel->workspace(*n, *c.rule, c.extent, c.in, c.out);
+        c.workspace_bytes = kernel->WorkspaceBytes(*n, *c.rule, c.extent, c.in, c.out);
+        if (c.workspace_bytes > 0) {
           if (workspace_ == nullptr || workspace_->size() < c.workspace_bytes) {
             workspace_ = std::make_shared<Bytes>(c.workspace_bytes);
           }
           c.workspace = workspace_->data();
         }
-        RETURN_IF_ERROR(where(kernel->fn(c)));
+        RETURN_IF_ERROR(where(kernel->Run(c)));
       }
     }
     for (int i = 0; i < n->num_results(); ++i) frame->values[n->result(i)] = std::move(out[i]);

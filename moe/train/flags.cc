@@ -17,7 +17,8 @@ ABSL_FLAG(std::string, model, "",
 ABSL_FLAG(std::string, strategy, "",
           "A strategy in compact words (pp= dp= cp= tp= ep= etp= sp vp zero= expert_zero= microbatches= "
           "virtual_chunks= "
-          "schedule= checkpoint= overload= ep_order= no_kv_axis); replaces the strategy of --config and the "
+          "schedule= checkpoint= bf16 f16 compress_dispatch= compress_combine= compress_gather= compress_grad= "
+          "overload= ep_order= no_kv_axis); replaces the strategy of --config and the "
           "defaults.");
 
 // type, flag, part of RunConfig, its field, help. A flag has its field's name, or Megatron's where that is
@@ -70,6 +71,11 @@ ABSL_FLAG(std::string, strategy, "",
   X(int64_t, virtual_pipeline_model_parallel_size, strategy, virtual_pipeline_model_parallel_size,          \
     "Chunks of layers per stage.")                                                                          \
   X(std::string, recompute_granularity, strategy, recompute_granularity, "none, selective or full.")        \
+  X(std::string, compress_dispatch, strategy, compress_dispatch,                                            \
+    "Wire format of tokens on their way to experts: bf16 or f8; empty: as computed.")                       \
+  X(std::string, compress_combine, strategy, compress_combine, "The same on their way back.")               \
+  X(std::string, compress_gather, strategy, compress_gather, "The same for ZeRO-3's parameters.")           \
+  X(std::string, compress_grad, strategy, compress_grad, "The same for reductions of gradients.")           \
   X(double, moe_overload_factor, strategy, moe_overload_factor,                                             \
     "Dropless: rows that the arena holds, as a multiple of the expected; 0: the worst case.")               \
   X(std::string, expert_axis_order, strategy, expert_axis_order, "fold or reversed; empty: the cheaper.")   \
@@ -88,6 +94,11 @@ ABSL_FLAG(std::string, strategy, "",
   X(double, adam_eps, train, adam_eps, "Epsilon of AdamW.")                                                 \
   X(double, clip_grad, train, clip_grad, "Largest global gradient norm; 0: no clipping.")                   \
   X(uint64_t, seed, train, seed, "Seed of initial weights and of the data order.")                          \
+  X(double, initial_loss_scale, train, initial_loss_scale, "With --fp16: the first loss scale.")            \
+  X(double, min_loss_scale, train, min_loss_scale, "With --fp16: the least loss scale.")                    \
+  X(int64_t, loss_scale_window, train, loss_scale_window,                                                   \
+    "With --fp16: finite steps in a row after which the loss scale doubles.")                               \
+  X(int64_t, hysteresis, train, hysteresis, "With --fp16: non-finite steps before the loss scale halves.")  \
   X(int64_t, log_interval, train, log_interval, "Steps between progress lines.")                            \
   X(int64_t, eval_interval, train, eval_interval, "Steps between evaluations; 0: at the end only.")         \
   X(int64_t, eval_samples, train, eval_samples, "Held-out samples per evaluation; 0: all.")                 \
@@ -101,6 +112,8 @@ ABSL_FLAG(std::string, strategy, "",
 #define MOE_SWITCH_FLAGS(X)                                                                                  \
   X(norm_topk_prob, model, norm_topk_prob, "Renormalise the chosen probabilities to sum 1.")                 \
   X(tie_embeddings, model, tie_embeddings, "The head shares the embedding's weights.")                       \
+  X(bf16, strategy, bf16, "Compute in bf16, with f32 masters, gradients, statistics and router.")            \
+  X(fp16, strategy, fp16, "The same in f16, with a dynamic loss scale.")                                     \
   X(sequence_parallel, strategy, sequence_parallel,                                                          \
     "Norms and residuals sharded by sequence over tensor ranks.")                                            \
   X(vocab_parallel, strategy, vocab_parallel, "Embedding and head sharded by vocabulary over tensor ranks.") \

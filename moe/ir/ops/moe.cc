@@ -118,6 +118,7 @@ void RegisterMoeOps(OpRegistry* r) {
              .Ragged("p")
              .LinearIn({0})
              .Cheap()
+             .ComputesIn(Precision::kNarrow)
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
                ASSIGN_OR_RETURN((*dxs)[0], b.Create("moe.undispatch", {dys[0], n->operand(1), n->operand(2)},
                                                     {{"dropless", n->BoolOr("dropless", false)}}));
@@ -130,6 +131,7 @@ void RegisterMoeOps(OpRegistry* r) {
              .Attr("dropless", AttrKind::kBool, false)
              .Rule(absl::StrCat("e b c p! h, ", kR, ", ", kR, " -> b c t! h"))
              .LinearIn({0})
+             .ComputesIn(Precision::kNarrow)
              .NoGradient());
   r->Add(
       OpDef("moe.combine")
@@ -139,6 +141,8 @@ void RegisterMoeOps(OpRegistry* r) {
           .Attr("dropless", AttrKind::kBool, false)
           .Rule(absl::StrCat("e b c p! h, ", kR, ", ", kR, ", ", kR, " -> b c t! h"))
           .LinearIn({0, 1})
+          .WideOperands({1})
+          .ComputesIn(Precision::kNarrow)
           .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
             ASSIGN_OR_RETURN((*dxs)[0],
                              b.Create("moe.combine_do", {dys[0], n->operand(1), n->operand(2), n->operand(3)},
@@ -161,6 +165,8 @@ void RegisterMoeOps(OpRegistry* r) {
              .Ragged("p")
              .LinearIn({0, 1})
              .Cheap()
+             .WideOperands({1})
+             .ComputesIn(Precision::kNarrow)
              .NoGradient());
   r->Add(
       OpDef("moe.combine_dp")
@@ -171,6 +177,8 @@ void RegisterMoeOps(OpRegistry* r) {
           .Attr("dropless", AttrKind::kBool, false)
           .Rule(absl::StrCat("e b c p! h, b c t! h, ", kR, ", ", kR, " -> ", kR))
           .LinearIn({0, 1})
+          .ResultDTypes({"^0"})
+          .ComputesIn(Precision::kNarrow)
           .NoGradient());
 }
 
