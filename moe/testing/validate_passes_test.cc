@@ -83,6 +83,8 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"dropless", "tp=2 dp=4 ep=4 sp vp zero=3 checkpoint=selective"},
                       Case{"dropless", "pp=2 dp=2 ep=2 microbatches=2 checkpoint=full overload=0.8"},
                       Case{"f32", "pp=2 dp=2 tp=2 ep=4 sp vp microbatches=2 schedule=gpipe"},
+                      Case{"f32", "pp=2 dp=2 tp=2 ep=4 sp vp zero=1 microbatches=2 bf16 checkpoint=selective"},
+                      Case{"f32", "dp=4 ep=2 zero=3 f16 compress_dispatch=f8 compress_gather=f8 compress_grad=bf16"},
                       Case{"tied", "pp=2 tp=2 etp=2 sp microbatches=2 schedule=zb-h1 zero=1"}));
 
 // A registry of the built-in passes and one that is wrong.

@@ -648,7 +648,7 @@ std::vector<double> InitialValues(const State& state, uint64_t seed) {
 
 void PromoteToF64(Module* module) {
   const auto promote = [](Type type) {
-    if (type.dtype == DType::kF32) type.dtype = DType::kF64;
+    if (IsFloat(type.dtype)) type.dtype = DType::kF64;
     return type;
   };
   for (const auto& s : module->states()) s->type = promote(s->type);
@@ -656,7 +656,9 @@ void PromoteToF64(Module* module) {
     for (Node* a : f->args()) a->SetType(0, promote(a->type()));
     for (const auto& n : f->body()) {
       for (int i = 0; i < n->num_results(); ++i) n->SetType(i, promote(n->type(i)));
-      if (n->StringOr("dtype", "") == "f32") n->Set("dtype", std::string("f64"));
+      const std::optional<DType> dtype = ParseDType(n->StringOr("dtype", ""));
+      if (dtype && IsFloat(*dtype)) n->Set("dtype", std::string("f64"));
+      if (n->Has("wire")) n->Set("wire", std::string());  // exchanged as it is
     }
   }
 }
