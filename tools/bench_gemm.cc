@@ -102,7 +102,7 @@ class OurEinsum {
     }
     return absl::OkStatus();
   }
-  absl::Status Run() { return kernel_->fn(context_); }
+  absl::Status Run() { return kernel_->Run(context_); }
   // Factors by the terms that have them; ragged extents count as they are expected.
   Product AsProduct() const {
     const ShardingRule& rule = *context_.rule;

@@ -45,6 +45,8 @@ absl::Status BenchScaling(const BenchOptions& options);
 // Compile time, as data parallelism grows with the batch and experts with expert parallelism, and of a large
 // model.
 absl::Status BenchCompile(const BenchOptions& options);
+// Matrix products in bf16 and f16 against f32; and 60 steps of training on text, narrower in one respect at a time.
+absl::Status BenchPrecision(const BenchOptions& options);
 // Resident memory of a run against its plan.
 absl::Status BenchMemory(const BenchOptions& options);
 

@@ -7,6 +7,7 @@
 #include "moe/base/status.h"
 #include "moe/ir/conversion_parts.h"
 #include "moe/ir/registry.h"
+#include "moe/ir/wire_format.h"
 
 namespace moe {
 namespace {
@@ -15,6 +16,14 @@ bool IsComm(const Node& n) { return absl::StartsWith(n.op_name(), "comm."); }
 
 double LocalBytes(const Type& t, const Mesh& mesh) {
   return static_cast<double>(t.LocalElements(mesh)) * ByteSize(t.dtype);
+}
+
+// Bytes on the wire for each byte of a value.
+double WireScale(const Node& n) {
+  const auto wire = ParseWireFormat(n.StringOr("wire", ""));
+  if (!wire || *wire == WireFormat::kNone) return 1;
+  const DType dtype = n.operand(0).type().dtype;
+  return static_cast<double>(WireBytes(*wire, dtype, kWireBlock)) / (kWireBlock * ByteSize(dtype));
 }
 
 }  // namespace

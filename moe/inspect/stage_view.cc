@@ -126,6 +126,7 @@ bool IsPlacementChange(const Node& node) { return absl::StartsWith(node.op_name(
 bool IsCollective(const Node& node) { return node.op().Has(kCollective); }
 
 std::string CollectiveKind(const Node& node, const Mesh& mesh) {
+  const std::string wire = node.Has("wire") ? absl::StrCat(" in ", node.String("wire")) : "";
   const bool named = !node.Is("comm.reshard") && !node.Is("comm.convert") && !node.Has("parts");
   if (!named && HasConversionParts(node)) {
     if (const auto parts = ConversionParts(node, mesh); parts.ok() && !parts->empty()) {
@@ -133,10 +134,10 @@ std::string CollectiveKind(const Node& node, const Mesh& mesh) {
       for (const ConversionStep& s : parts->front().steps) {
         if (!IsLocal(s.kind)) kinds.emplace_back(StepKindName(s.kind));
       }
-      if (!kinds.empty()) return absl::StrJoin(kinds, "+");
+      if (!kinds.empty()) return absl::StrCat(absl::StrJoin(kinds, "+"), wire);
     }
   }
-  return std::string(absl::StripPrefix(node.op_name(), "comm."));
+  return absl::StrCat(absl::StripPrefix(node.op_name(), "comm."), wire);
 }
 
 namespace {

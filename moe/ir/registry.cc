@@ -77,6 +77,10 @@ int OpDef::FindResult(absl::string_view result) const {
   return it == result_names.end() ? -1 : static_cast<int>(it - result_names.begin());
 }
 
+bool OpDef::IsWide(int operand) const {
+  return std::find(wide_operands.begin(), wide_operands.end(), operand) != wide_operands.end();
+}
+
 const AttrDef* OpDef::FindAttr(absl::string_view attr) const {
   for (const AttrDef& a : attrs) {
     if (a.name == attr) return &a;
@@ -239,10 +243,18 @@ absl::StatusOr<std::vector<Type>> InferTypes(const Node& n) {
   for (size_t r = 0; r < rule->results.size(); ++r) {
     Type t;
     const std::string want = r < op.result_dtypes.size() ? op.result_dtypes[r] : "=0";
-    if (want[0] == '=') {
+    if (want[0] == '=' || want[0] == '^') {
       int operand = 0;
       CHECK(absl::SimpleAtoi(want.substr(1), &operand)) << op.name;
       t.dtype = n.operand(operand).type().dtype;
+      if (want[0] == '^') t.dtype = AtLeastF32(t.dtype);
+    } else if (want[0] == '@') {
+      t.dtype = n.operand(0).type().dtype;
+      if (const std::string said = n.StringOr(want.substr(1), ""); !said.empty()) {
+        const std::optional<DType> dtype = ParseDType(said);
+        if (!dtype) return absl::InvalidArgumentError(absl::StrCat(op.name, ": unknown dtype '", said, "'"));
+        t.dtype = *dtype;
+      }
     } else {
       t.dtype = *ParseDType(want);
     }

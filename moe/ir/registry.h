@@ -64,6 +64,13 @@ using VerifyFn = std::function<absl::Status(const Node& n)>;
 
 enum class Linearity { kNone, kSeparately, kJointly };
 
+// In which float type an op computes under mixed precision (the pass `mixed-precision`).
+enum class Precision {
+  kWide,     // in that of the parameters: statistics, routing, losses, the update
+  kNarrow,   // in bf16 or f16 wherever it may: the bulk of the work
+  kFollows,  // as its operands
+};
+
 struct OpDef {
   explicit OpDef(std::string name) : name(std::move(name)) {}
 
@@ -99,7 +106,8 @@ struct OpDef {
     factor_from[factor] = attr;
     return *this;
   }
-  // One entry per result: "=0" (as operand 0) or a dtype name. Default: all as operand 0.
+  // One entry per result: "=0" (as operand 0), "^0" (as operand 0, but f32 at least), "@dtype" (what the
+  // attribute of that name says, otherwise as operand 0) or a dtype name. Default: all as operand 0.
   OpDef& ResultDTypes(std::vector<std::string> d) {
     result_dtypes = std::move(d);
     return *this;
@@ -178,6 +186,15 @@ struct OpDef {
     flops = std::move(fn);
     return *this;
   }  // default: one per element of the iteration space
+  OpDef& ComputesIn(moe::Precision p) {
+    precision = p;
+    return *this;
+  }  // default: kWide
+  // Operands that are f32 at least when the others are narrower: statistics, probabilities, norms' weights.
+  OpDef& WideOperands(std::vector<int> o) {
+    wide_operands = std::move(o);
+    return *this;
+  }
   OpDef& Effects(uint32_t e) {
     effects = e;
     return *this;
@@ -213,10 +230,13 @@ struct OpDef {
   bool no_gradient = false;
   std::vector<int> nodiff_results;
   FlopsFn flops;
+  moe::Precision precision = moe::Precision::kWide;
+  std::vector<int> wide_operands;
   uint32_t effects = kPure;
   std::map<int, int> in_place;
 
   bool IsLinearIn(int operand) const;              // separately linear in this operand
+  bool IsWide(int operand) const;                  // see WideOperands
   int FindResult(absl::string_view result) const;  // index of the result of that name, or -1
   const AttrDef* FindAttr(absl::string_view name) const;
 };

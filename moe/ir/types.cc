@@ -38,6 +38,7 @@ std::optional<DType> ParseDType(absl::string_view name) {
 }
 
 bool IsFloat(DType d) { return d >= DType::kBF16; }
+DType AtLeastF32(DType d) { return IsFloat(d) && ByteSize(d) < 4 ? DType::kF32 : d; }
 
 Mesh::Mesh(std::vector<MeshAxis> axes, std::map<std::string, AxisList> aliases)
     : axes_(std::move(axes)), aliases_(std::move(aliases)) {}

@@ -33,6 +33,7 @@ int64_t ByteSize(DType dtype);                            // bytes of one elemen
 absl::string_view DTypeName(DType dtype);                 // "f32"
 std::optional<DType> ParseDType(absl::string_view name);  // inverse of DTypeName
 bool IsFloat(DType dtype);
+DType AtLeastF32(DType dtype);  // f32 for narrower floats; anything else as it is
 
 // Index of an axis in Mesh::axes().
 using AxisId = int8_t;

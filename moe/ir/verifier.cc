@@ -108,7 +108,8 @@ bool IsIndex(absl::string_view operand_name) {
   return names.count(operand_name) > 0;
 }
 
-// Kernels are chosen by one dtype: values have it in common, indices are s32. Nothing converts silently.
+// Kernels are chosen by one dtype: values have it in common, indices are s32, and what the op declares wide
+// is f32 at least. Nothing converts silently.
 absl::Status VerifyOperandDTypes(const Node& node) {
   const OpDef& op = node.op();
   const auto name = [&](int i) { return op.variadic ? op.operand_names[0] : op.operand_names[i]; };
@@ -122,7 +123,12 @@ absl::Status VerifyOperandDTypes(const Node& node) {
     }
     if (first < 0) first = i;
     const DType common = node.operand(first).type().dtype;
-    if (dtype == common) continue;
+    if (dtype == (op.IsWide(i) ? AtLeastF32(common) : common)) continue;
+    if (op.IsWide(i) && AtLeastF32(common) != common) {
+      return absl::InvalidArgumentError(absl::StrCat("operand ", i, " (", name(i), ") is ", DTypeName(dtype),
+                                                     "; it must be ", DTypeName(AtLeastF32(common)),
+                                                     " beside operand ", first, " of ", DTypeName(common)));
+    }
     return absl::InvalidArgumentError(absl::StrCat("operand ", i, " (", name(i), ") is ", DTypeName(dtype),
                                                    ", operand ", first, " is ", DTypeName(common),
                                                    "; math.cast converts"));

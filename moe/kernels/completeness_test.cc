@@ -35,7 +35,7 @@ TEST(CompletenessTest, EveryOpIsDeclaredWhole) {
 
 // By its sample nodes: inference, rule, cost and kernels in every dtype.
 TEST(CompletenessTest, EveryOpHasKernels) {
-  for (const DType dtype : {DType::kF64, DType::kF32}) {
+  for (const DType dtype : {DType::kF64, DType::kF32, DType::kBF16, DType::kF16}) {
     std::set<std::string> seen;
     for (const OpCase& c : MakeOpCases(Ops(), {dtype})) {
       SCOPED_TRACE(testing::Message() << c.name << " " << DTypeName(dtype));

@@ -3,6 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "glog/logging.h"
+#include "moe/kernels/widen.h"
 
 namespace moe {
 
@@ -19,20 +20,29 @@ absl::string_view BackendName(Backend b) {
 }
 
 DType ComputeDType(const Node& n) {
-  for (const Value& v : n.operands()) {
-    if (IsFloat(v.type().dtype)) return v.type().dtype;
-  }
-  for (int i = 0; i < n.num_results(); ++i) {
-    if (IsFloat(n.type(i).dtype)) return n.type(i).dtype;
-  }
-  return DType::kS32;
+  DType narrowest = DType::kS32;
+  const auto see = [&](DType d) {
+    if (IsFloat(d) && (!IsFloat(narrowest) || ByteSize(d) < ByteSize(narrowest))) narrowest = d;
+  };
+  for (const Value& v : n.operands()) see(v.type().dtype);
+  for (int i = 0; i < n.num_results(); ++i) see(n.type(i).dtype);
+  return narrowest;
 }
 
-void KernelRegistry::Add(Kernel kernel) {
+absl::Status Kernel::Run(KernelContext& c) const { return wide == nullptr ? fn(c) : RunWidened(*wide, c); }
+
+int64_t Kernel::WorkspaceBytes(const Node& n, const ShardingRule& rule, absl::Span<const int64_t> extent,
+                               absl::Span<const Tensor> in, absl::Span<const Tensor> out) const {
+  if (wide != nullptr) return WidenedWorkspace(*wide, n, rule, extent, in, out);
+  return workspace == nullptr ? 0 : workspace(n, rule, extent, in, out);
+}
+
+const Kernel* KernelRegistry::Add(Kernel kernel) {
   const auto key = std::make_tuple(kernel.op, kernel.backend, kernel.dtype);
-  const bool inserted = kernels_.emplace(key, kernel).second;
+  const auto [at, inserted] = kernels_.emplace(key, kernel);
   CHECK(inserted) << "kernel registered twice: " << kernel.op << " " << BackendName(kernel.backend) << " "
                   << DTypeName(kernel.dtype);
+  return &at->second;
 }
 
 const Kernel* KernelRegistry::Find(absl::string_view op, Backend backend, DType dtype) const {

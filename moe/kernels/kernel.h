@@ -19,6 +19,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "moe/base/status.h"
 #include "moe/ir/graph.h"
 #include "moe/ir/registry.h"
 
@@ -84,6 +85,25 @@ struct KernelContext {
   int64_t Offset(absl::string_view factor) const { return offset[rule->Find(factor)]; }
 };
 
+// Gives every ragged result the cell sizes of the first ragged operand, and places its rows.
+inline absl::Status PlaceLikeOperand(KernelContext& c) {
+  const Tensor* like = nullptr;
+  for (const Tensor& t : c.in) {
+    if (t.is_ragged() && like == nullptr) like = &t;
+  }
+  for (Tensor& t : c.out) {
+    if (!t.is_ragged()) continue;
+    if (like == nullptr || like->cells != t.cells) {
+      return absl::InternalError("a ragged result without an operand of the same cells");
+    }
+    for (int64_t i = 0; i < t.cells; ++i) t.sizes[i] = like->sizes[i];
+    RETURN_IF_ERROR(t.PlaceRows());
+  }
+  return absl::OkStatus();
+}
+
+inline bool IsScalar(const Tensor& t) { return t.dims.empty(); }
+
 enum class Backend : uint8_t { kReference, kCpu, kCuda };
 absl::string_view BackendName(Backend b);
 
@@ -95,18 +115,23 @@ using WorkspaceFn = int64_t (*)(const Node& n, const ShardingRule& rule, absl::S
 struct Kernel {
   std::string op;
   Backend backend = Backend::kReference;
-  // The float type that the kernel computes in: that of the first float among the node's operands, then
-  // results; kS32 for ops without any float (moe.slots).
+  // The narrowest float among the node's operands and results; kS32 for ops without any float (moe.slots).
   DType dtype = DType::kF32;
   KernelFn fn = nullptr;
   WorkspaceFn workspace = nullptr;
+  // Instead of `fn`: the f32 kernel that computes for this one, see widen.h. Of the same registry.
+  const Kernel* wide = nullptr;
+
+  absl::Status Run(KernelContext& c) const;
+  int64_t WorkspaceBytes(const Node& n, const ShardingRule& rule, absl::Span<const int64_t> extent,
+                         absl::Span<const Tensor> in, absl::Span<const Tensor> out) const;
 };
 
 DType ComputeDType(const Node& n);
 
 class KernelRegistry {
  public:
-  void Add(Kernel kernel);  // CHECK-fails on a duplicate
+  const Kernel* Add(Kernel kernel);  // CHECK-fails on a duplicate; the pointer stays valid
   const Kernel* Find(absl::string_view op, Backend backend, DType dtype) const;
   // Error: NotFound, naming op, backend and dtype, and what there is for the op.
   absl::StatusOr<const Kernel*> Lookup(const Node& n, Backend backend) const;
@@ -119,6 +144,8 @@ class KernelRegistry {
 // Registration, one function per family and backend: moe/kernels/{reference,cpu}/<family>.cc.
 void RegisterReferenceKernels(KernelRegistry& r);  // f64, f32
 void RegisterCpuKernels(KernelRegistry& r);        // f32, f64
-const KernelRegistry& Kernels();                   // all that are linked in; built once
+// bf16 and f16, for every op that has an f32 kernel and none of its own in them.
+void RegisterWidenedKernels(KernelRegistry& r);
+const KernelRegistry& Kernels();  // all that are linked in; built once
 
 }  // namespace moe

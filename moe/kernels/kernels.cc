@@ -7,6 +7,7 @@ const KernelRegistry& Kernels() {
     auto* r = new KernelRegistry;
     RegisterReferenceKernels(*r);
     RegisterCpuKernels(*r);
+    RegisterWidenedKernels(*r);
     return r;
   }();
   return registry;

@@ -20,25 +20,6 @@
 
 namespace moe {
 
-// Gives every ragged result the cell sizes of the first ragged operand, and places its rows.
-inline absl::Status PlaceLikeOperand(KernelContext& c) {
-  const Tensor* like = nullptr;
-  for (const Tensor& t : c.in) {
-    if (t.is_ragged() && like == nullptr) like = &t;
-  }
-  for (Tensor& t : c.out) {
-    if (!t.is_ragged()) continue;
-    if (like == nullptr || like->cells != t.cells) {
-      return absl::InternalError("a ragged result without an operand of the same cells");
-    }
-    for (int64_t i = 0; i < t.cells; ++i) t.sizes[i] = like->sizes[i];
-    RETURN_IF_ERROR(t.PlaceRows());
-  }
-  return absl::OkStatus();
-}
-
-inline bool IsScalar(const Tensor& t) { return t.dims.empty(); }
-
 // An operand of an elementwise op; scalars broadcast.
 template <typename T>
 struct Elements {

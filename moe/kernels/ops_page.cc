@@ -34,15 +34,20 @@ std::string LinearText(const OpDef& op) {
 }  // namespace
 
 std::string SupportTable(const OpRegistry& ops, const KernelRegistry& kernels) {
-  std::string s = "| op | reference f64 | reference f32 | cpu f64 | cpu f32 |\n|---|---|---|---|---|\n";
+  std::string s =
+      "| op | reference f64 | f32 | bf16 | f16 | cpu f64 | f32 | bf16 | f16 |\n"
+      "|---|---|---|---|---|---|---|---|---|\n";
   for (const OpDef* op : ops.All()) {
     if (absl::StartsWith(op->name, "comm.")) continue;
     absl::StrAppend(&s, "| `", op->name, "` |");
     for (const Backend backend : {Backend::kReference, Backend::kCpu}) {
-      for (const DType dtype : {DType::kF64, DType::kF32}) {
-        const bool has = kernels.Find(op->name, backend, dtype) != nullptr;
+      for (const DType dtype : {DType::kF64, DType::kF32, DType::kBF16, DType::kF16}) {
+        const Kernel* kernel = kernels.Find(op->name, backend, dtype);
         const bool integer = kernels.Find(op->name, backend, DType::kS32) != nullptr;
-        absl::StrAppend(&s, has ? " yes |" : integer ? " s32 |" : " - |");
+        absl::StrAppend(&s, kernel != nullptr && kernel->wide != nullptr ? " by f32 |"
+                            : kernel != nullptr                          ? " yes |"
+                            : integer                                    ? " s32 |"
+                                                                         : " - |");
       }
     }
     s += "\n";
@@ -57,9 +62,12 @@ std::string OpsPage(const OpRegistry& ops, const KernelRegistry& kernels) {
       "kernel\n"
       "registry (`moe/kernels`); a test fails when this page is stale.\n\n"
       "## Kernels\n\n"
-      "`s32`: the op works on integers alone and has one kernel. Conversions between placements (`comm.*`) "
-      "have none:\n"
-      "the runtime executes them.\n\n";
+      "`s32`: the op works on integers alone and has one kernel. `by f32`: operands are widened, the f32 "
+      "kernel "
+      "computes,\n"
+      "results are rounded once. Conversions between placements (`comm.*`) "
+      "have none: the\n"
+      "runtime executes them.\n\n";
   s += SupportTable(ops, kernels);
   std::string family;
   for (const OpDef* op : ops.All()) {
@@ -85,6 +93,11 @@ std::string OpsPage(const OpRegistry& ops, const KernelRegistry& kernels) {
     if (const std::string linear = LinearText(*op); !linear.empty())
       absl::StrAppend(&s, "- linear: ", linear, "\n");
     if (op->reduction == Reduction::kMax) s += "- a sharded reduction leaves a partial maximum\n";
+    if (op->precision != Precision::kWide) {
+      absl::StrAppend(&s, "- mixed precision: ",
+                      op->precision == Precision::kNarrow ? "computes in bf16 or f16" : "as its operands",
+                      "\n");
+    }
     absl::StrAppend(&s, "- gradient: ", op->gradient ? "yes" : "none", "\n");
     if (const std::string effects = Effects(*op); !effects.empty())
       absl::StrAppend(&s, "- effects: ", effects, "\n");

@@ -78,6 +78,7 @@ class Bucketing {
   absl::StatusOr<std::string> Signature(const Node& n, bool* gathers) const {
     if (n.queue != Queue::kComm || !n.Has("steps") || n.num_operands() != 1 || n.type().ragged >= 0)
       return "";
+    if (n.Has("wire")) return "";  // values that travel encoded are packed already
     ASSIGN_OR_RETURN(const std::vector<ConversionPart> parts, ConversionParts(n, mesh_));
     const bool update = n.phase == Phase::kUpdate;
     std::vector<std::string> words = {std::string(DTypeName(n.type().dtype)),
@@ -85,7 +86,9 @@ class Bucketing {
     bool reduces = false;
     *gathers = false;
     for (const ConversionStep& s : parts[0].steps) {
-      if (IsLocal(s.kind) || s.kind == StepKind::kPermute || s.kind == StepKind::kAllToAll) return "";
+      if (IsLocal(s.kind) || s.kind == StepKind::kPermute || s.kind == StepKind::kRotate ||
+          s.kind == StepKind::kAllToAll)
+        return "";
       if (s.kind == StepKind::kAllGather) {
         *gathers = !reduces;
       } else {

@@ -5,10 +5,12 @@
 #include "moe/passes/certify.h"
 #include "moe/passes/checkpoint.h"
 #include "moe/passes/common_subexpressions.h"
+#include "moe/passes/compress.h"
 #include "moe/passes/context_parallel.h"
 #include "moe/passes/expert_slots.h"
 #include "moe/passes/fuse.h"
 #include "moe/passes/insert_collectives.h"
+#include "moe/passes/mixed_precision.h"
 #include "moe/passes/overlap.h"
 #include "moe/passes/pad_vocabulary.h"
 #include "moe/passes/partition_stages.h"
@@ -32,6 +34,7 @@ void RegisterBuiltinPasses(PassRegistry* registry) {
   registry->Add({"checkpoint", "Computes values again in the backward instead of keeping them.", Checkpoint});
   registry->Add({"common-subexpressions", "Merges nodes of one phase that compute the same.",
                  ForEachFunction(MergeCommonSubexpressions)});
+  registry->Add({"compress", "Marks exchanges whose values travel narrower than they are.", Compress});
   registry->Add({"expert-slots", "Stores experts by slots, empty ones and replicas among them, as the strategy says.",
                  StoreByExpertSlots});
   registry->Add({"context-parallel",
@@ -40,6 +43,8 @@ void RegisterBuiltinPasses(PassRegistry* registry) {
   registry->Add({"fuse", "Replaces patterns by ops with a kernel of their own.", Fuse});
   registry->Add(
       {"insert-collectives", "Lowers conversions to the cheapest legal collectives.", InsertCollectives});
+  registry->Add({"mixed-precision", "Computes in bf16 or f16; keeps masters, sums and statistics wide.",
+                 MixedPrecision});
   registry->Add({"overlap", "Hides communication behind compute: order, start and done.", Overlap});
   registry->Add({"pad-vocabulary", "Pads a sharded vocabulary that does not divide, where that is exact.",
                  PadVocabulary});
@@ -70,8 +75,8 @@ PassRegistry& Passes() {
 }
 
 std::string DefaultPipeline() {
-  return "autodiff,expert-slots,pad-vocabulary,context-parallel,partition-stages,shard,insert-collectives,"
-         "checkpoint,fuse,split-experts,split-phases,split-backward,bucket-collectives,overlap,schedule,plan-memory,certify";
+  return "autodiff,expert-slots,pad-vocabulary,context-parallel,mixed-precision,partition-stages,shard,"
+         "insert-collectives,compress,checkpoint,fuse,split-experts,split-phases,split-backward,bucket-collectives,overlap,schedule,plan-memory,certify";
 }
 
 absl::StatusOr<std::vector<PassResult>> RunPipeline(absl::string_view pipeline, Program& program,

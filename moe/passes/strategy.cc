@@ -49,6 +49,15 @@ const std::vector<ChoiceField>& Choices() {
 constexpr IntField kByteSizes[] = {{"checkpoint_budget", &Strategy::checkpoint_budget},
                                    {"memory_limit", &Strategy::memory_limit}};
 constexpr std::pair<absl::string_view, int> kByteUnits[] = {{"GiB", 30}, {"MiB", 20}, {"KiB", 10}};
+                                {"virtual_chunks", &Strategy::virtual_chunks}};
+struct WireField {
+  const char* name;
+  std::string Strategy::*field;
+};
+constexpr WireField kWires[] = {{"compress_dispatch", &Strategy::compress_dispatch},
+                                {"compress_combine", &Strategy::compress_combine},
+                                {"compress_gather", &Strategy::compress_gather},
+                                {"compress_grad", &Strategy::compress_grad}};
 constexpr int64_t kMaxDegree = int64_t{1} << 24;
 
 std::vector<int64_t> Divisors(int64_t n) {
@@ -201,6 +210,10 @@ std::string Strategy::ToString() const {
     if (this->*f.field != 0) words.push_back(absl::StrCat(f.name, "=", ByteSizeToString(this->*f.field)));
   }
   if (dispatcher != defaults.dispatcher) words.push_back(absl::StrCat("dispatcher=", dispatcher));
+  if (!precision.empty()) words.push_back(precision);
+  for (const WireField& f : kWires) {
+    if (!(this->*f.field).empty()) words.push_back(absl::StrCat(f.name, "=", this->*f.field));
+  }
   if (overload != 0) words.push_back(absl::StrFormat("overload=%.17g", overload));
   if (!ep_order.empty()) words.push_back(absl::StrCat("ep_order=", ep_order));
   if (bucket >= 0) words.push_back(absl::StrCat("bucket=", bucket));
@@ -253,6 +266,9 @@ absl::StatusOr<Strategy> ParseStrategy(absl::string_view text) {
       s.vocab_parallel = true;
     } else if (word == "no_kv_axis") {
       s.kv_axis = false;
+    } else if (word == "bf16" || word == "f16") {
+      if (!s.precision.empty() && s.precision != word) return bad("one of bf16 and f16");
+      s.precision = std::string(word);
     } else if (key == "zero" || key == "expert_zero") {
       int stage;
       if (!absl::SimpleAtoi(value, &stage) || stage < 0 || stage > 3) return bad("0, 1, 2 or 3");
@@ -296,6 +312,11 @@ absl::StatusOr<Strategy> ParseStrategy(absl::string_view text) {
         return bad(absl::StrJoin(c->values, ", "));
       }
       s.*(c->field) = std::string(value);
+    } else if (const auto* wire = std::find_if(std::begin(kWires), std::end(kWires),
+                                               [k = key](const WireField& f) { return k == f.name; });
+               wire != std::end(kWires)) {
+      if (value != "bf16" && value != "f8") return bad("bf16 or f8");
+      s.*wire->field = std::string(value);
     } else {
       int64_t Strategy::*field = nullptr;
       for (const IntField& f : kDegrees) field = key == f.name ? f.field : field;
@@ -306,7 +327,7 @@ absl::StatusOr<Strategy> ParseStrategy(absl::string_view text) {
             "strategy: unknown word '", word,
             "'; known: pp= dp= cp= tp= ep= etp= sp vp zero= expert_zero= microbatches= virtual_chunks= "
             "moe_chunks= schedule= checkpoint= checkpoint_budget= memory_limit= dispatcher= overload= ep_order= "
-            "bucket= overlap= "
+            "bucket= overlap= bf16 f16 compress_dispatch= compress_combine= compress_gather= compress_grad= "
             "no_kv_axis expert_slots= expert_map= zero_dp= expert_zero_dp= cp_attention= cp_order= "
             "devices_per_node= hierarchical="));
       }

@@ -35,6 +35,9 @@ struct Strategy {
   // How tokens that are sharded over a part of ep reach its experts: exchanged (alltoall), gathered and their
   // results reduced (allgather), or whatever moves fewer bytes (auto).
   std::string dispatcher = "auto";
+  std::string precision;  // "": as the model; bf16, f16: compute in it, with f32 masters
+  // Wire formats of exchanges: "" (as computed), "bf16" or "f8" (e4m3 with an f32 scale per 128 values).
+  std::string compress_dispatch, compress_combine, compress_gather, compress_grad;
   double overload = 0;  // ragged arena bound: overload x expected rows; 0: worst case
   // Order of atomic axes on a dim: "" (the fold's order) or "reversed". The shard pass tries both for ep when
   // empty.

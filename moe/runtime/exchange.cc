@@ -113,11 +113,24 @@ void CopyStrided(const StridedCopy& copy, const char* from, char* to, int64_t el
   CopyLoops(copy, 0, from, to, element);
 }
 
+int64_t ExchangeWorkspaceBytes(const ConversionLayout& layout, WireFormat wire, double overload) {
+  int64_t encoded = 0;
+  const int64_t element = ByteSize(layout.src.dtype);
+  for (int i = 0; wire != WireFormat::kNone && i < static_cast<int>(layout.steps.size()); ++i) {
+    const StepLayout& l = layout.steps[i];
+    encoded = std::max(encoded, WireTransfer::WorkspaceBytes(wire, layout.src.dtype, l.kind, l.group_size(),
+                                                             layout.ValueBytes(i, overload) / element,
+                                                             layout.ValueBytes(i + 1, overload) / element));
+  }
+  return layout.WorkspaceBytes(overload) + encoded;
+}
+
 absl::StatusOr<std::unique_ptr<Exchange>> Exchange::Create(const Type& src, const Type& dst,
                                                            absl::Span<const ConversionStep> steps,
                                                            const Mesh& mesh, int64_t rank, World* world,
-                                                           absl::string_view channel) {
+                                                           absl::string_view channel, WireFormat wire) {
   std::unique_ptr<Exchange> e(new Exchange());
+  e->wire_ = wire;
   ASSIGN_OR_RETURN(e->layout_, LayoutConversion(src, dst, mesh, rank, steps));
   e->element_ = ByteSize(src.dtype);
   e->steps_.resize(e->layout_.steps.size());
@@ -126,6 +139,7 @@ absl::StatusOr<std::unique_ptr<Exchange>> Exchange::Create(const Type& src, cons
     Step& s = e->steps_[i];
     if (!IsLocal(l.kind)) {
       ASSIGN_OR_RETURN(s.communicator, world->Group(l.group, channel));
+      if (wire != WireFormat::kNone) s.wire = std::make_unique<WireTransfer>(wire, src.dtype, l.group_size());
     }
     const int n = l.group_size();
     s.rows_in.resize(l.cells_in + 1);
@@ -264,8 +278,53 @@ void Exchange::CountRows(const StepLayout& l, Step& s, const int32_t* in, const 
   }
 }
 
+// Encoded values go between the two buffers that are live: the rest of the workspace.
+absl::Status Exchange::CommunicateEncoded(const StepLayout& l, Step& s, const char* in, char* out,
+                                          const Scratch& scratch, absl::string_view what) {
+  const int64_t need =
+      WireTransfer::WorkspaceBytes(wire_, layout_.src.dtype, l.kind, l.group_size(),
+                                   s.rows_in.back() * l.row_in, s.rows_out.back() * l.row_out);
+  char* encoded = scratch.base + scratch.live[0];
+  void* more = nullptr;  // of a ragged value with more rows than planned
+  if (need > scratch.bytes - scratch.live[0] - scratch.live[1]) {
+    if (!ragged()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("the workspace has ", scratch.bytes, " bytes, not ", WorkspaceBytes()));
+    }
+    more = mmap(nullptr, need, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (more == MAP_FAILED) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("no ", need, " bytes for an exchange of more rows than planned"));
+    }
+    encoded = static_cast<char*>(more);
+  }
+  absl::Status status;
+  switch (l.kind) {
+    case StepKind::kAllReduce:
+      status = s.wire->AllReduce(s.communicator, in, out, s.send[0], l.reduction, encoded, what);
+      break;
+    case StepKind::kReduceScatter:
+      status = s.wire->ReduceScatter(s.communicator, in, s.send, out, l.reduction, encoded, what);
+      break;
+    case StepKind::kAllGather:
+      status = s.wire->AllGather(s.communicator, in, s.send[0], out, s.receive, encoded, what);
+      break;
+    case StepKind::kAllToAll:
+    case StepKind::kPermute:
+      status = s.wire->AllToAll(s.communicator, in, s.send, out, s.receive, encoded, what);
+      break;
+    case StepKind::kZero:
+    case StepKind::kSlice:
+      break;
+  }
+  bytes_sent_ += s.wire->bytes_sent();
+  if (more != nullptr) munmap(more, need);
+  return status;
+}
+
 absl::Status Exchange::Communicate(const StepLayout& l, Step& s, const char* in, char* out,
-                                   absl::string_view what) {
+                                   const Scratch& scratch, absl::string_view what) {
+  if (s.wire != nullptr) return CommunicateEncoded(l, s, in, out, scratch, what);
   const DType dtype = layout_.src.dtype;
   const int64_t n = l.group_size();
   int64_t sent = 0;  // elements
@@ -332,7 +391,7 @@ absl::Status Exchange::RunStep(int i, Local& value, Tensor& out, Scratch& scratc
   };
   if (l.unpacks) {
     ASSIGN_OR_RETURN(char* const received, Take(scratch, bytes_out));
-    RETURN_IF_ERROR(Communicate(l, s, from, received, what));
+    RETURN_IF_ERROR(Communicate(l, s, from, received, scratch, what));
     ASSIGN_OR_RETURN(char* const to, result());
     int64_t at = 0;
     for (int p = 0; p < l.group_size(); ++p) {
@@ -351,7 +410,7 @@ absl::Status Exchange::RunStep(int i, Local& value, Tensor& out, Scratch& scratc
   } else if (l.kind == StepKind::kSlice) {
     PackBlock(l, l.me, s.rows_in, from, to, element_);
   } else {
-    RETURN_IF_ERROR(Communicate(l, s, from, to, what));
+    RETURN_IF_ERROR(Communicate(l, s, from, to, scratch, what));
   }
   value = {sizes, to};
   return absl::OkStatus();

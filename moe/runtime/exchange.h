@@ -9,6 +9,9 @@
 // packed nor unpacked; a reduction to replicated never is. Ragged values send their cell sizes first, where
 // the receiver cannot know them, and then only the rows there are.
 //
+// With a wire format, what travels is narrower than the value (wire_transfer.h); sizes of ragged values
+// travel as ever.
+//
 // All ranks of a group build and run the same exchanges in the same order; `what` has to be the same on all.
 // An Exchange is used by one thread at a time, and the World outlives it.
 #pragma once
@@ -26,12 +29,17 @@
 #include "moe/comm/world.h"
 #include "moe/ir/conversion_layout.h"
 #include "moe/ir/conversion_steps.h"
+#include "moe/ir/wire_format.h"
 #include "moe/kernels/kernel.h"
+#include "moe/runtime/wire_transfer.h"
 
 namespace moe {
 
 // Copies a box of elements of so many bytes.
 void CopyStrided(const StridedCopy& copy, const char* from, char* to, int64_t element);
+
+// Scratch bytes of an exchange: its layout's, and what travels in a narrower wire format.
+int64_t ExchangeWorkspaceBytes(const ConversionLayout& layout, WireFormat wire, double overload);
 
 class Exchange {
  public:
@@ -39,14 +47,17 @@ class Exchange {
   static absl::StatusOr<std::unique_ptr<Exchange>> Create(const Type& src, const Type& dst,
                                                           absl::Span<const ConversionStep> steps,
                                                           const Mesh& mesh, int64_t rank, World* world,
-                                                          absl::string_view channel);
+                                                          absl::string_view channel,
+                                                          WireFormat wire = WireFormat::kNone);
   ~Exchange();
   Exchange(const Exchange&) = delete;
   Exchange& operator=(const Exchange&) = delete;
 
   // What Run wants at least; see StorageOf about `overload`. Never more is touched, except that a ragged
   // value with more rows goes through memory of the exchange's own, given back after the run.
-  int64_t WorkspaceBytes(double overload = 0) const { return layout_.WorkspaceBytes(overload); }
+  int64_t WorkspaceBytes(double overload = 0) const {
+    return ExchangeWorkspaceBytes(layout_, wire_, overload);
+  }
 
   // Converts. Ragged: in.data points at the rows; out.sizes are filled and its rows placed. `workspace` is
   // 64-byte aligned, and null if workspace_bytes is 0. in and out do not overlap, but a lone all_reduce or
@@ -62,6 +73,7 @@ class Exchange {
  private:
   struct Step {  // what a step of the layout needs besides
     Communicator* communicator = nullptr;
+    std::unique_ptr<WireTransfer> wire;                            // null: as it is
     std::vector<int32_t> packed_sizes, received_sizes, sizes_out;  // by cell; sizes_out only between steps
     std::vector<int64_t> rows_in, rows_out;                        // before each cell; one more entry: all
     std::vector<int64_t> send, receive;                            // elements per peer
@@ -86,12 +98,16 @@ class Exchange {
   absl::Status CheckTensor(const Tensor& t, const Dims& dims, int64_t cells, int64_t row_elements) const;
   absl::Status ConvertSizes(const StepLayout& l, Step& s, const int32_t* in, int32_t* out,
                             absl::string_view what);
-  absl::Status Communicate(const StepLayout& l, Step& s, const char* in, char* out, absl::string_view what);
+  absl::Status Communicate(const StepLayout& l, Step& s, const char* in, char* out, const Scratch& scratch,
+                           absl::string_view what);
+  absl::Status CommunicateEncoded(const StepLayout& l, Step& s, const char* in, char* out,
+                                  const Scratch& scratch, absl::string_view what);
   absl::Status RunStep(int i, Local& value, Tensor& out, Scratch& scratch, absl::string_view what);
   void CountRows(const StepLayout& l, Step& s, const int32_t* in, const int32_t* out) const;
 
   ConversionLayout layout_;
   int64_t element_ = 0;  // bytes
+  WireFormat wire_ = WireFormat::kNone;
   std::vector<Step> steps_;
   int64_t bytes_sent_ = 0;
   char* overflow_ = nullptr;  // reserved at the first overflow; two halves

@@ -325,7 +325,7 @@ absl::Status Interpreter::Run(const Program& p, const StepInputs& inputs, int mi
       c.workspace = workspace_->data;
       c.workspace_bytes = s.workspace;
     }
-    RETURN_IF_ERROR(Annotate(s.kernel->fn(c), absl::StrCat(s.node->op_name(), " %", s.node->result_name())));
+    RETURN_IF_ERROR(Annotate(s.kernel->Run(c), absl::StrCat(s.node->op_name(), " %", s.node->result_name())));
     if (replay_ != nullptr) RETURN_IF_ERROR(Replay(*s.node, microbatch, c));
     if (record_ != nullptr) Record(*s.node, microbatch, c);
     if (options_.observer) {

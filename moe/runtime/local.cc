@@ -4,6 +4,7 @@
 #include "moe/ir/conversion_layout.h"
 #include "moe/ir/conversion_parts.h"
 #include "moe/runtime/bucket_exchange.h"
+#include "moe/runtime/exchange.h"
 
 namespace moe {
 
@@ -38,6 +39,10 @@ Tensor LocalTensor(const Type& type, const Mesh& mesh, void* base, int64_t bytes
   t.spill_rows = spill;
   t.data = nullptr;
   return t;
+}
+
+WireFormat WireOf(const Node& n) {
+  return ParseWireFormat(n.StringOr("wire", "")).value_or(WireFormat::kNone);
 }
 
 int64_t Block::elements() const {
@@ -100,10 +105,9 @@ absl::StatusOr<int64_t> NodeWorkspace(const Node& n, const Mesh& mesh, Backend b
     if (parts.size() > 1) return BucketExchange::WorkspaceBytes(parts, mesh);
     ASSIGN_OR_RETURN(ConversionLayout layout,
                      LayoutConversion(parts[0].from.type(), parts[0].to, mesh, 0, parts[0].steps));
-    return layout.WorkspaceBytes(overload);
+    return ExchangeWorkspaceBytes(layout, WireOf(n), overload);
   }
   ASSIGN_OR_RETURN(const Kernel* kernel, Kernels().Lookup(n, backend));
-  if (kernel->workspace == nullptr) return 0;
   ASSIGN_OR_RETURN(KernelContext c, LocalContext(n, mesh, 0));
   for (Value v : n.operands()) {
     c.in.push_back(LocalTensor(v.type(), mesh, nullptr, StorageOf(v.type(), mesh, overload).bytes));
@@ -111,7 +115,7 @@ absl::StatusOr<int64_t> NodeWorkspace(const Node& n, const Mesh& mesh, Backend b
   for (int i = 0; i < n.num_results(); ++i) {
     c.out.push_back(LocalTensor(n.type(i), mesh, nullptr, StorageOf(n.type(i), mesh, overload).bytes));
   }
-  return kernel->workspace(n, *c.rule, c.extent, c.in, c.out);
+  return kernel->WorkspaceBytes(n, *c.rule, c.extent, c.in, c.out);
 }
 
 std::function<int64_t(const Node&, const Mesh&)> WorkspaceHook(Backend backend, double overload) {

@@ -2,7 +2,7 @@
 //
 //   ASSIGN_OR_RETURN(KernelContext c, LocalContext(node, mesh, rank));
 //   c.in.push_back(LocalTensor(node.operand(0).type(), mesh, buffer, bytes, spill));
-//   RETURN_IF_ERROR(kernel->fn(c));
+//   RETURN_IF_ERROR(kernel->Run(c));
 //
 // Pure functions; no ownership: tensors point at the caller's buffers.
 #pragma once
@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "moe/ir/graph.h"
 #include "moe/ir/types.h"
+#include "moe/ir/wire_format.h"
 #include "moe/kernels/kernel.h"
 
 namespace moe {
@@ -26,6 +27,9 @@ absl::StatusOr<KernelContext> LocalContext(const Node& n, const Mesh& mesh, int6
 // tighter bound). `spill` is room for the worst case of a ragged value, or null. Ragged: PlaceRows() must be
 // called once sizes are known.
 Tensor LocalTensor(const Type& type, const Mesh& mesh, void* base, int64_t bytes, void* spill = nullptr);
+
+// The format in which a conversion's values travel (the attribute "wire").
+WireFormat WireOf(const Node& n);
 
 // The block of a global array that a rank holds: per dim, first index and extent.
 struct Block {

@@ -306,7 +306,7 @@ absl::Status RankExecutor::BindNode(const Node& n, const FunctionMemory& memory,
         std::unique_ptr<Exchange>& e = exchanges_[key];
         if (e == nullptr) {
           ASSIGN_OR_RETURN(e, Exchange::Create(parts[0].from.type(), parts[0].to, parts[0].steps, mesh_,
-                                               rank_, world_, kQueue));
+                                               rank_, world_, kQueue, WireOf(n)));
         }
         b.exchange = e.get();
       }
@@ -422,7 +422,7 @@ absl::Status RankExecutor::RunNode(BoundNode& n, int microbatch) {
     status = n.stage_group->AllReduce(c.in[0].data, c.out[0].data, c.in[0].elements(), c.in[0].dtype, kind,
                                       n.what);
   } else {
-    status = n.kernel->fn(c);
+    status = n.kernel->Run(c);
   }
   if (recorder != nullptr) {
     const int64_t sent = n.exchange != nullptr ? n.exchange->bytes_sent()

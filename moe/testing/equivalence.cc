@@ -110,11 +110,18 @@ absl::StatusOr<const Reference*> ReferenceFor(ModelConfig model, const Strategy&
 
 }  // namespace
 
+bool IsNarrow(const Strategy& s) {
+  return !s.precision.empty() || !s.compress_dispatch.empty() || !s.compress_combine.empty() ||
+         !s.compress_gather.empty() || !s.compress_grad.empty();
+}
+
 absl::StatusOr<EquivalenceResult> CheckEquivalence(const ModelConfig& config, const Strategy& strategy,
                                                    const EquivalenceCase& c) {
   ASSIGN_OR_RETURN(const Reference* ref, ReferenceFor(config, strategy, c));
   ModelConfig model = config;
-  model.set_dtype(c.f32 ? "f32" : "f64");
+  const bool f32 = c.f32 || IsNarrow(strategy);
+  const double scale = strategy.precision == "f16" ? ref->inputs[0].scalars.at("loss_scale") : 1;
+  model.set_dtype(f32 ? "f32" : "f64");
   Program program;
   ASSIGN_OR_RETURN(program.module, BuildModel(model, OptionsOf(c, strategy)));
   ASSIGN_OR_RETURN(program.module->mesh(),
@@ -134,7 +141,7 @@ absl::StatusOr<EquivalenceResult> CheckEquivalence(const ModelConfig& config, co
     if (c.one_expert) RETURN_IF_ERROR(ZeroRouters(*plan, *program.module));
     result.ranks = plan->num_ranks();
     for (int step = 0; step < c.steps; ++step) {
-      if (c.f32) plan->ReplayDecisions(&ref->decisions[step]);
+      if (f32) plan->ReplayDecisions(&ref->decisions[step]);
       ASSIGN_OR_RETURN(Reports reports, plan->TrainStep(ref->inputs[step]));
       const double loss = reports.at("lm loss").at(0);
       if (run == 1) {
@@ -149,6 +156,7 @@ absl::StatusOr<EquivalenceResult> CheckEquivalence(const ModelConfig& config, co
         for (const auto& [name, want] : ref->gradients) {
           absl::StatusOr<std::vector<double>> got = plan->ReadState(name);
           if (!got.ok()) return got.status();
+          for (double& x : *got) x /= scale;
           double e = Distance(*got, want) / std::max(Norm(want), 1e-6 * ref->gradient_norm);
           if (!std::isfinite(e)) e = INFINITY;
           if (e > result.worst_gradient || result.worst_gradient_name.empty()) {

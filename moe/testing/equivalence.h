@@ -31,7 +31,7 @@ struct EquivalenceCase {
   std::string strategy;  // as ParseStrategy reads it
   int64_t global_batch = 8;
   int steps = 20;
-  bool f32 = false;  // run the plan in f32 (decisions replayed); the reference stays f64
+  bool f32 = false;  // run the plan in f32 (decisions replayed); the reference stays f64. So do bf16 and f16.
   bool poison = true;
   bool twice = false;  // run the plan again and compare all reports bitwise
   std::string passes;  // "": the default pipeline
@@ -51,6 +51,9 @@ struct EquivalenceResult {
 };
 
 absl::StatusOr<EquivalenceResult> CheckEquivalence(const EquivalenceCase& c);
+// Computes or exchanges in less than the model's dtype, so that losses are near the reference within 2e-2 and
+// no nearer.
+bool IsNarrow(const Strategy& strategy);
 // The same for a model given as a message.
 absl::StatusOr<EquivalenceResult> CheckEquivalence(const ModelConfig& model, const Strategy& strategy,
                                                    const EquivalenceCase& c);

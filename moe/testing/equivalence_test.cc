@@ -219,6 +219,35 @@ constexpr Line kLines[] = {
     {"odd cap", "tp=6 etp=6 vp zero=1", 6, 5},
 };
 
+// Computed in bf16 or f16 with f32 masters, or exchanged in bf16 or block-scaled e4m3; decisions replayed:
+// losses within 2e-2 of the f64 reference.
+constexpr Line kNarrow[] = {
+    {"cap", "dp=1 bf16", 8, 20},
+    {"drop", "dp=4 ep=4 microbatches=2 bf16", 8, 20},
+    {"cap", "tp=2 dp=2 etp=2 ep=2 sp vp bf16", 8, 20},
+    {"drop", "pp=2 dp=2 tp=2 ep=4 sp vp zero=1 microbatches=4 bf16 checkpoint=selective", 8, 20},
+    {"drop", "dp=8 ep=4 zero=3 bf16", 8, 20},
+    {"drop", "dp=4 ep=4 overload=0.6 microbatches=2 bf16", 8, 5},
+    {"drop 4 tied", "pp=2 tp=2 etp=2 vp virtual_chunks=2 schedule=zb-v zero=1 microbatches=8 bf16", 8, 5},
+    {"odd cap", "cp=2 dp=3 microbatches=2 checkpoint=full bf16", 6, 5},
+    {"odd", "dp=7 ep=7 zero=2 bf16", 7, 5},
+    {"cap", "dp=2 ep=2 f16", 8, 20},
+    {"drop", "pp=2 tp=2 etp=2 sp vp microbatches=4 f16", 8, 20},
+    {"odd tied", "pp=2 dp=3 zero=3 microbatches=2 f16", 6, 5},
+    // Exchanges narrower than what is computed.
+    {"cap", "dp=4 ep=4 compress_dispatch=bf16 compress_combine=bf16", 8, 20},
+    {"drop", "dp=4 ep=4 compress_dispatch=f8", 8, 20},
+    {"drop", "tp=2 dp=2 etp=2 ep=2 sp compress_combine=f8 checkpoint=full", 8, 20},
+    {"drop", "dp=8 ep=4 zero=3 compress_gather=bf16 compress_grad=f8", 8, 20},
+    {"cap", "dp=4 zero=3 compress_gather=f8", 8, 20},
+    {"cap", "dp=4 tp=2 ep=4 compress_grad=bf16", 8, 20},
+    {"drop", "pp=2 dp=2 zero=2 microbatches=4 compress_grad=f8 schedule=zb-h1", 8, 5},
+    {"drop", "dp=4 ep=4 overload=0.6 microbatches=2 compress_dispatch=f8 compress_combine=bf16", 8, 5},
+    {"odd", "dp=7 ep=7 zero=1 compress_dispatch=f8 compress_combine=f8 compress_grad=f8", 7, 5},
+    {"odd cap", "tp=2 etp=2 sp dp=3 zero=3 bf16 compress_dispatch=f8 compress_gather=f8 compress_grad=bf16",
+     6, 5},
+};
+
 // Batches in which somebody has nothing to do.
 struct StarvedLine {
   const char* model;
@@ -300,6 +329,26 @@ TEST_P(EquivalenceTest, MatchesTheReferenceInF32WithItsDecisions) {
   EXPECT_LT(r.worst_loss, 1e-4);
 }
 
+class NarrowTest : public ::testing::TestWithParam<Line> {};
+
+TEST_P(NarrowTest, LossesAreNearTheReference) {
+  const Line& line = GetParam();
+  EquivalenceCase c;
+  c.name = line.strategy;
+  c.model = Model(line.model);
+  c.strategy = line.strategy;
+  c.global_batch = line.global_batch;
+  c.steps = line.steps;
+  c.twice = true;
+  ASSERT_OK_AND_ASSIGN(EquivalenceResult r, CheckEquivalence(c));
+  SCOPED_TRACE(r.ToString());
+  EXPECT_LT(r.worst_loss, 2e-2);
+  EXPECT_GT(r.worst_loss, 1e-7);  // it did compute narrow
+  EXPECT_TRUE(r.repeated_bitwise);
+  EXPECT_EQ(r.planned_peak, r.measured_peak);
+  RecordProperty("result", r.ToString());
+}
+
 std::string NameOf(const ::testing::TestParamInfo<Line>& info) {
   std::string name = absl::StrCat(info.index, "_", info.param.model, "_", info.param.strategy);
   for (char& ch : name) {
@@ -308,6 +357,7 @@ std::string NameOf(const ::testing::TestParamInfo<Line>& info) {
   return name;
 }
 
+INSTANTIATE_TEST_SUITE_P(Strategies, NarrowTest, ::testing::ValuesIn(kNarrow), NameOf);
 INSTANTIATE_TEST_SUITE_P(Strategies, EquivalenceTest, ::testing::ValuesIn(kLines), NameOf);
 
 }  // namespace

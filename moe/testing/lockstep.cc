@@ -235,12 +235,12 @@ class Machine {
       for (Buffer& b : in) c.in.push_back(b.tensor);
       for (Buffer& b : out) c.out.push_back(b.tensor);
       std::vector<double> workspace;
-      if (kernel->workspace != nullptr) {
-        c.workspace_bytes = kernel->workspace(*n, *c.rule, c.extent, c.in, c.out);
+      c.workspace_bytes = kernel->WorkspaceBytes(*n, *c.rule, c.extent, c.in, c.out);
+      if (c.workspace_bytes > 0) {
         workspace.assign(c.workspace_bytes / 8 + 16, std::nan(""));
         c.workspace = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(workspace.data()) + 63) / 64 * 64);
       }
-      RETURN_IF_ERROR(Annotate(kernel->fn(c), n->op_name()));
+      RETURN_IF_ERROR(Annotate(kernel->Run(c), n->op_name()));
       for (int i = 0; i < n->num_results(); ++i) {
         Array a = Zeros(n->type(i), mesh_);
         out[i].tensor = c.out[i];

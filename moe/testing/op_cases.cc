@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "glog/logging.h"
 #include "moe/ir/builder.h"
+#include "moe/kernels/convert.h"
 
 namespace moe {
 
@@ -43,6 +44,14 @@ OpSizes OpSizes::Tiny() {
 }
 
 namespace {
+
+double Rounded(DType dtype, double x) {
+  char stored[4];
+  float y = static_cast<float>(x);
+  FromF32(dtype, &y, stored, 1);
+  ToF32(dtype, stored, &y, 1);
+  return y;
+}
 
 // Builds one case: operands become arguments with random values.
 class CaseBuilder {
@@ -167,6 +176,7 @@ class CaseBuilder {
   }
 
   void Op(absl::string_view op, std::vector<Value> operands, Attributes attributes = {}) {
+    WidenWhereDeclared(*registry_.Find(op), operands);
     Builder b(function_, registry_);
     absl::StatusOr<Node*> n = b.CreateNode(op, std::move(operands), std::move(attributes));
     CHECK(n.ok()) << op << ": " << n.status();
@@ -208,13 +218,22 @@ class CaseBuilder {
     return Add(std::move(v), Type(dtype, dims));
   }
   Value Add(HostValue v, Type type) {
-    if (v.dtype == DType::kF32) {
-      for (double& x : v.data) x = static_cast<float>(x);
+    if (IsFloat(v.dtype) && v.dtype != DType::kF64) {
+      for (double& x : v.data) x = Rounded(v.dtype, x);
     }
     Value arg = function_->AddArg(absl::StrCat("x", case_.operands.size()), std::move(type));
     index_[arg.node] = case_.operands.size();
     case_.operands.push_back(std::move(v));
     return arg;
+  }
+
+  void WidenWhereDeclared(const OpDef& op, const std::vector<Value>& operands) {
+    for (const int i : op.wide_operands) {
+      Type type = operands[i].type();
+      HostValue& v = case_.operands[index_.at(operands[i].node)];
+      type.dtype = v.dtype = AtLeastF32(type.dtype);
+      operands[i].node->SetType(0, type);
+    }
   }
 
   void Route(bool dropless) {

@@ -54,7 +54,7 @@ struct OpSizes {
 };
 
 struct OpCaseOptions {
-  DType dtype = DType::kF64;
+  DType dtype = DType::kF64;  // of all reals, but f32 at least where the op declares its operand wide
   uint64_t seed = 1;
   OpSizes sizes;
   double masked = 0.2;  // share of tokens that are padding; 1: no token is routed at all

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "moe/base/status.h"
+#include "moe/kernels/convert.h"
 
 namespace moe {
 namespace {
@@ -18,9 +19,11 @@ constexpr unsigned char kGuard = 0xab;
 
 void Store(DType dtype, double x, char* at) {
   switch (dtype) {
-    case DType::kF32: {
+    case DType::kF32:
+    case DType::kBF16:
+    case DType::kF16: {
       const float v = static_cast<float>(x);
-      std::memcpy(at, &v, sizeof(v));
+      FromF32(dtype, &v, at, 1);
       return;
     }
     case DType::kS32: {
@@ -35,9 +38,11 @@ void Store(DType dtype, double x, char* at) {
 
 double Load(DType dtype, const char* at) {
   switch (dtype) {
-    case DType::kF32: {
+    case DType::kF32:
+    case DType::kBF16:
+    case DType::kF16: {
       float v;
-      std::memcpy(&v, at, sizeof(v));
+      ToF32(dtype, at, &v, 1);
       return v;
     }
     case DType::kS32: {
@@ -156,10 +161,10 @@ absl::StatusOr<std::vector<HostValue>> RunNodeOnRank(const Node& n, const Kernel
       out.back().tensor.data = in[alias->second].tensor.data;
     c.out.push_back(out.back().tensor);
   }
-  c.workspace_bytes = kernel.workspace == nullptr ? 0 : kernel.workspace(n, *c.rule, c.extent, c.in, c.out);
+  c.workspace_bytes = kernel.WorkspaceBytes(n, *c.rule, c.extent, c.in, c.out);
   Buffer workspace(c.workspace_bytes);
   c.workspace = c.workspace_bytes > 0 ? workspace.data() : nullptr;
-  RETURN_IF_ERROR(Annotate(kernel.fn(c), n.op_name()));
+  RETURN_IF_ERROR(Annotate(kernel.Run(c), n.op_name()));
 
   if (!workspace.GuardIntact())
     return absl::InternalError(absl::StrCat(n.op_name(), " writes beyond its workspace"));

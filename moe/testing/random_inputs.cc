@@ -36,6 +36,8 @@ absl::StatusOr<StepInputs> RandomInputs(const Module& module, const RandomInputO
   const double t = static_cast<double>(step);
   in.scalars = {{"inv_tokens", 1 / valid},
                 {"inv_microbatches", 1.0 / std::max<int64_t>(1, AttrInt(a, "microbatches", 1))},
+                {"loss_scale", 1024},
+                {"inv_loss_scale", 1.0 / 1024},
                 {"learning_rate", options.learning_rate},
                 {"bias1", 1 - std::pow(AttrFloat(a, "beta1", 0.9), t)},
                 {"bias2", 1 - std::pow(AttrFloat(a, "beta2", 0.95), t)}};

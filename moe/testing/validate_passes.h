@@ -12,8 +12,8 @@
 // Both run one step in lockstep (virtual_cluster.h), with the same random data and initial states. What
 // leaves functions must agree: states after the step, reports, boundary values. If something differs, both
 // run again and the values of equal name are compared in order of execution, so the culprit is where the
-// difference begins and not where it comes out. f32 programs run as f64: what differs then is wrong and not
-// rounded, and no routing decision flips.
+// difference begins and not where it comes out. f32, bf16 and f16 run as f64, and no exchange is compressed: what
+// differs then is wrong and not rounded, and no routing decision flips.
 //
 //   - autodiff: gradients are held against differences of the losses, parameter by parameter.
 //   - a pass that leaves a complete plan (plan-memory): the executor also runs it, with its own dtype,

@@ -459,14 +459,14 @@ class Cluster {
           if (c.in.back().is_ragged()) RETURN_IF_ERROR(where(c.in.back().PlaceRows()));
         }
         for (int i = 0; i < n->num_results(); ++i) c.out.push_back(TensorOf(n->type(i), *out[i][r]));
-        if (kernel->workspace != nullptr) {
-          c.workspace_bytes = kernel->workspace(*n, *c.rule, c.extent, c.in, c.out);
+        c.workspace_bytes = kernel->WorkspaceBytes(*n, *c.rule, c.extent, c.in, c.out);
+        if (c.workspace_bytes > 0) {
           if (workspace_ == nullptr || workspace_->size() < c.workspace_bytes) {
             workspace_ = std::make_shared<Bytes>(c.workspace_bytes);
           }
           c.workspace = workspace_->data();
         }
-        RETURN_IF_ERROR(where(kernel->fn(c)));
+        RETURN_IF_ERROR(where(kernel->Run(c)));
       }
     }
     for (int i = 0; i < n->num_results(); ++i) frame->values[n->result(i)] = std::move(out[i]);
@@ -724,7 +724,7 @@ std::vector<double> InitialValues(const Module& module, const State& state, uint
 
 void PromoteToF64(Module* module) {
   const auto promote = [](Type type) {
-    if (type.dtype == DType::kF32) type.dtype = DType::kF64;
+    if (IsFloat(type.dtype)) type.dtype = DType::kF64;
     return type;
   };
   for (const auto& s : module->states()) s->type = promote(s->type);
@@ -732,7 +732,9 @@ void PromoteToF64(Module* module) {
     for (Node* a : f->args()) a->SetType(0, promote(a->type()));
     for (const auto& n : f->body()) {
       for (int i = 0; i < n->num_results(); ++i) n->SetType(i, promote(n->type(i)));
-      if (n->StringOr("dtype", "") == "f32") n->Set("dtype", std::string("f64"));
+      const std::optional<DType> dtype = ParseDType(n->StringOr("dtype", ""));
+      if (dtype && IsFloat(*dtype)) n->Set("dtype", std::string("f64"));
+      if (n->Has("wire")) n->Set("wire", std::string());  // exchanged as it is
     }
   }
 }

@@ -71,7 +71,7 @@ absl::StatusOr<ClusterRun> RunOnVirtualCluster(const Program& program, const Ste
 // initialises them, moments small random numbers (second moments positive), everything else zero.
 std::vector<double> InitialValues(const Module& module, const State& state, uint64_t seed);
 
-// Makes every f32 an f64, attributes included, so that what differs is wrong and not rounded.
+// Makes every float an f64, attributes included, and exchanges it whole, so that what differs is wrong and not rounded.
 void PromoteToF64(Module* module);
 
 }  // namespace moe

@@ -98,6 +98,8 @@ class Members {
     bool good = it != object_.end();
     if constexpr (std::is_same_v<T, std::string>) {
       good = good && it->is_string();
+    } else if constexpr (std::is_same_v<T, double>) {
+      good = good && it->is_number();
     } else if constexpr (std::is_same_v<T, uint64_t>) {
       good = good && it->is_number_unsigned();
     } else {
@@ -173,6 +175,9 @@ absl::Status WriteCheckpoint(const std::string& dir, const CheckpointMeta& meta,
       {"skipped_steps", meta.skipped_steps},
       {"nan_steps", meta.nan_steps},
       {"consecutive_skips", meta.consecutive_skips},
+      {"loss_scale", meta.loss_scale.value},
+      {"loss_scale_finite_steps", meta.loss_scale.finite_steps},
+      {"loss_scale_tolerance", meta.loss_scale.tolerance},
       {"seed", meta.seed},
       {"data_fingerprint", meta.data_fingerprint},
       {"files", files},
@@ -221,6 +226,10 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& 
   meta.skipped_steps = members.Get<int64_t>("skipped_steps");
   meta.nan_steps = members.Get<int64_t>("nan_steps");
   meta.consecutive_skips = members.Get<int64_t>("consecutive_skips");
+  if (manifest.contains("loss_scale")) {
+    meta.loss_scale = {members.Get<double>("loss_scale"), members.Get<int64_t>("loss_scale_finite_steps"),
+                       members.Get<int64_t>("loss_scale_tolerance")};
+  }
   meta.seed = members.Get<uint64_t>("seed");
   meta.data_fingerprint = members.Get<std::string>("data_fingerprint");
   if (!members.status().ok()) return wrong(members.status().message());

@@ -35,6 +35,7 @@
 #include "absl/types/span.h"
 #include "moe/ir/types.h"
 #include "moe/model/config.pb.h"
+#include "moe/train/loss_scale.h"
 #include "moe/train/safetensors.h"
 
 namespace moe {
@@ -49,6 +50,7 @@ struct CheckpointMeta {
   int64_t skipped_steps = 0;     // of all, those not applied because something was not finite
   int64_t nan_steps = 0;
   int64_t consecutive_skips = 0;  // up to now
+  LossScale::State loss_scale;    // value 0: the run had none
   uint64_t seed = 0;
   std::string data_fingerprint;  // of the training text; see Dataset::Fingerprint
 };

@@ -48,6 +48,7 @@ class CheckpointTest : public ::testing::Test {
             .skipped_steps = 2,
             .nan_steps = 1,
             .consecutive_skips = 1,
+            .loss_scale = {4096, 17, 2},
             .seed = ~uint64_t{0},
             .data_fingerprint = "ab12"};
   }
@@ -89,6 +90,7 @@ TEST_F(CheckpointTest, RoundTrips) {
   EXPECT_EQ(meta.skipped_steps, 2);
   EXPECT_EQ(meta.nan_steps, 1);
   EXPECT_EQ(meta.consecutive_skips, 1);
+  EXPECT_EQ(meta.loss_scale, (LossScale::State{4096, 17, 2}));
   EXPECT_EQ(meta.seed, ~uint64_t{0});
   EXPECT_EQ(meta.data_fingerprint, "ab12");
   ASSERT_EQ(checkpoint->tensors().size(), 3u);

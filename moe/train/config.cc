@@ -104,6 +104,10 @@ RunConfig ResolveRunConfig(RunConfig config) {
   TrainConfig& t = *config.mutable_train();
   if (t.data_path().empty()) t.set_data_path(DefaultDataPath());
   if (t.micro_batch_size() == 0) t.set_micro_batch_size(1);
+  if (t.initial_loss_scale() == 0) t.set_initial_loss_scale(65536);
+  if (t.min_loss_scale() == 0) t.set_min_loss_scale(1);
+  if (t.loss_scale_window() == 0) t.set_loss_scale_window(1000);
+  if (t.hysteresis() == 0) t.set_hysteresis(2);
   if (t.log_interval() == 0) t.set_log_interval(1);
   if (t.max_consecutive_skips() == 0) t.set_max_consecutive_skips(10);
   return config;
@@ -136,6 +140,11 @@ Strategy StrategyOf(const RunConfig& config) {
   s.checkpoint_budget = c.recompute_budget().empty() ? 0 : ParseByteSize(c.recompute_budget()).value_or(0);
   s.memory_limit = c.memory_limit().empty() ? 0 : ParseByteSize(c.memory_limit()).value_or(0);
   s.dispatcher = c.moe_token_dispatcher_type();
+  s.precision = c.fp16() ? "f16" : c.bf16() ? "bf16" : "";
+  s.compress_dispatch = c.compress_dispatch();
+  s.compress_combine = c.compress_combine();
+  s.compress_gather = c.compress_gather();
+  s.compress_grad = c.compress_grad();
   s.overload = c.moe_overload_factor();
   s.ep_order = c.expert_axis_order();
   s.kv_axis = c.split_tensor_by_kv_heads();
@@ -187,6 +196,12 @@ void SetStrategy(const Strategy& s, RunConfig& config) {
   c.set_recompute_budget(s.checkpoint_budget > 0 ? ByteSizeToString(s.checkpoint_budget) : "");
   c.set_memory_limit(s.memory_limit > 0 ? ByteSizeToString(s.memory_limit) : "");
   c.set_moe_token_dispatcher_type(s.dispatcher);
+  c.set_bf16(s.precision == "bf16");
+  c.set_fp16(s.precision == "f16");
+  c.set_compress_dispatch(s.compress_dispatch);
+  c.set_compress_combine(s.compress_combine);
+  c.set_compress_gather(s.compress_gather);
+  c.set_compress_grad(s.compress_grad);
   c.set_moe_overload_factor(s.overload);
   c.set_expert_axis_order(s.ep_order);
   c.set_split_tensor_by_kv_heads(s.kv_axis);
@@ -231,6 +246,7 @@ std::string DescribeStrategy(const RunConfig& config) {
   if (s.vocab_parallel) absl::StrAppend(&line, ", vocabulary parallel");
   if (s.zero > 0) absl::StrAppend(&line, ", ZeRO-", s.zero);
   if (s.zero_dp > 0) absl::StrAppend(&line, " over ", s.zero_dp);
+  if (!s.precision.empty()) absl::StrAppend(&line, ", ", s.precision);
   if (config.model().num_experts() > 0) {
     absl::StrAppend(&line, "   experts: ep ", s.ep, ", edp ", s.edp(), ", etp ", s.etp);
     if (s.expert_zero >= 0 && s.expert_zero != s.zero) absl::StrAppend(&line, ", ZeRO-", s.expert_zero);

@@ -18,7 +18,7 @@ ABSL_FLAG(std::string, strategy, "",
           "A strategy in compact words (pp= dp= cp= tp= ep= etp= sp vp zero= expert_zero= microbatches= "
           "virtual_chunks= "
           "moe_chunks= schedule= checkpoint= checkpoint_budget= memory_limit= dispatcher= overload= ep_order= "
-          "bucket= overlap= "
+          "bucket= overlap= bf16 f16 compress_dispatch= compress_combine= compress_gather= compress_grad= "
           "no_kv_axis expert_slots= expert_map= zero_dp= expert_zero_dp= cp_attention= cp_order= "
           "devices_per_node= hierarchical=); replaces the strategy of --config and the "
           "defaults.");
@@ -92,6 +92,11 @@ ABSL_FLAG(std::string, strategy, "",
     "Bytes of a rank that the plan must fit; empty: none.")                                                 \
   X(std::string, moe_token_dispatcher_type, strategy, moe_token_dispatcher_type,                            \
     "How tokens reach experts on other ranks: alltoall, allgather, or auto (fewer bytes).")                 \
+  X(std::string, compress_dispatch, strategy, compress_dispatch,                                            \
+    "Wire format of tokens on their way to experts: bf16 or f8; empty: as computed.")                       \
+  X(std::string, compress_combine, strategy, compress_combine, "The same on their way back.")               \
+  X(std::string, compress_gather, strategy, compress_gather, "The same for ZeRO-3's parameters.")           \
+  X(std::string, compress_grad, strategy, compress_grad, "The same for reductions of gradients.")           \
   X(double, moe_overload_factor, strategy, moe_overload_factor,                                             \
     "Dropless: rows that the arena holds, as a multiple of the expected; 0: the worst case.")               \
   X(std::string, expert_axis_order, strategy, expert_axis_order, "fold or reversed; empty: the cheaper.")   \
@@ -128,6 +133,11 @@ ABSL_FLAG(std::string, strategy, "",
   X(double, adam_eps, train, adam_eps, "Epsilon of AdamW.")                                                 \
   X(double, clip_grad, train, clip_grad, "Largest global gradient norm; 0: no clipping.")                   \
   X(uint64_t, seed, train, seed, "Seed of initial weights and of the data order.")                          \
+  X(double, initial_loss_scale, train, initial_loss_scale, "With --fp16: the first loss scale.")            \
+  X(double, min_loss_scale, train, min_loss_scale, "With --fp16: the least loss scale.")                    \
+  X(int64_t, loss_scale_window, train, loss_scale_window,                                                   \
+    "With --fp16: finite steps in a row after which the loss scale doubles.")                               \
+  X(int64_t, hysteresis, train, hysteresis, "With --fp16: non-finite steps before the loss scale halves.")  \
   X(int64_t, log_interval, train, log_interval, "Steps between progress lines.")                            \
   X(int64_t, eval_interval, train, eval_interval, "Steps between evaluations; 0: at the end only.")         \
   X(int64_t, eval_samples, train, eval_samples, "Held-out samples per evaluation; 0: all.")                 \
@@ -141,6 +151,8 @@ ABSL_FLAG(std::string, strategy, "",
 #define MOE_SWITCH_FLAGS(X)                                                                                  \
   X(norm_topk_prob, model, norm_topk_prob, "Renormalise the chosen probabilities to sum 1.")                 \
   X(tie_embeddings, model, tie_embeddings, "The head shares the embedding's weights.")                       \
+  X(bf16, strategy, bf16, "Compute in bf16, with f32 masters, gradients, statistics and router.")            \
+  X(fp16, strategy, fp16, "The same in f16, with a dynamic loss scale.")                                     \
   X(sequence_parallel, strategy, sequence_parallel,                                                          \
     "Norms and residuals sharded by sequence over tensor ranks.")                                            \
   X(vocab_parallel, strategy, vocab_parallel, "Embedding and head sharded by vocabulary over tensor ranks.") \

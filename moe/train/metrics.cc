@@ -55,10 +55,11 @@ std::string ProgressLine(const StepMetrics& m, absl::Time now, absl::TimeZone zo
   std::string line = absl::StrFormat(
       " [%s] iteration %8d/%8d | consumed samples: %12d | elapsed time per iteration (ms): %.1f |"
       " throughput per GPU (TFLOP/s/GPU): %.4g | learning rate: %.6E | global batch size: %5d | lm loss: "
-      "%.6E |"
+      "%.6E |%s"
       " grad norm: %.3f | number of skipped iterations: %3d | number of nan iterations: %3d |",
       absl::FormatTime("%Y-%m-%d %H:%M:%S", now, zone), m.iteration, m.train_iters, m.consumed_samples,
-      m.milliseconds, m.tflops_per_device, m.learning_rate, m.global_batch_size, m.lm_loss, m.grad_norm,
+      m.milliseconds, m.tflops_per_device, m.learning_rate, m.global_batch_size, m.lm_loss,
+      m.loss_scale > 0 ? absl::StrFormat(" loss scale: %.1f |", m.loss_scale) : "", m.grad_norm,
       m.skipped_iterations, m.nan_iterations);
   const double left = static_cast<double>(m.train_iters - m.iteration) * m.milliseconds / 1000;
   absl::StrAppend(&line, " tok/s: ", Thousands(m.tokens_per_second), " | ETA: ", ShowDuration(left), " |");
@@ -84,6 +85,7 @@ std::string MetricsJson(const StepMetrics& m) {
       .Add("skipped_iterations", m.skipped_iterations)
       .Add("nan_iterations", m.nan_iterations);
   if (m.mfu > 0) line.Add("mfu", m.mfu);
+  if (m.loss_scale > 0) line.Add("loss_scale", m.loss_scale);
   if (m.has_experts) {
     line.Add("load_max_over_mean", m.load_max_over_mean)
         .Add("dropped", m.dropped)

@@ -29,6 +29,7 @@ struct StepMetrics {
   int64_t global_batch_size = 0;
   double lm_loss = 0;
   double grad_norm = 0;
+  double loss_scale = 0;           // 0: none, and then not shown
   int64_t skipped_iterations = 0;  // so far: something was not finite, or out of bounds, and weights stayed
   int64_t nan_iterations = 0;
   double tokens_per_second = 0;

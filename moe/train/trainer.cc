@@ -56,6 +56,14 @@ Trainer::Trainer(const RunConfig& resolved, const Module& module, Session* sessi
   meta_.run_config = RunConfigToText(config_);
   meta_.seed = config_.train().seed();
   meta_.data_fingerprint = data_->Fingerprint();
+  const TrainConfig& t = config_.train();
+  if (config_.strategy().fp16()) {
+    loss_scale_.emplace(LossScale::Options{.initial = t.initial_loss_scale(),
+                                           .least = t.min_loss_scale(),
+                                           .window = t.loss_scale_window(),
+                                           .hysteresis = t.hysteresis()});
+    meta_.loss_scale = loss_scale_->state();
+  }
 }
 
 absl::Status Trainer::Resume(const std::string& path) {
@@ -78,6 +86,10 @@ absl::Status Trainer::Resume(const std::string& path) {
   meta_.skipped_steps = saved.skipped_steps;
   meta_.nan_steps = saved.nan_steps;
   meta_.consecutive_skips = saved.consecutive_skips;
+  if (loss_scale_ && saved.loss_scale.value > 0) {
+    loss_scale_->Restore(saved.loss_scale);
+    meta_.loss_scale = saved.loss_scale;
+  }
   last_checkpoint_ = dir;
   return absl::OkStatus();
 }
@@ -115,6 +127,10 @@ absl::StatusOr<StepInputs> Trainer::NextInputs() const {
       {.peak = t.lr(), .floor = t.min_lr(), .warmup = t.lr_warmup_iters(), .total = t.train_iters()},
       meta_.step + 1);
   // Skipped steps leave the moments alone, so they do not count for the bias corrections either.
+  if (loss_scale_) {
+    in.scalars["loss_scale"] = loss_scale_->value();
+    in.scalars["inv_loss_scale"] = 1 / loss_scale_->value();
+  }
   const double applied = static_cast<double>(meta_.step - meta_.skipped_steps + 1);
   in.scalars["bias1"] = 1 - std::pow(t.adam_beta1(), applied);
   in.scalars["bias2"] = 1 - std::pow(t.adam_beta2(), applied);
@@ -142,6 +158,11 @@ absl::StatusOr<StepMetrics> Trainer::Step() {
   m.lm_loss = Scalar(*reports, "lm loss", std::nan(""));
   m.grad_norm = Scalar(*reports, "grad norm");
   const bool applied = Scalar(*reports, "finite", 1) != 0;
+  if (loss_scale_) {
+    m.loss_scale = loss_scale_->value();
+    loss_scale_->After(applied);
+    meta_.loss_scale = loss_scale_->state();
+  }
   if (!applied) ++meta_.skipped_steps;
   if (!std::isfinite(m.lm_loss)) ++meta_.nan_steps;
   meta_.consecutive_skips = applied && std::isfinite(m.lm_loss) ? 0 : meta_.consecutive_skips + 1;

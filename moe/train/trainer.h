@@ -8,8 +8,9 @@
 //
 // A step whose loss or gradient is not finite changes no weights (the compiled update sees to that on all
 // ranks); it is counted, and after TrainConfig::max_consecutive_skips of them in a row training stops with an
-// error. Where a run stands is (step, consumed samples, skips) and nothing else, so an interrupted run that
-// resumes goes on bitwise as if it had not been interrupted.
+// error. In f16 the loss scale shrinks with such steps. Where a run stands is (step, consumed samples, skips,
+// loss scale) and nothing else, so an interrupted run that resumes goes on bitwise as if it had not been
+// interrupted.
 //
 // Session, module and data outlive the trainer. One thread; only `stop` may be set from elsewhere.
 #pragma once
@@ -28,6 +29,7 @@
 #include "moe/train/checkpoint.h"
 #include "moe/train/config.h"
 #include "moe/train/data.h"
+#include "moe/train/loss_scale.h"
 #include "moe/train/metrics.h"
 
 namespace moe {
@@ -95,6 +97,7 @@ class Trainer {
   const Dataset* const data_;
   const TrainerOptions options_;
   CheckpointMeta meta_;
+  std::optional<LossScale> loss_scale_;  // of f16
   std::string last_checkpoint_;
 };
 

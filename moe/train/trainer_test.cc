@@ -104,6 +104,39 @@ TEST(TrainerTest, LossFallsAndTwoRunsAreBitwiseTheSame) {
   EXPECT_LT(x, first.losses[0]);
 }
 
+// f16 with a scale far too high: the first steps overflow and change nothing, the scale falls until they do not, and
+// where it stands survives a checkpoint.
+TEST(TrainerTest, LossScaleFallsUntilStepsAreFinite) {
+  RunConfig config = SmallConfig("dp=2 ep=2 f16");
+  config.mutable_train()->set_initial_loss_scale(std::ldexp(1.0, 36));
+  config.mutable_train()->set_hysteresis(1);
+  config.mutable_train()->set_max_consecutive_skips(40);
+  config.mutable_train()->set_train_iters(40);
+  const std::string dir = Folder("loss_scale");
+  ASSERT_OK(MakeFolders(dir));
+  TrainerOptions options;
+  options.run_dir = dir;
+  std::vector<double> scales;
+  std::vector<int64_t> skipped;
+  options.progress = [&](const StepMetrics& m) {
+    scales.push_back(m.loss_scale);
+    skipped.push_back(m.skipped_iterations);
+  };
+  ASSERT_OK_AND_ASSIGN(Rig s, Make(config, options));
+  ASSERT_OK_AND_ASSIGN(const TrainResult result, s.trainer->Train());
+  EXPECT_EQ(scales[0], std::ldexp(1.0, 36));
+  EXPECT_GT(skipped.back(), 0);
+  EXPECT_LT(skipped.back(), 35);
+  EXPECT_EQ(scales.back(), std::ldexp(scales[0], -static_cast<int>(skipped.back())));
+  EXPECT_LT(result.losses.back(), result.losses[0] - 0.5);
+  ASSERT_OK_AND_ASSIGN(const auto checkpoint, Checkpoint::Open(result.checkpoint));
+  EXPECT_EQ(checkpoint->meta().loss_scale.value, scales.back());
+  for (const TensorSpec& t : checkpoint->tensors()) EXPECT_EQ(t.dtype, DType::kF32) << t.name;  // the masters
+  ASSERT_OK_AND_ASSIGN(Rig resumed, Make(config));
+  ASSERT_OK(resumed.trainer->Resume(dir));
+  EXPECT_EQ(resumed.trainer->meta().loss_scale, s.trainer->meta().loss_scale);
+}
+
 TEST(TrainerTest, EvaluationCountsEachHeldOutTokenOnceAndChangesNothing) {
   ASSERT_OK_AND_ASSIGN(Rig s, Make(SmallConfig("dp=2")));
   ASSERT_OK_AND_ASSIGN(const double all, s.trainer->Evaluate());

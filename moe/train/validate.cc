@@ -137,6 +137,7 @@ ChunkRange ChunksOf(const std::string& schedule) {
   return {schedule == "interleaved" ? 2 : 1, kMaxDegree};
 }
 bool IsDispatcher(const std::string& s) { return s == "alltoall" || s == "allgather" || s == "auto"; }
+bool IsWire(const std::string& s) { return s.empty() || s == "bf16" || s == "f8"; }
 bool IsExpertOrder(const std::string& s) { return s.empty() || s == "fold" || s == "reversed"; }
 bool IsOverlap(const std::string& s) { return s.empty() || s == "on" || s == "off"; }
 
@@ -220,6 +221,16 @@ void CheckWords(const StrategyConfig& s, Collector& out) {
   if (s.moe_chunks() < 0) out.Add("moe_chunks = ", s.moe_chunks()).legal = "a positive number";
   if (s.ddp_bucket_size() < -1) {
     out.Add("ddp_bucket_size = ", s.ddp_bucket_size()).legal = "-1 (as the target likes), 0 (none) or bytes";
+  }
+  if (s.bf16() && s.fp16()) out.Add("bf16 and fp16 at once").legal = "one of them, or neither";
+  const std::pair<const char*, const std::string&> wires[] = {{"compress_dispatch", s.compress_dispatch()},
+                                                              {"compress_combine", s.compress_combine()},
+                                                              {"compress_gather", s.compress_gather()},
+                                                              {"compress_grad", s.compress_grad()}};
+  for (const auto& [flag, wire] : wires) {
+    if (!IsWire(wire)) {
+      out.Add(flag, " = '", wire, "' is not known").legal = "bf16, f8 or empty";
+    }
   }
   if (!std::isfinite(s.moe_overload_factor()) || s.moe_overload_factor() < 0) {
     out.Add("moe_overload_factor = ", s.moe_overload_factor()).legal =
@@ -497,6 +508,10 @@ std::vector<ConfigProblem> StrategyProblems(const RunConfig& config) {
   Collector out;
   const Sizes sizes(config);
   CheckWords(config.strategy(), out);
+  if ((config.strategy().bf16() || config.strategy().fp16()) && config.model().dtype() == "f64") {
+    out.Add(config.strategy().bf16() ? "bf16" : "fp16", " with dtype = 'f64': masters are f32").legal =
+        "dtype f32";
+  }
   if (CheckDegrees(config.strategy(), out)) {
     CheckModelFits(sizes, config.strategy(), out);
     CheckWorld(sizes, config.strategy(), out);
@@ -528,6 +543,11 @@ std::vector<ConfigProblem> TrainConfigProblems(const RunConfig& config) {
                                      std::pair("node_microseconds", c.node_microseconds())}) {
     within(field, value, value >= 0, "0 (the target's) or a positive number");
   }
+  at_least("loss_scale_window", t.loss_scale_window(), 1);
+  at_least("hysteresis", t.hysteresis(), 1);
+  within("min_loss_scale", t.min_loss_scale(), t.min_loss_scale() > 0, "above 0");
+  within("initial_loss_scale", t.initial_loss_scale(), t.initial_loss_scale() >= t.min_loss_scale(),
+         absl::StrCat("min_loss_scale = ", t.min_loss_scale(), " or more"));
   within("held_out_fraction", t.held_out_fraction(), t.held_out_fraction() >= 0 && t.held_out_fraction() < 1,
          "at least 0, below 1");
   within("lr", t.lr(), t.lr() >= 0, "0 or more");
@@ -550,6 +570,11 @@ std::optional<RunConfig> NearestLegalStrategy(const RunConfig& config) {
     s.set_recompute_granularity("none");
   if (!IsDispatcher(s.moe_token_dispatcher_type())) s.set_moe_token_dispatcher_type("auto");
   if (!IsExpertOrder(s.expert_axis_order())) s.set_expert_axis_order("");
+  if (s.bf16()) s.set_fp16(false);
+  for (std::string* wire : {s.mutable_compress_dispatch(), s.mutable_compress_combine(),
+                            s.mutable_compress_gather(), s.mutable_compress_grad()}) {
+    if (!IsWire(*wire)) wire->clear();
+  }
   s.set_zero_stage(std::clamp<int64_t>(s.zero_stage(), 0, 3));
   s.set_expert_zero_stage(std::clamp<int64_t>(s.expert_zero_stage(), -1, 3));
   if (!(s.moe_overload_factor() >= 0) || !std::isfinite(s.moe_overload_factor()))

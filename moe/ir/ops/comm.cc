@@ -3,10 +3,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "moe/ir/ops/ops.h"
+#include "moe/ir/wire_format.h"
 
 // Conversions between placements. Their result types are given by whoever creates them
 // (Builder::CreateTyped); operand and result type together say what moves. `steps` is the text form of
-// conversion_steps.h; where a node has several parts (conversion_parts.h), `parts` has those of each.
+// conversion_steps.h, `wire` the format in which values travel (wire_format.h); where a node has several parts
+// (conversion_parts.h), `parts` has the steps of each.
 //
 // A conversion that other work shall hide stands in two halves. comm.start is the exchange, on the
 // communication queue; what it gives is a future. comm.done, on the compute queue, is where the value is
@@ -73,6 +75,19 @@ absl::Status VerifyDone(const Node& n) {
   return absl::OkStatus();
 }
 
+absl::Status KnownWire(const Node& n) {
+  const std::string wire = n.StringOr("wire", "");
+  if (!ParseWireFormat(wire)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("unknown wire format '", wire, "'; legal are bf16 and f8e4m3"));
+  }
+  if (!wire.empty() && !IsFloat(n.operand(0).type().dtype)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("no wire format for ", DTypeName(n.operand(0).type().dtype)));
+  }
+  return absl::OkStatus();
+}
+
 OpDef Conversion(const char* name, const char* doc, uint32_t effects) {
   return OpDef(name)
       .Doc(doc)
@@ -80,7 +95,9 @@ OpDef Conversion(const char* name, const char* doc, uint32_t effects) {
       .Results({"y"})
       .Attr("axes", AttrKind::kAxes)
       .Attr("steps", AttrKind::kString, false)
+      .Attr("wire", AttrKind::kString, false)
       .Infer(SameButPlacement)
+      .Verify(KnownWire)
       .Elementwise()
       .NoGradient()
       .Flops([](const Node&, const ShardingRule&, absl::Span<const double>) { return 0.0; })

@@ -101,6 +101,7 @@ void RegisterFusedOps(OpRegistry* r) {
              .Attr("program", AttrKind::kStrings)
              .Verify(VerifyFused)
              .Elementwise()
+             .ComputesIn(Precision::kFollows)
              .NoGradient()
              .Flops([](const Node& n, const ShardingRule&, absl::Span<const double> e) {
                double f = static_cast<double>(n.Strings("program").size());
@@ -133,6 +134,8 @@ void RegisterFusedOps(OpRegistry* r) {
              .Results({"sum", "normed"})
              .Attr("eps", AttrKind::kFloat)
              .Rule("b s h!, b s h!, h! -> b s h!, b s h!")
+             .WideOperands({2})
+             .ComputesIn(Precision::kNarrow)
              .NoGradient());
   r->Add(OpDef("optim.multi_adamw")
              .Doc("optim.adamw of several tensors. Operands: the 5 scalars, then p, gradient, m, v of each "

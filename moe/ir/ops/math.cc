@@ -160,13 +160,18 @@ void RegisterMathOps(OpRegistry* r) {
   r->Add(OpDef("math.einsum")
              .Doc("Sum of products over the factors that the result lacks; one to three operands. Over a "
                   "ragged operand "
-                  "[e b c p h] this is the grouped matmul of the experts.")
+                  "[e b c p h] this is the grouped matmul of the experts. `dtype` is that of the result, "
+                  "where it is "
+                  "wider than the operands'.")
              .Operands({"x"})
              .Variadic()
              .Results({"y"})
              .Attr("eq", AttrKind::kString)
+             .Attr("dtype", AttrKind::kString, false)
+             .ResultDTypes({"@dtype"})
              .RuleFrom(RuleOfEq)
              .LinearInAll()
+             .ComputesIn(Precision::kFollows)
              .Gradient(EinsumGradient)
              .Flops(EinsumFlops));
   r->Add(OpDef("math.broadcast")
@@ -178,6 +183,7 @@ void RegisterMathOps(OpRegistry* r) {
              .RuleFrom(RuleOfEq)
              .LinearIn({0})
              .Cheap()
+             .ComputesIn(Precision::kFollows)
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
                const std::vector<std::string> sides =
                    absl::StrSplit(n->String("eq"), absl::MaxSplits("->", 1));
@@ -198,6 +204,7 @@ void RegisterMathOps(OpRegistry* r) {
              .RuleFrom(RuleOfEq)
              .LinearIn({0})
              .Cheap()
+             .ComputesIn(Precision::kFollows)
              .Gradient(ReshapeGradient));
   r->Add(OpDef("math.permute_blocks")
              .Doc("Another order of equal blocks of a dim: block i of the result is block order[i] of x.")
@@ -243,6 +250,7 @@ void RegisterMathOps(OpRegistry* r) {
              .Results({"z"})
              .Elementwise()
              .JointlyLinear()
+             .ComputesIn(Precision::kFollows)
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
                for (int i = 0; i < 2; ++i) {
                  ASSIGN_OR_RETURN((*dxs)[i], GradientOfOperand(dys[0], n->operand(i), b));
@@ -269,6 +277,7 @@ void RegisterMathOps(OpRegistry* r) {
              .Attr("by", AttrKind::kFloat)
              .Elementwise()
              .LinearIn({0})
+             .ComputesIn(Precision::kFollows)
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
                ASSIGN_OR_RETURN((*dxs)[0], b.Create("math.scale", {dys[0]}, {{"by", n->Float("by")}}));
                return absl::OkStatus();
@@ -278,6 +287,7 @@ void RegisterMathOps(OpRegistry* r) {
              .Operands({"x"})
              .Results({"y"})
              .Elementwise()
+             .ComputesIn(Precision::kNarrow)
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
                ASSIGN_OR_RETURN((*dxs)[0], b.Create("math.silu_grad", {n->operand(0), dys[0]}));
                return absl::OkStatus();
@@ -288,6 +298,7 @@ void RegisterMathOps(OpRegistry* r) {
              .Results({"dx"})
              .Elementwise()
              .LinearIn({1})
+             .ComputesIn(Precision::kNarrow)
              .NoGradient());
   r->Add(OpDef("math.log")
              .Doc("Natural logarithm.")
@@ -341,6 +352,7 @@ void RegisterMathOps(OpRegistry* r) {
              .Operands({"x"})
              .Results({"y"})
              .RuleFrom(ReduceAll)
+             .ResultDTypes({"^0"})
              .NoGradient());
 }
 

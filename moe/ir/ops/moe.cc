@@ -212,6 +212,7 @@ void RegisterMoeOps(OpRegistry* r) {
              .Routes("e")
              .LinearIn({0})
              .Cheap()
+             .ComputesIn(Precision::kNarrow)
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
                ASSIGN_OR_RETURN((*dxs)[0], b.Create("moe.undispatch", {dys[0], n->operand(1), n->operand(2)},
                                                     {{"dropless", n->BoolOr("dropless", false)}}));
@@ -225,6 +226,7 @@ void RegisterMoeOps(OpRegistry* r) {
              .Rule(absl::StrCat("e b c p! h, ", kR, ", ", kR, " -> b c t! h"))
              .Routes("e")
              .LinearIn({0})
+             .ComputesIn(Precision::kNarrow)
              .NoGradient());
   r->Add(
       OpDef("moe.combine")
@@ -235,6 +237,8 @@ void RegisterMoeOps(OpRegistry* r) {
           .Rule(absl::StrCat("e b c p! h, ", kR, ", ", kR, ", ", kR, " -> b c t! h"))
           .Routes("e")
           .LinearIn({0, 1})
+          .WideOperands({1})
+          .ComputesIn(Precision::kNarrow)
           .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
             ASSIGN_OR_RETURN((*dxs)[0],
                              b.Create("moe.combine_do", {dys[0], n->operand(1), n->operand(2), n->operand(3)},
@@ -258,6 +262,8 @@ void RegisterMoeOps(OpRegistry* r) {
              .Routes("e")
              .LinearIn({0, 1})
              .Cheap()
+             .WideOperands({1})
+             .ComputesIn(Precision::kNarrow)
              .NoGradient());
   r->Add(
       OpDef("moe.combine_dp")
@@ -269,6 +275,8 @@ void RegisterMoeOps(OpRegistry* r) {
           .Rule(absl::StrCat("e b c p! h, b c t! h, ", kR, ", ", kR, " -> ", kR))
           .Routes("e")
           .LinearIn({0, 1})
+          .ResultDTypes({"^0"})
+          .ComputesIn(Precision::kNarrow)
           .NoGradient());
 }
 

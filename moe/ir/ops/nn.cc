@@ -50,10 +50,11 @@ void RegisterNnOps(OpRegistry* r) {
              .Operands({"ids", "dy"})
              .Results({"dtable"})
              .Attr("vocab", AttrKind::kInt)
-             .ResultDTypes({"=1"})
+             .ResultDTypes({"^1"})
              .Rule("b s, b s h -> v h")
              .FactorFrom("v", "vocab")
              .LinearIn({1})
+             .ComputesIn(Precision::kNarrow)
              .NoGradient());
   r->Add(OpDef("nn.rms_norm")
              .Doc("x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019, eq. 4).")
@@ -62,6 +63,8 @@ void RegisterNnOps(OpRegistry* r) {
              .Attr("eps", AttrKind::kFloat)
              .Rule("b s h!, h! -> b s h!")
              .LinearIn({1})
+             .WideOperands({1})
+             .ComputesIn(Precision::kNarrow)
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
                ASSIGN_OR_RETURN((*dxs)[0], b.Create("nn.rms_norm_dx", {n->operand(0), n->operand(1), dys[0]},
                                                     {{"eps", n->Float("eps")}}));
@@ -79,6 +82,8 @@ void RegisterNnOps(OpRegistry* r) {
              .Attr("eps", AttrKind::kFloat)
              .Rule("b s h!, h!, b s h! -> b s h!")
              .LinearIn({2})
+             .WideOperands({1})
+             .ComputesIn(Precision::kNarrow)
              .NoGradient()
              .Flops([](const Node&, const ShardingRule&, absl::Span<const double> e) {
                return 8 * Product(e);
@@ -90,6 +95,8 @@ void RegisterNnOps(OpRegistry* r) {
              .Attr("eps", AttrKind::kFloat)
              .Rule("b s h!, b s h! -> h!")
              .LinearIn({1})
+             .ResultDTypes({"^0"})
+             .ComputesIn(Precision::kNarrow)
              .NoGradient()
              .Flops([](const Node&, const ShardingRule&, absl::Span<const double> e) {
                return 5 * Product(e);
@@ -104,6 +111,7 @@ void RegisterNnOps(OpRegistry* r) {
              .Attr("inverse", AttrKind::kBool, false)
              .Rule("b s n d!, s -> b s n d!")
              .LinearIn({0})
+             .ComputesIn(Precision::kNarrow)
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
                ASSIGN_OR_RETURN((*dxs)[0], b.Create("nn.rope", {dys[0], n->operand(1)},
                                                     {{"theta", n->Float("theta")},
@@ -127,6 +135,8 @@ void RegisterNnOps(OpRegistry* r) {
              .RuleFrom([](const Node& n) { return AttentionRule(n, "", "b S (k g) d!, b S (k g)"); })
              .FactorFrom("r", "blocks")
              .NotDifferentiable({1})
+             .ResultDTypes({"=0", "^0"})
+             .ComputesIn(Precision::kNarrow)
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
                ASSIGN_OR_RETURN(Node * g,
                                 b.CreateNode("nn.attention_grad",
@@ -150,6 +160,8 @@ void RegisterNnOps(OpRegistry* r) {
              })
              .FactorFrom("r", "blocks")
              .LinearIn({7})
+             .WideOperands({6})
+             .ComputesIn(Precision::kNarrow)
              .NoGradient()
              .Flops([](const Node&, const ShardingRule&, absl::Span<const double> e) {
                return 5 * Product(e);
@@ -172,6 +184,7 @@ void RegisterNnOps(OpRegistry* r) {
           .Results({"y"})
           .Elementwise()
           .LinearIn({1})
+          .ComputesIn(Precision::kNarrow)
           .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
             ASSIGN_OR_RETURN(Node * g,
                              b.CreateNode("nn.swiglu_grad", {n->operand(0), n->operand(1), dys[0]}));
@@ -187,6 +200,7 @@ void RegisterNnOps(OpRegistry* r) {
              .Results({"dgate", "dup"})
              .Elementwise()
              .LinearIn({2})
+             .ComputesIn(Precision::kNarrow)
              .NoGradient()
              .Flops([](const Node&, const ShardingRule&, absl::Span<const double> e) {
                return 9 * Product(e);
@@ -240,6 +254,8 @@ void RegisterNnOps(OpRegistry* r) {
              .Rule("b s h!, (u w!) h!, b s -> b s u, b s u, b s")
              .FactorFrom("u", "blocks")
              .NotDifferentiable({0})
+             .ResultDTypes({"^0", "^0", "^0"})
+             .ComputesIn(Precision::kNarrow)
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
                if (!dys[1] || !dys[2]) return absl::UnimplementedError("nn.head_stats needs both gradients");
                ASSIGN_OR_RETURN(
@@ -264,6 +280,9 @@ void RegisterNnOps(OpRegistry* r) {
              .Attr("vocab", AttrKind::kInt)
              .Rule("b s h!, (u w!) h!, b s, b s u, b s u, b s -> b s h!, (u w!) h!")
              .FactorFrom("u", "blocks")
+             .ResultDTypes({"=0", "^0"})
+             .WideOperands({3, 4, 5})
+             .ComputesIn(Precision::kNarrow)
              .NoGradient()
              .Flops([](const Node&, const ShardingRule&, absl::Span<const double> e) {
                return 6 * Product(e);

@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
+#include "moe/kernels/convert.h"
 #include "moe/kernels/cpu/families.h"
 #include "moe/kernels/cpu/gemm.h"
 #include "moe/kernels/cpu/simd.h"
@@ -155,6 +157,85 @@ absl::Status SiluGrad(KernelContext& c) {
   return absl::OkStatus();
 }
 
+template <typename To, typename From>
+void CastRow(const void* x, void* y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    if constexpr (std::is_same_v<To, bool>) {
+      static_cast<uint8_t*>(y)[i] = static_cast<const From*>(x)[i] != 0;
+    } else {
+      static_cast<To*>(y)[i] = static_cast<To>(static_cast<const From*>(x)[i]);
+    }
+  }
+}
+
+template <typename From>
+void CastRowTo(DType to, const void* x, void* y, int64_t n) {
+  switch (to) {
+    case DType::kPred:
+      return CastRow<bool, From>(x, y, n);
+    case DType::kS32:
+      return CastRow<int32_t, From>(x, y, n);
+    case DType::kS64:
+      return CastRow<int64_t, From>(x, y, n);
+    case DType::kF64:
+      return CastRow<double, From>(x, y, n);
+    default:
+      return CastRow<float, From>(x, y, n);
+  }
+}
+
+void CastRowBetween(DType from, DType to, const void* x, void* y, int64_t n) {
+  switch (from) {
+    case DType::kPred:
+      return CastRowTo<uint8_t>(to, x, y, n);
+    case DType::kS32:
+      return CastRowTo<int32_t>(to, x, y, n);
+    case DType::kS64:
+      return CastRowTo<int64_t>(to, x, y, n);
+    case DType::kF64:
+      return CastRowTo<double>(to, x, y, n);
+    default:
+      return CastRowTo<float>(to, x, y, n);
+  }
+}
+
+bool IsHalf(DType d) { return d == DType::kBF16 || d == DType::kF16; }
+
+// Halves go by way of f32, in blocks.
+absl::Status Cast(KernelContext& c) {
+  RETURN_IF_ERROR(PlaceLikeOperand(c));
+  const Tensor &x = c.in[0], &y = c.out[0];
+  if (x.dtype == DType::kF8E4M3 || y.dtype == DType::kF8E4M3) {
+    return absl::UnimplementedError("math.cast of f8e4m3, which has scales of its own");
+  }
+  constexpr int64_t kBlock = 1024;
+  float block[kBlock];
+  const int64_t n = y.elements();
+  for (int64_t i = 0; i < n; i += kBlock) {
+    const int64_t m = std::min(kBlock, n - i);
+    const char* from = static_cast<const char*>(x.data) + i * ByteSize(x.dtype);
+    char* to = static_cast<char*>(y.data) + i * ByteSize(y.dtype);
+    DType is = x.dtype;
+    if (IsHalf(x.dtype)) {
+      float* const wide = y.dtype == DType::kF32 ? reinterpret_cast<float*>(to) : block;
+      ToF32(x.dtype, from, wide, m);
+      if (y.dtype == DType::kF32) continue;
+      from = reinterpret_cast<const char*>(block);
+      is = DType::kF32;
+    }
+    if (!IsHalf(y.dtype)) {
+      CastRowBetween(is, y.dtype, from, to, m);
+      continue;
+    }
+    if (is != DType::kF32) {
+      CastRowBetween(is, DType::kF32, from, block, m);
+      from = reinterpret_cast<const char*>(block);
+    }
+    FromF32(y.dtype, reinterpret_cast<const float*>(from), to, m);
+  }
+  return absl::OkStatus();
+}
+
 template <typename T>
 absl::Status SumSquares(KernelContext& c) {
   // Pieces bound the error of a long sum in float.
@@ -184,6 +265,9 @@ void RegisterFloat(KernelRegistry& r, DType dtype) {
 void RegisterCpuMath(KernelRegistry& r) {
   RegisterFloat<float>(r, DType::kF32);
   RegisterFloat<double>(r, DType::kF64);
+  for (const DType dtype : {DType::kS32, DType::kBF16, DType::kF16, DType::kF32, DType::kF64}) {
+    r.Add({"math.cast", Backend::kCpu, dtype, &Cast});
+  }
 }
 
 }  // namespace moe

@@ -242,6 +242,9 @@ void RegisterCpuMoe(KernelRegistry& r) {
   RegisterFloat<float>(r, DType::kF32);
   RegisterFloat<double>(r, DType::kF64);
   r.Add({"moe.choose_replicas", Backend::kCpu, DType::kS32, &ChooseReplicas, &ReplicasWorkspace});
+  for (const DType half : {DType::kBF16, DType::kF16}) {  // rows are copied, whatever they hold
+    r.Add({"moe.dispatch", Backend::kCpu, half, &Dispatch<uint16_t>, &StartsWorkspace});
+  }
   r.Add({"moe.slots", Backend::kCpu, DType::kS32, &Slots, &SlotsWorkspace});
 }
 

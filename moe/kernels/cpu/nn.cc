@@ -242,6 +242,9 @@ void RegisterFloat(KernelRegistry& r, DType dtype) {
 void RegisterCpuNn(KernelRegistry& r) {
   RegisterFloat<float>(r, DType::kF32);
   RegisterFloat<double>(r, DType::kF64);
+  for (const DType half : {DType::kBF16, DType::kF16}) {  // rows are copied, whatever they hold
+    r.Add({"nn.embed", Backend::kCpu, half, &Embed<uint16_t>});
+  }
 }
 
 }  // namespace moe

@@ -180,6 +180,8 @@ void RegisterFloat(KernelRegistry& r, DType dtype) {
 void RegisterReferenceMath(KernelRegistry& r) {
   RegisterFloat<float>(r, DType::kF32);
   RegisterFloat<double>(r, DType::kF64);
+  for (const DType half : {DType::kBF16, DType::kF16})
+    r.Add({"math.reshape", Backend::kReference, half, &Reshape});
   // Integers: labels, counts and choices are moved and added, no more.
   r.Add({"math.add", Backend::kReference, DType::kS32, &Add<int32_t>});
   r.Add({"math.cast", Backend::kReference, DType::kS32, &Cast});

@@ -1,0 +1,150 @@
+#include "moe/runtime/wire_transfer.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "moe/base/status.h"
+#include "moe/kernels/convert.h"
+#include "moe/runtime/wire_codec.h"
+
+namespace moe {
+namespace {
+
+constexpr int64_t kPart = 8 * kWireBlock;  // elements decoded at a time
+
+int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+void Store(DType dtype, const float* x, int64_t begin, int64_t count, char* out) {
+  char* at = out + begin * ByteSize(dtype);
+  if (dtype == DType::kF64) {
+    for (int64_t i = 0; i < count; ++i) reinterpret_cast<double*>(at)[i] = x[i];
+  } else {
+    FromF32(dtype, x, at, count);
+  }
+}
+
+// Elements of each rank's part of an all-reduce: whole wire blocks.
+int64_t PartOf(int64_t count, int64_t ranks) { return RoundUp((count + ranks - 1) / ranks, kWireBlock); }
+
+// At most so many bytes for n elements in any number of `blocks` blocks.
+int64_t Bound(WireFormat wire, DType dtype, int64_t n, int64_t blocks) {
+  return RoundUp(WireBytes(wire, dtype, n) + 4 * blocks, 64);
+}
+
+}  // namespace
+
+WireTransfer::WireTransfer(WireFormat wire, DType dtype, int group_size)
+    : wire_(wire), dtype_(dtype), send_(group_size), receive_(group_size), counts_(group_size) {}
+
+int64_t WireTransfer::WorkspaceBytes(WireFormat wire, DType dtype, StepKind kind, int group_size, int64_t in,
+                                     int64_t out) {
+  const auto bound = [&](int64_t n) { return Bound(wire, dtype, n, group_size); };
+  switch (kind) {
+    case StepKind::kZero:
+    case StepKind::kSlice:
+      return 0;
+    case StepKind::kAllGather:
+    case StepKind::kAllToAll:
+    case StepKind::kPermute:
+      return bound(in) + bound(out);
+    case StepKind::kReduceScatter:
+      return bound(in) + bound(group_size * out);
+    case StepKind::kAllReduce: {
+      const int64_t all = group_size * PartOf(in, group_size);
+      return 2 * bound(all) + RoundUp(PartOf(in, group_size) * ByteSize(dtype), 64);
+    }
+  }
+  return 0;
+}
+
+int64_t WireTransfer::Encode(const char* in, absl::Span<const int64_t> counts, std::vector<int64_t>& bytes,
+                             char* to) const {
+  char* const begin = to;
+  for (size_t p = 0; p < counts.size(); ++p) {
+    EncodeWire(wire_, dtype_, in, counts[p], to);
+    bytes[p] = Bytes(counts[p]);
+    in += counts[p] * ByteSize(dtype_);
+    to += bytes[p];
+  }
+  return to - begin;
+}
+
+void WireTransfer::Decode(const char* in, absl::Span<const int64_t> counts, char* out) const {
+  float part[kPart];
+  for (const int64_t n : counts) {
+    for (int64_t i = 0; i < n; i += kPart) {
+      const int64_t m = std::min(kPart, n - i);
+      DecodeWire(wire_, in, n, i, m, part);
+      Store(dtype_, part, i, m, out);
+    }
+    in += Bytes(n);
+    out += n * ByteSize(dtype_);
+  }
+}
+
+void WireTransfer::Reduce(const char* in, int64_t n, Reduction kind, char* out) const {
+  float sum[kPart], part[kPart];
+  for (int64_t i = 0; i < n; i += kPart) {
+    const int64_t m = std::min(kPart, n - i);
+    DecodeWire(wire_, in, n, i, m, sum);
+    for (size_t p = 1; p < send_.size(); ++p) {
+      DecodeWire(wire_, in + p * Bytes(n), n, i, m, part);
+      for (int64_t j = 0; j < m; ++j) {
+        sum[j] = kind == Reduction::kMax ? (part[j] > sum[j] || part[j] != part[j] ? part[j] : sum[j])
+                                         : sum[j] + part[j];
+      }
+    }
+    Store(dtype_, sum, i, m, out);
+  }
+}
+
+absl::Status WireTransfer::AllToAll(Communicator* c, const char* in, absl::Span<const int64_t> send,
+                                    char* out, absl::Span<const int64_t> receive, char* scratch,
+                                    absl::string_view what) {
+  const int64_t bytes = Encode(in, send, send_, scratch);
+  char* const received = scratch + RoundUp(bytes, 64);
+  for (size_t p = 0; p < receive.size(); ++p) receive_[p] = Bytes(receive[p]);
+  RETURN_IF_ERROR(c->AllToAllV(scratch, send_, received, receive_, DType::kPred, what));
+  bytes_sent_ = bytes - send_[c->rank()];
+  Decode(received, receive, out);
+  return absl::OkStatus();
+}
+
+absl::Status WireTransfer::AllGather(Communicator* c, const char* in, int64_t count, char* out,
+                                     absl::Span<const int64_t> counts, char* scratch,
+                                     absl::string_view what) {
+  EncodeWire(wire_, dtype_, in, count, scratch);
+  char* const received = scratch + RoundUp(Bytes(count), 64);
+  for (size_t p = 0; p < counts.size(); ++p) receive_[p] = Bytes(counts[p]);
+  RETURN_IF_ERROR(c->AllGatherV(scratch, Bytes(count), received, receive_, DType::kPred, what));
+  bytes_sent_ = Bytes(count) * (c->size() - 1);
+  Decode(received, counts, out);
+  return absl::OkStatus();
+}
+
+absl::Status WireTransfer::ReduceScatter(Communicator* c, const char* in, absl::Span<const int64_t> counts,
+                                         char* out, Reduction kind, char* scratch, absl::string_view what) {
+  const int64_t bytes = Encode(in, counts, send_, scratch), mine = counts[c->rank()];
+  char* const received = scratch + RoundUp(bytes, 64);
+  std::fill(receive_.begin(), receive_.end(), Bytes(mine));
+  RETURN_IF_ERROR(c->AllToAllV(scratch, send_, received, receive_, DType::kPred, what));
+  bytes_sent_ = bytes - send_[c->rank()];
+  Reduce(received, mine, kind, out);
+  return absl::OkStatus();
+}
+
+absl::Status WireTransfer::AllReduce(Communicator* c, const char* in, char* out, int64_t count,
+                                     Reduction kind, char* scratch, absl::string_view what) {
+  const int64_t part = PartOf(count, c->size());
+  for (int p = 0; p < c->size(); ++p) counts_[p] = std::clamp<int64_t>(count - p * part, 0, part);
+  const int64_t mine = counts_[c->rank()];
+  char* const sum = scratch;
+  char* const rest = scratch + RoundUp(part * ByteSize(dtype_), 64);
+  RETURN_IF_ERROR(ReduceScatter(c, in, counts_, sum, kind, rest, what));
+  const int64_t first = bytes_sent_;
+  RETURN_IF_ERROR(AllGather(c, sum, mine, out, counts_, rest, what));
+  bytes_sent_ += first;
+  return absl::OkStatus();
+}
+
+}  // namespace moe
