@@ -1,5 +1,7 @@
 #include "moe/kernels/kernel.h"
 
+#include <type_traits>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "glog/logging.h"
@@ -10,12 +12,63 @@ absl::string_view BackendName(Backend b) {
   switch (b) {
     case Backend::kReference:
       return "reference";
+    case Backend::kBlas:
+      return "blas";
     case Backend::kCpu:
       return "cpu";
     case Backend::kCuda:
       return "cuda";
   }
   return "?";
+}
+
+namespace {
+
+// Calls f with a null pointer of the dtype's type; false if the host has no such type.
+template <typename F>
+bool ForElementType(DType dtype, F f) {
+  switch (dtype) {
+    case DType::kPred:
+      f(static_cast<bool*>(nullptr));
+      return true;
+    case DType::kS32:
+      f(static_cast<int32_t*>(nullptr));
+      return true;
+    case DType::kS64:
+      f(static_cast<int64_t*>(nullptr));
+      return true;
+    case DType::kF32:
+      f(static_cast<float*>(nullptr));
+      return true;
+    case DType::kF64:
+      f(static_cast<double*>(nullptr));
+      return true;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
+
+bool HasElementAccess(DType dtype) {
+  return ForElementType(dtype, [](auto*) {});
+}
+
+double LoadElement(DType dtype, const void* data, int64_t i) {
+  double value = 0;
+  const bool known = ForElementType(dtype, [&](auto* t) {
+    value = static_cast<double>(static_cast<const std::remove_pointer_t<decltype(t)>*>(data)[i]);
+  });
+  CHECK(known) << DTypeName(dtype);
+  return value;
+}
+
+void StoreElement(DType dtype, void* data, int64_t i, double value) {
+  const bool known = ForElementType(dtype, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    static_cast<T*>(data)[i] = static_cast<T>(value);
+  });
+  CHECK(known) << DTypeName(dtype);
 }
 
 DType ComputeDType(const Node& n) {

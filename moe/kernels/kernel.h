@@ -67,6 +67,12 @@ struct Tensor {
   }
 };
 
+// One element as a number, whatever the dtype: for host access and casts, not for hot loops. CHECK-fails for
+// dtypes without arithmetic on the host; HasElementAccess tells.
+bool HasElementAccess(DType dtype);
+double LoadElement(DType dtype, const void* data, int64_t i);
+void StoreElement(DType dtype, void* data, int64_t i, double value);
+
 struct KernelContext {
   const Node* node = nullptr;
   const ShardingRule* rule = nullptr;
@@ -80,7 +86,9 @@ struct KernelContext {
   int64_t Offset(absl::string_view factor) const { return offset[rule->Find(factor)]; }
 };
 
-enum class Backend : uint8_t { kReference, kCpu, kCuda };
+// kBlas: the reference with whole matrix products, for models whose naive reference takes too long. It is
+// held against kReference like the others.
+enum class Backend : uint8_t { kReference, kBlas, kCpu, kCuda };
 absl::string_view BackendName(Backend b);
 
 using KernelFn = absl::Status (*)(KernelContext& c);
@@ -114,6 +122,7 @@ class KernelRegistry {
 
 // Registration, one function per family and backend: moe/kernels/{reference,cpu}/<family>.cc.
 void RegisterReferenceKernels(KernelRegistry& r);  // f64, f32
+void RegisterBlasKernels(KernelRegistry& r);       // f64, f32
 void RegisterCpuKernels(KernelRegistry& r);        // f32, f64
 const KernelRegistry& Kernels();                   // all that are linked in; built once
 
