@@ -82,7 +82,10 @@ absl::StatusOr<const Reference*> ReferenceFor(ModelConfig model, const Strategy&
   Program program;
   ASSIGN_OR_RETURN(program.module, BuildModel(model, OptionsOf(c, strategy)));
   ASSIGN_OR_RETURN(auto passes, RunPipeline("autodiff", program, PassContext{}));
-  ASSIGN_OR_RETURN(std::unique_ptr<Interpreter> oracle, Interpreter::Create(*program.module));
+  InterpreterOptions oracle_options;
+  oracle_options.backend = Backend::kBlas;
+  oracle_options.poison = c.poison;
+  ASSIGN_OR_RETURN(std::unique_ptr<Interpreter> oracle, Interpreter::Create(*program.module, oracle_options));
   RETURN_IF_ERROR(oracle->InitializeState(kSeed));
   if (c.one_expert) RETURN_IF_ERROR(ZeroRouters(*oracle, *program.module));
   ASSIGN_OR_RETURN(r.initial, ReadKind(*oracle, *program.module, "parameter"));
