@@ -7,7 +7,6 @@
 #include "absl/strings/str_format.h"
 #include "moe/base/status.h"
 #include "moe/ir/text.h"
-#include "moe/ir/verifier.h"
 #include "moe/passes/strategy.h"
 
 namespace moe {
@@ -24,12 +23,12 @@ absl::StatusOr<std::string> Optimize(absl::string_view text, const std::string& 
   if (!module.ok()) {
     return absl::Status(module.status().code(), absl::StrCat(file, ":", module.status().message()));
   }
-  RETURN_IF_ERROR(Annotate(Verify(**module), file));
   Program program;
   program.module = *std::move(module);
-  ASSIGN_OR_RETURN(std::vector<PassResult> results,
-                   RunPipeline(options.passes, program, std::move(context), options.pipeline));
-  if (options.results != nullptr) *options.results = std::move(results);
+  absl::StatusOr<std::vector<PassResult>> results =
+      RunPipeline(options.passes, program, std::move(context), options.pipeline);
+  if (!results.ok()) return Annotate(results.status(), file);
+  if (options.results != nullptr) *options.results = *std::move(results);
   return PrintModule(*program.module);
 }
 

@@ -46,6 +46,7 @@ struct PassDef {
   std::string name;  // kebab-case
   std::string doc;
   Pass run;
+  bool places = false;  // gives every node its placement; modules may be partly placed before it
 };
 
 class PassRegistry {
@@ -79,9 +80,9 @@ struct PipelineOptions {
 
 // The default training pipeline.
 std::string DefaultPipeline();
-// Runs the passes in order. After one that changed something, nodes without uses are removed and the module
-// is verified. Errors: unknown passes and malformed text before anything runs; then the first error of a
-// pass, with its name. Each pass's notes are also appended to program.notes.
+// Verifies the module and runs the passes in order. After one that changed something, nodes without uses are
+// removed and the module is verified. Errors: unknown passes and malformed text before anything runs; then
+// the first error of a pass, with its name. Each pass's notes are also appended to program.notes.
 absl::StatusOr<std::vector<PassResult>> RunPipeline(absl::string_view pipeline, Program& program,
                                                     PassContext context, const PipelineOptions& options = {});
 
