@@ -36,6 +36,11 @@ struct PassContext {
     if (notes) notes->push_back(std::move(line));
   }
   std::vector<std::string>* notes = nullptr;
+  // A figure about the pass's own work, for tests and benchmarks of the compiler.
+  void Count(const std::string& what, int64_t n) const {
+    if (counts) (*counts)[what] += n;
+  }
+  std::map<std::string, int64_t>* counts = nullptr;
 };
 
 using Pass = std::function<absl::StatusOr<bool>(Program&, const PassContext&)>;
@@ -67,6 +72,7 @@ struct PassResult {
   double milliseconds = 0;
   int64_t nodes_before = 0, nodes_after = 0;
   std::vector<std::string> notes;
+  std::map<std::string, int64_t> counts;
 };
 
 struct PipelineOptions {

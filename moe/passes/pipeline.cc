@@ -166,7 +166,7 @@ absl::StatusOr<std::vector<PassResult>> RunPipelineOf(const PassRegistry& regist
   for (const std::string& name : options.disable_passes) {
     RETURN_IF_ERROR(Annotate(FindPass(registry, name).status(), "disable_passes"));
   }
-  RETURN_IF_ERROR(Verify(*program.module, VerifyBefore(registry, steps, options)));
+  if (options.verify) RETURN_IF_ERROR(Verify(*program.module, VerifyBefore(registry, steps, options)));
   ASSIGN_OR_RETURN(const Dumper dumper, Dumper::Create(options, *program.module));
   if (!steps.empty()) RETURN_IF_ERROR(dumper.Dump(0, "before", steps[0].pass, *program.module));
 
@@ -183,6 +183,7 @@ absl::StatusOr<std::vector<PassResult>> RunPipelineOf(const PassRegistry& regist
 
     context.options = step.options;
     context.notes = &result.notes;
+    context.counts = &result.counts;
     const auto start = std::chrono::steady_clock::now();
     const absl::StatusOr<bool> changed = registry.Find(step.pass)->run(program, context);
     if (!changed.ok()) return Annotate(changed.status(), step.pass);
