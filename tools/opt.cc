@@ -7,6 +7,7 @@
 #include "absl/strings/str_format.h"
 #include "moe/base/status.h"
 #include "moe/ir/text.h"
+#include "moe/ir/verifier.h"
 #include "moe/passes/strategy.h"
 
 namespace moe {
@@ -22,6 +23,9 @@ absl::StatusOr<std::string> Optimize(absl::string_view text, const std::string& 
   absl::StatusOr<std::unique_ptr<Module>> module = ParseModule(text);
   if (!module.ok()) {
     return absl::Status(module.status().code(), absl::StrCat(file, ":", module.status().message()));
+  }
+  if (!options.pipeline.verify) {  // the passes rely on sound input
+    RETURN_IF_ERROR(Annotate(Verify(**module, {.unplaced_nodes = true}), file));
   }
   Program program;
   program.module = *std::move(module);
