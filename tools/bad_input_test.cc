@@ -2,11 +2,8 @@
 // would be legal, and nothing is left behind.
 
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-#include <cstdio>
-#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -14,17 +11,13 @@
 #include "absl/strings/str_cat.h"
 #include "moe/base/file.h"
 #include "moe/base/status_matchers.h"
+#include "tools/run_tool.h"
 
 namespace moe {
 namespace {
 
 using ::testing::HasSubstr;
 using ::testing::Not;
-
-struct Outcome {
-  int code = -1;
-  std::string output;  // both streams
-};
 
 class BadInputTest : public ::testing::Test {
  protected:
@@ -39,19 +32,8 @@ class BadInputTest : public ::testing::Test {
     run_ = JoinPath(folder_, "run");
   }
 
-  static Outcome Run(const std::string& command) {
-    Outcome o;
-    FILE* pipe = popen(absl::StrCat(command, " 2>&1 </dev/null").c_str(), "r");
-    char buffer[4096];
-    size_t n;
-    while ((n = fread(buffer, 1, sizeof(buffer), pipe)) > 0) o.output.append(buffer, n);
-    const int status = pclose(pipe);
-    o.code = WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
-    return o;
-  }
-  static std::string Tool(const std::string& name) {
-    return JoinPath(std::getenv("TEST_SRCDIR"), absl::StrCat("moe/tools/", name));
-  }
+  static Outcome Run(const std::string& command) { return RunShell(command); }
+  static std::string Tool(const std::string& name) { return ToolPath(name); }
   Outcome Train(const std::string& flags) const {
     const bool has_run = absl::StrContains(flags, "--run_dir");
     const bool has_text = absl::StrContains(flags, "--data_path");
@@ -106,6 +88,89 @@ TEST_F(BadInputTest, Files) {
   ExpectRefused("--eval_only", {"--resume"});
 }
 
+// Module files, through the tool that reads them: where, what, and what would be legal, in few lines.
+TEST_F(BadInputTest, ModuleFiles) {
+  const std::string head = "module @m mesh<a=2, b=4; dp=a>\nfunc @f(%x: f32[8, 8], %i: s32[8, 8]) {\n";
+  const std::string tail = "  return %x\n}\n";
+  const auto in_body = [&](const std::string& line) { return absl::StrCat(head, "  ", line, "\n", tail); };
+  const std::string deep(10000, '('), brackets(10000, '[');
+  struct Case {
+    std::string text;
+    std::vector<std::string> parts;
+  };
+  const Case cases[] = {
+      {head + "  %y = math.add(%x, ", {"bad.moe:3:20", "end of the text"}},
+      {head.substr(0, 40), {"bad.moe:2"}},
+      {"", {"bad.moe:1:1", "module @name"}},
+      {in_body("%y = math.ad(%x, %x)"), {"bad.moe:3:8", "unknown op 'math.ad'", "math.add"}},
+      {in_body("%y = math.add(%x)"), {"bad.moe:3:8", "math.add takes 2 operands (x, y), not 1"}},
+      {in_body("%y, %z = math.add(%x, %x)"), {"bad.moe:3:3", "math.add has 1 results"}},
+      {in_body("%y = math.add(%x, %i)"), {"bad.moe:3:8", "operand 1 (y) is s32, operand 0 is f32"}},
+      {in_body("%y = math.add(%x, %x) : f33[8, 8]"), {"bad.moe:3:27", "unknown dtype 'f33'", "f64"}},
+      {in_body("%y = math.add(%x, %x) : s32[8, 8]"), {"bad.moe:3:8", "%y must be f32[8, 8], not s32[8, 8]"}},
+      {in_body("%y = math.add(%x, %y)"), {"bad.moe:3:21", "a graph has no cycles"}},
+      {in_body("%y = math.add(%x, %z)\n  %z = math.add(%y, %y)"), {"bad.moe:3:21", "4:3", "cycle"}},
+      {in_body("%x = math.add(%x, %x)"), {"bad.moe:3:4", "%x is defined twice"}},
+      {in_body("%y = math.silu(%x)") + "func @f() {\n  return\n}\n", {"bad.moe:6:7", "@f stands twice"}},
+      {"module @m mesh<a=2, a=2>\n", {"bad.moe:1:21", "'a' stands twice"}},
+      {"module @m\nfunc @f(%x: f32[99999999999999999999]) {\n", {"bad.moe:2:17", "1099511627776"}},
+      {"module @m\nfunc @f(%x: f32[1099511627776, 1099511627776]) {\n", {"bad.moe:2", "elements"}},
+      {"module @m\nfunc @f(%x: f32[-8]) {\n", {"bad.moe:2:17", "a dim must be an integer"}},
+      {"module @m mesh<a=16777216, b=16777216>\n", {"bad.moe:1", "ranks"}},
+      {"module @m\nfunc @f" + deep, {"bad.moe:2:9"}},
+      {in_body("%y = math.add" + deep), {"bad.moe:3:17"}},
+      {in_body("%y = math.add(%x, %x) : f32" + brackets), {"bad.moe:3:31"}},
+      {in_body("%y = math.einsum(%x) {eq = \"" + deep + "\"}"), {"bad.moe:3:8"}},
+      {in_body("%y = math.add(%x, %x) : f32[8@a, 8@a]"), {"bad.moe:3", "'a' stands twice"}},
+      {in_body("%y = math.add(%x, %x) : f32[8@q, 8]"), {"bad.moe:3", "'q'"}},
+      {std::string("\x7f"
+                   "ELF\0\1\2",
+                   7),
+       {"bad.moe:1:1"}},
+  };
+  const std::string file = JoinPath(folder_, "bad.moe"), out = JoinPath(folder_, "out.moe");
+  for (const Case& c : cases) {
+    SCOPED_TRACE(c.text.substr(0, 200));
+    ASSERT_OK(WriteFile(file, c.text));
+    const Outcome o = Run(absl::StrCat(Tool("opt"), " --passes=remove-dead-nodes --output=", out, " ", file));
+    EXPECT_EQ(o.code, 1) << o.output;
+    EXPECT_THAT(o.output, HasSubstr("error: "));
+    for (const std::string& part : c.parts) EXPECT_THAT(o.output, HasSubstr(part));
+    EXPECT_LT(o.output.size(), 2000) << "a message, not an echo of the file";
+    EXPECT_FALSE(FileExists(out));
+  }
+  ASSERT_OK(WriteFile(file, in_body("%y = math.silu(%x)")));
+  const Outcome good = Run(absl::StrCat(Tool("opt"), " --output=", out, " ", file));
+  EXPECT_EQ(good.code, 0) << good.output;
+  EXPECT_TRUE(FileExists(out));
+  for (const auto& [flags, part] :
+       {std::pair<std::string, std::string>{"--passes=fuze " + file, "unknown pass 'fuze'"},
+        {"--passes=fuse{only=x " + file, "pipeline"},
+        {"/nowhere/a.moe", "/nowhere/a.moe"},
+        {folder_, folder_},
+        {"--strategy=tp=zwei " + file, "--strategy"},
+        {"--output=/nowhere/out.moe " + file, "/nowhere/out.moe"}}) {
+    const Outcome o = Run(absl::StrCat(Tool("opt"), " ", flags));
+    EXPECT_EQ(o.code, 1) << o.output;
+    EXPECT_THAT(o.output, HasSubstr(part));
+  }
+}
+
+// Plans are files, too.
+TEST_F(BadInputTest, PlanFiles) {
+  const std::string file = JoinPath(folder_, "plan.pb");
+  for (const std::string& text : {std::string(), std::string("not a plan"), std::string(5000, '\xff')}) {
+    ASSERT_OK(WriteFile(file, text));
+    const Outcome o = Run(absl::StrCat(Tool("inspect"), " --plan=", file));
+    EXPECT_EQ(o.code, 1) << o.output;
+    EXPECT_THAT(o.output, HasSubstr("plan.pb"));
+    EXPECT_LT(o.output.size(), 2000);
+  }
+  const Outcome o = Run(absl::StrCat(Tool("inspect"), " --run=/nowhere/run"));
+  EXPECT_EQ(o.code, 1) << o.output;
+  EXPECT_THAT(o.output, HasSubstr("/nowhere/run"));
+}
+
 TEST_F(BadInputTest, RunDirectories) {
   const std::string file = JoinPath(folder_, "a_file");
   ASSERT_OK(WriteFile(file, "keep"));
@@ -132,6 +197,8 @@ TEST_F(BadInputTest, Checkpoints) {
   const std::string dir = JoinPath(saved, "checkpoint/step_00000003");
   const std::string resume = absl::StrCat("--train_iters=4 --run_dir=", run_, " --resume=", dir, small);
   ExpectRefused(resume + " --num_experts=4", {"num_experts", "8", "4"});
+  ExpectRefused(resume + " --hidden_size=64", {"hidden_size", "32", "64"});
+  ExpectRefused(resume + " --num_layers=3", {"num_layers", "2", "3"});
   ExpectRefused(absl::StrCat("--run_dir=", saved, small, " --resume="), {"--resume=" + saved});
 
   ASSERT_OK_AND_ASSIGN(const std::vector<std::string> files, ListFolder(dir));
@@ -152,6 +219,36 @@ TEST_F(BadInputTest, Checkpoints) {
   bad[4] = '\xff';
   ASSERT_OK(WriteFile(shard, bad));
   ExpectRefused(resume, {dir});
+  // A header that lies about a tensor: larger than its bytes, beyond the file, of another dtype.
+  const size_t shape = good.find("\"shape\":["), offsets = good.find("\"data_offsets\":["),
+               end = good.find(']', offsets);
+  ASSERT_NE(shape, std::string::npos);
+  ASSERT_NE(end, std::string::npos);
+  for (const auto& [at, text] :
+       {std::pair<size_t, std::string>{shape + 9, "9"}, {end - 1, "9"}, {good.find("\"F32\"") + 1, "F64"}}) {
+    bad = good;
+    ASSERT_LT(at, bad.size());
+    bad.replace(at, text.size(), text);
+    ASSERT_NE(bad, good);
+    ASSERT_OK(WriteFile(shard, bad));
+    ExpectRefused(resume, {dir});
+  }
+  ASSERT_OK(WriteFile(shard, good));
+  // Without its manifest, or with half of it, a folder is no checkpoint.
+  for (const std::string& f : files) {
+    const std::string path = JoinPath(dir, f);
+    if (path == shard) continue;
+    ASSERT_OK_AND_ASSIGN(const std::string kept, ReadFile(path));
+    ASSERT_OK(WriteFile(path, kept.substr(0, kept.size() / 2)));
+    ExpectRefused(resume, {dir});
+    ASSERT_EQ(unlink(path.c_str()), 0);
+    ExpectRefused(resume, {dir});
+    ASSERT_OK(WriteFile(path, kept));
+  }
+  bad = good;
+  bad[1] = '\xff';
+  bad[4] = '\xff';
+  ASSERT_OK(WriteFile(shard, bad));
   const Outcome generated =
       Run(absl::StrCat(Tool("generate"), " --checkpoint=", dir, " --prompt=the --tokens=5"));
   EXPECT_EQ(generated.code, 1) << generated.output;

@@ -66,6 +66,10 @@ absl::Status BenchCompile(const BenchOptions& options) {
       ParseStrategy("pp=8 dp=16 tp=8 ep=8 etp=1 zero=1 sp microbatches=16 checkpoint=selective"));
   mixtral.global_batch = 256;
   cases.push_back(mixtral);
+  Case deep = mixtral;
+  deep.name = "the same with 60 layers";
+  deep.model.set_num_layers(60);
+  cases.push_back(deep);
   // A round of all cases, several times: what else the machine does falls on all of them alike.
   const int rounds = std::max(1, std::min(options.repeats, 5));
   for (int round = 0; round < rounds; ++round) {

@@ -48,6 +48,42 @@ TEST(Opt, ErrorsNameTheFileAndTheLine) {
   ExpectError(Optimize(kModule, "f.moe", options), kInvalid, "--strategy");
 }
 
+// Some arguments placed, the nodes not: shard places them, whatever runs before it.
+TEST(Opt, ShardPlacesWhatTheTextLeavesOpen) {
+  constexpr char kHalfPlaced[] = R"(module @m mesh<dp=2, tp=2>
+state @w1 : f32[16, 32] {kind = "parameter", role = "up"}
+state @w2 : f32[32@tp, 16] {kind = "parameter", role = "down"}
+func @f(%x: f32[8@dp, 4, 16], %w1: f32[16, 32] {kind = "state", name = "w1"},
+        %w2: f32[32, 16] {kind = "state", name = "w2"}) {
+  %h = math.einsum(%x, %w1) {eq = "b s h, h f -> b s f"} : f32[8, 4, 32]
+  %again = math.einsum(%x, %w1) {eq = "b s h, h f -> b s f"}
+  %sum = math.add(%h, %again) : f32[8, 4, 32]
+  %a = math.silu(%sum) : f32[8, 4, 32]
+  %y = math.einsum(%a, %w2) {eq = "b s f, f h -> b s h"} : f32[8, 4, 16]
+  %z = math.silu(%y)
+  return %z
+}
+)";
+  OptOptions options;
+  options.strategy = "dp=2 tp=2";
+  options.passes = "common-subexpressions,shard,insert-collectives";
+  ASSERT_OK_AND_ASSIGN(const std::string out, Optimize(kHalfPlaced, "f.moe", options));
+  EXPECT_THAT(out, ::testing::HasSubstr("f32[8@dp, 4, 32@tp]"));
+  EXPECT_THAT(out, ::testing::HasSubstr("f32[8@dp, 4, 16] partial(tp)"));
+  EXPECT_THAT(out, ::testing::HasSubstr("comm.all_reduce(%y)"));
+  options.passes.clear();
+  ASSERT_OK(Optimize(out, "placed.moe", options));
+  // Without a pass that places them, what the text leaves open is an error.
+  for (const char* passes : {"", "common-subexpressions", "insert-collectives"}) {
+    options.passes = passes;
+    ExpectError(Optimize(kHalfPlaced, "f.moe", options), absl::StatusCode::kInvalidArgument, "f.moe",
+                "placed on mesh axes, but its factors are not");
+  }
+  options.passes = "shard";
+  options.pipeline.disable_passes = {"shard"};
+  ExpectError(Optimize(kHalfPlaced, "f.moe", options), absl::StatusCode::kInvalidArgument, "its factors");
+}
+
 TEST(Opt, DescribesEveryPass) {
   const std::string text = DescribePasses();
   for (const PassDef* pass : Passes().All()) {

@@ -113,19 +113,25 @@ void Print(const Message& message, int indent, std::string* out) {
 
 }  // namespace
 
-absl::Status MergeTextproto(absl::string_view text, absl::string_view file_name, Message& message) {
-  // First by itself, so that a field that stands twice is an error; then over what is there.
-  std::unique_ptr<Message> alone(message.New());
+std::vector<std::string> ParseTextproto(absl::string_view text, absl::string_view file_name,
+                                        Message& message) {
   Collector collector(file_name);
   TextFormat::Parser parser;
   parser.RecordErrorsTo(&collector);
   parser.AllowUnknownField(true);
-  const bool parsed = parser.ParseFromString(std::string(text), alone.get());
-  if (!parsed || !collector.problems().empty()) {
-    return absl::InvalidArgumentError(collector.problems().empty()
-                                          ? absl::StrCat(file_name, ": not a text-form protobuf message")
-                                          : absl::StrJoin(collector.problems(), "\n"));
+  const bool parsed = parser.ParseFromString(std::string(text), &message);
+  std::vector<std::string> problems = collector.problems();
+  if (!parsed && problems.empty()) {
+    problems.push_back(absl::StrCat(file_name, ": not a text-form ", message.GetDescriptor()->name()));
   }
+  return problems;
+}
+
+absl::Status MergeTextproto(absl::string_view text, absl::string_view file_name, Message& message) {
+  // First by itself, so that a field that stands twice is an error; then over what is there.
+  std::unique_ptr<Message> alone(message.New());
+  const std::vector<std::string> problems = ParseTextproto(text, file_name, *alone);
+  if (!problems.empty()) return absl::InvalidArgumentError(absl::StrJoin(problems, "\n"));
   TextFormat::Parser merger;
   merger.MergeFromString(std::string(text), &message);
   return absl::OkStatus();

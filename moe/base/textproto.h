@@ -7,6 +7,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
@@ -19,6 +20,10 @@ namespace moe {
 // unchanged.
 absl::Status MergeTextproto(absl::string_view text, absl::string_view file_name,
                             google::protobuf::Message& message);
+
+// Reads a message by itself. One line per problem, as above; empty if there is none.
+std::vector<std::string> ParseTextproto(absl::string_view text, absl::string_view file_name,
+                                        google::protobuf::Message& message);
 
 // All singular fields in order of their numbers, also those at zero, so that merging the result over other
 // defaults gives the same message again. Submessages are printed even if unset; maps and repeated fields as

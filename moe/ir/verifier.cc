@@ -138,7 +138,7 @@ absl::Status VerifyOperandDTypes(const Node& node) {
 
 class Verifier {
  public:
-  explicit Verifier(const Mesh& mesh) : mesh_(mesh) {}
+  explicit Verifier(const Mesh& mesh, const VerifyOptions& options = {}) : mesh_(mesh), options_(options) {}
 
   void CheckMesh();
   void CheckModule(const Module& module);
@@ -156,6 +156,7 @@ class Verifier {
   void CheckNode(const Node& node);
 
   const Mesh& mesh_;
+  const VerifyOptions options_;
   std::vector<std::string> problems_;
   int more_ = 0;
   // Place of every node of the function under check; arguments are -1, the return node comes last.
@@ -313,7 +314,7 @@ void Verifier::CheckNode(const Node& node) {
     if (!status.ok())
       return Problem(node.function(), &node, absl::StrCat("%", node.result_name(i), ": ", status.message()));
   }
-  status = VerifyPlacement(node, mesh_);
+  if (!options_.unplaced_nodes || !IsUnplaced(node)) status = VerifyPlacement(node, mesh_);
   if (!status.ok()) Problem(node.function(), &node, status.message());
   if (absl::StrContains(node.provenance.pass, ": ")) {
     Problem(node.function(), &node, "the name of the pass in its provenance contains ': '");
@@ -350,7 +351,9 @@ void Verifier::CheckBinding(const Function& function, const Attributes& binding,
     return Problem(&function, nullptr,
                    absl::StrCat(where, " is bound to the state @", name, ", which the module does not have"));
   }
-  if (!(state->type == value.type())) {
+  const bool same =
+      options_.unplaced_nodes ? Shape(state->type) == Shape(value.type()) : state->type == value.type();
+  if (!same) {
     Problem(&function, nullptr,
             absl::StrCat(where, " is ", TypeToString(value.type(), mesh_), ", its state @", name, " is ",
                          TypeToString(state->type, mesh_)));
@@ -502,8 +505,8 @@ absl::Status VerifyMesh(const Mesh& mesh) {
   return verifier.Result("the mesh");
 }
 
-absl::Status Verify(const Module& module) {
-  Verifier verifier(module.mesh());
+absl::Status Verify(const Module& module, const VerifyOptions& options) {
+  Verifier verifier(module.mesh(), options);
   verifier.CheckModule(module);
   return verifier.Result(absl::StrCat("module @", module.name()));
 }

@@ -13,7 +13,12 @@
 
 namespace moe {
 
-absl::Status Verify(const Module& module);
+struct VerifyOptions {
+  // Before a pass that places them, nodes without a placement may stand among placed values; what they get
+  // and give is then only of the right shape.
+  bool unplaced_nodes = false;
+};
+absl::Status Verify(const Module& module, const VerifyOptions& options = {});
 absl::Status Verify(const Function& function);
 
 // What can be said about one node without its surroundings: arity, attributes (known, of the right kind,

@@ -118,14 +118,18 @@ absl::Status VerifyAssignment(const Node& node, const ShardingRule& rule,
   return absl::OkStatus();
 }
 
-bool AnyPlaced(const Node& node) {
-  for (int i = 0; i < node.num_operands(); ++i) {
-    if (!node.operand(i).type().placement.IsReplicated()) return true;
-  }
+bool AnyResultPlaced(const Node& node) {
   for (int i = 0; i < node.num_results(); ++i) {
     if (!node.type(i).placement.IsReplicated()) return true;
   }
   return false;
+}
+
+bool AnyPlaced(const Node& node) {
+  for (int i = 0; i < node.num_operands(); ++i) {
+    if (!node.operand(i).type().placement.IsReplicated()) return true;
+  }
+  return AnyResultPlaced(node);
 }
 
 }  // namespace
@@ -137,7 +141,7 @@ bool IsConversion(const OpDef& op) {
 
 absl::StatusOr<FactorAssignment> AssignmentFromTypes(const Node& node, const Mesh& mesh) {
   FactorAssignment assignment;
-  if (!AnyPlaced(node)) return assignment;
+  if (!AnyResultPlaced(node)) return assignment;
   ASSIGN_OR_RETURN(const ShardingRule* rule, node.Rule());
   ASSIGN_OR_RETURN(const std::vector<int64_t> extents, FactorExtents(node));
   assignment.resize(rule->num_factors());
@@ -159,6 +163,10 @@ absl::StatusOr<FactorAssignment> AssignmentFromTypes(const Node& node, const Mes
   for (int i = 0; i < node.num_operands(); ++i) read(rule->operands[i], node.operand(i).type().placement);
   for (int i = 0; i < node.num_results(); ++i) read(rule->results[i], node.type(i).placement);
   return assignment;
+}
+
+bool IsUnplaced(const Node& node) {
+  return node.assignment.empty() && !IsConversion(node.op()) && !AnyResultPlaced(node);
 }
 
 absl::Status VerifyPlacement(const Node& node, const Mesh& mesh) {

@@ -18,8 +18,12 @@ absl::Status VerifyPlacement(const Node& node, const Mesh& mesh);
 
 // The factor assignment that the types of operands and results show, where a text leaves it out: each factor
 // takes the axes of the first dim it stands in that is sharded; in a product the major factors take theirs
-// first. Empty if nothing is sharded. Whether the types agree with it is for VerifyPlacement to say.
+// first. Empty if nothing is sharded, or if operands are and no result is: such a node is yet to be placed,
+// because what sharded operands give is sharded or partial itself. Whether the types agree with it is for
+// VerifyPlacement to say.
 absl::StatusOr<FactorAssignment> AssignmentFromTypes(const Node& node, const Mesh& mesh);
+// No assignment and no placed result: what a pass that places nodes has still to do.
+bool IsUnplaced(const Node& node);
 
 // comm.* ops that take a value from one placement to another; their result types are given by their creator.
 bool IsConversion(const OpDef& op);

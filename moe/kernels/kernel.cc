@@ -1,8 +1,11 @@
 #include "moe/kernels/kernel.h"
 
+#include <type_traits>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "glog/logging.h"
+#include "moe/kernels/convert.h"
 #include "moe/kernels/widen.h"
 
 namespace moe {
@@ -11,12 +14,75 @@ absl::string_view BackendName(Backend b) {
   switch (b) {
     case Backend::kReference:
       return "reference";
+    case Backend::kBlas:
+      return "blas";
     case Backend::kCpu:
       return "cpu";
     case Backend::kCuda:
       return "cuda";
   }
   return "?";
+}
+
+namespace {
+
+bool IsNarrow(DType dtype) { return dtype == DType::kBF16 || dtype == DType::kF16; }
+
+// Calls f with a null pointer of the dtype's type; false if the host has no such type.
+template <typename F>
+bool ForElementType(DType dtype, F f) {
+  switch (dtype) {
+    case DType::kPred:
+      f(static_cast<bool*>(nullptr));
+      return true;
+    case DType::kS32:
+      f(static_cast<int32_t*>(nullptr));
+      return true;
+    case DType::kS64:
+      f(static_cast<int64_t*>(nullptr));
+      return true;
+    case DType::kF32:
+      f(static_cast<float*>(nullptr));
+      return true;
+    case DType::kF64:
+      f(static_cast<double*>(nullptr));
+      return true;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
+
+bool HasElementAccess(DType dtype) {
+  return IsNarrow(dtype) || ForElementType(dtype, [](auto*) {});
+}
+
+double LoadElement(DType dtype, const void* data, int64_t i) {
+  if (IsNarrow(dtype)) {
+    float wide;
+    ToF32(dtype, static_cast<const char*>(data) + i * ByteSize(dtype), &wide, 1);
+    return wide;
+  }
+  double value = 0;
+  const bool known = ForElementType(dtype, [&](auto* t) {
+    value = static_cast<double>(static_cast<const std::remove_pointer_t<decltype(t)>*>(data)[i]);
+  });
+  CHECK(known) << DTypeName(dtype);
+  return value;
+}
+
+void StoreElement(DType dtype, void* data, int64_t i, double value) {
+  if (IsNarrow(dtype)) {
+    const float wide = static_cast<float>(value);
+    FromF32(dtype, &wide, static_cast<char*>(data) + i * ByteSize(dtype), 1);
+    return;
+  }
+  const bool known = ForElementType(dtype, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    static_cast<T*>(data)[i] = static_cast<T>(value);
+  });
+  CHECK(known) << DTypeName(dtype);
 }
 
 DType ComputeDType(const Node& n) {

@@ -68,6 +68,12 @@ struct Tensor {
   }
 };
 
+// One element as a number, whatever the dtype: for host access and casts, not for hot loops. CHECK-fails for
+// dtypes without arithmetic on the host; HasElementAccess tells.
+bool HasElementAccess(DType dtype);
+double LoadElement(DType dtype, const void* data, int64_t i);
+void StoreElement(DType dtype, void* data, int64_t i, double value);
+
 struct KernelContext {
   const Node* node = nullptr;
   const ShardingRule* rule = nullptr;
@@ -85,6 +91,9 @@ struct KernelContext {
   int64_t Offset(absl::string_view factor) const { return offset[rule->Find(factor)]; }
 };
 
+// kBlas: the reference with whole matrix products, for models whose naive reference takes too long. It is
+// held against kReference like the others.
+enum class Backend : uint8_t { kReference, kBlas, kCpu, kCuda };
 // Gives every ragged result the cell sizes of the first ragged operand, and places its rows.
 inline absl::Status PlaceLikeOperand(KernelContext& c) {
   const Tensor* like = nullptr;
@@ -143,6 +152,7 @@ class KernelRegistry {
 
 // Registration, one function per family and backend: moe/kernels/{reference,cpu}/<family>.cc.
 void RegisterReferenceKernels(KernelRegistry& r);  // f64, f32
+void RegisterBlasKernels(KernelRegistry& r);       // f64, f32
 void RegisterCpuKernels(KernelRegistry& r);        // f32, f64
 // bf16 and f16, for every op that has an f32 kernel and none of its own in them.
 void RegisterWidenedKernels(KernelRegistry& r);

@@ -6,6 +6,7 @@ const KernelRegistry& Kernels() {
   static const KernelRegistry& registry = *[] {
     auto* r = new KernelRegistry;
     RegisterReferenceKernels(*r);
+    RegisterBlasKernels(*r);
     RegisterCpuKernels(*r);
     RegisterWidenedKernels(*r);
     return r;

@@ -1,18 +1,16 @@
 #include "moe/model/config.h"
 
-#include <google/protobuf/descriptor.h>
-#include <google/protobuf/io/tokenizer.h>
 #include <google/protobuf/text_format.h>
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "moe/base/file.h"
 #include "moe/base/status.h"
+#include "moe/base/textproto.h"
 
 namespace moe {
 namespace {
@@ -20,57 +18,6 @@ namespace {
 // Above these nothing can be trained, and products of sizes would leave 64 bits.
 constexpr int64_t kMaxSize = int64_t{1} << 31;
 constexpr int64_t kMaxLayers = 100'000;
-
-int64_t EditDistance(absl::string_view a, absl::string_view b) {
-  std::vector<int64_t> row(b.size() + 1);
-  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
-  for (size_t i = 1; i <= a.size(); ++i) {
-    int64_t diagonal = row[0];
-    row[0] = i;
-    for (size_t j = 1; j <= b.size(); ++j) {
-      const int64_t substitute = diagonal + (a[i - 1] != b[j - 1]);
-      diagonal = row[j];
-      row[j] = std::min({row[j] + 1, row[j - 1] + 1, substitute});
-    }
-  }
-  return row[b.size()];
-}
-
-std::string NearestField(absl::string_view name) {
-  const google::protobuf::Descriptor* d = ModelConfig::descriptor();
-  std::string best;
-  int64_t distance = std::numeric_limits<int64_t>::max();
-  for (int i = 0; i < d->field_count(); ++i) {
-    const std::string& field = d->field(i)->name();
-    const int64_t e = EditDistance(name, field);
-    if (e < distance) distance = e, best = field;
-  }
-  return best;
-}
-
-// Unknown fields come as warnings, so that the parser goes on and all of them are told.
-class Collector : public google::protobuf::io::ErrorCollector {
- public:
-  explicit Collector(absl::string_view file) : file_(file) {}
-  void AddError(int line, int column, const std::string& message) override { Add(line, column, message); }
-  void AddWarning(int line, int column, const std::string& message) override { Add(line, column, message); }
-  const std::vector<std::string>& problems() const { return problems_; }
-
- private:
-  void Add(int line, int column, std::string message) {
-    const std::string marker = "has no field named \"";
-    const size_t at = message.find(marker);
-    if (at != std::string::npos) {
-      const size_t begin = at + marker.size();
-      const std::string name = message.substr(begin, message.find('"', begin) - begin);
-      message = absl::StrCat("unknown field '", name.substr(0, 80), "'; the nearest known one is '",
-                             NearestField(name.substr(0, 80)), "'");
-    }
-    problems_.push_back(absl::StrCat(file_, ":", line + 1, ":", column + 1, ": ", message));
-  }
-  const std::string file_;
-  std::vector<std::string> problems_;
-};
 
 absl::Status AllProblems(const std::vector<std::string>& problems) {
   if (problems.empty()) return absl::OkStatus();
@@ -90,16 +37,7 @@ std::string InMillions(int64_t n) {
 
 absl::StatusOr<ModelConfig> ParseModelConfig(absl::string_view textproto, absl::string_view file_name) {
   ModelConfig config;
-  Collector collector(file_name);
-  google::protobuf::TextFormat::Parser parser;
-  parser.RecordErrorsTo(&collector);
-  parser.AllowUnknownField(true);
-  const bool parsed = parser.ParseFromString(std::string(textproto), &config);
-  if (!parsed || !collector.problems().empty()) {
-    std::vector<std::string> problems = collector.problems();
-    if (problems.empty()) problems.push_back(absl::StrCat(file_name, ": not a ModelConfig in text form"));
-    return AllProblems(problems);
-  }
+  RETURN_IF_ERROR(AllProblems(ParseTextproto(textproto, file_name, config)));
   config = ResolveModelConfig(std::move(config));
   RETURN_IF_ERROR(Annotate(ValidateModelConfig(config), file_name));
   return config;

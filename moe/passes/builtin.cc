@@ -55,7 +55,8 @@ void RegisterBuiltinPasses(PassRegistry* registry) {
       {"remove-dead-nodes", "Removes nodes whose results nobody uses.", ForEachFunction(RemoveDeadNodes)});
   registry->Add(
       {"schedule", "Resolves the actions of every stage from the schedule's table.", ResolveSchedule});
-  registry->Add({"shard", "Places every value by the strategy, the sharding rules and cost.", Shard});
+  registry->Add({"shard", "Places every value by the strategy, the sharding rules and cost.", Shard,
+                 /*places=*/true});
   registry->Add({"split-backward",
                  "Cuts backwards into input and weight gradients where the schedule has both.",
                  SplitBackward});

@@ -45,6 +45,11 @@ struct PassContext {
     if (notes) notes->push_back(std::move(line));
   }
   std::vector<std::string>* notes = nullptr;
+  // A figure about the pass's own work, for tests and benchmarks of the compiler.
+  void Count(const std::string& what, int64_t n) const {
+    if (counts) (*counts)[what] += n;
+  }
+  std::map<std::string, int64_t>* counts = nullptr;
 };
 
 using Pass = std::function<absl::StatusOr<bool>(Program&, const PassContext&)>;
@@ -55,6 +60,7 @@ struct PassDef {
   std::string name;  // kebab-case
   std::string doc;
   Pass run;
+  bool places = false;  // gives every node its placement; modules may be partly placed before it
 };
 
 class PassRegistry {
@@ -75,6 +81,7 @@ struct PassResult {
   double milliseconds = 0;
   int64_t nodes_before = 0, nodes_after = 0;
   std::vector<std::string> notes;
+  std::map<std::string, int64_t> counts;
 };
 
 struct PipelineOptions {
@@ -88,9 +95,9 @@ struct PipelineOptions {
 
 // The default training pipeline.
 std::string DefaultPipeline();
-// Runs the passes in order. After one that changed something, nodes without uses are removed and the module
-// is verified. Errors: unknown passes and malformed text before anything runs; then the first error of a
-// pass, with its name. Each pass's notes are also appended to program.notes.
+// Verifies the module and runs the passes in order. After one that changed something, nodes without uses are
+// removed and the module is verified. Errors: unknown passes and malformed text before anything runs; then
+// the first error of a pass, with its name. Each pass's notes are also appended to program.notes.
 absl::StatusOr<std::vector<PassResult>> RunPipeline(absl::string_view pipeline, Program& program,
                                                     PassContext context, const PipelineOptions& options = {});
 

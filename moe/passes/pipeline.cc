@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/types/span.h"
 #include "moe/base/file.h"
 #include "moe/base/status.h"
 #include "moe/ir/text.h"
@@ -37,6 +38,19 @@ absl::StatusOr<const PassDef*> FindPass(const PassRegistry& registry, absl::stri
   for (const PassDef* d : registry.All()) names.push_back(d->name);
   return absl::InvalidArgumentError(
       absl::StrCat("unknown pass '", name, "'; there are ", absl::StrJoin(names, ", ")));
+}
+
+// What a module has to be when these passes are still to come.
+VerifyOptions VerifyBefore(const PassRegistry& registry, absl::Span<const PipelineStep> steps,
+                           const PipelineOptions& options) {
+  VerifyOptions verify;
+  const auto& off = options.disable_passes;
+  for (const PipelineStep& step : steps) {
+    const PassDef* def = registry.Find(step.pass);
+    const bool runs = std::find(off.begin(), off.end(), step.pass) == off.end();
+    verify.unplaced_nodes = verify.unplaced_nodes || (def != nullptr && def->places && runs);
+  }
+  return verify;
 }
 
 int64_t CountNodes(const Program& program) {
@@ -175,13 +189,14 @@ absl::StatusOr<std::vector<PassResult>> RunPipelineOf(const PassRegistry& regist
   for (const std::string& name : options.disable_passes) {
     RETURN_IF_ERROR(Annotate(FindPass(registry, name).status(), "disable_passes"));
   }
+  if (options.verify) RETURN_IF_ERROR(Verify(*program.module, VerifyBefore(registry, steps, options)));
   ASSIGN_OR_RETURN(const Dumper dumper, Dumper::Create(options, *program.module));
   if (!steps.empty()) RETURN_IF_ERROR(dumper.Dump(0, "before", steps[0].pass, *program.module));
 
   if (context.memory_limit == 0) context.memory_limit = context.strategy.memory_limit;
   std::vector<PassResult> results;
-  for (size_t i = 0; i < steps.size(); ++i) {
-    const PipelineStep& step = steps[i];
+  for (size_t at = 0; at < steps.size(); ++at) {
+    const PipelineStep& step = steps[at];
     const auto& off = options.disable_passes;
     if (std::find(off.begin(), off.end(), step.pass) != off.end()) continue;
     PassResult result;
@@ -192,10 +207,11 @@ absl::StatusOr<std::vector<PassResult>> RunPipelineOf(const PassRegistry& regist
 
     context.options = step.options;
     context.notes = &result.notes;
-    const std::vector<PipelineStep> rest(steps.begin() + static_cast<int>(i) + 1, steps.end());
+    const std::vector<PipelineStep> rest(steps.begin() + static_cast<int>(at) + 1, steps.end());
     context.preview = [&](const std::function<absl::Status(Program&)>& change, absl::string_view until) {
       return Preview(registry, rest, off, program, context, change, until);
     };
+    context.counts = &result.counts;
     const auto start = std::chrono::steady_clock::now();
     const absl::StatusOr<bool> changed = registry.Find(step.pass)->run(program, context);
     if (!changed.ok()) return Annotate(changed.status(), step.pass);
@@ -213,8 +229,10 @@ absl::StatusOr<std::vector<PassResult>> RunPipelineOf(const PassRegistry& regist
 
     if (result.changed) {
       RETURN_IF_ERROR(dumper.Dump(static_cast<int>(results.size()) + 1, "after", step.pass, *program.module));
-      if (options.verify)
-        RETURN_IF_ERROR(Annotate(Verify(*program.module), absl::StrCat("after ", step.pass)));
+      if (options.verify) {
+        const VerifyOptions verify = VerifyBefore(registry, absl::MakeSpan(steps).subspan(at + 1), options);
+        RETURN_IF_ERROR(Annotate(Verify(*program.module, verify), absl::StrCat("after ", step.pass)));
+      }
       if (options.validate) RETURN_IF_ERROR(options.validate(step.pass, before, program));
     }
     results.push_back(std::move(result));

@@ -72,6 +72,8 @@ class ModuleSharder {
       }
     }
     if (best.functions.empty() && !first_error.ok()) return first_error;
+    context_.Count("decisions", static_cast<int64_t>(memo_.decisions.size()));
+    context_.Count("remembered", memo_.hits);
     return Write(best);
   }
 

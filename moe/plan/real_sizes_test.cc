@@ -1,6 +1,7 @@
 // Real models at real sizes: compiled by the whole default pipeline and certified, not executed.
 #include <gtest/gtest.h>
 
+#include <map>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -77,6 +78,25 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"moe_30b", "pp=4 tp=8 dp=4 ep=16 etp=2 sp vp zero=3 microbatches=8", 128, 128},
         Case{"fine_grained", "pp=4 tp=4 dp=8 ep=32 sp vp zero=1 checkpoint=full microbatches=8", 64, 128}),
     [](const auto& info) { return absl::StrCat(info.param.model, "_", info.param.ranks, "_", info.index); });
+
+// Equal layers are placed by the decisions for one of them, so depth costs next to nothing to place.
+TEST(RealSizes, SixtyLayersTakeTheDecisionsOfTwenty) {
+  ASSERT_OK_AND_ASSIGN(ModelConfig model, LoadModelConfig("testdata/models/mixtral_8x22b.textproto"));
+  std::map<std::string, int64_t> counts[2];
+  for (const int64_t layers : {20, 60}) {
+    model.set_num_layers(layers);
+    ASSERT_OK_AND_ASSIGN(
+        const Compiled c,
+        CompileModel(model, "pp=4 tp=8 dp=32 ep=8 sp vp zero=1 checkpoint=selective microbatches=16", 512));
+    EXPECT_EQ(c.plan.mesh().num_ranks(), 1024);
+    for (const PassResult& pass : c.passes) {
+      if (pass.name == "shard") counts[layers == 60] = pass.counts;
+    }
+  }
+  EXPECT_GT(counts[0]["decisions"], 50);
+  EXPECT_EQ(counts[0]["decisions"], counts[1]["decisions"]);
+  EXPECT_GT(counts[1]["remembered"], 2 * counts[0]["remembered"]);
+}
 
 // What compilation costs does not depend on the sizes of the axes.
 TEST(RealSizes, WorkDoesNotGrowWithTheAxes) {

@@ -9,25 +9,6 @@
 #include "moe/runtime/init.h"
 
 namespace moe {
-namespace {
-
-double Get(const Tensor& t, int64_t i) {
-  return t.dtype == DType::kF64   ? t.As<double>()[i]
-         : t.dtype == DType::kF32 ? t.As<float>()[i]
-                                  : t.As<int32_t>()[i];
-}
-void Put(const Tensor& t, int64_t i, double v) {
-  if (t.dtype == DType::kF64) {
-    t.As<double>()[i] = v;
-  } else if (t.dtype == DType::kF32) {
-    t.As<float>()[i] = static_cast<float>(v);
-  } else {
-    t.As<int32_t>()[i] = static_cast<int32_t>(v);
-  }
-}
-
-}  // namespace
-
 absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(const Program& program,
                                                            const ExecutorOptions& options) {
   std::unique_ptr<Executor> e(new Executor(program));
@@ -145,7 +126,7 @@ absl::Status Executor::InitializeState(uint64_t seed) {
       }
       ForEachRun(LocalBlock(s->type, program_.module->mesh(), rank->rank()),
                  [&](int64_t from, int64_t to, int64_t n) {
-                   for (int64_t i = 0; i < n; ++i) Put(*t, to + i, init(from + i));
+                   for (int64_t i = 0; i < n; ++i) StoreElement(t->dtype, t->data, to + i, init(from + i));
                  });
     }
   }
@@ -179,7 +160,7 @@ absl::StatusOr<std::vector<double>> Executor::ReadStored(const State& state) {
       continue;
     }
     ForEachRun(LocalBlock(type, mesh, rank->rank()), [&](int64_t to, int64_t from, int64_t n) {
-      for (int64_t i = 0; i < n; ++i) out[to + i] += Get(*t, from + i);
+      for (int64_t i = 0; i < n; ++i) out[to + i] += LoadElement(t->dtype, t->data, from + i);
     });
   }
   if (speakers.empty()) return absl::NotFoundError(absl::StrCat("no rank holds state ", name));
@@ -198,7 +179,7 @@ absl::Status Executor::WriteStored(const State& state, absl::Span<const double> 
     if (t == nullptr) continue;
     ForEachRun(LocalBlock(type, program_.module->mesh(), rank->rank()),
                [&](int64_t from, int64_t to, int64_t n) {
-                 for (int64_t i = 0; i < n; ++i) Put(*t, to + i, values[from + i]);
+                 for (int64_t i = 0; i < n; ++i) StoreElement(t->dtype, t->data, to + i, values[from + i]);
                });
   }
   return absl::OkStatus();

@@ -208,14 +208,19 @@ TEST(Interpreter, EvaluationLeavesParametersAlone) {
   EXPECT_NE(*run.session->ReadState("layers.1.moe.router"), before);
 }
 
-TEST(Interpreter, CpuKernelsAgreeWithTheReference) {
-  for (const char* fields :
-       {"capacity_factor: 0.7", "shared_expert_ffn_hidden_size: 9 aux_loss_scope: \"sequence\""}) {
-    const Trainer reference = Start(fields, 2), cpu = Start(fields, 2, {.backend = Backend::kCpu});
+TEST(Interpreter, FastKernelsAgreeWithTheReference) {
+  for (const char* fields : {"capacity_factor: 0.7", "tie_embeddings: true",
+                             "shared_expert_ffn_hidden_size: 9 aux_loss_scope: \"sequence\""}) {
+    const Trainer reference = Start(fields, 2);
     const StepInputs in = Inputs(reference);
-    const Reports r = Train(reference, in), c = Train(cpu, in);
-    for (const auto& [name, values] : r) EXPECT_NEAR(values[0], c.at(name)[0], 1e-10) << name;
-    EXPECT_LT(GradientError(cpu, reference), 1e-9);
+    const Reports want = Train(reference, in);
+    for (const Backend backend : {Backend::kCpu, Backend::kBlas}) {
+      SCOPED_TRACE(testing::Message() << fields << ", " << BackendName(backend));
+      const Trainer fast = Start(fields, 2, {.backend = backend});
+      const Reports got = Train(fast, in);
+      for (const auto& [name, values] : want) EXPECT_NEAR(values[0], got.at(name)[0], 1e-10) << name;
+      EXPECT_LT(GradientError(fast, reference), 1e-9);
+    }
   }
 }
 

@@ -14,35 +14,6 @@
 namespace moe {
 namespace {
 
-double Load(const Tensor& t, int64_t i) {
-  switch (t.dtype) {
-    case DType::kF32:
-      return t.As<float>()[i];
-    case DType::kF64:
-      return t.As<double>()[i];
-    case DType::kS32:
-      return t.As<int32_t>()[i];
-    default:
-      return std::numeric_limits<double>::quiet_NaN();
-  }
-}
-
-void Store(const Tensor& t, int64_t i, double value) {
-  switch (t.dtype) {
-    case DType::kF32:
-      t.As<float>()[i] = static_cast<float>(value);
-      break;
-    case DType::kF64:
-      t.As<double>()[i] = value;
-      break;
-    case DType::kS32:
-      t.As<int32_t>()[i] = static_cast<int32_t>(value);
-      break;
-    default:
-      break;
-  }
-}
-
 enum BatchKind { kTokens, kLabels, kMask, kPositions };
 
 absl::StatusOr<int> BatchKindOf(absl::string_view name) {
@@ -398,8 +369,10 @@ void RankExecutor::ReplayTopK(BoundNode& n) {
   int32_t* count = counted >= 0 ? n.context.out[counted].As<int32_t>() : nullptr;
   if (count != nullptr) std::fill(count, count + e, 0);
   for (int64_t i = 0; i < top.elements(); ++i) {
-    Store(top, i, experts[i] < 0 ? 0.0 : Load(probability, i / k * e + experts[i]));
-    if (count != nullptr && experts[i] >= 0) ++count[experts[i]];
+    const bool chosen = experts[i] >= 0;
+    StoreElement(top.dtype, top.data, i,
+                 chosen ? LoadElement(probability.dtype, probability.data, i / k * e + experts[i]) : 0.0);
+    if (count != nullptr && chosen) ++count[experts[i]];
   }
 }
 
@@ -456,7 +429,9 @@ absl::Status RankExecutor::RunFunction(BoundFunction& f, const Action& action, b
     const int64_t at = std::max(0, action.microbatch) * in.microbatch_elements;
     for (const Input::Run& r : in.runs) {
       if (in.kind == kMask) {
-        for (int64_t i = 0; i < r.count; ++i) Store(in.tensor, r.to + i, inputs.mask[at + r.from + i]);
+        for (int64_t i = 0; i < r.count; ++i) {
+          StoreElement(in.tensor.dtype, in.tensor.data, r.to + i, inputs.mask[at + r.from + i]);
+        }
       } else {
         const std::vector<int32_t>& from = in.kind == kTokens   ? inputs.tokens
                                            : in.kind == kLabels ? inputs.labels
@@ -486,7 +461,7 @@ absl::Status RankExecutor::RunFunction(BoundFunction& f, const Action& action, b
   for (const Report& r : f.reports) {
     std::vector<double>& out = (r.summed ? summed_ : common_)[r.name];
     for (int64_t i = 0; i < r.tensor.elements(); ++i) {
-      out[i] = (r.summed ? out[i] : 0) + Load(r.tensor, i);
+      out[i] = (r.summed ? out[i] : 0) + LoadElement(r.tensor.dtype, r.tensor.data, i);
     }
   }
   return absl::OkStatus();
@@ -501,7 +476,7 @@ absl::Status RankExecutor::Run(const std::string& program_name, const StepInputs
     if (value == inputs.scalars.end() && program_name == "train_step") {
       return absl::InvalidArgumentError(absl::StrCat("the step needs the scalar ", s.name));
     }
-    Store(s.tensor, 0, value == inputs.scalars.end() ? 0.0 : value->second);
+    StoreElement(s.tensor.dtype, s.tensor.data, 0, value == inputs.scalars.end() ? 0.0 : value->second);
     arena_->MarkUsed(arena_->OffsetOf(s.tensor.data) + ByteSize(s.tensor.dtype));
   }
   for (auto& [_, values] : summed_) std::fill(values.begin(), values.end(), 0.0);

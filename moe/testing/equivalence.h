@@ -5,7 +5,8 @@
 //   ASSERT_OK_AND_ASSIGN(EquivalenceResult r, CheckEquivalence(c));
 //   EXPECT_LT(r.worst_gradient, 1e-9);
 //
-// The reference is the interpreter of the logical module with naive f64 kernels. Both start from the same
+// The reference is the interpreter of the logical module in f64, with whole matrix products where the naive
+// kernels take too long (Backend::kBlas; interpreter_test holds the two together). Both start from the same
 // parameters and see the same batches (with padding). Compared are the gradients of the first step and the
 // losses of all steps; the error of a tensor is ||out - ref|| / max(||ref||, 1e-6 x global gradient norm). In
 // f32 the reference's routing decisions are replayed. Also: planned against measured peak memory per stage,

@@ -8,6 +8,7 @@
 #include "moe/ir/verifier.h"
 #include "moe/passes/pipeline.h"
 #include "moe/testing/check_lines.h"
+#include "moe/testing/validate_passes.h"
 
 namespace moe {
 namespace {
@@ -57,6 +58,11 @@ void PassTest::Run(const PassRegistry& registry, absl::string_view pipeline, abs
   const absl::Status verified = Verify(*program_.module);
   EXPECT_TRUE(verified.ok()) << verified << "\n" << PrintModule(*program_.module);
   ExpectRoundTrip(*program_.module, "after the pass");
+  if (!changed || !runs_ || !verified.ok()) return;
+  Program was;
+  was.module = CloneModule(*before);
+  const absl::Status same = PassValidator({.execute = false}).Compare("under test", was, program_);
+  EXPECT_TRUE(same.ok()) << same << "\n" << PrintModule(*program_.module);
 }
 
 void PassTest::ExpectRewrite(absl::string_view pipeline, absl::string_view text, const PassContext& context) {

@@ -14,7 +14,9 @@
 //
 // Every call parses and verifies the text, prints and parses it again, runs the pass (as the pipeline does,
 // so nodes that become dead are removed), verifies the result, prints and parses that, too, and then matches
-// the CHECK lines. A pass that says it changed nothing must have changed nothing.
+// the CHECK lines. A pass that says it changed nothing must have changed nothing. What the pass changed is
+// run before and after on virtual devices, as many as the mesh has ranks, on the same random values, and must
+// give the same (validate_passes.h).
 #pragma once
 
 #include <gtest/gtest.h>
@@ -42,6 +44,8 @@ class PassTest : public ::testing::Test {
   void ExpectPassError(const Pass& pass, absl::string_view text, absl::StatusCode code,
                        const std::vector<std::string>& parts, const PassContext& context = {});
 
+  // False where the text is no program that runs; say why.
+  bool runs_ = true;
   // The program of the last call, for further questions. Its text is printed.
   Program program_;
   std::vector<PassResult> results_;

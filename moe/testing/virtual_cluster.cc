@@ -47,30 +47,6 @@ class Bytes {
 };
 using Placed = std::vector<std::shared_ptr<Bytes>>;  // one per rank of a stage
 
-double Get(DType dtype, const void* data, int64_t i) {
-  switch (dtype) {
-    case DType::kF64:
-      return static_cast<const double*>(data)[i];
-    case DType::kF32:
-      return static_cast<const float*>(data)[i];
-    default:
-      return static_cast<const int32_t*>(data)[i];
-  }
-}
-
-void Put(DType dtype, void* data, int64_t i, double x) {
-  switch (dtype) {
-    case DType::kF64:
-      static_cast<double*>(data)[i] = x;
-      break;
-    case DType::kF32:
-      static_cast<float*>(data)[i] = static_cast<float>(x);
-      break;
-    default:
-      static_cast<int32_t*>(data)[i] = static_cast<int32_t>(x);
-  }
-}
-
 double NormalNumber(uint64_t seed, uint64_t stream, uint64_t i) {
   const double u = (static_cast<double>(CounterBits(seed, stream, 2 * i) >> 11) + 1) * 0x1p-53;
   const double v = static_cast<double>(CounterBits(seed, stream, 2 * i + 1) >> 11) * 0x1p-53;
@@ -201,7 +177,8 @@ class Cluster {
         zero |= mesh_.Coordinate(RankOf(stage, r), partial.axis) != 0 && partial.kind == Reduction::kSum;
       }
       ForEachRun(LocalBlock(type, mesh_, RankOf(stage, r)), [&](int64_t from, int64_t to, int64_t n) {
-        for (int64_t i = 0; i < n; ++i) Put(type.dtype, p[r]->data(), to + i, zero ? 0 : global[from + i]);
+        for (int64_t i = 0; i < n; ++i)
+          StoreElement(type.dtype, p[r]->data(), to + i, zero ? 0 : global[from + i]);
       });
     }
     return p;
@@ -222,14 +199,14 @@ class Cluster {
       Tensor t = TensorOf(type, *p[r]);
       if (!t.is_ragged()) {
         for (size_t i = 0; i < own[r].size(); ++i)
-          own[r][i] = Get(type.dtype, t.data, static_cast<int64_t>(i));
+          own[r][i] = LoadElement(type.dtype, t.data, static_cast<int64_t>(i));
         continue;
       }
       const int64_t padded = static_cast<int64_t>(own[r].size()) / std::max<int64_t>(t.cells, 1);
       int64_t at = 0;
       for (int64_t c = 0; c < t.cells; ++c) {
         for (int64_t i = 0; i < t.sizes[c] * t.row_elements; ++i) {
-          own[r][c * padded + i] = Get(type.dtype, t.arena_rows, at++);
+          own[r][c * padded + i] = LoadElement(type.dtype, t.arena_rows, at++);
         }
       }
     }
@@ -415,10 +392,11 @@ class Cluster {
             return absl::InternalError(
                 absl::StrCat("%", node->result_name(), ": stages reduce values of different types"));
           }
-          const double y = Get(type.dtype, members[m].second->values.at(node->operand(0))[r]->data(), i);
+          const double y =
+              LoadElement(type.dtype, members[m].second->values.at(node->operand(0))[r]->data(), i);
           x = m == 0 ? y : max ? std::max(x, y) : x + y;
         }
-        Put(type.dtype, sum[r]->data(), i, x);
+        StoreElement(type.dtype, sum[r]->data(), i, x);
       }
     }
     for (size_t m = 0; m < members.size(); ++m) {

@@ -61,7 +61,10 @@ bool HasDenseLayer(const ModelConfig& model) {
   return false;
 }
 
-bool KvFits(int64_t kv_heads, int64_t tp) { return kv_heads < 1 || kv_heads % tp == 0 || tp % kv_heads == 0; }
+// With fewer key-value heads than tensor ranks, ranks share a head, if tp may be split by them.
+bool KvFits(int64_t kv_heads, int64_t tp, bool split) {
+  return kv_heads < 1 || kv_heads % tp == 0 || (split && tp % kv_heads == 0);
+}
 
 // Sizes that tp, etp, ... must divide, in one place for the checks and for the search. 0: no such size.
 struct Sizes {
@@ -82,24 +85,27 @@ struct Sizes {
     slots = s.expert_slots() != 0      ? Sane(s.expert_slots())
             : !s.expert_map().empty() ? (map.ok() ? static_cast<int64_t>(map->size()) : 0)
                                       : experts;
+    blocks = s.vocab_parallel() ? Sane(m.vocab_blocks()) : 0;
     seq_parallel = config.strategy().sequence_parallel();
+    split_kv = config.strategy().split_tensor_by_kv_heads();
   }
   // Every size that the tensor ranks divide, with its field.
   std::vector<std::pair<std::string, int64_t>> OfTensor() const {
     return {{"num_attention_heads", heads},
             {"ffn_hidden_size", dense_ffn},
-            {"shared_expert_ffn_hidden_size", shared_ffn}};
+            {"shared_expert_ffn_hidden_size", shared_ffn},
+            {"vocab_blocks", blocks}};
   }
   bool TensorFits(int64_t tp) const {
     for (const auto& [field, size] : OfTensor()) {
       if (size > 0 && size % tp != 0) return false;
     }
-    return KvFits(kv_heads, tp) && (!seq_parallel || seq < 1 || seq % tp == 0);
+    return KvFits(kv_heads, tp, split_kv) && (!seq_parallel || seq < 1 || seq % tp == 0);
   }
   int64_t heads = 0, kv_heads = 0, experts = 0, layers = 0, seq = 0;
   int64_t slots = 0;  // that experts are stored in
-  int64_t expert_ffn = 0, dense_ffn = 0, shared_ffn = 0;
-  bool seq_parallel = false;
+  int64_t expert_ffn = 0, dense_ffn = 0, shared_ffn = 0, blocks = 0;
+  bool seq_parallel = false, split_kv = true;
 };
 
 struct Degree {
@@ -295,12 +301,14 @@ void CheckModelFits(const Sizes& z, const StrategyConfig& s, Collector& out) {
   }
   for (const auto& [field, size] : z.OfTensor()) {
     if (size < 1 || size % tp == 0) continue;
+    if (field == "vocab_blocks" && z.vocab % tp != 0) continue;  // told of the vocabulary already
     out.Add("tensor_model_parallel_size = ", tp, " does not divide ", field, " = ", size).legal =
         ShowNear(Keep(Divisors(size), [&](int64_t t) { return z.TensorFits(t); }), tp);
   }
-  if (z.heads >= 1 && z.heads % tp == 0 && !KvFits(z.kv_heads, tp)) {
+  if (z.heads >= 1 && z.heads % tp == 0 && !KvFits(z.kv_heads, tp, z.split_kv)) {
     out.Add("tensor_model_parallel_size = ", tp, " and num_key_value_heads = ", z.kv_heads,
-            ": one must divide the other")
+            z.split_kv ? ": one must divide the other"
+                       : ": without split_tensor_by_kv_heads the first must divide the second")
         .legal = ShowNear(Keep(Divisors(z.heads), [&](int64_t t) { return z.TensorFits(t); }), tp);
   }
   if (z.seq >= 1 && z.seq % cp != 0) {
@@ -365,18 +373,38 @@ void CheckWorld(const Sizes& z, const StrategyConfig& s, Collector& out) {
     const std::vector<int64_t> fit =
         stage % etp == 0 ? Keep(Divisors(stage / etp), [&](int64_t e) { return z.slots > 0 && z.slots % e == 0; })
                          : std::vector<int64_t>();
+    // Who counts experts as ranks of their own multiplies them into the world.
+    const std::string product =
+        absl::StrCat(cp > 1 ? "ep x tp x pp x dp x cp = " : "ep x tp x pp x dp = ", ep, " x ", tp, " x ", pp,
+                     " x ", dp, cp > 1 ? absl::StrCat(" x ", cp) : "", " = ");
+    const bool multiplies = ep > 1 && static_cast<double>(world) * ep < 1e18;
     out.Add("expert_model_parallel_size x expert_tensor_parallel_size = ", ep, " x ", etp,
-            " does not divide the ", stage, " ranks of a stage, which experts share with dp, cp and tp")
+            " does not divide the ", stage, " ranks of a stage, which experts share with dp, cp and tp",
+            multiplies ? absl::StrCat(" (", product, world * ep, " is not the world size ",
+                                      s.world_size() > 0 ? s.world_size() : world, ")")
+                       : "")
         .legal = fit.empty() ? absl::StrCat("expert_tensor_parallel_size of ", ShowNear(Divisors(stage), etp))
                              : absl::StrCat("expert_model_parallel_size of ", ShowNear(fit, ep),
                                             " with this ", "expert_tensor_parallel_size");
     return;
   }
-  if (!KvFits(z.kv_heads, tp)) return;  // told already
+  if (!KvFits(z.kv_heads, tp, z.split_kv)) return;  // told already
   RunConfig config;
   *config.mutable_strategy() = s;
-  const std::string fold = FoldProblem(StrategyOf(config), z.kv_heads);
-  if (!fold.empty()) out.Add("the sizes do not fold over the same ranks: ", fold);
+  const Strategy strategy = StrategyOf(config);
+  const std::string fold = FoldProblem(strategy, z.kv_heads);
+  if (fold.empty()) return;
+  const auto folds = [&](int64_t e, int64_t t) {
+    Strategy other = strategy;
+    other.ep = e, other.etp = t;
+    return z.experts % e == 0 && FoldProblem(other, z.kv_heads).empty();
+  };
+  const std::vector<int64_t> eps = Keep(Divisors(stage / etp), [&](int64_t e) { return folds(e, etp); });
+  const std::vector<int64_t> etps = Keep(Divisors(stage), [&](int64_t t) { return folds(1, t); });
+  out.Add("the sizes do not fold over the same ranks: ", fold).legal =
+      eps.empty() ? absl::StrCat("expert_tensor_parallel_size of ", ShowNear(etps, etp),
+                                 " with expert_model_parallel_size = 1")
+                  : absl::StrCat("expert_model_parallel_size of ", ShowNear(eps, ep), " with these others");
 }
 
 // Hybrid sharding: `part` of the `all` data ranks of a class of parameters share one copy of its state.

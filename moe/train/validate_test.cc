@@ -108,6 +108,10 @@ TEST(ValidateTest, HeadsAndFeaturesOverTensorRanks) {
       1, "tensor_model_parallel_size = 6 and num_key_value_heads = 4: one must divide the other",
       "legal here: 1, 2, 4, 12");
   EXPECT_OK(ValidateRunConfig(With("strategy { tensor_model_parallel_size: 8 }")));  // above the kv heads
+  ExpectProblems("strategy { tensor_model_parallel_size: 8 split_tensor_by_kv_heads: false }", 1,
+                 "without split_tensor_by_kv_heads the first must divide the second", "legal here: 1, 2, 4");
+  ExpectProblems("model { vocab_blocks: 1 } strategy { vocab_parallel: true }", 1,
+                 "does not divide vocab_blocks = 1");
   // A vocabulary that does not divide is padded.
   EXPECT_OK(ValidateRunConfig(With("model { vocab_size: 1009 } strategy { vocab_parallel: true }")));
   ExpectProblems("model { first_dense_layers: 1 ffn_hidden_size: 65 shared_expert_ffn_hidden_size: 33 }", 2,
@@ -202,9 +206,56 @@ TEST(ValidateTest, AtScale) {
       "strategy { world_size: 128 pipeline_model_parallel_size: 4 tensor_model_parallel_size: 8 "
       "data_parallel_size: 4 expert_model_parallel_size: 64 expert_tensor_parallel_size: 1 }";
   ExpectProblems(wrong, 1, "64 x 1 does not divide the 32 ranks of a stage",
+                 "ep x tp x pp x dp = 64 x 8 x 4 x 4 = 8192 is not the world size 128",
                  "expert_model_parallel_size of 1, 2, 4, 8, 16, 32",
                  "nearest legal strategy:  pp 4 x dp 4 x tp 8, ep 32, etp 1, 2 experts per rank");
   EXPECT_EQ(NearestFlags(wrong), "--expert_model_parallel_size=32");
+}
+
+// Whatever is wrong, and however much of it: each problem says what would be legal in its place.
+TEST(ValidateTest, EveryProblemSaysWhatIsLegal) {
+  const std::string text =
+      "model { num_layers: 3 num_attention_heads: 6 num_key_value_heads: 2 head_dim: 16 num_experts: 6 "
+      "moe_ffn_hidden_size: 190 first_dense_layers: 1 ffn_hidden_size: 65 shared_expert_ffn_hidden_size: 33 "
+      "seq_length: 127 routing_groups_per_sequence: 1 vocab_size: 1009 }"
+      "strategy { pipeline_model_parallel_size: 4 tensor_model_parallel_size: 4 context_parallel_size: 2 "
+      "data_parallel_size: 3 expert_model_parallel_size: 5 expert_tensor_parallel_size: 4 world_size: 100 "
+      "sequence_parallel: true vocab_parallel: true zero_stage: 9 expert_zero_stage: 5 schedule: 'zigzag' "
+      "recompute_granularity: 'some' expert_axis_order: 'x' moe_overload_factor: -1 }"
+      "train { global_batch_size: 7 micro_batch_size: 2 lr: -1 train_iters: 0 adam_beta2: 2 }";
+  const RunConfig config = With(text);
+  std::vector<ConfigProblem> problems = StrategyProblems(config);
+  EXPECT_GE(problems.size(), 16);
+  for (const ConfigProblem& p : TrainConfigProblems(config)) problems.push_back(p);
+  for (const ConfigProblem& p : problems) EXPECT_NE(p.legal, "") << p.what;
+  const std::string message(ValidateRunConfig(config).message());
+  for (const char* part : {"num_layers = 3 on 4 pipeline stages",
+                           "4 does not divide num_attention_heads = 6",
+                           "4 does not divide ffn_hidden_size = 65",
+                           "4 does not divide shared_expert_ffn_hidden_size = 33",
+                           "4 does not divide vocab_size = 1009",
+                           "context_parallel_size = 2 does not divide seq_length = 127",
+                           "expert_model_parallel_size = 5 does not divide num_experts = 6",
+                           "expert_tensor_parallel_size = 4 does not divide moe_ffn_hidden_size = 190",
+                           "pp x dp x cp x tp = 4 x 3 x 2 x 4 = 96 is not the world size 100",
+                           "does not divide the 24 ranks",
+                           "2 x 3 does not divide global_batch_size = 7",
+                           "zero_stage = 9",
+                           "expert_zero_stage = 5",
+                           "zigzag",
+                           "'some'",
+                           "expert_axis_order = 'x'",
+                           "moe_overload_factor = -1",
+                           "lr = -1",
+                           "train_iters = 0",
+                           "adam_beta2 = 2"}) {
+    EXPECT_THAT(message, HasSubstr(part));
+  }
+  ExpectProblems(
+      "model { num_attention_heads: 12 num_key_value_heads: 12 head_dim: 8 num_experts: 4 }"
+      "strategy { tensor_model_parallel_size: 3 data_parallel_size: 4 expert_model_parallel_size: 4 "
+      "expert_tensor_parallel_size: 1 }",
+      1, "do not fold", "expert_model_parallel_size of 1 with these others");
 }
 
 TEST(ValidateTest, AbsurdNumbersAreOnlyErrors) {

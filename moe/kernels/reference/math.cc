@@ -90,54 +90,18 @@ absl::Status AtLeast(KernelContext& c) {
   return Map<T, 1>(c, [value](const auto& x) { return std::max(x[0], value); });
 }
 
-double Load(const Tensor& t, int64_t i) {
-  switch (t.dtype) {
-    case DType::kPred:
-      return t.As<uint8_t>()[i];
-    case DType::kS32:
-      return t.As<int32_t>()[i];
-    case DType::kS64:
-      return static_cast<double>(t.As<int64_t>()[i]);
-    case DType::kF32:
-      return t.As<float>()[i];
-    default:
-      return t.As<double>()[i];
-  }
-}
-
-void Store(const Tensor& t, int64_t i, double x) {
-  switch (t.dtype) {
-    case DType::kPred:
-      t.As<uint8_t>()[i] = x != 0;
-      return;
-    case DType::kS32:
-      t.As<int32_t>()[i] = static_cast<int32_t>(x);
-      return;
-    case DType::kS64:
-      t.As<int64_t>()[i] = static_cast<int64_t>(x);
-      return;
-    case DType::kF32:
-      t.As<float>()[i] = static_cast<float>(x);
-      return;
-    default:
-      t.As<double>()[i] = x;
-  }
-}
-
-bool CanCast(DType d) {
-  return d == DType::kPred || d == DType::kS32 || d == DType::kS64 || d == DType::kF32 || d == DType::kF64;
-}
-
 absl::Status Cast(KernelContext& c) {
   RETURN_IF_ERROR(PlaceLikeOperand(c));
   const Tensor &x = c.in[0], &y = c.out[0];
-  if (!CanCast(x.dtype) || !CanCast(y.dtype)) {
+  if (!HasElementAccess(x.dtype) || !HasElementAccess(y.dtype)) {
     return absl::UnimplementedError(absl::StrCat("math.cast from ", DTypeName(x.dtype), " to ",
                                                  DTypeName(y.dtype),
                                                  "; supported are pred, s32, s64, f32 and f64"));
   }
   const int64_t n = x.elements();
-  for (int64_t i = 0; i < n; ++i) Store(y, i, Load(x, i));
+  for (int64_t i = 0; i < n; ++i) {
+    StoreElement(y.dtype, y.data, i, LoadElement(x.dtype, x.data, i));
+  }
   return absl::OkStatus();
 }
 

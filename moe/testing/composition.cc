@@ -1,0 +1,170 @@
+#include "moe/testing/composition.h"
+
+#include <map>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "glog/logging.h"
+#include "moe/model/config.h"
+#include "moe/passes/strategy.h"
+#include "moe/testing/equivalence_lines.h"
+#include "moe/testing/strategy_space.h"
+
+namespace moe {
+namespace {
+
+struct Subject {
+  EquivalenceCase c;
+  Strategy s;
+  ModelConfig m;
+};
+
+struct Feature {
+  const char* name;
+  bool (*has)(const Subject& x);
+};
+
+// One line for a feature, and one in strategy_space.cc so that it is combined with all others.
+constexpr Feature kFeatures[] = {
+    {"dp", [](const Subject& x) { return x.s.dp > 1; }},
+    {"tp", [](const Subject& x) { return x.s.tp > 1; }},
+    {"sp", [](const Subject& x) { return x.s.sequence_parallel && x.s.tp > 1; }},
+    {"vp", [](const Subject& x) { return x.s.vocab_parallel && x.s.tp > 1; }},
+    {"cp", [](const Subject& x) { return x.s.cp > 1; }},
+    {"ep", [](const Subject& x) { return x.s.ep > 1; }},
+    {"etp", [](const Subject& x) { return x.s.etp > 1; }},
+    {"pp", [](const Subject& x) { return x.s.pp > 1; }},
+    {"zero 1", [](const Subject& x) { return x.s.zero == 1; }},
+    {"zero 2", [](const Subject& x) { return x.s.zero == 2; }},
+    {"zero 3", [](const Subject& x) { return x.s.zero == 3; }},
+    {"expert zero", [](const Subject& x) { return x.s.expert_zero >= 0 && x.s.expert_zero != x.s.zero; }},
+    {"accumulate", [](const Subject& x) { return x.s.microbatches > 1; }},
+    {"gpipe", [](const Subject& x) { return x.s.schedule == "gpipe" && x.s.pp > 1; }},
+    {"interleaved", [](const Subject& x) { return x.s.schedule == "interleaved" && x.s.pp > 1; }},
+    {"zb-h1", [](const Subject& x) { return x.s.schedule == "zb-h1" && x.s.pp > 1; }},
+    {"zb-v", [](const Subject& x) { return x.s.schedule == "zb-v" && x.s.pp > 1; }},
+    {"selective", [](const Subject& x) { return x.s.checkpoint == "selective"; }},
+    {"full", [](const Subject& x) { return x.s.checkpoint == "full"; }},
+    {"capacity", [](const Subject& x) { return x.m.num_experts() > 0 && x.m.capacity_factor() > 0; }},
+    {"dropless", [](const Subject& x) { return x.m.num_experts() > 0 && x.m.capacity_factor() == 0; }},
+    {"spill",
+     [](const Subject& x) {
+       return x.m.num_experts() > 0 && x.m.capacity_factor() == 0 && x.s.overload > 0;
+     }},
+    {"shared expert", [](const Subject& x) { return x.m.shared_expert_ffn_hidden_size() > 0; }},
+    {"tied", [](const Subject& x) { return x.m.tie_embeddings(); }},
+    {"odd sizes", [](const Subject& x) { return x.m.hidden_size() == 328; }},
+    {"starved", [](const Subject& x) { return x.c.empty_sample || x.c.one_expert; }},
+};
+
+Subject SubjectOf(const EquivalenceCase& c) {
+  const absl::StatusOr<Strategy> s = ParseStrategy(c.strategy);
+  const absl::StatusOr<ModelConfig> m = ParseModelConfig(c.model, c.name);
+  CHECK(s.ok()) << s.status();
+  CHECK(m.ok()) << m.status();
+  return {c, *s, *m};
+}
+
+}  // namespace
+
+std::vector<EquivalenceCase> TestedCases() {
+  std::vector<EquivalenceCase> cases = WrittenCases();
+  for (const Point& p : MatrixPoints()) cases.push_back(MatrixSpace().Case(p));
+  return cases;
+}
+
+Composition Compose(const std::vector<EquivalenceCase>& cases) {
+  constexpr size_t kCount = std::size(kFeatures);
+  Composition out;
+  for (const Feature& f : kFeatures) out.features.push_back(f.name);
+  out.together.assign(kCount, std::vector<int>(kCount, 0));
+  out.refused.assign(kCount, std::vector<std::string>(kCount));
+  for (const EquivalenceCase& c : cases) {
+    const Subject x = SubjectOf(c);
+    for (size_t a = 0; a < kCount; ++a) {
+      if (!kFeatures[a].has(x)) continue;
+      for (size_t b = 0; b < kCount; ++b) out.together[a][b] += kFeatures[b].has(x);
+    }
+  }
+  // Pairs that the space found no legal point for: by the features that their values stand for.
+  for (const ImpossiblePair& pair : MatrixImpossible()) {
+    std::vector<size_t> features[2];
+    for (int side = 0; side < 2; ++side) {
+      Point p = MatrixSpace().Plain();
+      const Subject plain = SubjectOf(MatrixSpace().Case(p));
+      p[pair.dimension[side]] = pair.value[side];
+      const EquivalenceCase c = MatrixSpace().Case(p);
+      Subject x = plain;
+      x.c = c;
+      x.s = *ParseStrategy(c.strategy);
+      if (const auto m = ParseModelConfig(c.model, c.name); m.ok()) x.m = *m;
+      // Features that show only with others (sp without tp) are asked with these.
+      x.s.tp = std::max<int64_t>(x.s.tp, 2), x.s.pp = std::max<int64_t>(x.s.pp, 2);
+      Subject around = plain;
+      around.s.tp = around.s.pp = 2;
+      for (size_t f = 0; f < kCount; ++f) {
+        if (kFeatures[f].has(x) && !kFeatures[f].has(around)) features[side].push_back(f);
+      }
+    }
+    for (const size_t a : features[0]) {
+      for (const size_t b : features[1]) {
+        out.refused[a][b] = out.refused[b][a] = pair.reason;
+      }
+    }
+  }
+  // One of several, of which there is only one at a time.
+  const std::vector<std::vector<std::string>> exclusive = {{"zero 1", "zero 2", "zero 3"},
+                                                           {"gpipe", "interleaved", "zb-h1", "zb-v"},
+                                                           {"selective", "full"},
+                                                           {"capacity", "dropless", "spill"}};
+  for (const auto& group : exclusive) {
+    for (size_t a = 0; a < kCount; ++a) {
+      for (size_t b = 0; b < kCount; ++b) {
+        const bool both = std::count(group.begin(), group.end(), out.features[a]) &&
+                          std::count(group.begin(), group.end(), out.features[b]);
+        if (both && a != b && out.together[a][b] == 0) {
+          out.refused[a][b] = absl::StrCat("one of ", absl::StrJoin(group, ", "), " at a time");
+        }
+      }
+    }
+  }
+  return out;
+}
+
+std::string CompositionTable() {
+  const Composition c = Compose(TestedCases());
+  std::string table = "| |", rule = "|---|";
+  for (const std::string& f : c.features) {
+    absl::StrAppend(&table, f, "|");
+    rule += "---|";
+  }
+  absl::StrAppend(&table, "\n", rule, "\n");
+  std::map<std::string, std::string> letters;
+  std::vector<std::string> reasons;
+  for (size_t a = 0; a < c.features.size(); ++a) {
+    absl::StrAppend(&table, "|**", c.features[a], "**|");
+    for (size_t b = 0; b < c.features.size(); ++b) {
+      std::string cell = absl::StrCat(c.together[a][b]);
+      if (c.together[a][b] == 0) {
+        const std::string& reason = c.refused[a][b];
+        if (reason.empty()) {
+          cell = "untested";
+        } else {
+          if (letters.count(reason) == 0) {
+            letters[reason] = std::string(1, static_cast<char>('a' + letters.size()));
+            reasons.push_back(reason);
+          }
+          cell = letters[reason];
+        }
+      }
+      absl::StrAppend(&table, cell, "|");
+    }
+    table += "\n";
+  }
+  for (const std::string& reason : reasons) absl::StrAppend(&table, "\n- ", letters[reason], ": ", reason);
+  if (!reasons.empty()) table += "\n";
+  return table;
+}
+
+}  // namespace moe

@@ -1,0 +1,9 @@
+// Prints the table of features that are tested together, for docs/plans.md.
+#include <iostream>
+
+#include "moe/testing/composition.h"
+
+int main() {
+  std::cout << moe::CompositionTable();
+  return 0;
+}

@@ -1,0 +1,59 @@
+// fuzz: random legal strategies on random small models against the one-device reference. See --help.
+
+#include "moe/testing/fuzz.h"
+
+#include <cstdlib>
+#include <iostream>
+#include <string>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "absl/flags/parse.h"
+#include "absl/flags/usage.h"
+#include "absl/flags/usage_config.h"
+#include "absl/strings/match.h"
+
+ABSL_FLAG(double, seconds, 60, "How long to draw.");
+ABSL_FLAG(uint64_t, seed, 1, "Of the draws.");
+ABSL_FLAG(std::string, replay, "", "Run one point, as a failure prints it, instead of drawing.");
+ABSL_FLAG(bool, f32, false, "With --replay: the plan in f32.");
+
+int main(int argc, char** argv) {
+  setenv("OMP_NUM_THREADS", "1", 0);
+  setenv("OPENBLAS_NUM_THREADS", "1", 0);
+  absl::SetProgramUsageMessage(
+      "Draws random legal strategies and random small models, and compares each plan with the one-device "
+      "reference.\n"
+      "  fuzz --seconds=600 --seed=7\n"
+      "  fuzz --replay=0.1.0.2...      what a failure printed\n"
+      "Exit code 1 if something fails; it is shrunk to the smallest case first.");
+  absl::FlagsUsageConfig usage;
+  usage.contains_help_flags = [](absl::string_view file) { return absl::EndsWith(file, "fuzz.cc"); };
+  absl::SetFlagsUsageConfig(usage);
+  absl::ParseCommandLine(argc, argv);
+  const moe::StrategySpace& space = moe::FuzzSpace();
+  if (const std::string replay = absl::GetFlag(FLAGS_replay); !replay.empty()) {
+    const absl::StatusOr<moe::Point> point = moe::ParsePoint(replay, space);
+    if (!point.ok()) {
+      std::cerr << "error: " << point.status().message() << std::endl;
+      return 1;
+    }
+    moe::EquivalenceCase c = space.Case(*point);
+    c.steps = 3;
+    c.f32 = absl::GetFlag(FLAGS_f32);
+    c.twice = !c.f32;
+    std::cout << space.Describe(*point) << std::endl;
+    const std::string wrong = moe::CheckCase(c);
+    std::cout << (wrong.empty() ? "as the reference" : wrong) << std::endl;
+    return wrong.empty() ? 0 : 1;
+  }
+  moe::FuzzOptions options;
+  options.seconds = absl::GetFlag(FLAGS_seconds);
+  options.seed = absl::GetFlag(FLAGS_seed);
+  const absl::StatusOr<moe::FuzzReport> report = moe::Fuzz(space, options, std::cout);
+  if (!report.ok()) {
+    std::cerr << "error: " << report.status().message() << std::endl;
+    return 1;
+  }
+  return report->failure.empty() ? 0 : 1;
+}
