@@ -1,10 +1,12 @@
 // compile_and_train: one command from a configuration to a trained model. See --help, and README.md.
 
+#include <algorithm>
 #include <atomic>
 #include <csignal>
 #include <cstdlib>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,13 +16,18 @@
 #include "absl/flags/usage_config.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/time/time.h"
 #include "absl/types/optional.h"
 #include "moe/base/file.h"
+#include "moe/comm/job/environment.h"
+#include "moe/comm/job/job.h"
+#include "moe/comm/job/spawn.h"
 #include "moe/passes/builtin.h"
 #include "moe/testing/validate_passes.h"
 #include "moe/train/flags.h"
 #include "moe/train/run.h"
+#include "moe/train/validate.h"
 #include "tools/check_against_reference.h"
 #include "tools/opt.h"
 #include "tools/working_directory.h"
@@ -46,8 +53,18 @@ ABSL_FLAG(bool, quiet, false, "Print errors and the final loss only.");
 ABSL_FLAG(bool, json, false,
           "Print JSON lines instead of text: one for each progress line, and a summary at the end.");
 ABSL_FLAG(double, device_timeout, 60,
-          "Seconds that a virtual device waits for its peers before the run ends with an error.");
+          "Seconds that a rank waits for its peers before the run ends with an error.");
 ABSL_FLAG(std::string, prompt, "", "What the sample text begins with.");
+ABSL_FLAG(int, spawn, 0,
+          "Run as so many processes on this machine, which share the ranks of the strategy evenly; 0: one "
+          "process, or "
+          "as torchrun, Slurm or Open MPI started it.");
+ABSL_FLAG(std::string, rendezvous, "",
+          "Where several processes meet instead of MASTER_ADDR:MASTER_PORT: a shared folder, fresh for each "
+          "run, or "
+          "redis://[:password@]host[:port]/job, the job a fresh name for each run.");
+ABSL_FLAG(std::string, bind_address, "",
+          "The address where other processes reach this one; empty: that of the way to the rendezvous.");
 
 ABSL_DECLARE_FLAG(std::string, config);
 ABSL_DECLARE_FLAG(absl::optional<std::string>, resume);
@@ -62,6 +79,20 @@ void OnSignal(int signal) {
   std::signal(signal, SIG_DFL);
 }
 
+// What one of several processes says of its error: rank 0 all, the others a line.
+void PrintError(const absl::Status& status, int64_t rank) {
+  if (rank == 0) {
+    std::cerr << absl::StrCat("error: ", status.message(), "\n") << std::flush;
+    return;
+  }
+  absl::string_view text = status.message();
+  text = text.substr(0, text.find("\n       first seen as"));
+  text = text.substr(0, text.find("\n       flight record"));
+  std::cerr << absl::StrCat("rank ", rank, ": error: ", absl::StrReplaceAll(text, {{"\n       ", "; "}}),
+                            "\n")
+            << std::flush;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -73,6 +104,8 @@ int main(int argc, char** argv) {
       "  compile_and_train                                     the default model on 8 virtual devices\n"
       "  compile_and_train --strategy=\"pp=2 dp=2 ep=2\" --train_iters=100\n"
       "  compile_and_train --config=my.textproto --run_dir=runs/mine\n"
+      "  compile_and_train --spawn=4                           the same in 4 processes; also under torchrun, "
+      "Slurm, MPI\n"
       "  compile_and_train --resume=runs/mine                  continue;  with --eval_only: evaluate\n"
       "Ctrl-C ends the step, saves a checkpoint and stops. Exit code 1 for any error.");
   absl::FlagsUsageConfig usage;
@@ -104,6 +137,25 @@ int main(int argc, char** argv) {
   absl::StatusOr<moe::RunConfig> config = moe::RunConfigFromFlags();
   if (!config.ok()) return fail(config.status());
 
+  const absl::StatusOr<std::optional<moe::ProcessPlace>> place = moe::FindProcess(moe::SystemEnvironment());
+  if (!place.ok()) return fail(place.status());
+  const int spawn = absl::GetFlag(FLAGS_spawn);
+  const bool spawned = place->has_value() && (*place)->spawned;
+  if (spawn < 0)
+    return fail(absl::InvalidArgumentError(absl::StrCat("--spawn=", spawn, " is no number of processes")));
+  if (spawn > 1 && !spawned) {
+    if (place->has_value()) {
+      return fail(absl::InvalidArgumentError(absl::StrCat(
+          "--spawn=", spawn, " in a process that ", (*place)->found_in, " started; leave one of them out")));
+    }
+    // What is wrong with the configuration is said once.
+    const absl::Status valid = moe::ValidateRunConfig(*config);
+    if (!valid.ok()) return fail(valid);
+    const absl::Duration timeout = absl::Seconds(absl::GetFlag(FLAGS_device_timeout));
+    return moe::SpawnProcesses(spawn, argv, {.grace_after_death = timeout + absl::Seconds(20)}, std::cerr);
+  }
+  if (spawned) moe::EndWithParent();
+
   moe::RunOptions options;
   options.passes = absl::GetFlag(FLAGS_passes);
   if (options.passes == "default") options.passes.clear();
@@ -121,8 +173,29 @@ int main(int argc, char** argv) {
   options.stop = &interrupted;
   std::signal(SIGINT, OnSignal);
   std::signal(SIGTERM, OnSignal);
-  const absl::Status status = absl::GetFlag(FLAGS_check_against_reference)
-                                  ? moe::CheckAgainstReference(*config, options.passes, std::cout)
-                                  : moe::RunTraining(*config, options, std::cout);
-  return status.ok() ? 0 : fail(status);
+  if (absl::GetFlag(FLAGS_check_against_reference)) {
+    if (place->has_value()) {
+      return fail(absl::InvalidArgumentError("--check_against_reference compares within one process"));
+    }
+    const absl::Status status = moe::CheckAgainstReference(*config, options.passes, std::cout);
+    return status.ok() ? 0 : fail(status);
+  }
+  std::unique_ptr<moe::Job> job;
+  const int64_t rank = place->has_value() ? (*place)->rank : 0;
+  absl::Status status;
+  if (place->has_value()) {
+    absl::StatusOr<std::unique_ptr<moe::Job>> joined =
+        moe::Job::Join(**place, {.rendezvous = absl::GetFlag(FLAGS_rendezvous),
+                                 .address = absl::GetFlag(FLAGS_bind_address),
+                                 .timeout = std::max(options.device_timeout, absl::Seconds(60))});
+    status = joined.status();
+    if (joined.ok()) job = *std::move(joined);
+    options.job = job.get();
+  }
+  if (status.ok()) status = moe::RunTraining(*config, options, std::cout);
+  if (status.ok()) return 0;
+  PrintError(status, rank);
+  std::cout.flush();
+  // Threads of a rank that hangs may still use what would be destroyed now.
+  std::_Exit(1);
 }

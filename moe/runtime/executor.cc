@@ -1,6 +1,9 @@
 #include "moe/runtime/executor.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <condition_variable>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
@@ -9,63 +12,135 @@
 #include "moe/runtime/init.h"
 
 namespace moe {
+
+struct Executor::Crew {
+  std::mutex mutex;
+  std::condition_variable start, done;
+  int64_t generation = 0, running = 0, failing = 0;
+  bool stop = false;
+  std::string job;
+  StepInputs inputs;  // a copy: a rank that is left behind may still look at it
+  std::vector<absl::Status> statuses;
+  std::vector<bool> returned;
+};
+
+Executor::Executor(const Program& program) : program_(program), crew_(std::make_shared<Crew>()) {}
+
 absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(const Program& program,
                                                            const ExecutorOptions& options) {
   std::unique_ptr<Executor> e(new Executor(program));
   const int cores = options.compute_threads > 0 ? options.compute_threads
                                                 : std::max(1u, std::thread::hardware_concurrency());
   e->gate_ = std::make_unique<ComputeGate>(cores);
-  InProcessOptions comm;
-  comm.timeout = options.timeout;
+  e->local_ = options.local;
+  e->timeout_ = options.timeout;
+  e->options_stop_ = options.stop;
   const int64_t n = program.module->mesh().num_ranks();
-  e->world_ = std::make_unique<InProcessWorld>(n, comm);
+  std::vector<World*> worlds;
+  if (options.local != nullptr) {
+    worlds = options.local->worlds;
+  } else {
+    InProcessOptions comm;
+    comm.timeout = options.timeout;
+    e->world_ = std::make_unique<InProcessWorld>(n, comm);
+    for (int64_t r = 0; r < n; ++r) worlds.push_back(e->world_->rank(r));
+  }
   RankOptions rank_options;
   rank_options.backend = options.backend;
   rank_options.gate = e->gate_.get();
   rank_options.poison = options.poison;
-  for (int64_t r = 0; r < n; ++r) {
+  for (World* world : worlds) {
+    if (world->num_ranks() != n) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("the plan has ", n, " ranks, the world ", world->num_ranks()));
+    }
+    e->worlds_.push_back(std::make_unique<RecordedWorld>(world));
     ASSIGN_OR_RETURN(std::unique_ptr<RankExecutor> rank,
-                     RankExecutor::Create(program, r, e->world_->rank(r), rank_options));
+                     RankExecutor::Create(program, world->rank(), e->worlds_.back().get(), rank_options));
     e->ranks_.push_back(std::move(rank));
     e->recorders_.push_back(std::make_unique<TraceRecorder>());
   }
   for (auto& rank : e->ranks_) rank->decisions = e.get();
-  e->statuses_.resize(n);
-  for (int64_t r = 0; r < n; ++r) e->threads_.emplace_back([p = e.get(), r] { p->RankLoop(r); });
+  e->crew_->statuses.resize(worlds.size());
+  e->crew_->returned.assign(worlds.size(), true);
+  for (size_t i = 0; i < worlds.size(); ++i) {
+    e->threads_.emplace_back(&RankLoop, e->crew_, e->ranks_[i].get(), e->worlds_[i].get(), e->gate_.get(), i);
+  }
   return e;
 }
 
 Executor::~Executor() {
+  bool hangs;
   {
-    std::lock_guard<std::mutex> lock(mutex_);
-    stop_ = true;
+    std::lock_guard<std::mutex> lock(crew_->mutex);
+    crew_->stop = true;
+    hangs = crew_->running > 0;
   }
-  start_.notify_all();
+  crew_->start.notify_all();
+  if (hangs) {  // nothing ends a thread that does not come back: all that it may use stays
+    for (std::thread& t : threads_) t.detach();
+    for (auto& rank : ranks_) rank.release();
+    for (auto& recorder : recorders_) recorder.release();
+    for (auto& world : worlds_) world.release();
+    gate_.release();
+    world_.release();
+    return;
+  }
   for (std::thread& t : threads_) t.join();
-  if (!failed_.ok() && world_ != nullptr) world_->Abort(failed_);  // lets send queues end
+  if (!failed_.ok()) {  // lets send queues end
+    for (auto& world : worlds_) world->Abort(failed_);
+  }
 }
 
-void Executor::RankLoop(int64_t rank) {
+void Executor::RankLoop(std::shared_ptr<Crew> crew, RankExecutor* rank, World* world, ComputeGate* gate,
+                        size_t at) {
   int64_t seen = 0;
-  std::unique_lock<std::mutex> lock(mutex_);
+  std::unique_lock<std::mutex> lock(crew->mutex);
   for (;;) {
-    start_.wait(lock, [&] { return stop_ || generation_ > seen; });
-    if (stop_) return;
-    seen = generation_;
+    crew->start.wait(lock, [&] { return crew->stop || crew->generation > seen; });
+    if (crew->stop) return;
+    seen = crew->generation;
     lock.unlock();
     absl::Status status;
     {
-      ComputeGate::Scope computing(gate_.get());
-      status = ranks_[rank]->Run(job_, *inputs_);
+      ComputeGate::Scope computing(gate);
+      status = rank->Run(crew->job, crew->inputs);
     }
     if (!status.ok()) {
-      status = Annotate(status, absl::StrCat("rank ", rank, " (stage ", ranks_[rank]->stage(), ")"));
-      world_->Abort(status);
+      status = Annotate(status, absl::StrCat("rank ", rank->rank(), " (stage ", rank->stage(), ")"));
+      world->Abort(status);
     }
     lock.lock();
-    statuses_[rank] = std::move(status);
-    if (--running_ == 0) done_.notify_all();
+    if (!status.ok()) ++crew->failing;
+    crew->statuses[at] = std::move(status);
+    crew->returned[at] = true;
+    if (--crew->running == 0 || crew->failing > 0) crew->done.notify_all();
   }
+}
+
+absl::Status Executor::RunRanks(const std::string& name, const StepInputs& inputs) {
+  std::unique_lock<std::mutex> lock(crew_->mutex);
+  crew_->job = name;
+  crew_->inputs = inputs;
+  crew_->running = num_local_ranks();
+  crew_->failing = 0;
+  crew_->statuses.assign(ranks_.size(), absl::OkStatus());
+  crew_->returned.assign(ranks_.size(), false);
+  ++crew_->generation;
+  crew_->start.notify_all();
+  crew_->done.wait(lock, [&] { return crew_->running == 0 || crew_->failing > 0; });
+  // After a failure the others are woken from whatever they wait in. One that does not come back then, hangs.
+  const absl::Duration grace = std::min(timeout_, absl::Seconds(10));
+  crew_->done.wait_for(lock, absl::ToChronoNanoseconds(grace), [&] { return crew_->running == 0; });
+  // The first cause, not what followed from it: a rank that was aborted only repeats it.
+  const absl::Status* cause = nullptr;
+  for (const absl::Status& s : crew_->statuses) {
+    if (!s.ok() &&
+        (cause == nullptr || (cause->code() == absl::StatusCode::kAborted && s.code() != cause->code()))) {
+      cause = &s;
+    }
+  }
+  return cause == nullptr ? absl::OkStatus() : *cause;
 }
 
 absl::StatusOr<Reports> Executor::RunProgram(const std::string& name, const StepInputs& inputs) {
@@ -79,37 +154,22 @@ absl::StatusOr<Reports> Executor::RunProgram(const std::string& name, const Step
                                                    inputs.tokens.size(), ", ", inputs.labels.size(), ", ",
                                                    inputs.mask.size(), ", ", inputs.positions.size()));
   }
-  {
-    std::unique_lock<std::mutex> lock(mutex_);
-    job_ = name;
-    inputs_ = &inputs;
-    running_ = num_ranks();
-    ++generation_;
-    start_.notify_all();
-    done_.wait(lock, [&] { return running_ == 0; });
-  }
-  // The first cause, not what followed from it: a rank that was aborted only repeats it.
-  const absl::Status* cause = nullptr;
-  for (const absl::Status& s : statuses_) {
-    if (!s.ok() &&
-        (cause == nullptr || (cause->code() == absl::StatusCode::kAborted && s.code() != cause->code()))) {
-      cause = &s;
-    }
-  }
-  if (cause != nullptr) {
-    failed_ = *cause;
+  failed_ = RunRanks(name, inputs);
+  if (!failed_.ok()) return failed_;
+  absl::StatusOr<std::map<int64_t, StageReports>> gathered = GatherReports(name);
+  if (!gathered.ok()) {
+    failed_ = gathered.status();
+    for (auto& world : worlds_) world->Abort(failed_);
     return failed_;
   }
   Reports reports;
-  const int64_t per_stage = m.mesh().ranks_per_stage();
-  for (int64_t r = 0; r < num_ranks(); r += per_stage) {
-    for (const auto& [key, values] : ranks_[r]->summed_reports()) {
+  for (const auto& [rank, stage] : *gathered) {
+    for (const auto& [key, values] : stage.summed) {
       std::vector<double>& out = reports[key];
       out.resize(std::max(out.size(), values.size()), 0.0);
       for (size_t i = 0; i < values.size(); ++i) out[i] += values[i];
     }
-    if (name != "train_step") continue;
-    for (const auto& [key, values] : ranks_[r]->common_reports()) reports.emplace(key, values);
+    for (const auto& [key, values] : stage.common) reports.emplace(key, values);
   }
   return reports;
 }
@@ -146,21 +206,32 @@ absl::StatusOr<std::vector<double>> Executor::ReadStored(const State& state) {
   for (AxisId a : mesh.SpmdAxes()) {
     if (type.placement.Role(a) == Placement::kNone) replicated.push_back(a);
   }
-  std::map<int64_t, RankExecutor*> speakers;
-  for (auto& rank : ranks_) {
-    Tensor* t = rank->FindState(name);
-    if (t == nullptr) continue;
-    const int64_t leader = mesh.Group(rank->rank(), replicated)[0];
-    auto [it, first] = speakers.emplace(stages_add ? leader : leader % mesh.ranks_per_stage(), rank.get());
-    if (!first) {
-      if (std::memcmp(it->second->FindState(name)->data, t->data, t->elements() * ByteSize(t->dtype)) != 0) {
-        return absl::InternalError(absl::StrCat("state ", name, ": replicas differ on ranks ",
-                                                it->second->rank(), " and ", rank->rank()));
+  std::map<int64_t, int64_t> speakers;  // by what they speak for
+  std::map<int64_t, int64_t> speaker_of;
+  std::set<int64_t> speaking;
+  for (int64_t r = 0; r < num_ranks(); ++r) {
+    if (!Holds(r, name)) continue;
+    const int64_t leader = mesh.Group(r, replicated)[0];
+    speaker_of[r] = speakers.emplace(stages_add ? leader : leader % mesh.ranks_per_stage(), r).first->second;
+    speaking.insert(speaker_of[r]);
+  }
+  std::vector<char> memory;
+  std::map<int64_t, Held> held;
+  ASSIGN_OR_RETURN(held, GatherState(name, type, speaking, &memory));
+  Tensor t;
+  t.dtype = type.dtype;
+  t.dims = type.LocalDims(mesh);
+  for (const auto& [r, bytes] : held) {
+    if (speaker_of[r] != r) {
+      if (bytes.hash != held[speaker_of[r]].hash) {
+        return absl::InternalError(
+            absl::StrCat("state ", name, ": replicas differ on ranks ", speaker_of[r], " and ", r));
       }
       continue;
     }
-    ForEachRun(LocalBlock(type, mesh, rank->rank()), [&](int64_t to, int64_t from, int64_t n) {
-      for (int64_t i = 0; i < n; ++i) out[to + i] += LoadElement(t->dtype, t->data, from + i);
+    t.data = const_cast<char*>(bytes.data);
+    ForEachRun(LocalBlock(type, mesh, r), [&](int64_t to, int64_t from, int64_t n) {
+      for (int64_t i = 0; i < n; ++i) out[to + i] += LoadElement(t.dtype, t.data, from + i);
     });
   }
   if (speakers.empty()) return absl::NotFoundError(absl::StrCat("no rank holds state ", name));
@@ -214,7 +285,7 @@ std::vector<int64_t> Executor::MeasuredPeakPerStage() const {
 }
 
 void Executor::StartTrace(int64_t events_per_rank) {
-  for (int64_t r = 0; r < num_ranks(); ++r) {
+  for (int64_t r = 0; r < num_local_ranks(); ++r) {
     recorders_[r]->Clear();
     recorders_[r]->Reserve(events_per_rank);
     ranks_[r]->recorder = recorders_[r].get();
@@ -223,6 +294,34 @@ void Executor::StartTrace(int64_t events_per_rank) {
 
 void Executor::StopTrace() {
   for (auto& r : ranks_) r->recorder = nullptr;
+}
+
+std::vector<FlightRecord> Executor::Flight() const {
+  char host[256] = "";
+  gethostname(host, sizeof(host) - 1);
+  std::vector<FlightRecord> records;
+  for (size_t i = 0; i < ranks_.size(); ++i) {
+    FlightRecord r;
+    r.rank = ranks_[i]->rank();
+    r.place = PlaceOf(program_.module->mesh(), r.rank);
+    r.host = host;
+    r.pid = getpid();
+    r.step = step_;
+    {
+      std::lock_guard<std::mutex> lock(crew_->mutex);
+      r.program = crew_->job;
+      if (!crew_->statuses[i].ok()) r.error = crew_->statuses[i].ToString();
+    }
+    const ActionLog& log = ranks_[i]->log();
+    if (log.node() != nullptr) r.node = *log.node();
+    const int64_t now = NowNanos();
+    for (const ActionLog::Entry& a : log.Last()) {
+      r.actions.push_back({*a.name, static_cast<double>(now - a.begin_ns) / 1e9});
+    }
+    r.calls = worlds_[i]->Calls();
+    records.push_back(std::move(r));
+  }
+  return records;
 }
 
 std::vector<const TraceRecorder*> Executor::trace() const {

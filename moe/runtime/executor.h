@@ -1,34 +1,52 @@
-// Executor: a whole cluster in one process. One thread per virtual device runs its RankExecutor over an
-// InProcessWorld; at most as many compute at once as there are cores. The same Program on N ranks and the
-// one-device Interpreter are both Sessions, so any plan can be checked against the oracle.
+// Executor: a whole cluster in one process, or this process's part of one. One thread per virtual device runs
+// its RankExecutor, over an InProcessWorld or the worlds that it is given; at most as many compute at once as
+// there are cores. The same Program on N ranks and the one-device Interpreter are both Sessions, so any plan
+// can be checked against the oracle.
 //
 //   ASSIGN_OR_RETURN(std::unique_ptr<Executor> e, Executor::Create(program, {}));
 //   RETURN_IF_ERROR(e->InitializeState(seed));
 //   ASSIGN_OR_RETURN(Reports r, e->TrainStep(inputs));
 //
-// The Program outlives the Executor. Used by one thread at a time.
+// With several processes, all make the same calls in the same order, and each gets the same results; steps
+// and reading a state communicate. After a failed step only Flight() is of use. A rank that never comes back
+// from a failed step is left behind, with its memory.
+//
+// The Program outlives the Executor. Used by one thread at a time; Flight() by any.
 #pragma once
 
-#include <condition_variable>
+#include <atomic>
+#include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "absl/time/time.h"
 #include "moe/comm/in_process/in_process.h"
+#include "moe/comm/recorded_world.h"
+#include "moe/runtime/flight.h"
 #include "moe/runtime/rank_executor.h"
 #include "moe/runtime/logical_session.h"
 
 namespace moe {
 
+// The ranks that run in this process, of those of a mesh.
+struct LocalRanks {
+  std::vector<World*> worlds;    // of consecutive ranks; as many in every process
+  Communicator* host = nullptr;  // one member a process, in the order of their ranks
+};
+
 struct ExecutorOptions {
   Backend backend = Backend::kCpu;
   int compute_threads = 0;  // ranks that compute at once; 0: the number of cores
   absl::Duration timeout =
-      absl::Seconds(60);  // a rank that waits longer for its peers ends the run with an error
-  bool poison = false;    // tests: frames hold NaN before every action
+      absl::Seconds(60);              // a rank that waits longer for its peers ends the run with an error
+  bool poison = false;                // tests: frames hold NaN before every action
+  const LocalRanks* local = nullptr;  // null: all ranks, over an InProcessWorld
+  // Set from a signal handler: the user wants an end; see Executor::stop.
+  const std::atomic<bool>* stop = nullptr;
 };
 
 class Executor : public LogicalSession, private DecisionHook {
@@ -45,10 +63,20 @@ class Executor : public LogicalSession, private DecisionHook {
   void RecordDecisions(Decisions* into) override { record_ = into; }
   void ReplayDecisions(const Decisions* from) override { replay_ = from; }
 
-  int64_t num_ranks() const { return static_cast<int64_t>(ranks_.size()); }
-  const RankExecutor& rank(int64_t r) const { return *ranks_[r]; }
-  // Highest byte in use on any rank of each stage, to compare with the plan.
+  int64_t num_ranks() const { return program_.module->mesh().num_ranks(); }
+  int64_t num_local_ranks() const { return static_cast<int64_t>(ranks_.size()); }
+  const RankExecutor& rank(int64_t local) const { return *ranks_[local]; }
+  // Highest byte in use on any rank of this process of each stage, to compare with the plan; 0 of other
+  // stages.
   std::vector<int64_t> MeasuredPeakPerStage() const;
+
+  // ExecutorOptions::stop as all processes agreed after the last program: they stop at the same place.
+  const std::atomic<bool>* stop() const { return local_ == nullptr ? options_stop_ : &agreed_stop_; }
+
+  // What the ranks of this process did last. `step` is what the caller says it is at.
+  std::vector<FlightRecord> Flight() const;
+  void NameStep(int64_t step) { step_ = step; }
+  int64_t step() const { return step_; }
 
   // Tracing of the steps that follow; off by default. Events are kept until the next StartTrace.
   void StartTrace(int64_t events_per_rank);
@@ -56,34 +84,55 @@ class Executor : public LogicalSession, private DecisionHook {
   std::vector<const TraceRecorder*> trace() const;
 
  private:
+  explicit Executor(const Program& program);
   explicit Executor(const Program& program) : program_(program) {}
   const Module& module() const override { return *program_.module; }
   absl::StatusOr<std::vector<double>> ReadStored(const State& state) override;
   absl::Status WriteStored(const State& state, absl::Span<const double> values) override;
   absl::StatusOr<Reports> RunProgram(const std::string& name, const StepInputs& inputs);
+  absl::Status RunRanks(const std::string& name, const StepInputs& inputs);
   bool OnDecision(const std::string& name, int microbatch, const Block& block, int32_t* experts) override;
-  void RankLoop(int64_t rank);
+
+  // The reports of all stages by the rank that gives them; local ones, and with several processes those of
+  // others.
+  struct StageReports {
+    Reports summed, common;
+  };
+  absl::StatusOr<std::map<int64_t, StageReports>> GatherReports(const std::string& name);
+  // The bytes of a state on every rank that holds it: whole of those that `speak`, of the others a hash.
+  struct Held {
+    const char* data = nullptr;
+    uint64_t hash = 0;
+  };
+  absl::StatusOr<std::map<int64_t, Held>> GatherState(const std::string& name, const Type& type,
+                                                      const std::set<int64_t>& speakers,
+                                                      std::vector<char>* memory);
+  bool Holds(int64_t rank, const std::string& name) const;
+
+  // What the rank threads work on: one job at a time, which every thread runs, and then counts itself done.
+  // Lives as long as its last thread.
+  struct Crew;
+  static void RankLoop(std::shared_ptr<Crew> crew, RankExecutor* rank, World* world, ComputeGate* gate,
+                       size_t at);
 
   const Program& program_;
+  const LocalRanks* local_ = nullptr;
+  absl::Duration timeout_;
   std::unique_ptr<ComputeGate> gate_;
   std::unique_ptr<InProcessWorld> world_;
+  std::vector<std::unique_ptr<RecordedWorld>> worlds_;
   std::vector<std::unique_ptr<RankExecutor>> ranks_;
   std::vector<std::unique_ptr<TraceRecorder>> recorders_;
+  std::shared_ptr<Crew> crew_;
   std::vector<std::thread> threads_;
-
-  // One job at a time: every rank thread runs `job_`, then counts itself done.
-  std::mutex mutex_;
-  std::condition_variable start_, done_;
-  int64_t generation_ = 0, running_ = 0;
-  bool stop_ = false;
-  std::string job_;
-  const StepInputs* inputs_ = nullptr;
-  std::vector<absl::Status> statuses_;
 
   std::mutex decision_mutex_;
   Decisions* record_ = nullptr;
   const Decisions* replay_ = nullptr;
   absl::Status failed_;  // of an earlier step: the ranks are out of step and cannot go on
+  std::atomic<int64_t> step_{0};
+  const std::atomic<bool>* options_stop_ = nullptr;
+  std::atomic<bool> agreed_stop_{false};
 };
 
 }  // namespace moe

@@ -377,7 +377,7 @@ void RankExecutor::ReplayTopK(BoundNode& n) {
 }
 
 absl::Status RankExecutor::RunNode(BoundNode& n, int microbatch) {
-  at_node_ = &n.what;
+  log_.Node(&n.what);
   if (n.node->Is("comm.done")) return absl::OkStatus();  // the value lies where the exchange wrote it
   KernelContext& c = n.context;
   for (Tensor& t : c.in) {
@@ -482,8 +482,8 @@ absl::Status RankExecutor::Run(const std::string& program_name, const StepInputs
   for (auto& [_, values] : summed_) std::fill(values.begin(), values.end(), 0.0);
   for (Step& step : it->second) {
     const Action& a = *step.action;
-    at_action_ = &step.name;
-    const int64_t begin = recorder != nullptr ? NowNanos() : 0;
+    const int64_t begin = NowNanos();
+    log_.Action(&step.name, begin);
     switch (a.kind) {
       case Action::kReset:
         ResetAccumulators();
@@ -513,12 +513,6 @@ absl::Status RankExecutor::Run(const std::string& program_name, const StepInputs
   for (auto& [_, queue] : send_queues_) RETURN_IF_ERROR(queue->WaitForAll());
   arena_->ReleaseSpill();
   return absl::OkStatus();
-}
-
-std::string RankExecutor::WhereAmI() const {
-  const std::string* action = at_action_;
-  const std::string* node = at_node_;
-  return absl::StrCat(action ? *action : "nothing yet", node ? absl::StrCat(" ", *node) : "");
 }
 
 }  // namespace moe

@@ -24,6 +24,7 @@
 #include "moe/runtime/bucket_exchange.h"
 #include "moe/runtime/comm_queue.h"
 #include "moe/runtime/exchange.h"
+#include "moe/runtime/flight.h"
 #include "moe/runtime/local.h"
 #include "moe/runtime/send_queue.h"
 #include "moe/runtime/session.h"
@@ -64,8 +65,8 @@ class RankExecutor {
   // stages).
   const std::map<std::string, std::vector<double>>& summed_reports() const { return summed_; }
   const std::map<std::string, std::vector<double>>& common_reports() const { return common_; }
-  // What this rank was doing last, for error messages: "B1.3 %h_2 = math.einsum". Readable from any thread.
-  std::string WhereAmI() const;
+  // What this rank was doing last. Readable from any thread.
+  const ActionLog& log() const { return log_; }
 
   TraceRecorder* recorder = nullptr;  // null: no trace
   DecisionHook* decisions = nullptr;  // null: none
@@ -163,8 +164,7 @@ class RankExecutor {
   std::map<std::string, int64_t> jobs_in_flight_;  // by future that crosses functions
   std::unique_ptr<CommQueue> comm_queue_;  // last but for plain data: its thread uses what stands above
   std::map<std::string, std::vector<double>> summed_, common_;
-  const std::string* volatile at_action_ = nullptr;
-  const std::string* volatile at_node_ = nullptr;
+  ActionLog log_;
 };
 
 }  // namespace moe

@@ -7,9 +7,12 @@
 #include <thread>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
 #include "absl/time/clock.h"
 #include "moe/base/file.h"
 #include "moe/base/status.h"
@@ -23,6 +26,7 @@
 #include "moe/runtime/executor.h"
 #include "moe/runtime/local.h"
 #include "moe/train/checkpoint.h"
+#include "moe/train/process_group.h"
 #include "moe/train/session_state.h"
 #include "moe/train/summary.h"
 #include "moe/train/trainer.h"
@@ -150,19 +154,63 @@ absl::Status WritePictures(const Program& program, const std::string& dir, Speak
   return absl::OkStatus();
 }
 
-// What the ranks were doing, and how to go on: the end of the message of a run that went wrong.
-absl::Status Explain(const absl::Status& status, const Executor& executor, const std::string& checkpoint,
-                     bool failed_step) {
-  std::string text(status.message());
-  if (failed_step) {
-    for (int64_t r = 0; r < executor.num_ranks(); ++r) {
-      absl::StrAppend(&text, "\n       rank ", r, " (stage ", executor.rank(r).stage(),
-                      "): ", executor.rank(r).WhereAmI());
-    }
+// An error that others met only because of somebody else's.
+bool IsOfOthers(absl::string_view status) {
+  for (const char* code : {"DEADLINE_EXCEEDED", "UNAVAILABLE", "ABORTED", "CANCELLED"}) {
+    if (absl::StartsWith(status, code)) return true;
   }
-  absl::StrAppend(&text, checkpoint.empty()
-                             ? std::string("\n       no checkpoint was saved yet; see --save_interval")
-                             : absl::StrCat("\n       last checkpoint: resume with --resume=", checkpoint));
+  return false;
+}
+
+// Who held up whom, what all ranks did last, and how to go on: the message of a run that went wrong. The
+// records go to flight/ in the run directory, those of a process by itself, of one that cannot by the first
+// that can.
+absl::Status Explain(const absl::Status& status, const Executor& executor, ProcessGroup* group,
+                     const Mesh& mesh, const std::string& dir, const std::string& checkpoint) {
+  const std::vector<FlightRecord> mine = executor.Flight();
+  const std::vector<FlightRecord> records = group == nullptr ? mine : group->CollectFlight(mine, mesh);
+  const bool complete = static_cast<int64_t>(records.size()) == mesh.num_ranks();
+  std::string text;
+  const FlightRecord* cause = nullptr;  // an error of its own
+  for (const FlightRecord& r : records) {
+    if (cause == nullptr && !r.error.empty() && !IsOfOthers(r.error)) cause = &r;
+  }
+  Diagnosis diagnosis;
+  if (!IsOfOthers(status.ToString())) {
+    cause = nullptr;  // it is this one
+  } else if (cause == nullptr && complete) {
+    diagnosis = Diagnose(records);
+  }
+  if (cause != nullptr) {
+    text = cause->error;
+  } else if (!diagnosis.text.empty()) {
+    text = absl::StrCat(executor.step() > 0 ? absl::StrCat("step ", executor.step(), ", ") : "",
+                        absl::StrReplaceAll(diagnosis.text, {{"\n", "\n       "}}),
+                        "\n       first seen as: ", status.message());
+  } else {
+    text = std::string(status.message());
+  }
+  int64_t first_alive = -1;
+  for (const FlightRecord& r : records) {
+    if (first_alive < 0 && !r.stale && !r.unknown) first_alive = r.rank;
+  }
+  std::string written;
+  if (!dir.empty()) {
+    const std::string folder = JoinPath(dir, "flight");
+    absl::Status saved = MakeFolders(folder);
+    for (const FlightRecord& r : records) {
+      const bool ours =
+          std::any_of(mine.begin(), mine.end(), [&](const FlightRecord& m) { return m.rank == r.rank; });
+      if (!ours && !((r.stale || r.unknown) && first_alive == mine[0].rank)) continue;
+      if (saved.ok())
+        saved = WriteFile(JoinPath(folder, absl::StrCat("rank_", r.rank, ".json")), FlightJson(r));
+    }
+    written = saved.ok() ? absl::StrCat("flight record of all ranks: ", folder, "/   ")
+                         : absl::StrCat("no flight record: ", saved.message(), "   ");
+  }
+  absl::StrAppend(&text, "\n       ", written,
+                  checkpoint.empty() ? std::string("no checkpoint was saved yet; see --save_interval")
+                                     : absl::StrCat("last checkpoint: resume with --resume=", checkpoint));
   return absl::Status(status.code(), text);
 }
 
@@ -200,8 +248,13 @@ std::string OneLine(absl::string_view text) {
 
 }  // namespace
 
-absl::Status RunTraining(const RunConfig& given, const RunOptions& options, std::ostream& out) {
+namespace {
+
+// `group` outlives what is made here: its connections must last until all processes are done.
+absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream& out,
+                 std::unique_ptr<ProcessGroup>& group) {
   const absl::Time start = absl::Now();
+  const bool leads = options.job == nullptr || options.job->rank() == 0;
   RunConfig config = given;
   RETURN_IF_ERROR(ValidateRunConfig(config));
   RETURN_IF_ERROR(CheckPasses(options));
@@ -233,22 +286,33 @@ absl::Status RunTraining(const RunConfig& given, const RunOptions& options, std:
   if (!train.resume().empty()) RETURN_IF_ERROR(CheckResume(config, *module));
   std::string dir;
   if (!options.eval_only) {
-    ASSIGN_OR_RETURN(dir, OpenRunDirectory(train));
+    if (leads) {
+      ASSIGN_OR_RETURN(dir, OpenRunDirectory(train));
+    }
+    if (options.job != nullptr) {
+      ASSIGN_OR_RETURN(dir, options.job->Agree("run_dir", dir));
+    }
     config.mutable_train()->set_run_dir(dir);
-    RETURN_IF_ERROR(WriteFile(JoinPath(dir, "config.textproto"), RunConfigToText(config)));
+    if (leads) RETURN_IF_ERROR(WriteFile(JoinPath(dir, "config.textproto"), RunConfigToText(config)));
   }
 
   Speaker speaker(out, options.voice);
   speaker.Say("model", DescribeModel(config.model()));
   speaker.Say("data", data->Describe());
   speaker.Say("mesh", DescribeStrategy(config));
+  if (options.job != nullptr) {
+    speaker.Say("", absl::StrCat("in ", options.job->count(), " processes, met at ",
+                                 options.job->store()->Describe()));
+  }
   speaker.Break();
 
   const double flops = ModelFlopsPerStep(*module);
   CompileOptions compile;
   compile.pipeline = options.passes;
   compile.passes.disable_passes = options.disable_passes;
-  compile.passes.dump_to = options.dump_to.empty() && !dir.empty() ? JoinPath(dir, "ir") : options.dump_to;
+  if (leads) {
+    compile.passes.dump_to = options.dump_to.empty() && !dir.empty() ? JoinPath(dir, "ir") : options.dump_to;
+  }
   compile.passes.dump_pass_re = options.dump_pass_re;
   compile.passes.validate = options.validate;
   compile.target = TargetOf(config);
@@ -259,13 +323,20 @@ absl::Status RunTraining(const RunConfig& given, const RunOptions& options, std:
   const Program& program = compiled.plan.program;
   speaker.Say("compile", PassTable(compiled.passes, compiled.milliseconds));
   speaker.Break();
-  if (!dir.empty()) {
+  if (!dir.empty() && leads) {
     RETURN_IF_ERROR(SavePlan(compiled.plan, dir));
     RETURN_IF_ERROR(WritePictures(program, dir, speaker));
   }
 
+  const Mesh& mesh = program.module->mesh();
   ExecutorOptions devices;
   devices.timeout = options.device_timeout;
+  devices.stop = options.stop;
+  if (options.job != nullptr) {
+    ASSIGN_OR_RETURN(group, ProcessGroup::Connect(options.job, mesh.num_ranks(), options.device_timeout));
+    RETURN_IF_ERROR(group->CheckSame("plan", SerializePlan(compiled.plan)));
+    devices.local = &group->local();
+  }
   ASSIGN_OR_RETURN(const std::unique_ptr<Executor> executor, Executor::Create(program, devices));
   RETURN_IF_ERROR(executor->InitializeState(train.seed()));
 
@@ -275,17 +346,29 @@ absl::Status RunTraining(const RunConfig& given, const RunOptions& options, std:
     ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(from));
     done = checkpoint->meta().step;
   }
+  if (group != nullptr) group->StartReporting([&executor] { return executor->Flight(); });
+  const absl::Cleanup reported = [&] {
+    if (group != nullptr) group->StopReporting();
+  };
   StepTracer tracer(executor.get(), program, done, train.train_iters());
   TrainerOptions hooks;
   hooks.run_dir = dir;
-  hooks.stop = options.stop;
+  hooks.writes = leads;
+  hooks.stop = executor->stop();
   hooks.flops_per_step = flops;
   hooks.devices = executor->num_ranks();
   hooks.progress = [&](const StepMetrics& m) { speaker.Progress(m); };
   hooks.evaluated = [&](int64_t step, double loss) { speaker.Evaluated(step, loss); };
-  hooks.before_step = [&](int64_t step) { tracer.Before(step); };
+  hooks.before_step = [&](int64_t step) {
+    executor->NameStep(step);
+    tracer.Before(step);
+  };
   hooks.after_step = [&](int64_t step) { tracer.After(step); };
   Trainer trainer(config, *program.module, executor.get(), data.get(), hooks);
+  const auto explain = [&](const absl::Status& status) {
+    if (options.job != nullptr) options.job->GiveUp(status);  // the others may not know yet
+    return Explain(status, *executor, group.get(), mesh, dir, trainer.last_checkpoint());
+  };
   if (!train.resume().empty()) {
     RETURN_IF_ERROR(options.eval_only ? trainer.LoadWeights(train.resume()) : trainer.Resume(train.resume()));
     speaker.Say(options.eval_only ? "weights" : "resume",
@@ -301,10 +384,7 @@ absl::Status RunTraining(const RunConfig& given, const RunOptions& options, std:
       speaker.Say("train", absl::StrCat(train.train_iters() - trainer.step(), " steps"));
     }
     absl::StatusOr<TrainResult> trained = trainer.Train();
-    if (!trained.ok()) {
-      return Explain(trained.status(), *executor, trainer.last_checkpoint(),
-                     trained.status().code() != absl::StatusCode::kFailedPrecondition);
-    }
+    if (!trained.ok()) return explain(trained.status());
     result = *std::move(trained);
     speaker.Break();
     if (result.interrupted) {
@@ -322,7 +402,7 @@ absl::Status RunTraining(const RunConfig& given, const RunOptions& options, std:
       speaker.Say("stopped", absl::StrCat("in the evaluation; repeat it with --eval_only --resume=", dir));
       return absl::OkStatus();
     }
-    if (!evaluated.ok()) return evaluated.status();
+    if (!evaluated.ok()) return explain(evaluated.status());
     const double loss = *evaluated;
     const double bigram = BigramModel(data->train()).NatsPerByte(data->held_out());
     const double bits = 1 / std::log(2.0);
@@ -333,7 +413,7 @@ absl::Status RunTraining(const RunConfig& given, const RunOptions& options, std:
     summary["held_out_loss"] = loss;
     summary["bits_per_byte"] = loss * bits;
     summary["bigram_loss"] = bigram;
-    if (steps > 0) {
+    if (steps > 0 && leads) {
       ASSIGN_OR_RETURN(MetricsWriter metrics,
                        MetricsWriter::Open(JoinPath(dir, "metrics.jsonl"), trainer.step()));
       RETURN_IF_ERROR(metrics.WriteEvaluation(trainer.step(), loss));
@@ -344,7 +424,7 @@ absl::Status RunTraining(const RunConfig& given, const RunOptions& options, std:
     ASSIGN_OR_RETURN(const std::unique_ptr<Generator> generator, Generator::Create(config.model()));
     RETURN_IF_ERROR(generator->LoadFrom(*executor));
     std::string sample;
-    for (uint64_t seed = 1; seed <= 3; ++seed) {
+    for (uint64_t seed = 1; leads && seed <= 3; ++seed) {
       ASSIGN_OR_RETURN(const std::string text,
                        generator->Continue(options.prompt, {.tokens = 80, .temperature = 0.6, .seed = seed}));
       absl::StrAppend(&sample, sample.empty() ? "" : "\n", "\"", options.prompt, "\"  ->  \"", OneLine(text),
@@ -358,6 +438,11 @@ absl::Status RunTraining(const RunConfig& given, const RunOptions& options, std:
     return absl::OkStatus();
   }
 
+  std::vector<int64_t> measured = executor->MeasuredPeakPerStage();
+  if (group != nullptr) {
+    ASSIGN_OR_RETURN(measured, group->Max(measured, "peak memory"));
+  }
+  if (!leads) return absl::OkStatus();
   std::vector<int64_t> planned;
   for (const StageMemory& stage : program.memory.stages) planned.push_back(stage.peak_bytes());
   std::string end = absl::StrFormat("%.0f s", absl::ToDoubleSeconds(absl::Now() - start));
@@ -379,7 +464,7 @@ absl::Status RunTraining(const RunConfig& given, const RunOptions& options, std:
       speaker.Say("note", absl::StrCat("no timeline_measured.svg: ", measured.status().message()));
     }
   }
-  if (steps > 0) absl::StrAppend(&end, "\n", PeakMemoryText(planned, executor->MeasuredPeakPerStage()));
+  if (steps > 0) absl::StrAppend(&end, "\n", PeakMemoryText(planned, measured));
   ASSIGN_OR_RETURN(const std::vector<std::string> files, ListFolder(dir));
   absl::StrAppend(&end, "\n", dir, "/ ");
   for (const std::string& file : files)
@@ -390,10 +475,23 @@ absl::Status RunTraining(const RunConfig& given, const RunOptions& options, std:
   summary["tokens_per_second"] = result.tokens_per_second;
   summary["seconds"] = absl::ToDoubleSeconds(absl::Now() - start);
   summary["planned_peak_bytes"] = planned;
-  summary["measured_peak_bytes"] = executor->MeasuredPeakPerStage();
+  summary["measured_peak_bytes"] = measured;
   summary["run_dir"] = dir;
   speaker.Result(summary, line);
   return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status RunTraining(const RunConfig& config, const RunOptions& options, std::ostream& out) {
+  std::unique_ptr<ProcessGroup> group;
+  if (options.job == nullptr) return Run(config, options, out, group);
+  std::ostream silence(nullptr);
+  const absl::Status status = Run(config, options, options.job->rank() == 0 ? out : silence, group);
+  if (status.ok()) return options.job->Finish();
+  options.job->GiveUp(status);
+  group.release();  // a rank that hangs may still use it
+  return status;
 }
 
 }  // namespace moe

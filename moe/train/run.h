@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "moe/comm/job/job.h"
 #include "moe/ir/program.h"
 #include "moe/train/config.h"
 #include "moe/train/generator.h"
@@ -32,9 +33,13 @@ struct RunOptions {
   absl::Duration device_timeout = absl::Seconds(60);
   std::string prompt = kSamplePrompt;
   const std::atomic<bool>* stop = nullptr;
+  // This process among those that train together; null: it is alone. Rank 0 speaks and writes.
+  Job* job = nullptr;
 };
 
-// `config` is resolved; it is validated here.
+// `config` is resolved; it is validated here. With several processes, all call this with the same configuration. An
+// error that one meets ends all; of a hang or a death every survivor says who caused it, and flight/ in the run
+// directory gets the records of all ranks.
 absl::Status RunTraining(const RunConfig& config, const RunOptions& options, std::ostream& out);
 
 }  // namespace moe

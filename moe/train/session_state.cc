@@ -1,5 +1,6 @@
 #include "moe/train/session_state.h"
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <utility>
@@ -52,9 +53,16 @@ std::vector<TensorSpec> PersistentTensors(const Module& module, bool moments) {
 }
 
 absl::Status SaveSession(const std::string& dir, const CheckpointMeta& meta, const Module& module,
-                         Session& session) {
+                         Session& session, bool writes) {
+  std::vector<TensorSpec> specs = PersistentTensors(module);
+  if (!writes) {
+    // The order in which WriteCheckpoint fills.
+    std::sort(specs.begin(), specs.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
+    for (const TensorSpec& spec : specs) RETURN_IF_ERROR(session.ReadState(spec.name).status());
+    return absl::OkStatus();
+  }
   std::vector<LogicalTensor> tensors;
-  for (const TensorSpec& spec : PersistentTensors(module)) {
+  for (const TensorSpec& spec : specs) {
     tensors.push_back(
         {spec.name, spec.dtype, spec.dims, [&session, spec](absl::Span<char> out) -> absl::Status {
            ASSIGN_OR_RETURN(const std::vector<double> values, session.ReadState(spec.name));

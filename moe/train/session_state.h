@@ -21,9 +21,9 @@ namespace moe {
 // Parameters, and with `moments` the optimizer's; in the order of the module's states.
 std::vector<TensorSpec> PersistentTensors(const Module& module, bool moments = true);
 
-// `dir` appears whole or not at all.
+// `dir` appears whole or not at all. Of several processes one `writes`, and all read the session together.
 absl::Status SaveSession(const std::string& dir, const CheckpointMeta& meta, const Module& module,
-                         Session& session);
+                         Session& session, bool writes = true);
 
 // Restores parameters, and with `moments` the optimizer's. Errors, before anything is written to the session:
 // another model, missing or reshaped tensors. A tensor that is damaged on disk is an error, too; the session

@@ -185,7 +185,7 @@ absl::StatusOr<TrainResult> Trainer::Train() {
   TrainResult result;
   result.first_step = result.last_step = meta_.step;
   std::optional<MetricsWriter> metrics;
-  if (!options_.run_dir.empty()) {
+  if (!options_.run_dir.empty() && options_.writes) {
     ASSIGN_OR_RETURN(metrics, MetricsWriter::Open(JoinPath(options_.run_dir, "metrics.jsonl"), meta_.step));
   }
   const double tokens = static_cast<double>(t.global_batch_size() * config_.model().seq_length());
@@ -272,7 +272,7 @@ absl::StatusOr<double> Trainer::Evaluate(int64_t samples) {
 
 absl::StatusOr<std::string> Trainer::Save() {
   const std::string dir = JoinPath(JoinPath(options_.run_dir, "checkpoint"), CheckpointName(meta_.step));
-  RETURN_IF_ERROR(Annotate(SaveSession(dir, meta_, module_, *session_), absl::StrCat("checkpoint ", dir)));
+  RETURN_IF_ERROR(Annotate(SaveSession(dir, meta_, module_, *session_, options_.writes), absl::StrCat("checkpoint ", dir)));
   last_checkpoint_ = dir;
   return dir;
 }

@@ -36,6 +36,8 @@ namespace moe {
 
 struct TrainerOptions {
   std::string run_dir;  // metrics.jsonl and checkpoint/ go here; "": nothing is written
+  // Of several processes that train together one writes; the others know where.
+  bool writes = true;
   std::function<void(const StepMetrics&)> progress;  // every log_interval steps, and for the last
   std::function<void(int64_t step, double held_out_loss)> evaluated;
   // Around every step, with its number; for tracing.

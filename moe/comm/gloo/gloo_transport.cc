@@ -140,8 +140,10 @@ absl::Status GlooTransport::ConnectionLost(int64_t peer) {
   const absl::StatusOr<std::string> said = store_->Get("abort", absl::Milliseconds(200));
   absl::Status status =
       said.ok() ? absl::AbortedError(*said)
-                : absl::UnavailableError(absl::StrCat("lost the connection to rank ", peer,
-                                                      "; its process has ended or its host is gone"));
+                : absl::UnavailableError(absl::StrCat(
+                      "lost the connection to rank ", peer, "; its process has ended or its host is gone",
+                      absl::IsDeadlineExceeded(said.status()) ? "" : "; ",
+                      absl::IsDeadlineExceeded(said.status()) ? "" : said.status().message()));
   Fail(status);
   return failed();
 }

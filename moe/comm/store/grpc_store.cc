@@ -207,15 +207,19 @@ struct GrpcStore::Client {
   std::unique_ptr<KeyValue::Stub> stub;
 };
 
-GrpcStore::GrpcStore(std::string address, std::string token)
-    : address_(std::move(address)), token_(std::move(token)), client_(std::make_unique<Client>()) {}
+GrpcStore::GrpcStore(std::string address, std::string token, std::string run_by)
+    : address_(std::move(address)),
+      token_(std::move(token)),
+      run_by_(std::move(run_by)),
+      client_(std::make_unique<Client>()) {}
 
 GrpcStore::~GrpcStore() = default;
 
 absl::StatusOr<std::unique_ptr<GrpcStore>> GrpcStore::Connect(const std::string& address,
                                                               const std::string& token,
-                                                              absl::Duration timeout) {
-  std::unique_ptr<GrpcStore> store(new GrpcStore(address, token));
+                                                              absl::Duration timeout,
+                                                              const std::string& run_by) {
+  std::unique_ptr<GrpcStore> store(new GrpcStore(address, token, run_by));
   grpc::ChannelArguments args;
   args.SetMaxReceiveMessageSize(kMaxMessage);
   args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
@@ -224,9 +228,8 @@ absl::StatusOr<std::unique_ptr<GrpcStore>> GrpcStore::Connect(const std::string&
   args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50);
   auto channel = grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), args);
   if (!channel->WaitForConnected(absl::ToChronoTime(absl::Now() + timeout))) {
-    return absl::UnavailableError(absl::StrCat("nobody answers at ", address, " within ",
-                                               absl::FormatDuration(timeout),
-                                               "; rank 0 runs the rendezvous there"));
+    return absl::UnavailableError(
+        absl::StrCat("nobody answers at ", store->Describe(), " within ", absl::FormatDuration(timeout)));
   }
   store->client_->stub = KeyValue::NewStub(channel);
   RETURN_IF_ERROR(store->Set("hello", ""));
@@ -243,7 +246,7 @@ absl::StatusOr<bool> GrpcStore::Put(absl::string_view key, absl::string_view val
   request.set_value(std::string(value));
   request.set_once(once);
   StoreSetReply reply;
-  RETURN_IF_ERROR(FromGrpc(client_->stub->Set(&context, request, &reply), address_));
+  RETURN_IF_ERROR(FromGrpc(client_->stub->Set(&context, request, &reply), Describe()));
   return reply.stored();
 }
 
@@ -272,9 +275,9 @@ absl::StatusOr<std::string> GrpcStore::Get(absl::string_view key, absl::Duration
   if (cancel != nullptr && cancel->cancelled()) return absl::CancelledError("the wait was cancelled");
   if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED) return StoreTimeout(*this, key, timeout);
   if (status.error_code() == grpc::StatusCode::CANCELLED) {
-    return absl::UnavailableError(absl::StrCat("the rendezvous at ", address_, " has ended"));
+    return absl::UnavailableError(absl::StrCat("the rendezvous at ", Describe(), " has ended"));
   }
-  return FromGrpc(status, address_);
+  return FromGrpc(status, Describe());
 }
 
 }  // namespace moe

@@ -47,21 +47,23 @@ class StoreServer {
 class GrpcStore : public Store {
  public:
   // Waits until the server answers. Unavailable naming the address; PermissionDenied for another token.
+  // `run_by`: who runs the server, for messages.
   static absl::StatusOr<std::unique_ptr<GrpcStore>> Connect(const std::string& address,
-                                                            const std::string& token, absl::Duration timeout);
+                                                            const std::string& token, absl::Duration timeout,
+                                                            const std::string& run_by = "rank 0");
   ~GrpcStore() override;
   absl::Status Set(absl::string_view key, absl::string_view value) override;
   absl::StatusOr<bool> SetOnce(absl::string_view key, absl::string_view value) override;
   absl::StatusOr<std::string> Get(absl::string_view key, absl::Duration timeout,
                                   Cancellation* cancel = nullptr) override;
-  std::string Describe() const override { return address_; }
+  std::string Describe() const override { return address_ + " (run by " + run_by_ + ")"; }
 
  private:
   struct Client;
-  GrpcStore(std::string address, std::string token);
+  GrpcStore(std::string address, std::string token, std::string run_by);
   absl::StatusOr<bool> Put(absl::string_view key, absl::string_view value, bool once);
 
-  const std::string address_, token_;
+  const std::string address_, token_, run_by_;
   std::unique_ptr<Client> client_;
 };
 

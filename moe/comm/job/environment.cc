@@ -1,0 +1,89 @@
+#include "moe/comm/job/environment.h"
+
+#include <cstdlib>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "moe/base/status.h"
+
+namespace moe {
+namespace {
+
+struct Launcher {
+  const char* name;
+  const char *rank, *count, *local_rank;
+};
+constexpr Launcher kLaunchers[] = {
+    {"torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK"},
+    {"Slurm", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"},
+    {"Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"},
+};
+
+constexpr int64_t kMaxProcesses = 1 << 20;
+
+// What tells jobs apart, a secret if the user gave one.
+constexpr const char* kTokens[] = {"SWITCHYARD_JOB_TOKEN", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID",
+                                   "PMIX_NAMESPACE"};
+
+}  // namespace
+
+Environment SystemEnvironment() {
+  return [](const char* name) -> const char* { return std::getenv(name); };
+}
+
+std::string FirstHost(const std::string& list) {
+  const size_t end = list.find_first_of(",[");
+  std::string host = list.substr(0, end);
+  if (end != std::string::npos && list[end] == '[') {
+    const size_t number = list.find_first_of(",-]", end + 1);
+    if (number != std::string::npos) host += list.substr(end + 1, number - end - 1);
+  }
+  return host;
+}
+
+absl::StatusOr<std::optional<ProcessPlace>> FindProcess(const Environment& environment) {
+  const auto get = [&](const char* name) -> std::string {
+    const char* value = environment(name);
+    return value == nullptr ? "" : value;
+  };
+  for (const Launcher& l : kLaunchers) {
+    if (get(l.rank).empty() || get(l.count).empty()) continue;
+    ProcessPlace p;
+    p.found_in = l.name;
+    std::vector<std::string> wrong;
+    const auto number = [&](const char* name, int64_t low, int64_t high, int64_t* to) {
+      const std::string text = get(name);
+      if (text.empty()) return;
+      if (!absl::SimpleAtoi(text, to) || *to < low || *to > high) {
+        wrong.push_back(absl::StrCat(name, "='", text, "' is no number from ", low, " to ", high));
+      }
+    };
+    number(l.count, 1, kMaxProcesses, &p.count);
+    number(l.rank, 0, wrong.empty() ? p.count - 1 : kMaxProcesses, &p.rank);
+    number(l.local_rank, 0, kMaxProcesses, &p.local_rank);
+    int64_t port = p.master_port;
+    number("MASTER_PORT", 1, 65535, &port);
+    p.master_port = static_cast<int>(port);
+    if (!wrong.empty()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("the environment of ", l.name, " makes no sense: ", absl::StrJoin(wrong, "; ")));
+    }
+    if (p.count == 1) return std::optional<ProcessPlace>();
+    p.master_address = get("MASTER_ADDR");
+    if (p.master_address.empty() && p.found_in == "Slurm")
+      p.master_address = FirstHost(get("SLURM_JOB_NODELIST"));
+    if (p.master_address.empty() && get("OMPI_COMM_WORLD_LOCAL_SIZE") == get(l.count)) {
+      p.master_address = "127.0.0.1";
+    }
+    p.spawned = get("SWITCHYARD_SPAWNED") == "1";
+    for (const char* name : kTokens) {
+      if (p.token.empty() && get(name) != "none") p.token = get(name);
+    }
+    return std::optional<ProcessPlace>(p);
+  }
+  return std::optional<ProcessPlace>();
+}
+
+}  // namespace moe

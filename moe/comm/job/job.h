@@ -1,0 +1,67 @@
+// Job: this process among the others of a run, and the store through which they meet.
+//
+//   ASSIGN_OR_RETURN(auto job, Job::Join(place, {.timeout = absl::Seconds(60)}));
+//   ASSIGN_OR_RETURN(std::string dir, job->Agree("run_dir", mine));     // what rank 0 says
+//   ...
+//   RETURN_IF_ERROR(job->Finish());                                     // when all are done, and not before
+//
+// The rendezvous is MASTER_ADDR:MASTER_PORT, where rank 0 (or what spawned the processes) runs a StoreServer;
+// or, if told so, a shared folder or a Redis server. Anything but loopback wants a token of the job.
+// Thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "moe/comm/job/environment.h"
+#include "moe/comm/store/grpc_store.h"
+#include "moe/comm/store/store.h"
+
+namespace moe {
+
+struct JobOptions {
+  // "": MASTER_ADDR:MASTER_PORT. A path: a shared folder, fresh for each run.
+  // "redis://[:password@]host[:port]/job": a Redis server; the name of the job is fresh for each run.
+  std::string rendezvous;
+  std::string
+      address;  // of this process, where its peers reach it; "": that of the way to the master, else loopback
+  absl::Duration timeout = absl::Seconds(60);
+};
+
+class Job {
+ public:
+  // Errors: InvalidArgument for a rendezvous that makes no sense; AlreadyExists if this rank has been there
+  // before; those of the store.
+  static absl::StatusOr<std::unique_ptr<Job>> Join(const ProcessPlace& place, const JobOptions& options);
+  ~Job();
+
+  int64_t rank() const { return place_.rank; }
+  int64_t count() const { return place_.count; }
+  Store* store() { return store_.get(); }
+  const std::string& address() const { return address_; }
+
+  // The value of rank 0, on all. Aborted with the reason if a process gave up meanwhile.
+  absl::StatusOr<std::string> Agree(const std::string& what, const std::string& mine);
+  // This process runs the rendezvous of the others.
+  bool serves() const { return server_ != nullptr; }
+  // Tells the others that this process gives up, so that they need not wait for it.
+  void GiveUp(const absl::Status& reason);
+  // Waits for all processes to come here: none may close its connections before.
+  absl::Status Finish();
+
+ private:
+  Job(const ProcessPlace& place, const JobOptions& options) : place_(place), options_(options) {}
+  absl::StatusOr<std::string> Await(const std::string& key, const std::string& of_whom);
+
+  const ProcessPlace place_;
+  const JobOptions options_;
+  std::string address_;
+  std::unique_ptr<StoreServer> server_;
+  std::unique_ptr<Store> store_;  // its connection ends before the server
+};
+
+}  // namespace moe

@@ -1,0 +1,180 @@
+// What an Executor exchanges with those of other processes: reports and states. Within one process nothing is
+// sent.
+
+#include <xxhash.h>
+
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "moe/base/status.h"
+#include "moe/runtime/executor.h"
+
+namespace moe {
+namespace {
+
+// A message of numbers and names, for processes of the same build.
+class Packer {
+ public:
+  void Int(int64_t v) { bytes_.append(reinterpret_cast<const char*>(&v), sizeof(v)); }
+  void Text(const std::string& s) {
+    Int(static_cast<int64_t>(s.size()));
+    bytes_ += s;
+  }
+  void Values(const Reports& reports) {
+    Int(static_cast<int64_t>(reports.size()));
+    for (const auto& [name, values] : reports) {
+      Text(name);
+      Int(static_cast<int64_t>(values.size()));
+      bytes_.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(double));
+    }
+  }
+  const std::string& bytes() const { return bytes_; }
+
+ private:
+  std::string bytes_;
+};
+
+class Unpacker {
+ public:
+  explicit Unpacker(absl::string_view bytes) : bytes_(bytes) {}
+  int64_t Int() {
+    int64_t v = 0;
+    Take(&v, sizeof(v));
+    return v;
+  }
+  std::string Text() {
+    std::string s(Count(1), '\0');
+    Take(s.data(), s.size());
+    return s;
+  }
+  Reports Values() {
+    Reports reports;
+    const int64_t n = Int();
+    for (int64_t i = 0; i < n && ok_; ++i) {
+      const std::string name = Text();
+      std::vector<double>& values = reports[name];
+      values.resize(Count(sizeof(double)));
+      Take(values.data(), values.size() * sizeof(double));
+    }
+    return reports;
+  }
+  bool empty() const { return bytes_.empty(); }
+  bool ok() const { return ok_; }
+
+ private:
+  size_t Count(size_t element) {
+    const int64_t n = Int();
+    ok_ = ok_ && n >= 0 && static_cast<size_t>(n) <= bytes_.size() / element;
+    return ok_ ? static_cast<size_t>(n) : 0;
+  }
+  void Take(void* to, size_t n) {
+    ok_ = ok_ && n <= bytes_.size();
+    if (!ok_) return;
+    if (n > 0) std::memcpy(to, bytes_.data(), n);
+    bytes_.remove_prefix(n);
+  }
+  absl::string_view bytes_;
+  bool ok_ = true;
+};
+
+}  // namespace
+
+bool Executor::Holds(int64_t rank, const std::string& name) const {
+  return program_.memory.stages[program_.module->mesh().Stage(rank)].states.count(name) > 0;
+}
+
+absl::StatusOr<std::map<int64_t, Executor::StageReports>> Executor::GatherReports(const std::string& name) {
+  std::map<int64_t, StageReports> reports;
+  const int64_t per_stage = program_.module->mesh().ranks_per_stage();
+  for (const auto& rank : ranks_) {
+    if (rank->rank() % per_stage != 0) continue;
+    StageReports& mine = reports[rank->rank()];
+    mine.summed = rank->summed_reports();
+    if (name == "train_step") mine.common = rank->common_reports();
+  }
+  if (local_ == nullptr) return reports;
+  Packer packer;
+  packer.Int(options_stop_ != nullptr && options_stop_->load() ? 1 : 0);
+  for (const auto& [rank, mine] : reports) {
+    packer.Int(rank);
+    packer.Values(mine.summed);
+    packer.Values(mine.common);
+  }
+  const int n = local_->host->size();
+  std::vector<int64_t> counts(n);
+  const int64_t bytes = static_cast<int64_t>(packer.bytes().size());
+  RETURN_IF_ERROR(local_->host->AllGather(&bytes, counts.data(), 1, DType::kS64, "size of the reports"));
+  int64_t total = 0;
+  for (int64_t c : counts) total += c;
+  std::string all(total, '\0');
+  RETURN_IF_ERROR(
+      local_->host->AllGatherV(packer.bytes().data(), bytes, all.data(), counts, DType::kPred, "reports"));
+  absl::string_view rest = all;
+  bool stop = false;
+  for (int p = 0; p < n; ++p) {
+    Unpacker unpacker(rest.substr(0, counts[p]));
+    rest.remove_prefix(counts[p]);
+    stop = unpacker.Int() != 0 || stop;
+    while (!unpacker.empty() && unpacker.ok()) {
+      StageReports& theirs = reports[unpacker.Int()];
+      theirs.summed = unpacker.Values();
+      theirs.common = unpacker.Values();
+    }
+    if (!unpacker.ok()) {
+      return absl::DataLossError(absl::StrCat("the reports of process ", p, " cannot be read"));
+    }
+  }
+  agreed_stop_ = stop;
+  return reports;
+}
+
+absl::StatusOr<std::map<int64_t, Executor::Held>> Executor::GatherState(const std::string& name,
+                                                                        const Type& type,
+                                                                        const std::set<int64_t>& speakers,
+                                                                        std::vector<char>* memory) {
+  const Mesh& mesh = program_.module->mesh();
+  int64_t bytes = ByteSize(type.dtype);
+  for (int64_t d : type.LocalDims(mesh)) bytes *= d;
+  const auto hash = [&](const void* data) { return XXH64(data, static_cast<size_t>(bytes), 0); };
+  std::map<int64_t, Held> held;
+  for (const auto& rank : ranks_) {
+    Tensor* t = rank->FindState(name);
+    if (t != nullptr) held[rank->rank()] = {static_cast<const char*>(t->data), hash(t->data)};
+  }
+  if (local_ == nullptr) return held;
+  // Each process gives its ranks in order: the bytes of one that speaks, the hash of one that repeats them.
+  const auto size_of = [&](int64_t r) -> int64_t {
+    if (!Holds(r, name)) return 0;
+    return speakers.count(r) > 0 ? bytes : static_cast<int64_t>(sizeof(uint64_t));
+  };
+  std::vector<int64_t> counts(local_->host->size(), 0);
+  for (int64_t r = 0; r < num_ranks(); ++r) counts[r / num_local_ranks()] += size_of(r);
+  std::vector<char> mine;
+  for (const auto& rank : ranks_) {
+    const int64_t n = size_of(rank->rank());
+    if (n == 0) continue;
+    const Held& h = held.at(rank->rank());
+    const char* from = speakers.count(rank->rank()) > 0 ? h.data : reinterpret_cast<const char*>(&h.hash);
+    mine.insert(mine.end(), from, from + n);
+  }
+  int64_t total = 0;
+  for (int64_t c : counts) total += c;
+  memory->resize(total);
+  RETURN_IF_ERROR(local_->host->AllGatherV(mine.data(), static_cast<int64_t>(mine.size()), memory->data(),
+                                           counts, DType::kPred, absl::StrCat("state ", name)));
+  const char* at = memory->data();
+  for (int64_t r = 0; r < num_ranks(); ++r) {
+    const int64_t n = size_of(r);
+    if (n == 0) continue;
+    Held& h = held[r];
+    if (speakers.count(r) > 0) {
+      h = {at, hash(at)};
+    } else {
+      std::memcpy(&h.hash, at, sizeof(h.hash));
+    }
+    at += n;
+  }
+  return held;
+}
+
+}  // namespace moe

@@ -1,0 +1,227 @@
+#include "moe/runtime/flight.h"
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "nlohmann/json.hpp"
+
+namespace moe {
+namespace {
+
+using ::nlohmann::json;
+using ::nlohmann::ordered_json;
+
+constexpr const char* kStates[] = {"running", "done", "failed"};
+
+// Milliseconds are enough, and shorter to read.
+double Rounded(double seconds) { return static_cast<double>(static_cast<int64_t>(seconds * 1e3)) / 1e3; }
+
+std::string Seconds(double s) { return absl::StrFormat(s < 9.95 ? "%.1f s" : "%.0f s", s); }
+
+// The members that have not come to a call that `r` waits in.
+std::vector<int64_t> Missing(const RecordedCall& call, int64_t r,
+                             const std::map<int64_t, const FlightRecord*>& by_rank,
+                             std::vector<int64_t>* present) {
+  std::vector<int64_t> missing;
+  for (int64_t q : call.ranks) {
+    if (q == r) continue;
+    bool came = false;
+    const auto it = by_rank.find(q);
+    if (it != by_rank.end()) {
+      for (const RecordedCall& theirs : it->second->calls) {
+        came = came ||
+               (theirs.channel == call.channel && theirs.ranks == call.ranks && theirs.number >= call.number);
+      }
+    }
+    if (!came) missing.push_back(q);
+    if (came && present != nullptr) present->push_back(q);
+  }
+  return missing;
+}
+
+std::string Ranks(const std::vector<int64_t>& ranks) {
+  return absl::StrCat(ranks.size() == 1 ? "rank " : "ranks ", absl::StrJoin(ranks, ", "));
+}
+
+std::string LastAction(const FlightRecord& r) {
+  if (r.unknown) return "it never said anything";
+  if (r.actions.empty()) return "it had not begun a step";
+  return absl::StrCat("its last action was ", r.actions[0].name,
+                      r.node.empty() ? "" : absl::StrCat(" (", r.node, ")"), ", ",
+                      Seconds(r.actions[0].ago + r.silent), " ago");
+}
+
+}  // namespace
+
+void ActionLog::Action(const std::string* name, int64_t now_ns) {
+  const uint64_t n = count_.load(std::memory_order_relaxed);
+  names_[n % kKept].store(name, std::memory_order_relaxed);
+  begin_[n % kKept].store(now_ns, std::memory_order_relaxed);
+  count_.store(n + 1, std::memory_order_release);
+}
+
+std::vector<ActionLog::Entry> ActionLog::Last() const {
+  std::vector<Entry> out;
+  const uint64_t n = count_.load(std::memory_order_acquire);
+  for (uint64_t i = 0; i < std::min<uint64_t>(n, kKept); ++i) {
+    const size_t at = (n - 1 - i) % kKept;
+    out.push_back({names_[at].load(std::memory_order_relaxed), begin_[at].load(std::memory_order_relaxed)});
+  }
+  return out;
+}
+
+bool FlightRecord::Waits() const {
+  return std::any_of(calls.begin(), calls.end(), [](const RecordedCall& c) { return c.Waits(); });
+}
+
+std::string PlaceOf(const Mesh& mesh, int64_t rank) {
+  std::vector<std::string> parts = {absl::StrCat("stage ", mesh.Stage(rank))};
+  for (AxisId a : mesh.SpmdAxes()) {
+    if (mesh.size(a) > 1) parts.push_back(absl::StrCat(mesh.name(a), " ", mesh.Coordinate(rank, a)));
+  }
+  return absl::StrJoin(parts, ", ");
+}
+
+std::string FlightJson(const FlightRecord& r) {
+  ordered_json j = {{"rank", r.rank}, {"place", r.place},     {"host", r.host}, {"pid", r.pid},
+                    {"step", r.step}, {"program", r.program}, {"node", r.node}, {"error", r.error}};
+  if (r.stale) j["silent_seconds"] = Rounded(r.silent);
+  if (r.unknown) j["unknown"] = true;
+  j["actions"] = ordered_json::array();
+  for (const FlightRecord::Action& a : r.actions) {
+    j["actions"].push_back({{"name", a.name}, {"seconds_ago", Rounded(a.ago)}});
+  }
+  j["calls"] = ordered_json::array();
+  for (const RecordedCall& c : r.calls) {
+    j["calls"].push_back({{"op", c.op},
+                          {"what", c.what},
+                          {"state", kStates[c.state]},
+                          {"seconds", Rounded(c.seconds)},
+                          {"ended_seconds_ago", Rounded(c.ago)},
+                          {"group", c.ranks},
+                          {"channel", c.channel},
+                          {"number", c.number}});
+  }
+  return j.dump(1, ' ', false, ordered_json::error_handler_t::replace) + "\n";
+}
+
+absl::StatusOr<FlightRecord> ParseFlight(absl::string_view text) {
+  FlightRecord r;
+  try {
+    const json j = json::parse(text.begin(), text.end());
+    r.rank = j.at("rank").get<int64_t>();
+    r.place = j.at("place").get<std::string>();
+    r.host = j.at("host").get<std::string>();
+    r.pid = j.at("pid").get<int64_t>();
+    r.step = j.at("step").get<int64_t>();
+    r.program = j.at("program").get<std::string>();
+    r.node = j.at("node").get<std::string>();
+    r.error = j.at("error").get<std::string>();
+    for (const json& a : j.at("actions")) {
+      r.actions.push_back({a.at("name").get<std::string>(), a.at("seconds_ago").get<double>()});
+    }
+    for (const json& c : j.at("calls")) {
+      RecordedCall call;
+      call.op = c.at("op").get<std::string>();
+      call.what = c.at("what").get<std::string>();
+      const std::string state = c.at("state").get<std::string>();
+      call.state = state == "running"  ? RecordedCall::kRunning
+                   : state == "failed" ? RecordedCall::kFailed
+                                       : RecordedCall::kDone;
+      call.seconds = c.at("seconds").get<double>();
+      call.ago = c.at("ended_seconds_ago").get<double>();
+      call.ranks = c.at("group").get<std::vector<int64_t>>();
+      call.channel = c.at("channel").get<std::string>();
+      call.number = c.at("number").get<int64_t>();
+      r.calls.push_back(std::move(call));
+    }
+  } catch (const json::exception& e) {
+    return absl::InvalidArgumentError(absl::StrCat("not a flight record: ", e.what()));
+  }
+  return r;
+}
+
+Diagnosis Diagnose(const std::vector<FlightRecord>& records) {
+  Diagnosis d;
+  std::map<int64_t, const FlightRecord*> by_rank;
+  for (const FlightRecord& r : records) by_rank[r.rank] = &r;
+  // A rank that says nothing is at fault, whatever it said before. Otherwise those that others wait for and
+  // that wait for nobody; in a circle, which no certified plan has, all.
+  std::set<int64_t> waited_for, sinks, silent;
+  for (const FlightRecord& r : records) {
+    if (r.stale || r.unknown) silent.insert(r.rank);
+    bool waits = false;
+    for (const RecordedCall& c : r.calls) {
+      if (!c.Waits()) continue;
+      const std::vector<int64_t> missing = Missing(c, r.rank, by_rank, nullptr);
+      waits = waits || !missing.empty();
+      waited_for.insert(missing.begin(), missing.end());
+    }
+    if (!waits) sinks.insert(r.rank);
+  }
+  std::set<int64_t> culprits = silent;
+  if (culprits.empty()) {
+    std::set_intersection(waited_for.begin(), waited_for.end(), sinks.begin(), sinks.end(),
+                          std::inserter(culprits, culprits.end()));
+    if (culprits.empty()) culprits = waited_for;
+  }
+  d.culprits.assign(culprits.begin(), culprits.end());
+  if (culprits.empty()) return d;
+
+  // Of those that wait for a culprit, the one that waits longest speaks.
+  const FlightRecord* speaker = nullptr;
+  const RecordedCall* call = nullptr;
+  for (const FlightRecord& r : records) {
+    if (silent.count(r.rank) > 0) continue;
+    for (const RecordedCall& c : r.calls) {
+      if (!c.Waits()) continue;
+      const std::vector<int64_t> missing = Missing(c, r.rank, by_rank, nullptr);
+      const bool of_culprit =
+          std::any_of(missing.begin(), missing.end(), [&](int64_t q) { return culprits.count(q) > 0; }) ||
+          std::any_of(c.ranks.begin(), c.ranks.end(), [&](int64_t q) { return silent.count(q) > 0; });
+      if (of_culprit && (call == nullptr || c.seconds > call->seconds)) {
+        speaker = &r;
+        call = &c;
+      }
+    }
+  }
+  std::vector<std::string> about;
+  if (call != nullptr) {
+    d.text = absl::StrCat("rank ", speaker->rank, " (", speaker->place, ") waits ", Seconds(call->seconds),
+                          " in ", call->op, " for ", call->what,
+                          speaker->actions.empty() ? "" : absl::StrCat(", action ", speaker->actions[0].name),
+                          "\n");
+    std::vector<int64_t> present;
+    Missing(*call, speaker->rank, by_rank, &present);
+    present.erase(
+        std::remove_if(present.begin(), present.end(), [&](int64_t q) { return culprits.count(q) > 0; }),
+        present.end());
+    if (!present.empty())
+      about.push_back(
+          absl::StrCat(Ranks(present), present.size() == 1 ? " is" : " are", " in the same call"));
+  }
+  for (int64_t q : culprits) {
+    const auto it = by_rank.find(q);
+    if (it == by_rank.end()) {
+      about.push_back(absl::StrCat("nothing is known of rank ", q));
+      continue;
+    }
+    const FlightRecord& r = *it->second;
+    if (r.unknown || r.stale) {
+      about.push_back(absl::StrCat(
+          "rank ", q, " (", r.place, r.host.empty() ? "" : absl::StrCat(", process ", r.pid, " on ", r.host),
+          ") does not answer", r.unknown ? "" : absl::StrCat(", silent for ", Seconds(r.silent)), ": ",
+          LastAction(r)));
+    } else {
+      about.push_back(absl::StrCat("rank ", q, " (", r.place, ") never entered it: ", LastAction(r)));
+    }
+  }
+  absl::StrAppend(&d.text, absl::StrJoin(about, "; "));
+  return d;
+}
+
+}  // namespace moe

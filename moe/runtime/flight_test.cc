@@ -1,0 +1,230 @@
+#include "moe/runtime/flight.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <memory>
+#include <thread>
+
+#include "absl/time/clock.h"
+#include "moe/base/status_matchers.h"
+#include "moe/comm/compute_gate.h"
+#include "moe/comm/in_process/in_process.h"
+#include "moe/model/config.h"
+#include "moe/model/transformer.h"
+#include "moe/passes/builtin.h"
+#include "moe/passes/pass.h"
+#include "moe/passes/strategy.h"
+#include "moe/runtime/executor.h"
+#include "moe/runtime/local.h"
+#include "moe/testing/random_inputs.h"
+
+namespace moe {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+RecordedCall CallOf(std::vector<int64_t> ranks, int64_t number, RecordedCall::State state,
+                    double seconds = 0) {
+  RecordedCall c;
+  c.ranks = std::move(ranks);
+  c.channel = "compute";
+  c.op = "all_to_all";
+  c.what = "layers.2.moe %d = comm.all_to_all";
+  c.number = number;
+  c.state = state;
+  c.seconds = seconds;
+  return c;
+}
+
+FlightRecord RecordOf(int64_t rank, std::vector<RecordedCall> calls) {
+  FlightRecord r;
+  r.rank = rank;
+  r.place = "stage 1, dp 0";
+  r.host = "box";
+  r.pid = 100 + rank;
+  r.actions = {{"B1.3", 2.5}, {"F1.3", 4}};
+  r.node = "layers.2.moe %h";
+  r.calls = std::move(calls);
+  return r;
+}
+
+TEST(Diagnose, NamesTheEndOfAChainOfWaits) {
+  // 3 waits for 2, which waits for 1, which waits for nobody: it computes.
+  const Diagnosis d = Diagnose({
+      RecordOf(1, {CallOf({1, 2}, 4, RecordedCall::kDone)}),
+      RecordOf(2, {CallOf({1, 2}, 5, RecordedCall::kFailed, 30), CallOf({2, 3}, 1, RecordedCall::kDone)}),
+      RecordOf(3, {CallOf({2, 3}, 2, RecordedCall::kRunning, 31)}),
+  });
+  EXPECT_THAT(d.culprits, ElementsAre(1));
+  EXPECT_THAT(d.text, HasSubstr("rank 2 (stage 1, dp 0) waits 30 s in all_to_all for layers.2.moe"));
+  EXPECT_THAT(
+      d.text,
+      HasSubstr(
+          "rank 1 (stage 1, dp 0) never entered it: its last action was B1.3 (layers.2.moe %h), 2.5 s ago"));
+}
+
+TEST(Diagnose, SaysWhoIsInTheSameCall) {
+  const Diagnosis d = Diagnose({
+      RecordOf(4, {CallOf({4, 5, 7}, 9, RecordedCall::kFailed, 29)}),
+      RecordOf(5, {CallOf({4, 5, 7}, 9, RecordedCall::kFailed, 30)}),
+      RecordOf(7, {CallOf({4, 5, 7}, 8, RecordedCall::kDone)}),
+  });
+  EXPECT_THAT(d.culprits, ElementsAre(7));
+  EXPECT_THAT(d.text, HasSubstr("rank 5 ("));
+  EXPECT_THAT(d.text, HasSubstr("rank 4 is in the same call; rank 7"));
+}
+
+TEST(Diagnose, ARankThatDoesNotAnswerIsAtFaultWhateverItSaidBefore) {
+  FlightRecord stopped = RecordOf(1, {CallOf({0, 1}, 3, RecordedCall::kRunning, 1)});
+  stopped.stale = true;
+  stopped.silent = 12;
+  const Diagnosis d = Diagnose({RecordOf(0, {CallOf({0, 1}, 3, RecordedCall::kFailed, 20)}), stopped});
+  EXPECT_THAT(d.culprits, ElementsAre(1));
+  EXPECT_THAT(d.text, HasSubstr("process 101 on box) does not answer, silent for 12 s"));
+  EXPECT_THAT(d.text, HasSubstr("rank 0 (stage 1, dp 0) waits 20 s"));
+}
+
+TEST(Diagnose, NobodyWaitsNobodyIsToBlame) {
+  const Diagnosis d = Diagnose({RecordOf(0, {CallOf({0, 1}, 3, RecordedCall::kDone)}),
+                                RecordOf(1, {CallOf({0, 1}, 3, RecordedCall::kDone)})});
+  EXPECT_THAT(d.culprits, IsEmpty());
+  EXPECT_EQ(d.text, "");
+}
+
+TEST(FlightRecord, JsonAndBack) {
+  FlightRecord r =
+      RecordOf(3, {CallOf({0, 3}, 7, RecordedCall::kFailed, 1.5), CallOf({3, 4}, 1, RecordedCall::kDone)});
+  r.step = 312;
+  r.program = "train_step";
+  r.error = "rank 3: \"quoted\"\n";
+  ASSERT_OK_AND_ASSIGN(const FlightRecord back, ParseFlight(FlightJson(r)));
+  EXPECT_EQ(FlightJson(back), FlightJson(r));
+  EXPECT_EQ(back.calls[0].state, RecordedCall::kFailed);
+  EXPECT_EQ(back.error, r.error);
+  for (const char* bad : {"", "{", "[]", "{\"rank\": \"x\"}"}) EXPECT_FALSE(ParseFlight(bad).ok()) << bad;
+}
+
+// A rank that, from some moment on, never comes back from a collective that its peers have finished: as if it
+// computed for ever after it.
+class StuckWorld : public World {
+ public:
+  explicit StuckWorld(World* inner) : inner_(inner) {}
+  int64_t rank() const override { return inner_->rank(); }
+  int64_t num_ranks() const override { return inner_->num_ranks(); }
+  absl::StatusOr<Communicator*> Group(absl::Span<const int64_t> ranks, absl::string_view channel) override {
+    absl::StatusOr<Communicator*> inner = inner_->Group(ranks, channel);
+    if (!inner.ok()) return inner;
+    stuck_.push_back(std::make_unique<Stuck>(*inner, &stop));
+    return stuck_.back().get();
+  }
+  void Abort(absl::Status reason) override { inner_->Abort(std::move(reason)); }
+  std::atomic<bool> stop{false};
+
+ private:
+  class Stuck : public Communicator {
+   public:
+    Stuck(Communicator* c, std::atomic<bool>* stop) : c_(c), stop_(stop) {}
+    int rank() const override { return c_->rank(); }
+    int size() const override { return c_->size(); }
+    absl::Status AllReduce(const void* in, void* out, int64_t n, DType t, Reduction k,
+                           absl::string_view w) override {
+      return After(c_->AllReduce(in, out, n, t, k, w));
+    }
+    absl::Status ReduceScatter(const void* in, void* out, int64_t n, DType t, Reduction k,
+                               absl::string_view w) override {
+      return After(c_->ReduceScatter(in, out, n, t, k, w));
+    }
+    absl::Status AllGather(const void* in, void* out, int64_t n, DType t, absl::string_view w) override {
+      return After(c_->AllGather(in, out, n, t, w));
+    }
+    absl::Status AllToAll(const void* in, void* out, int64_t n, DType t, absl::string_view w) override {
+      return After(c_->AllToAll(in, out, n, t, w));
+    }
+    absl::Status AllToAllV(const void* in, absl::Span<const int64_t> s, void* out,
+                           absl::Span<const int64_t> r, DType t, absl::string_view w) override {
+      return After(c_->AllToAllV(in, s, out, r, t, w));
+    }
+    absl::Status AllGatherV(const void* in, int64_t n, void* out, absl::Span<const int64_t> c, DType t,
+                            absl::string_view w) override {
+      return After(c_->AllGatherV(in, n, out, c, t, w));
+    }
+    absl::Status ReduceScatterV(const void* in, absl::Span<const int64_t> c, void* out, DType t, Reduction k,
+                                absl::string_view w) override {
+      return After(c_->ReduceScatterV(in, c, out, t, k, w));
+    }
+    absl::Status Broadcast(void* d, int64_t n, DType t, int root, absl::string_view w) override {
+      return After(c_->Broadcast(d, n, t, root, w));
+    }
+    absl::Status Send(const void* d, int64_t n, int p, int64_t tag, absl::string_view w) override {
+      return c_->Send(d, n, p, tag, w);
+    }
+    absl::Status Recv(void* d, int64_t n, int p, int64_t tag, absl::string_view w) override {
+      return After(c_->Recv(d, n, p, tag, w));
+    }
+    absl::Status Barrier(absl::string_view w) override { return c_->Barrier(w); }
+    void Abort(absl::Status reason) override { c_->Abort(std::move(reason)); }
+
+   private:
+    absl::Status After(absl::Status status) {
+      ComputeGate::Released released;
+      while (*stop_) absl::SleepFor(absl::Milliseconds(10));
+      return status;
+    }
+    Communicator* const c_;
+    std::atomic<bool>* const stop_;
+  };
+  World* const inner_;
+  std::vector<std::unique_ptr<Stuck>> stuck_;
+};
+
+TEST(Flight, ARankThatHangsIsNamedAndLeftBehind) {
+  ASSERT_OK_AND_ASSIGN(const ModelConfig model, ParseModelConfig(R"(
+      num_layers: 2 hidden_size: 32 num_attention_heads: 4 num_key_value_heads: 2 vocab_size: 64 seq_length: 16
+      num_experts: 4 moe_router_topk: 2 moe_ffn_hidden_size: 32 capacity_factor: 1.25)",
+                                                                 "model"));
+  ASSERT_OK_AND_ASSIGN(const Strategy strategy, ParseStrategy("pp=2 dp=2 tp=2 ep=2 etp=2 microbatches=2"));
+  BuildOptions build;
+  build.global_batch = 8;
+  build.microbatches = strategy.microbatches;
+  // What a hanging thread may touch when it goes on is never freed.
+  auto& program = *new Program;
+  ASSERT_OK_AND_ASSIGN(program.module, BuildModel(model, build));
+  ASSERT_OK_AND_ASSIGN(program.module->mesh(), FoldMesh(strategy, 2));
+  PassContext context;
+  context.strategy = strategy;
+  context.workspace = WorkspaceHook(Backend::kCpu, strategy.overload);
+  ASSERT_OK(RunPipeline(DefaultPipeline(), program, context).status());
+  auto& inner = *new InProcessWorld(8, {.timeout = absl::Seconds(2)});
+  auto& alone = *new InProcessWorld(1);
+  auto& stuck = *new StuckWorld(inner.rank(6));
+  LocalRanks ranks;
+  for (int64_t r = 0; r < 8; ++r) ranks.worlds.push_back(r == 6 ? &stuck : inner.rank(r));
+  ASSERT_OK_AND_ASSIGN(ranks.host, alone.rank(0)->Group({0}, "host"));
+  ExecutorOptions options;
+  options.timeout = absl::Seconds(2);
+  options.local = &ranks;
+  ASSERT_OK_AND_ASSIGN(std::unique_ptr<Executor> executor, Executor::Create(program, options));
+  ASSERT_OK(executor->InitializeState(1));
+  ASSERT_OK_AND_ASSIGN(const StepInputs inputs, RandomInputs(*program.module, {}, 1));
+  ASSERT_OK(executor->TrainStep(inputs).status());
+  executor->NameStep(2);
+  stuck.stop = true;
+  ExpectError(executor->TrainStep(inputs), absl::StatusCode::kDeadlineExceeded, "rank 6");
+  const std::vector<FlightRecord> records = executor->Flight();
+  ASSERT_EQ(records.size(), 8);
+  EXPECT_EQ(records[6].step, 2);
+  EXPECT_EQ(records[6].error, "");
+  EXPECT_FALSE(records[6].actions.empty());
+  const Diagnosis d = Diagnose(records);
+  EXPECT_THAT(d.culprits, ElementsAre(6)) << d.text;
+  EXPECT_THAT(d.text, HasSubstr("rank 6 (stage 1, ")) << d.text;
+  EXPECT_THAT(d.text, HasSubstr("never entered it: its last action was"));
+  EXPECT_FALSE(executor->TrainStep(inputs).ok());
+  executor.reset();  // does not wait for the rank
+}
+
+}  // namespace
+}  // namespace moe
