@@ -5,7 +5,7 @@
 
 #include "absl/strings/match.h"
 #include "moe/base/status.h"
-#include "moe/ir/conversion_steps.h"
+#include "moe/ir/conversion_parts.h"
 #include "moe/ir/registry.h"
 
 namespace moe {
@@ -17,11 +17,11 @@ double LocalBytes(const Type& t, const Mesh& mesh) {
   return static_cast<double>(t.LocalElements(mesh)) * ByteSize(t.dtype);
 }
 
-// The steps of a conversion; a node without the attribute is one step of its own kind over its axes.
-std::vector<ConversionStep> StepsOf(const Node& n, const Mesh& mesh) {
-  if (n.Has("steps")) {
-    absl::StatusOr<std::vector<ConversionStep>> steps = ParseSteps(n.String("steps"), mesh);
-    if (steps.ok()) return *std::move(steps);
+// What a conversion moves, per part; a node without steps is one step of its own kind over its axes.
+std::vector<ConversionPart> PartsOf(const Node& n, const Mesh& mesh) {
+  if (HasConversionParts(n)) {
+    absl::StatusOr<std::vector<ConversionPart>> parts = ConversionParts(n, mesh);
+    if (parts.ok()) return *std::move(parts);
   }
   ConversionStep step;
   for (const StepKind kind :
@@ -30,7 +30,7 @@ std::vector<ConversionStep> StepsOf(const Node& n, const Mesh& mesh) {
     if (n.op_name() == std::string("comm.") + std::string(StepKindName(kind))) {
       step.kind = kind;
       for (const AxisId a : n.axes()) step.moves.push_back({a});
-      return {step};
+      return {{n.operand(0), n.type(), {step}}};
     }
   }
   return {};
@@ -68,45 +68,51 @@ double NodeBytes(const Node& n, const Mesh& mesh) {
 CommCost CommunicationCost(const Node& n, const Mesh& mesh) {
   CommCost cost;
   if (!IsComm(n)) return cost;
-  double bytes = LocalBytes(n.operand(0).type(), mesh);
+  if (n.Is("comm.done")) return cost;
   if (n.Is("comm.stage_reduce")) {
     const double size = static_cast<double>(n.Ints("stages").size());
-    if (size > 1) cost = {2 * (size - 1) / size * bytes, 1};
+    if (size > 1) cost = {2 * (size - 1) / size * LocalBytes(n.operand(0).type(), mesh), 1};
     return cost;
   }
-  for (const ConversionStep& step : StepsOf(n, mesh)) {
-    const double size = static_cast<double>(mesh.Size(step.axes()));
-    const double part = (size - 1) / size;
-    switch (step.kind) {
-      case StepKind::kZero:
-        break;
-      case StepKind::kSlice:
-        bytes /= size;
-        break;
-      case StepKind::kReduceScatter:
-        cost.bytes += part * bytes;
-        bytes /= size;
-        break;
-      case StepKind::kAllReduce:
-        cost.bytes += 2 * part * bytes;
-        break;
-      case StepKind::kAllToAll:
-        cost.bytes += part * bytes;
-        break;
-      case StepKind::kAllGather:
-        bytes *= size;
-        cost.bytes += part * bytes;
-        break;
-      case StepKind::kPermute:
-        cost.bytes += bytes;
-        break;
+  for (const ConversionPart& part : PartsOf(n, mesh)) {
+    double bytes = LocalBytes(part.from.type(), mesh);
+    int launches = 0;  // of this part; parts travel together
+    for (const ConversionStep& step : part.steps) {
+      const double size = static_cast<double>(mesh.Size(step.axes()));
+      const double share = (size - 1) / size;
+      switch (step.kind) {
+        case StepKind::kZero:
+          break;
+        case StepKind::kSlice:
+          bytes /= size;
+          break;
+        case StepKind::kReduceScatter:
+          cost.bytes += share * bytes;
+          bytes /= size;
+          break;
+        case StepKind::kAllReduce:
+          cost.bytes += 2 * share * bytes;
+          break;
+        case StepKind::kAllToAll:
+          cost.bytes += share * bytes;
+          break;
+        case StepKind::kAllGather:
+          bytes *= size;
+          cost.bytes += share * bytes;
+          break;
+        case StepKind::kPermute:
+          cost.bytes += bytes;
+          break;
+      }
+      if (!IsLocal(step.kind) && size > 1) ++launches;
     }
-    if (!IsLocal(step.kind) && size > 1) ++cost.launches;
+    cost.launches = std::max(cost.launches, launches);
   }
   return cost;
 }
 
 double NodeSeconds(const Node& n, const Mesh& mesh, const Target& target) {
+  if (n.Is("comm.done")) return 0;
   if (IsComm(n)) {
     const CommCost cost = CommunicationCost(n, mesh);
     if (cost.launches == 0) return NodeBytes(n, mesh) / target.bytes_per_second;

@@ -14,6 +14,10 @@ struct Target {
   double bytes_per_second = 1e10;  // of its memory
   double link_bytes_per_second = 5e9;
   double link_latency_seconds = 5e-6;
+  int64_t bucket_bytes = 0;  // Strategy::bucket where it does not say
+  // Whether communication runs beside compute on engines of its own. In-process devices move data with the cores that
+  // compute.
+  bool overlaps = false;
   std::set<std::string> fusions;  // ops that `fuse` may create; empty with all_fusions
   bool all_fusions = true;
   // Scratch bytes of a kernel are asked through this hook (set by whoever links the kernels): "op" -> bytes.

@@ -38,6 +38,8 @@ int64_t SpaceBase(const StageMemory& m, Space space) {
   base += m.residual_bytes;
   if (space == Space::kBoundary) return base;
   base += m.boundary_bytes;
+  if (space == Space::kFuture) return base;
+  base += m.future_bytes;
   return space == Space::kFrame ? base : base + m.frame_bytes;
 }
 
@@ -72,6 +74,7 @@ std::vector<MemoryShare> MemoryShares(const Program& program, int stage) {
   const std::pair<const char*, int64_t> spaces[] = {{"inputs", m->input_bytes},
                                                     {"residuals", m->residual_bytes},
                                                     {"boundaries", m->boundary_bytes},
+                                                    {"futures", m->future_bytes},
                                                     {"frame", m->frame_bytes}};
   for (const auto& [category, bytes] : spaces) {
     if (bytes > 0) shares.push_back({category, bytes});

@@ -277,6 +277,7 @@ class BufferPicture {
                                                 {Space::kInput, memory_.input_bytes},
                                                 {Space::kResidual, memory_.residual_bytes},
                                                 {Space::kBoundary, memory_.boundary_bytes},
+                                                {Space::kFuture, memory_.future_bytes},
                                                 {Space::kFrame, memory_.frame_bytes}};
     const double x = kLeft + kPlotWidth + 10;
     double free_from = kTop;  // labels of thin spaces move down, one below the other

@@ -11,7 +11,7 @@
 #include "absl/strings/strip.h"
 #include "moe/cost/node_cost.h"
 #include "moe/inspect/quantities.h"
-#include "moe/ir/conversion_steps.h"
+#include "moe/ir/conversion_parts.h"
 #include "moe/ir/registry.h"
 #include "moe/ir/state.h"
 
@@ -126,10 +126,11 @@ bool IsPlacementChange(const Node& node) { return absl::StartsWith(node.op_name(
 bool IsCollective(const Node& node) { return node.op().Has(kCollective); }
 
 std::string CollectiveKind(const Node& node, const Mesh& mesh) {
-  if ((node.Is("comm.reshard") || node.Is("comm.convert")) && node.Has("steps")) {
-    if (const auto steps = ParseSteps(node.String("steps"), mesh); steps.ok()) {
+  const bool named = !node.Is("comm.reshard") && !node.Is("comm.convert") && !node.Has("parts");
+  if (!named && HasConversionParts(node)) {
+    if (const auto parts = ConversionParts(node, mesh); parts.ok() && !parts->empty()) {
       std::vector<std::string> kinds;
-      for (const ConversionStep& s : *steps) {
+      for (const ConversionStep& s : parts->front().steps) {
         if (!IsLocal(s.kind)) kinds.emplace_back(StepKindName(s.kind));
       }
       if (!kinds.empty()) return absl::StrJoin(kinds, "+");

@@ -67,6 +67,8 @@ absl::string_view SpaceName(Space space) {
       return "spill";
     case Space::kWeightResidual:
       return "weight residual";
+    case Space::kFuture:
+      return "future";
   }
   return "?";
 }

@@ -76,6 +76,7 @@ enum class Space : uint8_t {
   kFrame,           // everything else of the function that runs now
   kSpill,           // overflow of ragged values; reserved address space, touched only on overflow
   kWeightResidual,  // within the bytes of kResidual: what @weight_grad needs of @input_grad, (chunk, slot)
+  kFuture,          // after kBoundary: what exchanges write that are in flight from one function to another
 };
 absl::string_view SpaceName(Space space);
 
@@ -87,8 +88,9 @@ struct BufferRef {
   friend bool operator==(const BufferRef&, const BufferRef&) = default;
 };
 
-// All queues are idle between two functions, so lifetimes and waits count within one. A value that updates a
-// state lies in the state's own bytes.
+// Between two functions the compute queue is idle, and the communication queue has nothing but exchanges whose
+// futures cross: these touch states and the future region alone. So lifetimes and waits count within one function. A
+// value that updates a state lies in the state's own bytes.
 struct FunctionMemory {
   std::map<std::string, BufferRef> values;  // by value name; arguments included
   std::map<std::string, BufferRef>
@@ -115,13 +117,14 @@ struct StageMemory {
   std::map<int, Slots> residuals;           // per chunk
   std::map<int, Slots> weight_residuals;    // per chunk whose backward is split; in the residual region too
   std::map<std::string, Slots> boundaries;  // per boundary value
-  int64_t state_bytes = 0, input_bytes = 0, residual_bytes = 0, boundary_bytes = 0, frame_bytes = 0,
-          spill_bytes = 0;
+  std::map<std::string, BufferRef> futures;  // by name of the future that crosses functions
+  int64_t state_bytes = 0, input_bytes = 0, residual_bytes = 0, boundary_bytes = 0, future_bytes = 0,
+          frame_bytes = 0, spill_bytes = 0;
   // spill_bytes: address space, not counted in peak_bytes().
   // Of state_bytes, for the report.
   std::map<std::string, int64_t> state_bytes_by_kind;
   int64_t peak_bytes() const {
-    return state_bytes + input_bytes + residual_bytes + boundary_bytes + frame_bytes;
+    return state_bytes + input_bytes + residual_bytes + boundary_bytes + future_bytes + frame_bytes;
   }
 };
 

@@ -294,6 +294,7 @@ TypeProto ToProto(const Type& type) {
   }
   proto.set_ragged_plus_one(type.ragged + 1);
   proto.set_ragged_bound(type.ragged_bound);
+  proto.set_future(type.future);
   return proto;
 }
 
@@ -319,6 +320,7 @@ absl::StatusOr<Type> FromProto(const TypeProto& proto, const Mesh& mesh) {
     return Error("the ragged dim does not exist");
   type.ragged = proto.ragged_plus_one() - 1;
   type.ragged_bound = proto.ragged_bound();
+  type.future = proto.future();
   RETURN_IF_ERROR(VerifyType(type, mesh));
   return type;
 }

@@ -16,6 +16,7 @@
 //   kind = "boundary", name = V, peer = C   crosses between chunks: value V comes from / goes to chunk C
 //   kind = "residual", name = V     crosses from forward.c to backward.c (after split-phases)
 //   kind = "weight_residual", name = V  crosses from input_grad.c to weight_grad.c (after split-backward)
+//   kind = "future",   name = V     an exchange in flight from one function to a later one (after overlap)
 //   kind = "report",   name = R     result only: a scalar or a small vector for the host, which sums those of
 //   one name kind = "loss",     name = L     result only, before autodiff: a scalar; the objective is their
 //   sum

@@ -265,6 +265,15 @@ absl::StatusOr<Type> Parser::ParseType() {
   const size_t at = s_.Here();
   ASSIGN_OR_RETURN(const std::string word, s_.Word("a type such as f32[8, 16]"));
   const std::optional<DType> dtype = ParseDType(word);
+  if (!dtype && word == "future") {
+    RETURN_IF_ERROR(s_.Expect("<"));
+    const size_t inner = s_.Here();
+    ASSIGN_OR_RETURN(Type type, ParseType());
+    if (type.future) return s_.Error("a future of a future", inner);
+    type.future = true;
+    RETURN_IF_ERROR(s_.Expect(">"));
+    return type;
+  }
   if (!dtype) {
     return s_.Error(
         absl::StrCat("unknown dtype '", word, "'; legal are pred, s32, s64, bf16, f16, f32, f64, f8e4m3"),

@@ -236,7 +236,7 @@ std::string PlacementToString(const Placement& p, const Mesh& mesh) {
 }
 
 std::string TypeToString(const Type& t, const Mesh& mesh) {
-  std::string s = absl::StrCat(DTypeName(t.dtype), "[");
+  std::string s = absl::StrCat(t.future ? "future<" : "", DTypeName(t.dtype), "[");
   for (int d = 0; d < t.rank(); ++d) {
     absl::StrAppend(&s, d ? ", " : "", d == t.ragged ? "~" : "", t.dims[d]);
     if (d == t.ragged) absl::StrAppend(&s, "<=", t.ragged_bound);
@@ -252,6 +252,7 @@ std::string TypeToString(const Type& t, const Mesh& mesh) {
                                   }),
                     ")");
   }
+  if (t.future) s += ">";
   return s;
 }
 

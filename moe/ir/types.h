@@ -8,6 +8,7 @@
 //   f32[32@dp, 8@tp, 64, 1024]            batch over dp, second dim over tp
 //   f32[1024, 64] partial(dp)             every dp rank holds a summand
 //   f32[64@ep, 32, 8, ~40, 1024]          dim 3 is ragged: 40 is the *expected* extent, see Type::ragged
+//   future<f32[1024, 64]>                 what an exchange in flight will have written
 //
 // All of these are value types, safe to copy and to share between threads.
 #pragma once
@@ -140,6 +141,8 @@ struct Type {
   // experts together (tokens x k), from which the worst case follows.
   int ragged = -1;
   int64_t ragged_bound = 0;
+  // future<T>: a value that an exchange in flight writes. Only comm.start makes one, only comm.done takes it.
+  bool future = false;
 
   Type() = default;
   Type(DType dtype, absl::Span<const int64_t> dims)
@@ -154,11 +157,11 @@ struct Type {
 
   friend bool operator==(const Type& a, const Type& b) {
     return a.dtype == b.dtype && a.dims == b.dims && a.placement == b.placement && a.ragged == b.ragged &&
-           a.ragged_bound == b.ragged_bound;
+           a.ragged_bound == b.ragged_bound && a.future == b.future;
   }
   template <typename H>
   friend H AbslHashValue(H h, const Type& t) {
-    return H::combine(std::move(h), t.dtype, t.dims, t.placement, t.ragged, t.ragged_bound);
+    return H::combine(std::move(h), t.dtype, t.dims, t.placement, t.ragged, t.ragged_bound, t.future);
   }
 };
 
@@ -178,7 +181,8 @@ struct LocalStorage {
 // worst case.
 LocalStorage StorageOf(const Type& type, const Mesh& mesh, double overload = 0);
 
-// Text of a type, axes by name: "f32[8@dp, 16] partial(tp, max:cp)". Ragged: "f32[8, 4, 1, ~5<=32, 16]".
+// Text of a type, axes by name: "f32[8@dp, 16] partial(tp, max:cp)". Ragged: "f32[8, 4, 1, ~5<=32, 16]";
+// in flight: "future<f32[8]>".
 std::string TypeToString(const Type& type, const Mesh& mesh);
 std::string PlacementToString(const Placement& placement, const Mesh& mesh);  // "[dp, -, tp] partial(a)"
 

@@ -321,15 +321,20 @@ void Verifier::CheckBinding(const Function& function, const Attributes& binding,
   }
   const std::set<absl::string_view> legal =
       result
-          ? std::set<absl::string_view>{"state", "boundary", "residual", "weight_residual", "report", "loss"}
+          ? std::set<absl::string_view>{"state", "boundary", "residual", "weight_residual", "future", "report", "loss"}
           : std::set<absl::string_view>{"state",    "batch",    "scalar",
-                                        "boundary", "residual", "weight_residual"};
+                                        "boundary", "residual", "weight_residual", "future"};
   if (legal.count(kind) == 0) {
     return Problem(&function, nullptr,
                    absl::StrCat(where, " is bound to '", kind, "'; legal are ", absl::StrJoin(legal, ", ")));
   }
   if (name.empty())
     return Problem(&function, nullptr, absl::StrCat(where, " is bound to a ", kind, " without a name"));
+  if ((kind == "future") != value.type().future) {
+    return Problem(&function, nullptr,
+                   absl::StrCat(where, " is ", TypeToString(value.type(), mesh_), " and bound to a ", kind,
+                                "; futures are bound to futures, and nothing else is"));
+  }
   if (kind != "state" || function.module() == nullptr) return;
   const State* state = function.module()->FindState(name);
   if (state == nullptr) {
@@ -461,12 +466,17 @@ absl::Status VerifyNode(const Node& node) {
     }
     RETURN_IF_ERROR(VerifyAttributes(node));
     RETURN_IF_ERROR(VerifyOperandDTypes(node));
+    for (int i = 0; i < node.num_operands(); ++i) {
+      if (!node.operand(i).type().future || (op.name == "comm.done" && i == 0)) continue;
+      return absl::InvalidArgumentError(
+          absl::StrCat("operand ", i, " (%", node.operand(i).name(), ") is a future; comm.done waits for it"));
+    }
     RETURN_IF_ERROR(VerifyRuleRanks(node));
     ASSIGN_OR_RETURN(const std::vector<Type> inferred, InferTypes(node));
     for (int i = 0; i < node.num_results(); ++i) {
       const Type &is = node.type(i), &should = inferred[i];
       if (is.dtype == should.dtype && is.dims == should.dims && is.ragged == should.ragged &&
-          is.ragged_bound == should.ragged_bound) {
+          is.ragged_bound == should.ragged_bound && is.future == should.future) {
         continue;
       }
       return absl::InvalidArgumentError(

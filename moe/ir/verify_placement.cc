@@ -34,8 +34,8 @@ bool Performs(absl::string_view op, int from, int to) {
   return !(from >= 0 && IsPartial(to)) && !(IsPartial(from) && IsPartial(to));
 }
 
-absl::Status VerifyConversion(const Node& node, const Mesh& mesh) {
-  const Placement &from = node.operand(0).type().placement, &to = node.type().placement;
+absl::Status VerifyPart(const Node& node, int part, const Mesh& mesh) {
+  const Placement &from = node.operand(part).type().placement, &to = node.type(part).placement;
   const AxisList& axes = node.axes();
   for (const AxisId axis : axes) {
     if (axis < 0 || axis >= mesh.num_axes()) return Error("names an axis that the mesh does not have");
@@ -53,6 +53,18 @@ absl::Status VerifyConversion(const Node& node, const Mesh& mesh) {
     }
   }
   return absl::OkStatus();
+}
+
+absl::Status VerifyConversion(const Node& node, const Mesh& mesh) {
+  for (int part = 0; part < node.num_results(); ++part) RETURN_IF_ERROR(VerifyPart(node, part, mesh));
+  return absl::OkStatus();
+}
+
+// What comes has the placement of the future.
+absl::Status VerifyDone(const Node& node, const Mesh& mesh) {
+  const Placement &future = node.operand(0).type().placement, &is = node.type().placement;
+  if (is == future) return absl::OkStatus();
+  return Error("gives ", PlacementToString(is, mesh), " where the future is ", PlacementToString(future, mesh));
 }
 
 // The sum partials that enter a linear op and leave it in its results. Errors: a partial that the op cannot
@@ -150,6 +162,7 @@ absl::StatusOr<FactorAssignment> AssignmentFromTypes(const Node& node, const Mes
 
 absl::Status VerifyPlacement(const Node& node, const Mesh& mesh) {
   if (IsConversion(node.op())) return VerifyConversion(node, mesh);
+  if (node.Is("comm.done")) return VerifyDone(node, mesh);
   ASSIGN_OR_RETURN(const ShardingRule* rule, node.Rule());
   if (node.assignment.empty() && rule->num_factors() > 0) {
     if (!AnyPlaced(node)) return absl::OkStatus();  // a logical node

@@ -1,11 +1,13 @@
 #include "moe/passes/builtin.h"
 
 #include "moe/passes/autodiff.h"
+#include "moe/passes/bucket_collectives.h"
 #include "moe/passes/certify.h"
 #include "moe/passes/checkpoint.h"
 #include "moe/passes/common_subexpressions.h"
 #include "moe/passes/fuse.h"
 #include "moe/passes/insert_collectives.h"
+#include "moe/passes/overlap.h"
 #include "moe/passes/partition_stages.h"
 #include "moe/passes/pipeline.h"
 #include "moe/passes/plan_memory.h"
@@ -20,6 +22,7 @@ namespace moe {
 // Sorted by name.
 void RegisterBuiltinPasses(PassRegistry* registry) {
   registry->Add({"autodiff", "Adds the backward phase, gradient accumulators and the update.", Autodiff});
+  registry->Add({"bucket-collectives", "Lets small collectives travel together.", BucketCollectives});
   registry->Add(
       {"certify", "Proves the plan: waits, order, coverage, memory. Changes nothing.", CertifyProgram});
   registry->Add({"checkpoint", "Computes values again in the backward instead of keeping them.", Checkpoint});
@@ -28,6 +31,7 @@ void RegisterBuiltinPasses(PassRegistry* registry) {
   registry->Add({"fuse", "Replaces patterns by ops with a kernel of their own.", Fuse});
   registry->Add(
       {"insert-collectives", "Lowers conversions to the cheapest legal collectives.", InsertCollectives});
+  registry->Add({"overlap", "Hides communication behind compute: order, start and done.", Overlap});
   registry->Add(
       {"partition-stages", "Cuts the step into chunks by cost, each node exactly once.", PartitionStages});
   registry->Add({"plan-memory", "Gives every value of every rank its place in the arena.", PlanMemory});
@@ -54,7 +58,7 @@ PassRegistry& Passes() {
 
 std::string DefaultPipeline() {
   return "autodiff,partition-stages,shard,insert-collectives,checkpoint,fuse,split-phases,"
-         "split-backward,schedule,plan-memory,certify";
+         "split-backward,bucket-collectives,overlap,schedule,plan-memory,certify";
 }
 
 absl::StatusOr<std::vector<PassResult>> RunPipeline(absl::string_view pipeline, Program& program,

@@ -7,7 +7,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "moe/base/status.h"
-#include "moe/ir/conversion_steps.h"
+#include "moe/ir/conversion_parts.h"
 #include "moe/ir/registry.h"
 #include "moe/ir/state.h"
 #include "moe/ir/verifier.h"
@@ -302,16 +302,18 @@ absl::Status CheckCollectives(const ProgramFrame& f) {
       for (const AxisId a : n->axes()) {
         if (pp && a == *pp) return Uncertified(at, " moves the pipeline axis");
       }
-      if (!n->Has("steps")) continue;
-      const absl::StatusOr<std::vector<ConversionStep>> steps = ParseSteps(n->String("steps"), mesh);
-      if (!steps.ok()) return Uncertified(at, ": ", steps.status().message());
-      std::set<AxisId> moved;
-      for (const ConversionStep& step : *steps) {
-        for (const Move& m : step.moves) moved.insert(m.axis);
-      }
-      if (moved != std::set<AxisId>(n->axes().begin(), n->axes().end())) {
-        return Uncertified(at, ": its steps move other axes (", n->String("steps"), ") than [",
-                           mesh.Show(n->axes()), "]");
+      if (!HasConversionParts(*n)) continue;
+      const absl::StatusOr<std::vector<ConversionPart>> parts = ConversionParts(*n, mesh);
+      if (!parts.ok()) return Uncertified(at, ": ", parts.status().message());
+      for (const ConversionPart& part : *parts) {
+        std::set<AxisId> moved;
+        for (const ConversionStep& step : part.steps) {
+          for (const Move& m : step.moves) moved.insert(m.axis);
+        }
+        if (moved != std::set<AxisId>(n->axes().begin(), n->axes().end())) {
+          return Uncertified(at, ": its steps move other axes (", PrintSteps(part.steps, mesh), ") than [",
+                             mesh.Show(n->axes()), "]");
+        }
       }
     }
   }
@@ -331,6 +333,7 @@ absl::StatusOr<Certificate> Certify(const Program& program, const CertifyOptions
   RETURN_IF_ERROR(CheckCollectives(frame));
   RETURN_IF_ERROR(CheckCoverage(frame));
   for (const auto& [name, _] : program.schedule.actions) RETURN_IF_ERROR(CheckWaits(frame, name));
+  RETURN_IF_ERROR(CheckFutures(frame));
   RETURN_IF_ERROR(CheckMemory(frame, options));
   Certificate c;
   const int64_t per_stage = program.module->mesh().ranks_per_stage();

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "moe/base/status.h"
+#include "moe/ir/conversion_parts.h"
 #include "moe/ir/registry.h"
 #include "moe/ir/state.h"
 #include "moe/passes/certify_parts.h"
@@ -59,7 +60,7 @@ absl::Status CheckStage(const ProgramFrame& f, int s, const CertifyOptions& opti
   const StageMemory& m = f.program->memory.stages[s];
   const int64_t alignment = f.program->memory.alignment;
   const std::string where = StageName(*f.module, s);
-  std::vector<Range> states, inputs, residuals, boundaries, spill;
+  std::vector<Range> states, inputs, residuals, boundaries, futures, spill;
   for (const auto& state : f.module->states()) {
     const std::vector<int64_t> on = StagesOf(*state);
     const bool here = std::find(on.begin(), on.end(), s) != on.end();
@@ -78,6 +79,7 @@ absl::Status CheckStage(const ProgramFrame& f, int s, const CertifyOptions& opti
   }
   if (m.states.size() != states.size()) return Uncertified(where, ": places for states that there are not");
   for (const auto& [name, ref] : m.inputs) inputs.push_back({name, ref.offset, ref.bytes});
+  for (const auto& [name, ref] : m.futures) futures.push_back({name, ref.offset, ref.bytes});
   const auto add_slots = [&](const std::string& name, const StageMemory::Slots& slots,
                              std::vector<Range>* out) {
     if (slots.count < 0 || slots.count > (1 << 20) || slots.bytes < 0 ||
@@ -102,6 +104,7 @@ absl::Status CheckStage(const ProgramFrame& f, int s, const CertifyOptions& opti
   RETURN_IF_ERROR(CheckRegion(where, "input", inputs, m.input_bytes, alignment));
   RETURN_IF_ERROR(CheckRegion(where, "residual", residuals, m.residual_bytes, alignment));
   RETURN_IF_ERROR(CheckRegion(where, "boundary", boundaries, m.boundary_bytes, alignment));
+  RETURN_IF_ERROR(CheckRegion(where, "future", futures, m.future_bytes, alignment));
   RETURN_IF_ERROR(CheckRegion(where, "spill", spill, m.spill_bytes, alignment));
   RETURN_IF_ERROR(CheckRegion(where, "frame", {}, m.frame_bytes, alignment));
   if (options.memory_limit > 0 && m.peak_bytes() > options.memory_limit) {
@@ -244,6 +247,7 @@ class FunctionChecker {
       return absl::OkStatus();
     }
     if (kind == "boundary") return CheckBoundary(v, ref, name);
+    if (kind == "future") return CheckFuture(v, ref, name);
     if (kind == "residual" || kind == "weight_residual") {
       const bool of_forward = kind == "residual";
       if ((ref.space == Space::kResidual) != of_forward)
@@ -271,6 +275,14 @@ class FunctionChecker {
     return Bad(v.name(), absl::StrCat("is bound to a '", kind, "', which has no place"));
   }
 
+  absl::Status CheckFuture(Value v, const BufferRef& ref, absl::string_view name) const {
+    auto it = stage_.futures.find(std::string(name));
+    if (it == stage_.futures.end() || ref.space != Space::kFuture || !(it->second == ref)) {
+      return Bad(v.name(), absl::StrCat("does not lie where the future ", name, " does"));
+    }
+    return absl::OkStatus();
+  }
+
   absl::Status CheckBoundary(Value v, const BufferRef& ref, absl::string_view name) const {
     auto it = stage_.boundaries.find(std::string(name));
     if (it == stage_.boundaries.end() || ref.space != Space::kBoundary || ref.offset != 0 ||
@@ -292,6 +304,14 @@ class FunctionChecker {
   }
 
   absl::Status CheckNodeResult(Value v, const BufferRef& ref) const {
+    // What arrives lies where the exchange wrote it, and the exchange writes where that shall lie.
+    if (v.node->Is("comm.done") && !(memory_->values.at(v.node->operand(0).name()) == ref)) {
+      return Bad(v.name(), absl::StrCat("does not lie where %", v.node->operand(0).name(), " was written"));
+    }
+    v = ArrivedValue(v);
+    if (v.node->Is("comm.done") && v.node->operand(0).node->Is("arg")) {
+      return CheckFuture(v, ref, BindingName(v.node->operand(0).node->attributes()));
+    }
     switch (ref.space) {
       case Space::kFrame:
         if (ref.offset + ref.bytes > memory_->frame_bytes) {
@@ -311,6 +331,11 @@ class FunctionChecker {
           return absl::OkStatus();
         }
         return Bad(v.name(), "lies in the bytes of a state that it does not update");
+      }
+      case Space::kFuture: {
+        const Attributes* binding = ResultBinding(v, "future");
+        if (binding == nullptr) return Bad(v.name(), "lies among futures that cross functions and does not cross");
+        return CheckFuture(v, ref, BindingName(*binding));
       }
       case Space::kBoundary:
       case Space::kResidual:
@@ -342,6 +367,8 @@ class FunctionChecker {
       return Bad(v.name(), absl::StrCat("is sent as ", name, " but lies in the ", SpaceName(ref.space)));
     } else if (kind == "residual" && ref.space != Space::kResidual) {
       return Bad(v.name(), absl::StrCat("is saved for the backward but lies in the ", SpaceName(ref.space)));
+    } else if (kind == "future" && ref.space != Space::kFuture) {
+      return Bad(v.name(), absl::StrCat("is in flight when the function ends but lies in the ", SpaceName(ref.space)));
     } else if (kind == "weight_residual" && ref.space != Space::kWeightResidual) {
       return Bad(v.name(),
                  absl::StrCat("is saved for the weight gradient but lies in the ", SpaceName(ref.space)));
@@ -354,6 +381,14 @@ class FunctionChecker {
       auto it = memory_->workspace.find(n->result_name());
       if (it == memory_->workspace.end()) continue;
       const BufferRef& ref = it->second;
+      if (CrossesFunctions(*n)) {
+        auto scratch = stage_.futures.find(FutureScratchName(function_, *n));
+        if (scratch == stage_.futures.end() || !(scratch->second == ref)) {
+          return Bad(n->result_name(), "is in flight when the function ends, and its scratch is not held");
+        }
+        buffers_.push_back({absl::StrCat(n->result_name(), " (scratch)"), ref, Value{}, n, {}, true});
+        continue;
+      }
       if (ref.space != Space::kFrame || ref.offset < 0 || ref.bytes < 0 || ref.offset > kMaxBytes ||
           ref.bytes > kMaxBytes || ref.offset + ref.bytes > memory_->frame_bytes) {
         return Bad(n->result_name(), "the scratch of its kernel leaves the frame");
@@ -385,7 +420,7 @@ class FunctionChecker {
       }
     }
     for (const Buffer& b : buffers_) {
-      if (!b.value) continue;
+      if (!b.value || b.value.node->Is("comm.done")) continue;  // which is where its future is
       const int64_t bytes = StorageOf(b.value.type(), f_.module->mesh(), options_.overload).spill_bytes;
       if (bytes == 0) continue;
       (b.ref.space == Space::kResidual         ? forward_set
@@ -451,8 +486,9 @@ class FunctionChecker {
 
   // Offsets of boundary values count from their own slots.
   std::string NameOfBoundary(const Buffer& b) const {
-    if (b.value.node->Is("arg")) return std::string(BindingName(b.value.node->attributes()));
-    return std::string(BindingName(*ResultBinding(b.value, "boundary")));
+    const Value v = ArrivedValue(b.value);
+    if (v.node->Is("arg")) return std::string(BindingName(v.node->attributes()));
+    return std::string(BindingName(*ResultBinding(v, "boundary")));
   }
 
   const ProgramFrame& f_;

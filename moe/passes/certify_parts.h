@@ -47,6 +47,8 @@ absl::Status CheckCollectives(const ProgramFrame& f);
 absl::Status CheckCoverage(const ProgramFrame& f);
 // (b), the rendezvous of stage_reduce, and the contents of slots.
 absl::Status CheckWaits(const ProgramFrame& f, const std::string& name);
+// (e) of exchanges in flight between functions.
+absl::Status CheckFutures(const ProgramFrame& f);
 // (e)
 absl::Status CheckMemory(const ProgramFrame& f, const CertifyOptions& options);
 

@@ -13,6 +13,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "moe/base/status.h"
+#include "moe/ir/conversion_parts.h"
 #include "moe/ir/registry.h"
 #include "moe/ir/state.h"
 #include "moe/passes/frame_layout.h"
@@ -101,6 +102,10 @@ class FunctionPlanner {
         ref = stage_.inputs.at(absl::StrCat(kind, ":", name));
       } else if (kind == "boundary") {
         ref.space = Space::kBoundary;
+      } else if (kind == "future") {
+        auto it = stage_.futures.find(name);
+        if (it == stage_.futures.end()) return Error(v, "no exchange of this stage writes this future");
+        ref = it->second;
       } else if (kind == "residual" || kind == "weight_residual") {
         auto it = residuals.find({kind, name});
         if (it == residuals.end()) {
@@ -122,12 +127,13 @@ class FunctionPlanner {
     for (int r = 0; r < f_.num_results(); ++r) {
       const Attributes& binding = f_.result_binding(r);
       const std::string kind(BindingKind(binding));
-      if (kind != "boundary" && kind != "residual" && kind != "weight_residual") continue;
+      if (kind != "boundary" && kind != "residual" && kind != "weight_residual" && kind != "future") continue;
       const Value v = f_.result(r);
       if (group_of_.count(v)) return Error(v, absl::StrCat("bound twice, or an argument, as a ", kind));
       BufferRef ref;
       ref.space = Space::kBoundary;
-      if (kind != "boundary") ref = residuals.at({kind, std::string(BindingName(binding))});
+      if (kind == "future") ref = stage_.futures.at(std::string(BindingName(binding)));
+      if (kind == "residual" || kind == "weight_residual") ref = residuals.at({kind, std::string(BindingName(binding))});
       NewGroup(v, ref, true);
     }
     return absl::OkStatus();
@@ -157,6 +163,7 @@ class FunctionPlanner {
 
   // The group of the operand that result `r` takes over, or -1.
   int InPlace(Node* n, int r) const {
+    if (n->Is("comm.done")) return group_of_.at(n->operand(0));  // lies where it was written
     auto it = n->op().in_place.find(r);
     if (it == n->op().in_place.end()) return -1;
     const Value operand = n->operand(it->second), result = n->result(r);
@@ -176,9 +183,14 @@ class FunctionPlanner {
       for (int r = 0; r < n->num_results(); ++r) {
         const Value v = n->result(r);
         if (group_of_.count(v)) continue;
+        const Value arrived = ArrivedValue(v);  // where that goes, the exchange writes
+        if (arrived != v && group_of_.count(arrived)) {
+          group_of_[v] = group_of_.at(arrived);
+          continue;
+        }
         int group = InPlace(n, r);
         if (group < 0) {
-          const std::string state = StateBoundTo(v);
+          const std::string state = StateBoundTo(arrived);
           auto it = state_group_.find(state);
           if (state.empty()) {
             NewGroup(v, BufferRef{}, false);
@@ -242,7 +254,15 @@ class FunctionPlanner {
       if (bytes <= 0) continue;
       BufferRef& ref = memory_.workspace[n->result_name()];
       ref.bytes = bytes;
-      lifetimes.push_back({position_.at(n), position_.at(n), bytes});
+      if (CrossesFunctions(*n)) {
+        ref = stage_.futures.at(FutureScratchName(f_, *n));
+        continue;
+      }
+      int last = position_.at(n);  // an exchange in flight keeps its scratch until it is waited for
+      for (int r = 0; n->Is("comm.start") && r < n->num_results(); ++r) {
+        last = std::max(last, position_.at(ArrivedValue(n->result(r)).node));
+      }
+      lifetimes.push_back({position_.at(n), last, bytes});
       refs.push_back(&ref);
     }
     const Layout layout = LayOut(lifetimes, kAlignment);
@@ -274,7 +294,8 @@ class FunctionPlanner {
       auto it = memory_.workspace.find(n->result_name());
       if (it == memory_.workspace.end()) continue;
       const BufferRef& ref = it->second;
-      buffers.push_back({0, ref.offset, ref.offset + ref.bytes, {{position_.at(n), true}}});
+      buffers.push_back({ref.space == Space::kFrame ? 0 : space++, ref.offset, ref.offset + ref.bytes,
+                         {{position_.at(n), true}}});
     }
     for (const auto& [node, earlier] : WaitsBetweenQueues(queues, buffers)) {
       for (const int e : earlier)
@@ -311,6 +332,7 @@ class Planner {
       PlaceStates(s);
       PlaceInputs(s);
     }
+    for (int s = 0; s < stages; ++s) PlaceFutures(s);
     CountSlots();
     for (int c = 0; c < static_cast<int>(program_.schedule.chunk_stage.size()); ++c) {
       StageMemory& stage = plan.stages[program_.schedule.chunk_stage[c]];
@@ -356,6 +378,26 @@ class Planner {
     for (const auto& [name, size] : bytes) {
       stage.inputs[name] = {Space::kInput, stage.input_bytes, size};
       stage.input_bytes += RoundUp(size);
+    }
+  }
+
+  // What exchanges write that are in flight between functions, and their scratch.
+  void PlaceFutures(int s) {
+    StageMemory& stage = program_.memory.stages[s];
+    const auto place = [&](const std::string& name, int64_t bytes) {
+      stage.futures[name] = {Space::kFuture, stage.future_bytes, bytes};
+      stage.future_bytes += RoundUp(bytes);
+    };
+    for (const auto& f : module_.functions()) {
+      if (StageOfFunction(f->name(), program_.schedule) != s) continue;
+      for (int r = 0; r < f->num_results(); ++r) {
+        if (BindingKind(f->result_binding(r)) != "future") continue;
+        place(std::string(BindingName(f->result_binding(r))), Storage(f->result(r).type()).bytes);
+      }
+      for (const Node* n : f->NodesOf("comm.start")) {
+        const int64_t bytes = CrossesFunctions(*n) && context_.workspace ? context_.workspace(*n, mesh_) : 0;
+        if (bytes > 0) place(FutureScratchName(*f, *n), bytes);
+      }
     }
   }
 
@@ -463,6 +505,7 @@ class Planner {
     add("optimizer", state("moment"));
     add("residuals", worst->residual_bytes);
     add("boundary", worst->boundary_bytes);
+    add("in flight", worst->future_bytes);
     add("inputs and reports", worst->input_bytes + worst->state_bytes - named);
     add("workspace", worst->frame_bytes);
     double fragmentation = 1;
@@ -494,6 +537,10 @@ int StageOfFunction(const std::string& function, const Schedule& schedule) {
   if (!absl::ConsumePrefix(&name, "update") && !absl::ConsumePrefix(&name, "report")) return -1;
   if (!absl::SimpleAtoi(name, &stage) || stage < 0) return -1;
   return stage < static_cast<int>(schedule.table.size()) ? stage : -1;
+}
+
+std::string FutureScratchName(const Function& f, const Node& start) {
+  return absl::StrCat("scratch of @", f.name(), " %", start.result_name());
 }
 
 std::string MiB(int64_t bytes) { return absl::StrFormat("%.1f", static_cast<double>(bytes) / (1 << 20)); }

@@ -24,6 +24,9 @@ absl::StatusOr<bool> PlanMemory(Program& program, const PassContext& context);
 // @update<s> and @report<s>; -1 for any other function.
 int StageOfFunction(const std::string& function, const Schedule& schedule);
 
+// StageMemory::futures has the scratch of exchanges whose futures cross functions by this name.
+std::string FutureScratchName(const Function& f, const Node& start);
+
 std::string MiB(int64_t bytes);  // "38.2"
 
 }  // namespace moe

@@ -129,6 +129,8 @@ std::string Strategy::ToString() const {
   if (checkpoint != defaults.checkpoint) words.push_back(absl::StrCat("checkpoint=", checkpoint));
   if (overload != 0) words.push_back(absl::StrFormat("overload=%.17g", overload));
   if (!ep_order.empty()) words.push_back(absl::StrCat("ep_order=", ep_order));
+  if (bucket >= 0) words.push_back(absl::StrCat("bucket=", bucket));
+  if (!overlap.empty()) words.push_back(absl::StrCat("overlap=", overlap));
   if (!kv_axis) words.push_back("no_kv_axis");
   if (words.empty()) words.push_back("dp=1");
   return absl::StrJoin(words, " ");
@@ -159,6 +161,11 @@ absl::StatusOr<Strategy> ParseStrategy(absl::string_view text) {
       s.checkpoint = std::string(value);
     } else if (key == "overload") {
       if (!absl::SimpleAtod(value, &s.overload) || !std::isfinite(s.overload)) return bad("a number");
+    } else if (key == "bucket") {
+      if (!absl::SimpleAtoi(value, &s.bucket) || s.bucket < 0) return bad("a number of bytes; 0: no buckets");
+    } else if (key == "overlap") {
+      if (value != "on" && value != "off") return bad("on or off");
+      s.overlap = std::string(value);
     } else if (key == "ep_order") {
       if (value != "fold" && value != "reversed") return bad("fold or reversed");
       s.ep_order = std::string(value);
@@ -170,7 +177,7 @@ absl::StatusOr<Strategy> ParseStrategy(absl::string_view text) {
         return absl::InvalidArgumentError(absl::StrCat(
             "strategy: unknown word '", word,
             "'; known: pp= dp= cp= tp= ep= etp= sp vp zero= expert_zero= microbatches= virtual_chunks= "
-            "schedule= checkpoint= overload= ep_order= no_kv_axis"));
+            "schedule= checkpoint= overload= ep_order= bucket= overlap= no_kv_axis"));
       }
       if (!absl::SimpleAtoi(value, &(s.*field)) || s.*field < 1 || s.*field > kMaxDegree) {
         return bad("a positive number");

@@ -29,6 +29,8 @@ struct Strategy {
   // Order of atomic axes on a dim: "" (the fold's order) or "reversed". The shard pass tries both for ep when
   // empty.
   std::string ep_order;
+  int64_t bucket = -1;  // bytes of collectives that travel together; 0: none; -1: as the target likes
+  std::string overlap;  // "on", "off": communication beside compute; "": as the target likes
   bool kv_axis = true;  // split tp by kv heads where tp exceeds them
 
   int64_t world() const { return pp * dp * cp * tp; }

@@ -37,7 +37,7 @@ BufferProto ToProto(const BufferRef& ref) {
 }
 
 absl::StatusOr<BufferRef> FromProto(const BufferProto& p) {
-  if (p.space() < 0 || p.space() > static_cast<int>(Space::kWeightResidual)) {
+  if (p.space() < 0 || p.space() > static_cast<int>(Space::kFuture)) {
     return Malformed(absl::StrCat("a buffer lies in space ", p.space(), ", which there is not"));
   }
   return BufferRef{static_cast<Space>(p.space()), p.offset(), p.bytes(), p.spill_offset_plus_one() - 1};
@@ -165,6 +165,7 @@ void ToProto(const MemoryPlan& m, MemoryPlanProto* p) {
     StageMemoryProto* out = p->add_stages();
     ToProto(s.states, out->mutable_states());
     ToProto(s.inputs, out->mutable_inputs());
+    ToProto(s.futures, out->mutable_futures());
     for (const auto& [chunk, slots] : s.residuals) (*out->mutable_residuals())[chunk] = ToProto(slots);
     for (const auto& [chunk, slots] : s.weight_residuals)
       (*out->mutable_weight_residuals())[chunk] = ToProto(slots);
@@ -173,6 +174,7 @@ void ToProto(const MemoryPlan& m, MemoryPlanProto* p) {
     out->set_input_bytes(s.input_bytes);
     out->set_residual_bytes(s.residual_bytes);
     out->set_boundary_bytes(s.boundary_bytes);
+    out->set_future_bytes(s.future_bytes);
     out->set_frame_bytes(s.frame_bytes);
     out->set_spill_bytes(s.spill_bytes);
     for (const auto& [kind, bytes] : s.state_bytes_by_kind)
@@ -196,6 +198,7 @@ absl::StatusOr<MemoryPlan> FromProto(const MemoryPlanProto& p) {
     StageMemory& out = m.stages.emplace_back();
     RETURN_IF_ERROR(FromProto(s.states(), &out.states));
     RETURN_IF_ERROR(FromProto(s.inputs(), &out.inputs));
+    RETURN_IF_ERROR(FromProto(s.futures(), &out.futures));
     for (const auto& [chunk, slots] : s.residuals()) out.residuals[chunk] = FromProto(slots);
     for (const auto& [chunk, slots] : s.weight_residuals()) out.weight_residuals[chunk] = FromProto(slots);
     for (const auto& [name, slots] : s.boundaries()) out.boundaries[name] = FromProto(slots);
@@ -203,6 +206,7 @@ absl::StatusOr<MemoryPlan> FromProto(const MemoryPlanProto& p) {
     out.input_bytes = s.input_bytes();
     out.residual_bytes = s.residual_bytes();
     out.boundary_bytes = s.boundary_bytes();
+    out.future_bytes = s.future_bytes();
     out.frame_bytes = s.frame_bytes();
     out.spill_bytes = s.spill_bytes();
     for (const auto& [kind, bytes] : s.state_bytes_by_kind()) out.state_bytes_by_kind[kind] = bytes;
@@ -218,6 +222,8 @@ void ToProto(const Target& t, TargetProto* p) {
   p->set_link_latency_seconds(t.link_latency_seconds);
   for (const std::string& f : t.fusions) p->add_fusions(f);
   p->set_all_fusions(t.all_fusions);
+  p->set_bucket_bytes(t.bucket_bytes);
+  p->set_overlaps(t.overlaps);
 }
 
 Target FromProto(const TargetProto& p) {
@@ -229,6 +235,8 @@ Target FromProto(const TargetProto& p) {
   t.link_latency_seconds = p.link_latency_seconds();
   t.fusions.insert(p.fusions().begin(), p.fusions().end());
   t.all_fusions = p.all_fusions();
+  t.bucket_bytes = p.bucket_bytes();
+  t.overlaps = p.overlaps();
   return t;
 }
 
@@ -336,13 +344,16 @@ std::string PlanToText(const Plan& plan) {
     const StageMemory& m = p.memory.stages[s];
     absl::StrAppend(&out, "memory stage ", s, ": peak ", m.peak_bytes(), " bytes = state ", m.state_bytes,
                     " + input ", m.input_bytes, " + residual ", m.residual_bytes, " + boundary ",
-                    m.boundary_bytes, " + frame ", m.frame_bytes, "; spill ", m.spill_bytes, "\n");
+                    m.boundary_bytes, " + future ", m.future_bytes, " + frame ", m.frame_bytes, "; spill ", m.spill_bytes, "\n");
     const auto slots = [&](const std::string& what, const StageMemory::Slots& x) {
       absl::StrAppend(&out, "  ", what, ": ", x.count, " x ", x.bytes, " at ", x.offset, "\n");
     };
     for (const auto& [c, x] : m.residuals) slots(absl::StrCat("residuals of chunk ", c), x);
     for (const auto& [c, x] : m.weight_residuals) slots(absl::StrCat("weight residuals of chunk ", c), x);
     for (const auto& [v, x] : m.boundaries) slots(absl::StrCat("boundary ", v), x);
+    for (const auto& [name, ref] : m.futures) {
+      absl::StrAppend(&out, "  future ", name, ": ", ref.bytes, " at ", ref.offset, "\n");
+    }
     for (const auto& [name, ref] : m.states) {
       absl::StrAppend(&out, "  state ", name, ": ", ref.bytes, " at ", ref.offset, "\n");
     }

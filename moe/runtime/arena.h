@@ -55,7 +55,7 @@ class Arena {
   char* base_ = nullptr;
   int64_t planned_ = 0, reserved_ = 0;
   std::atomic<int64_t> used_{0}, spill_used_{0}, spill_peak_{0};
-  int64_t start_[7] = {};
+  int64_t start_[8] = {};
 };
 
 }  // namespace moe

@@ -1,10 +1,11 @@
 #include "moe/runtime/comm_queue.h"
 
+#include <algorithm>
+
 namespace moe {
 
 CommQueue::CommQueue(std::function<absl::Status(Job)> run, ComputeGate* gate, size_t capacity)
-    : run_(std::move(run)), gate_(gate) {
-  items_.reserve(capacity);
+    : run_(std::move(run)), gate_(gate), ring_(std::max<size_t>(1, capacity)) {
   thread_ = std::thread([this] { Loop(); });
 }
 
@@ -19,22 +20,22 @@ CommQueue::~CommQueue() {
 
 void CommQueue::BeginFunction() {
   absl::MutexLock lock(&mutex_);
-  items_.clear();
-  next_ = 0;
-  posted_ = done_ = compute_done_ = 0;
+  first_job_ = posted_;
+  first_compute_ = compute_done_;
 }
 
-void CommQueue::Post(Job job, int64_t after_compute) {
+int64_t CommQueue::Post(Job job, int64_t after_compute) {
   absl::MutexLock lock(&mutex_);
-  items_.push_back({job, after_compute});
+  ring_[posted_ % static_cast<int64_t>(ring_.size())] = {job, first_compute_ + after_compute};
   ++posted_;
   changed_.NotifyAll();
+  return posted_;
 }
 
 void CommQueue::ComputeDone() {
   absl::MutexLock lock(&mutex_);
   ++compute_done_;
-  if (next_ < items_.size() && items_[next_].after_compute == compute_done_) changed_.NotifyAll();
+  if (done_ < posted_ && Next().after_compute == compute_done_) changed_.NotifyAll();
 }
 
 bool CommQueue::Idle() {
@@ -42,39 +43,31 @@ bool CommQueue::Idle() {
   return done_ == posted_;
 }
 
-void CommQueue::CountInline() {
+int64_t CommQueue::CountInline() {
   absl::MutexLock lock(&mutex_);
-  ++posted_;
   ++done_;
+  return ++posted_;
 }
 
-absl::Status CommQueue::WaitFor(int64_t jobs) {
+absl::Status CommQueue::WaitFor(int64_t jobs) { return WaitForJob(first_job_ + jobs); }
+
+absl::Status CommQueue::WaitForJob(int64_t job) {
   absl::MutexLock lock(&mutex_);
-  while (done_ < jobs && status_.ok()) changed_.Wait(&mutex_);
+  while (done_ < job && status_.ok()) changed_.Wait(&mutex_);
   return status_;
-}
-
-absl::Status CommQueue::WaitForAll() {
-  int64_t jobs;
-  {
-    absl::MutexLock lock(&mutex_);
-    jobs = posted_;
-  }
-  return WaitFor(jobs);
 }
 
 void CommQueue::Loop() {
   ComputeGate::Scope computing(gate_);
   absl::MutexLock lock(&mutex_);
   for (;;) {
-    while (!stop_ &&
-           !(status_.ok() && next_ < items_.size() && items_[next_].after_compute <= compute_done_)) {
+    while (!stop_ && !(status_.ok() && done_ < posted_ && Next().after_compute <= compute_done_)) {
       changed_.Wait(&mutex_);
     }
     if (stop_) return;
-    const Item item = items_[next_++];
+    const Item item = Next();
     mutex_.Unlock();
-    const absl::Status status = run_(item.job);
+    const absl::Status status = item.job == nullptr ? absl::OkStatus() : run_(item.job);
     mutex_.Lock();
     ++done_;
     if (!status.ok() && status_.ok()) status_ = status;

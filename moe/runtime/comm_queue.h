@@ -6,9 +6,12 @@
 // the order is the same and nobody has to be woken.
 //
 //   queue.BeginFunction();
-//   queue.Post(&node, /*after_compute=*/3);     // compute thread
+//   const int64_t job = queue.Post(&node, /*after_compute=*/3);   // compute thread
 //   queue.ComputeDone();
 //   RETURN_IF_ERROR(queue.WaitFor(1));
+//
+// Jobs may stay behind when their function ends: whoever needs one, in a later function, waits for its number
+// (WaitForJob). Numbers count on for as long as the queue lives.
 //
 // All but the thread's own work is called by the compute thread of the rank. Owns its thread; nothing is
 // allocated after construction.
@@ -29,17 +32,18 @@ class CommQueue {
  public:
   using Job = void*;
   // run(job) is called on the queue's thread, which holds a token of `gate` (may be null) meanwhile.
-  // `capacity`: the most jobs of one function.
+  // `capacity`: the most jobs at one time, those of one function and what earlier ones leave behind.
   CommQueue(std::function<absl::Status(Job)> run, ComputeGate* gate, size_t capacity);
   ~CommQueue();
 
-  void BeginFunction();                       // the queue is idle
-  void Post(Job job, int64_t after_compute);  // job may start when that many compute nodes are done
-  void ComputeDone();                         // one more
-  bool Idle();                                // all that was posted is done
-  void CountInline();                         // the compute thread ran the next job itself
-  absl::Status WaitFor(int64_t jobs);         // until that many jobs are done; the first error of any
-  absl::Status WaitForAll();
+  void BeginFunction();  // from here on jobs and compute nodes count from 1 again
+  // The job may start when that many compute nodes are done; null: does nothing in its turn. Gives its number.
+  int64_t Post(Job job, int64_t after_compute);
+  void ComputeDone();                   // one more
+  bool Idle();                          // all that was posted is done
+  int64_t CountInline();                // the compute thread ran the next job itself
+  absl::Status WaitFor(int64_t jobs);   // until that many jobs of the function are done; the first error of any
+  absl::Status WaitForJob(int64_t job);  // by number
 
  private:
   struct Item {
@@ -47,14 +51,15 @@ class CommQueue {
     int64_t after_compute;
   };
   void Loop() ABSL_LOCKS_EXCLUDED(mutex_);
+  const Item& Next() const { return ring_[done_ % static_cast<int64_t>(ring_.size())]; }
 
   const std::function<absl::Status(Job)> run_;
   ComputeGate* const gate_;
   absl::Mutex mutex_;
   ComputeGate::Condition changed_;
-  std::vector<Item> items_;
-  size_t next_ = 0;  // of items_, to run
-  int64_t posted_ = 0, done_ = 0, compute_done_ = 0;
+  std::vector<Item> ring_;                          // job n is at n % size
+  int64_t posted_ = 0, done_ = 0, compute_done_ = 0;  // ever
+  int64_t first_job_ = 0, first_compute_ = 0;       // before the function
   absl::Status status_;
   bool stop_ = false;
   std::thread thread_;

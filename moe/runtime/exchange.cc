@@ -109,6 +109,10 @@ int64_t UnpackBlock(const StepLayout& l, int peer, absl::Span<const int64_t> row
 
 }  // namespace
 
+void CopyStrided(const StridedCopy& copy, const char* from, char* to, int64_t element) {
+  CopyLoops(copy, 0, from, to, element);
+}
+
 absl::StatusOr<std::unique_ptr<Exchange>> Exchange::Create(const Type& src, const Type& dst,
                                                            absl::Span<const ConversionStep> steps,
                                                            const Mesh& mesh, int64_t rank, World* world,

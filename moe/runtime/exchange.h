@@ -30,6 +30,9 @@
 
 namespace moe {
 
+// Copies a box of elements of so many bytes.
+void CopyStrided(const StridedCopy& copy, const char* from, char* to, int64_t element);
+
 class Exchange {
  public:
   // Errors: InvalidArgument as of LayoutConversion; those of World::Group.

@@ -2,7 +2,8 @@
 
 #include "moe/base/status.h"
 #include "moe/ir/conversion_layout.h"
-#include "moe/ir/conversion_steps.h"
+#include "moe/ir/conversion_parts.h"
+#include "moe/runtime/bucket_exchange.h"
 
 namespace moe {
 
@@ -79,11 +80,12 @@ void ForEachRun(const Block& b, const std::function<void(int64_t, int64_t, int64
 }
 
 absl::StatusOr<int64_t> NodeWorkspace(const Node& n, const Mesh& mesh, Backend backend, double overload) {
-  if (n.Is("comm.stage_reduce")) return 0;
-  if (n.Has("steps")) {
-    ASSIGN_OR_RETURN(std::vector<ConversionStep> steps, ParseSteps(n.String("steps"), mesh));
+  if (n.Is("comm.stage_reduce") || n.Is("comm.done")) return 0;
+  if (HasConversionParts(n)) {
+    ASSIGN_OR_RETURN(const std::vector<ConversionPart> parts, ConversionParts(n, mesh));
+    if (parts.size() > 1) return BucketExchange::WorkspaceBytes(parts, mesh);
     ASSIGN_OR_RETURN(ConversionLayout layout,
-                     LayoutConversion(n.operand(0).type(), n.type(), mesh, 0, steps));
+                     LayoutConversion(parts[0].from.type(), parts[0].to, mesh, 0, parts[0].steps));
     return layout.WorkspaceBytes(overload);
   }
   ASSIGN_OR_RETURN(const Kernel* kernel, Kernels().Lookup(n, backend));

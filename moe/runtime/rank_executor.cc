@@ -3,9 +3,11 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <set>
 
 #include "absl/strings/str_cat.h"
 #include "moe/base/status.h"
+#include "moe/ir/conversion_parts.h"
 #include "moe/ir/state.h"
 
 namespace moe {
@@ -59,6 +61,7 @@ std::string SlotKey(const Action& a) {
 
 // The boundary value that a value of `f` is: the binding of the argument or result.
 std::string BoundaryOf(Value v) {
+  v = ArrivedValue(v);
   if (BindingKind(v.node->attributes()) == "boundary") return std::string(BindingName(v.node->attributes()));
   const Function& f = *v.node->function();
   for (int i = 0; i < f.num_results(); ++i) {
@@ -147,14 +150,23 @@ absl::Status RankExecutor::Bind() {
       steps.push_back(std::move(step));
     }
   }
-  int64_t collectives = 0;
-  for (const auto& [_, f] : functions_) collectives = std::max(collectives, f->collectives);
+  int64_t collectives = 0, left_behind = 0;
+  for (const auto& [_, f] : functions_) {
+    collectives = std::max(collectives, f->collectives);
+    for (const BoundNode& n : f->nodes) left_behind += !n.gives.empty();
+  }
   comm_queue_ = std::make_unique<CommQueue>(
       [this](CommQueue::Job job) {
         auto* n = static_cast<BoundNode*>(job);
         return RunNode(*n, n->microbatch);
       },
-      options_.gate, collectives);
+      options_.gate, collectives + left_behind);
+  for (auto& [_, steps] : programs_) {
+    std::set<const Function*> seen;
+    for (auto s = steps.rbegin(); s != steps.rend(); ++s) {
+      if (s->function != nullptr) s->last = seen.insert(s->function->function).second;
+    }
+  }
   for (auto& [_, steps] : programs_) {  // an action waits for the pending sends of the slots that it writes
     for (Step& s : steps) {
       if (s.function == nullptr) continue;
@@ -271,20 +283,32 @@ absl::Status RankExecutor::BindNode(const Node& n, const FunctionMemory& memory,
   b.node = &n;
   b.what = absl::StrCat(n.scope, n.scope.empty() ? "" : " ", "%", n.result_name(), " = ", n.op_name());
   b.category = CategoryOf(n);
-  if (n.op().Has(kCollective) || n.Is("comm.zero") || n.Is("comm.slice")) {
+  BindFutures(n, &b);
+  if (n.Is("comm.done")) {
+    b.context.node = &n;
+  } else if (n.op().Has(kCollective) || n.Is("comm.zero") || n.Is("comm.slice")) {
     b.context.node = &n;
     if (n.Is("comm.stage_reduce")) {
       std::vector<int64_t> group;
       for (int64_t s : n.Ints("stages")) group.push_back(rank_ + (s - stage_) * mesh_.ranks_per_stage());
       ASSIGN_OR_RETURN(b.stage_group, world_->Group(group, kQueue));
     } else {
-      std::unique_ptr<Exchange>& e = exchanges_[absl::StrCat(n.function()->name(), "/", n.result_name())];
-      if (e == nullptr) {
-        ASSIGN_OR_RETURN(std::vector<ConversionStep> steps, ParseSteps(n.String("steps"), mesh_));
-        ASSIGN_OR_RETURN(
-            e, Exchange::Create(n.operand(0).type(), n.type(), steps, mesh_, rank_, world_, kQueue));
+      ASSIGN_OR_RETURN(const std::vector<ConversionPart> parts, ConversionParts(n, mesh_));
+      const std::string key = absl::StrCat(n.function()->name(), "/", n.result_name());
+      if (parts.size() > 1) {
+        std::unique_ptr<BucketExchange>& e = buckets_[key];
+        if (e == nullptr) {
+          ASSIGN_OR_RETURN(e, BucketExchange::Create(parts, mesh_, rank_, world_, kQueue));
+        }
+        b.bucket = e.get();
+      } else {
+        std::unique_ptr<Exchange>& e = exchanges_[key];
+        if (e == nullptr) {
+          ASSIGN_OR_RETURN(e, Exchange::Create(parts[0].from.type(), parts[0].to, parts[0].steps, mesh_, rank_,
+                                               world_, kQueue));
+        }
+        b.exchange = e.get();
       }
-      b.exchange = e.get();
     }
   } else {
     ASSIGN_OR_RETURN(b.kernel, Kernels().Lookup(n, options_.backend));
@@ -311,6 +335,18 @@ absl::Status RankExecutor::BindNode(const Node& n, const FunctionMemory& memory,
   return absl::OkStatus();
 }
 
+void RankExecutor::BindFutures(const Node& n, BoundNode* b) {
+  const Function& f = *n.function();
+  if (n.Is("comm.done") && n.operand(0).node->Is("arg")) {
+    b->awaits = &jobs_in_flight_[std::string(BindingName(n.operand(0).node->attributes()))];
+  }
+  if (!CrossesFunctions(n)) return;
+  b->last = n.BoolOr("last", false);
+  for (int i = 0; i < f.num_results(); ++i) {
+    if (f.result(i).node == &n) b->gives.push_back(&jobs_in_flight_[std::string(BindingName(f.result_binding(i)))]);
+  }
+}
+
 void RankExecutor::BindQueues(const FunctionMemory& memory, BoundFunction* f) {
   std::map<std::string, int64_t> done_at;  // node -> its number in its queue
   int64_t count[2] = {0, 0};
@@ -328,7 +364,9 @@ void RankExecutor::BindQueues(const FunctionMemory& memory, BoundFunction* f) {
   int64_t number = count[1], wanted = number;
   for (auto n = f->nodes.rbegin(); n != f->nodes.rend(); ++n) {
     if (n->node->queue == Queue::kComm) {
-      n->wanted_at_once = wanted >= number;
+      const bool crosses = !n->gives.empty();
+      if (!crosses) f->own_collectives = std::max(f->own_collectives, number);
+      n->wanted_at_once = wanted >= number && !crosses;
       --number;
     } else {
       wanted = n->wait_for;
@@ -365,6 +403,7 @@ void RankExecutor::ReplayTopK(BoundNode& n) {
 
 absl::Status RankExecutor::RunNode(BoundNode& n, int microbatch) {
   at_node_ = &n.what;
+  if (n.node->Is("comm.done")) return absl::OkStatus();  // the value lies where the exchange wrote it
   KernelContext& c = n.context;
   for (Tensor& t : c.in) {
     if (t.is_ragged()) RETURN_IF_ERROR(t.PlaceRows());
@@ -374,6 +413,8 @@ absl::Status RankExecutor::RunNode(BoundNode& n, int microbatch) {
   absl::Status status;
   if (n.exchange != nullptr) {
     status = n.exchange->Run(c.in[0], c.out[0], c.workspace, c.workspace_bytes, n.what);
+  } else if (n.bucket != nullptr) {
+    status = n.bucket->Run(c.in, absl::MakeConstSpan(c.out), c.workspace, c.workspace_bytes, n.what);
   } else if (n.stage_group != nullptr) {
     const Reduction kind = n.node->String("reduction") == "max" ? Reduction::kMax : Reduction::kSum;
     status = n.stage_group->AllReduce(c.in[0].data, c.out[0].data, c.in[0].elements(), c.in[0].dtype, kind,
@@ -382,7 +423,9 @@ absl::Status RankExecutor::RunNode(BoundNode& n, int microbatch) {
     status = n.kernel->fn(c);
   }
   if (recorder != nullptr) {
-    const int64_t sent = n.exchange != nullptr ? n.exchange->bytes_sent() : 0;
+    const int64_t sent = n.exchange != nullptr ? n.exchange->bytes_sent()
+                         : n.bucket != nullptr ? n.bucket->bytes_sent()
+                                               : 0;
     const int64_t cpu = ThreadCpuNanos() - cpu_begin;
     recorder->Add({n.node->op_name().c_str(), &n.node->result_name(), begin, NowNanos(), microbatch,
                    n.category == Category::kCollective ? 1 : 0, n.category, sent, cpu});
@@ -402,7 +445,8 @@ absl::Status RankExecutor::RunNode(BoundNode& n, int microbatch) {
   return absl::OkStatus();
 }
 
-absl::Status RankExecutor::RunFunction(BoundFunction& f, const Action& action, const StepInputs& inputs) {
+absl::Status RankExecutor::RunFunction(BoundFunction& f, const Action& action, bool last,
+                                       const StepInputs& inputs) {
   if (options_.poison) {
     std::memset(arena_->At(Space::kFrame, 0), 0xff,
                 program_.memory.functions.at(action.function).frame_bytes);
@@ -425,6 +469,7 @@ absl::Status RankExecutor::RunFunction(BoundFunction& f, const Action& action, c
   for (BoundNode& n : f.nodes) {
     if (n.node->queue != Queue::kComm) {
       if (n.wait_for > 0) RETURN_IF_ERROR(comm_queue_->WaitFor(n.wait_for));
+      if (n.awaits != nullptr) RETURN_IF_ERROR(comm_queue_->WaitForJob(*n.awaits));
       RETURN_IF_ERROR(RunNode(n, action.microbatch));
       comm_queue_->ComputeDone();
     } else if (n.wanted_at_once && comm_queue_->Idle()) {
@@ -432,10 +477,11 @@ absl::Status RankExecutor::RunFunction(BoundFunction& f, const Action& action, c
       comm_queue_->CountInline();
     } else {
       n.microbatch = action.microbatch;
-      comm_queue_->Post(&n, n.wait_for);
+      const int64_t job = comm_queue_->Post(n.last && !last ? nullptr : &n, n.wait_for);
+      for (int64_t* number : n.gives) *number = job;
     }
   }
-  RETURN_IF_ERROR(comm_queue_->WaitForAll());
+  RETURN_IF_ERROR(comm_queue_->WaitFor(f.own_collectives));
   for (const Report& r : f.reports) {
     std::vector<double>& out = (r.summed ? summed_ : common_)[r.name];
     for (int64_t i = 0; i < r.tensor.elements(); ++i) {
@@ -482,7 +528,7 @@ absl::Status RankExecutor::Run(const std::string& program_name, const StepInputs
         break;
       default:
         for (auto& [queue, slot] : step.wait_for) RETURN_IF_ERROR(queue->WaitFor(slot));
-        RETURN_IF_ERROR(Annotate(RunFunction(*step.function, a, inputs), step.name));
+        RETURN_IF_ERROR(Annotate(RunFunction(*step.function, a, step.last, inputs), step.name));
     }
     if (recorder != nullptr && a.kind != Action::kReset) {
       recorder->Add({step.name.c_str(), nullptr, begin, NowNanos(), a.microbatch, 2, Category::kOther, 0});

@@ -21,6 +21,7 @@
 #include "moe/ir/program.h"
 #include "moe/kernels/kernel.h"
 #include "moe/runtime/arena.h"
+#include "moe/runtime/bucket_exchange.h"
 #include "moe/runtime/comm_queue.h"
 #include "moe/runtime/exchange.h"
 #include "moe/runtime/local.h"
@@ -75,6 +76,7 @@ class RankExecutor {
     const Kernel* kernel = nullptr;
     KernelContext context;
     Exchange* exchange = nullptr;
+    BucketExchange* bucket = nullptr;
     Communicator* stage_group = nullptr;
     std::string what;  // "layers.0.moe %dispatch"
     Category category = Category::kOther;
@@ -84,6 +86,11 @@ class RankExecutor {
     // compute thread would wait for it at once.
     int64_t wait_for = 0;
     bool wanted_at_once = false;
+    // Futures that cross functions: of a comm.start, whose job number goes there; of a comm.done, whose job it waits
+    // for.
+    std::vector<int64_t*> gives;
+    int64_t* awaits = nullptr;
+    bool last = false;  // runs only when its function runs for the last time in the program
     int microbatch = -1;  // of the action that runs now
   };
   struct Input {   // one batch argument: runs to copy
@@ -105,6 +112,7 @@ class RankExecutor {
     std::vector<Input> inputs;
     std::vector<BoundNode> nodes;
     int64_t collectives = 0;  // of the communication queue
+    int64_t own_collectives = 0;  // of these, up to the last one that must be done when the function ends
     std::vector<Report> reports;
   };
   struct Step {  // one action
@@ -114,6 +122,7 @@ class RankExecutor {
     Communicator* peer = nullptr;
     SendQueue* queue = nullptr;
     std::vector<std::pair<SendQueue*, int>> wait_for;  // slots that this action writes
+    bool last = false;  // of its function in the program
     std::string name;
   };
   struct ScalarInput {
@@ -129,8 +138,9 @@ class RankExecutor {
                         BoundFunction* out);
   absl::StatusOr<Tensor> TensorOf(Value v, const FunctionMemory& memory, const Action& action);
   absl::StatusOr<Tensor> BoundaryTensor(const std::string& name, const Type& type, int slot);
+  void BindFutures(const Node& n, BoundNode* b);
   static void BindQueues(const FunctionMemory& memory, BoundFunction* f);
-  absl::Status RunFunction(BoundFunction& f, const Action& action, const StepInputs& inputs);
+  absl::Status RunFunction(BoundFunction& f, const Action& action, bool last, const StepInputs& inputs);
   absl::Status RunNode(BoundNode& n, int microbatch);
   void ResetAccumulators();
   void ReplayTopK(BoundNode& n);
@@ -146,9 +156,11 @@ class RankExecutor {
   std::vector<std::string> reset_states_;
   std::vector<ScalarInput> scalars_;
   std::map<std::string, std::unique_ptr<Exchange>> exchanges_;       // by function and node
+  std::map<std::string, std::unique_ptr<BucketExchange>> buckets_;
   std::map<std::string, std::unique_ptr<BoundFunction>> functions_;  // by function and slots
   std::map<std::string, std::unique_ptr<SendQueue>> send_queues_;    // by boundary value
   std::map<std::string, std::vector<Step>> programs_;
+  std::map<std::string, int64_t> jobs_in_flight_;  // by future that crosses functions
   std::unique_ptr<CommQueue> comm_queue_;  // last but for plain data: its thread uses what stands above
   std::map<std::string, std::vector<double>> summed_, common_;
   const std::string* volatile at_action_ = nullptr;

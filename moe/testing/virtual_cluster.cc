@@ -16,9 +16,11 @@
 #include "moe/base/status.h"
 #include "moe/comm/in_process/in_process.h"
 #include "moe/ir/conversion_steps.h"
+#include "moe/ir/conversion_parts.h"
 #include "moe/ir/state.h"
 #include "moe/passes/conversion.h"
 #include "moe/passes/partition_stages.h"
+#include "moe/runtime/bucket_exchange.h"
 #include "moe/runtime/exchange.h"
 #include "moe/runtime/init.h"
 #include "moe/runtime/local.h"
@@ -105,6 +107,7 @@ class Cluster {
     }
     int microbatches = static_cast<int>(AttrInt(module_.attributes(), "microbatches", 1));
     if (options_.microbatches > 0) microbatches = std::min(microbatches, options_.microbatches);
+    microbatches_ = microbatches;
     std::vector<const Function*> chunks, forwards, backwards, weights, updates, reports, others;
     for (const auto& f : module_.functions()) {
       if (f->name() == "step" || NumberAfter(f->name(), "chunk") >= 0) {
@@ -262,10 +265,12 @@ class Cluster {
       }
       return it->second;
     }
-    if (kind == "boundary" || kind == "residual" || kind == "weight_residual") {
+    if (kind == "boundary" || kind == "residual" || kind == "weight_residual" || kind == "future") {
       const auto& from = kind == "boundary" ? boundaries_ : residuals_;
-      const auto it =
-          from.find(kind == "boundary" ? name : absl::StrCat(Number(*arg.function()), " ", kind, " ", name));
+      const auto it = from.find(kind == "boundary" ? name
+                                : kind == "future"
+                                    ? absl::StrCat(stage, " future ", name)
+                                    : absl::StrCat(Number(*arg.function()), " ", kind, " ", name));
       if (it == from.end()) {
         return absl::FailedPreconditionError(absl::StrCat("argument %", arg.result_name(), " of @",
                                                           arg.function()->name(), ": nothing gives the ",
@@ -420,6 +425,7 @@ class Cluster {
   }
 
   absl::Status RunNode(Node* n, int64_t stage, int microbatch, Frame* frame) {
+    if (n->BoolOr("last", false) && microbatch + 1 < microbatches_) return absl::OkStatus();
     const auto where = [&](const absl::Status& s) {
       return Annotate(
           s, absl::StrCat("%", n->result_name(), " = ", n->op_name(), " in @", n->function()->name()));
@@ -430,7 +436,11 @@ class Cluster {
     if (n->Is("comm.stage_reduce")) {
       return where(absl::UnimplementedError("a stage reduction outside of the update"));
     }
-    if (absl::StartsWith(n->op_name(), "comm.")) {
+    if (n->Is("comm.done")) {
+      out[0] = frame->values.at(n->operand(0));  // lies where the future does
+    } else if (n->Has("parts")) {
+      RETURN_IF_ERROR(where(ExchangeParts(*n, *frame, stage, &out)));
+    } else if (absl::StartsWith(n->op_name(), "comm.")) {
       RETURN_IF_ERROR(where(Communicate(*n, frame->values.at(n->operand(0)), stage, &out[0])));
     } else {
       ASSIGN_OR_RETURN(const Kernel* kernel, Kernels().Lookup(*n, options_.backend));
@@ -515,33 +525,62 @@ class Cluster {
     Placed value = in;
     for (size_t i = 0; i < phases.size(); ++i) {
       Placed next = i + 1 == phases.size() ? *out : Allocate(phases[i].type);
-      InProcessWorld world(mesh_.num_ranks());
-      std::vector<absl::Status> statuses(ranks_);
-      const auto run = [&](int64_t r) -> absl::Status {
+      RETURN_IF_ERROR(OnAllRanks([&](int64_t r, World* world) -> absl::Status {
         ASSIGN_OR_RETURN(std::unique_ptr<Exchange> e,
-                         Exchange::Create(type, phases[i].type, phases[i].steps, mesh_, RankOf(stage, r),
-                                          world.rank(RankOf(stage, r)), "comm"));
+                         Exchange::Create(type, phases[i].type, phases[i].steps, mesh_, RankOf(stage, r), world,
+                                          "comm"));
         Tensor x = TensorOf(type, *value[r]), y = TensorOf(phases[i].type, *next[r]);
         if (x.is_ragged()) RETURN_IF_ERROR(x.PlaceRows());
         const Bytes workspace(e->WorkspaceBytes());
         return e->Run(x, y, workspace.size() > 0 ? workspace.data() : nullptr, workspace.size(),
                       n.result_name());
-      };
-      std::vector<std::thread> threads;
-      for (int64_t r = 1; r < ranks_; ++r) {
-        threads.emplace_back([&, r] {
-          statuses[r] = run(r);
-          if (!statuses[r].ok()) world.Abort(statuses[r]);
-        });
-      }
-      statuses[0] = run(0);
-      if (!statuses[0].ok()) world.Abort(statuses[0]);
-      for (std::thread& t : threads) t.join();
-      for (const absl::Status& s : statuses) RETURN_IF_ERROR(s);
+      }, stage));
       type = phases[i].type;
       value = std::move(next);
     }
     return absl::OkStatus();
+  }
+
+  // Calls run(r, world of that rank) for the ranks of a stage, each on a thread of its own.
+  absl::Status OnAllRanks(const std::function<absl::Status(int64_t, World*)>& run, int64_t stage) {
+    InProcessWorld world(mesh_.num_ranks());
+    std::vector<absl::Status> statuses(ranks_);
+    const auto run_one = [&](int64_t r) {
+      statuses[r] = run(r, world.rank(RankOf(stage, r)));
+      if (!statuses[r].ok()) world.Abort(statuses[r]);
+    };
+    std::vector<std::thread> threads;
+    for (int64_t r = 1; r < ranks_; ++r) threads.emplace_back([&, r] { run_one(r); });
+    run_one(0);
+    for (std::thread& t : threads) t.join();
+    for (const absl::Status& s : statuses) RETURN_IF_ERROR(s);
+    return absl::OkStatus();
+  }
+
+  // A bucket, or the start of an exchange: one part as Communicate does it, several together.
+  absl::Status ExchangeParts(const Node& n, const Frame& frame, int64_t stage, std::vector<Placed>* out) {
+    ASSIGN_OR_RETURN(const std::vector<ConversionPart> parts, ConversionParts(n, mesh_));
+    return OnAllRanks([&](int64_t r, World* world) -> absl::Status {
+      std::vector<Tensor> x, y;
+      for (size_t i = 0; i < parts.size(); ++i) {
+        x.push_back(TensorOf(parts[i].from.type(), *frame.values.at(parts[i].from)[r]));
+        y.push_back(TensorOf(parts[i].to, *(*out)[i][r]));
+        if (x.back().is_ragged()) RETURN_IF_ERROR(x.back().PlaceRows());
+      }
+      if (parts.size() > 1) {
+        ASSIGN_OR_RETURN(std::unique_ptr<BucketExchange> e,
+                         BucketExchange::Create(parts, mesh_, RankOf(stage, r), world, "comm"));
+        ASSIGN_OR_RETURN(const int64_t bytes, BucketExchange::WorkspaceBytes(parts, mesh_));
+        const Bytes workspace(bytes);
+        return e->Run(x, y, workspace.data(), workspace.size(), n.result_name());
+      }
+      ASSIGN_OR_RETURN(std::unique_ptr<Exchange> e,
+                       Exchange::Create(parts[0].from.type(), parts[0].to, parts[0].steps, mesh_,
+                                        RankOf(stage, r), world, "comm"));
+      const Bytes workspace(e->WorkspaceBytes());
+      return e->Run(x[0], y[0], workspace.size() > 0 ? workspace.data() : nullptr, workspace.size(),
+                    n.result_name());
+    }, stage);
   }
 
   // Results of the nodes that just ran go to where they are bound.
@@ -554,6 +593,7 @@ class Cluster {
       const auto it = frame->values.find(v);
       if (it == frame->values.end()) {
         if (v.node->Is("arg")) continue;  // given back as it came
+        if (v.type().future) continue;    // begins in the last microbatch
         return absl::InternalError(
             absl::StrCat("@", f.name(), " returns %", v.name(), ", which was never computed"));
       }
@@ -562,6 +602,10 @@ class Cluster {
       if (kind == "state") {
         states_[{stage, name}] = it->second;
         producers_[{stage, name}] = producer;
+        continue;
+      }
+      if (kind == "future") {
+        residuals_[absl::StrCat(stage, " future ", name)] = {v.type(), it->second};
         continue;
       }
       if (kind == "residual" || kind == "weight_residual") {
@@ -609,6 +653,7 @@ class Cluster {
   const StepInputs& inputs_;
   const ClusterOptions& options_;
   const int64_t ranks_;  // of one stage
+  int microbatches_ = 1;
   ConversionPlanner planner_;
   std::map<std::pair<int64_t, std::string>, Placed> states_;  // (stage, name)
   std::map<std::pair<int64_t, std::string>, std::string> producers_;

@@ -47,6 +47,7 @@ RunConfig DefaultRunConfig() {
   strategy.set_virtual_pipeline_model_parallel_size(1);
   strategy.set_recompute_granularity("selective");
   strategy.set_split_tensor_by_kv_heads(true);
+  strategy.set_ddp_bucket_size(-1);
 
   TrainConfig& train = *config.mutable_train();
   train.set_held_out_fraction(0.05);
@@ -130,6 +131,8 @@ Strategy StrategyOf(const RunConfig& config) {
   s.overload = c.moe_overload_factor();
   s.ep_order = c.expert_axis_order();
   s.kv_axis = c.split_tensor_by_kv_heads();
+  s.bucket = c.ddp_bucket_size();
+  s.overlap = c.overlap();
   return s;
 }
 
@@ -151,6 +154,8 @@ void SetStrategy(const Strategy& s, RunConfig& config) {
   c.set_moe_overload_factor(s.overload);
   c.set_expert_axis_order(s.ep_order);
   c.set_split_tensor_by_kv_heads(s.kv_axis);
+  c.set_ddp_bucket_size(s.bucket);
+  c.set_overlap(s.overlap);
   const int64_t per_step = s.microbatches * s.dp;
   if (s.microbatches > 1 && per_step > 0) {
     config.mutable_train()->set_micro_batch_size(

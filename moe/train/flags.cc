@@ -17,7 +17,7 @@ ABSL_FLAG(std::string, model, "",
 ABSL_FLAG(std::string, strategy, "",
           "A strategy in compact words (pp= dp= cp= tp= ep= etp= sp vp zero= expert_zero= microbatches= "
           "virtual_chunks= "
-          "schedule= checkpoint= overload= ep_order= no_kv_axis); replaces the strategy of --config and the "
+          "schedule= checkpoint= overload= ep_order= bucket= overlap= no_kv_axis); replaces the strategy of --config and the "
           "defaults.");
 
 // type, flag, part of RunConfig, its field, help. A flag has its field's name, or Megatron's where that is
@@ -73,6 +73,9 @@ ABSL_FLAG(std::string, strategy, "",
   X(double, moe_overload_factor, strategy, moe_overload_factor,                                             \
     "Dropless: rows that the arena holds, as a multiple of the expected; 0: the worst case.")               \
   X(std::string, expert_axis_order, strategy, expert_axis_order, "fold or reversed; empty: the cheaper.")   \
+  X(int64_t, ddp_bucket_size, strategy, ddp_bucket_size,                                                    \
+    "Bytes of collectives that travel together; 0: each alone; -1: as the target likes.")                   \
+  X(std::string, overlap, strategy, overlap, "on or off: communication beside compute; empty: by target.")  \
   X(std::string, data_path, train, data_path, "Plain text; empty: the text that setup.sh makes.")           \
   X(double, held_out_fraction, train, held_out_fraction,                                                    \
     "Share of the text, from its end, kept for evaluation.")                                                \

@@ -132,6 +132,7 @@ ChunkRange ChunksOf(const std::string& schedule) {
 }
 bool IsRecompute(const std::string& s) { return s == "none" || s == "selective" || s == "full"; }
 bool IsExpertOrder(const std::string& s) { return s.empty() || s == "fold" || s == "reversed"; }
+bool IsOverlap(const std::string& s) { return s.empty() || s == "on" || s == "off"; }
 
 class Collector {
  public:
@@ -168,6 +169,10 @@ void CheckWords(const StrategyConfig& s, Collector& out) {
             " with schedule ", s.schedule(), ", which has ", has, " per stage")
         .legal = range.most == 1 ? "1, or schedule gpipe, interleaved or file:PATH"
                                  : "2, or schedule 1f1b or zb-h1 for one chunk";
+  }
+  if (!IsOverlap(s.overlap())) out.Add("overlap = '", s.overlap(), "' is not known").legal = "on, off, or empty";
+  if (s.ddp_bucket_size() < -1) {
+    out.Add("ddp_bucket_size = ", s.ddp_bucket_size()).legal = "-1 (as the target likes), 0 (none) or bytes";
   }
   if (!std::isfinite(s.moe_overload_factor()) || s.moe_overload_factor() < 0) {
     out.Add("moe_overload_factor = ", s.moe_overload_factor()).legal =
@@ -348,6 +353,8 @@ std::string DescribeNearest(const RunConfig& from, const RunConfig& to) {
   if (a.zero_stage() != b.zero_stage()) add("zero_stage", b.zero_stage());
   if (a.expert_zero_stage() != b.expert_zero_stage()) add("expert_zero_stage", b.expert_zero_stage());
   if (a.moe_overload_factor() != b.moe_overload_factor()) add("moe_overload_factor", b.moe_overload_factor());
+  if (a.overlap() != b.overlap()) add("overlap", b.overlap());
+  if (a.ddp_bucket_size() != b.ddp_bucket_size()) add("ddp_bucket_size", b.ddp_bucket_size());
   if (a.world_size() != b.world_size()) add("world_size", b.world_size());
   if (from.train().micro_batch_size() != to.train().micro_batch_size()) {
     add("micro_batch_size", to.train().micro_batch_size());
@@ -430,6 +437,8 @@ std::optional<RunConfig> NearestLegalStrategy(const RunConfig& config) {
   s.set_expert_zero_stage(std::clamp<int64_t>(s.expert_zero_stage(), -1, 3));
   if (!(s.moe_overload_factor() >= 0) || !std::isfinite(s.moe_overload_factor()))
     s.set_moe_overload_factor(0);
+  if (!IsOverlap(s.overlap())) s.set_overlap("");
+  s.set_ddp_bucket_size(std::max<int64_t>(-1, s.ddp_bucket_size()));
   if (s.world_size() < 0) s.set_world_size(0);
   const Sizes z(trial);
   int64_t chunks = std::max<int64_t>(1, s.virtual_pipeline_model_parallel_size());

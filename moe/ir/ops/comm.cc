@@ -1,8 +1,16 @@
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
 #include "moe/ir/ops/ops.h"
 
 // Conversions between placements. Their result types are given by whoever creates them
 // (Builder::CreateTyped); operand and result type together say what moves. `steps` is the text form of
-// conversion_steps.h.
+// conversion_steps.h; where a node has several parts (conversion_parts.h), `parts` has those of each.
+//
+// A conversion that other work shall hide stands in two halves. comm.start is the exchange, on the communication queue;
+// what it gives is a future. comm.done, on the compute queue, is where the value is there: it also reads the source,
+// so that source and destination live until then by the ordinary rules of liveness.
 
 namespace moe {
 namespace {
@@ -11,6 +19,56 @@ absl::StatusOr<std::vector<Type>> SameButPlacement(const Node& n) {
   Type t = n.operand(0).type();
   t.placement = Placement::Replicated(t.rank());
   return std::vector<Type>{t};
+}
+
+// Every operand has factors of its own.
+absl::StatusOr<std::string> RuleOfParts(const Node& n) {
+  std::string terms;
+  for (int i = 0; i < n.num_operands(); ++i) {
+    if (i > 0) terms += ", ";
+    for (int d = 0; d < n.operand(i).type().rank(); ++d) absl::StrAppend(&terms, d ? " " : "", "p", i, "_", d);
+  }
+  return absl::StrCat(terms, " -> ", terms);
+}
+
+std::vector<Type> PartTypes(const Node& n, bool future) {
+  std::vector<Type> types;
+  for (const Value& v : n.operands()) {
+    Type t = v.type();
+    t.placement = Placement::Replicated(t.rank());
+    t.future = future;
+    types.push_back(std::move(t));
+  }
+  return types;
+}
+
+absl::Status VerifyParts(const Node& n) {
+  if (static_cast<int>(n.Strings("parts").size()) == n.num_operands()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(n.Strings("parts").size(), " parts for ", n.num_operands(), " operands"));
+}
+
+// Somebody waits for every exchange, once, and holds its source.
+absl::Status VerifyStart(const Node& n) {
+  if (n.queue != Queue::kComm) return absl::InvalidArgumentError("an exchange runs on the queue comm");
+  for (int i = 0; i < n.num_results(); ++i) {
+    const std::vector<Use>& uses = n.uses(i);
+    const bool waits = uses.size() == 1 &&
+                       (uses[0].user->Is("return") ||
+                        (uses[0].user->Is("comm.done") && uses[0].operand == 0 &&
+                         uses[0].user->num_operands() == 2 && uses[0].user->operand(1) == n.operand(i)));
+    if (waits) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("%", n.result_name(i), " is waited for by one comm.done that also reads %",
+                     n.operand(i).name(), ", or is returned as a future; it has ", uses.size(), " uses"));
+  }
+  return VerifyParts(n);
+}
+
+absl::Status VerifyDone(const Node& n) {
+  if (!n.operand(0).type().future) return absl::InvalidArgumentError("its first operand is no future");
+  if (n.queue != Queue::kCompute) return absl::InvalidArgumentError("waits on the queue compute");
+  return absl::OkStatus();
 }
 
 OpDef Conversion(const char* name, const char* doc, uint32_t effects) {
@@ -43,6 +101,44 @@ void RegisterCommOps(OpRegistry* r) {
   r->Add(Conversion("comm.permute", "Another order of axes in a dim.", kCollective));
   r->Add(Conversion("comm.reshard", "Several steps whose intermediates are no placements (strided shards).",
                     kCollective));
+  r->Add(Conversion("comm.bucket",
+                    "Several conversions of one kind in one exchange: packed, communicated together, unpacked. The "
+                    "order of every sum stays what it is without the bucket.",
+                    kCollective)
+             .Variadic()
+             .VariadicResults()
+             .Attr("parts", AttrKind::kStrings)
+             .Infer([](const Node& n) { return absl::StatusOr<std::vector<Type>>(PartTypes(n, false)); })
+             .Verify(VerifyParts)
+             .RuleFrom(RuleOfParts));
+  r->Add(Conversion("comm.start",
+                    "Begins one or several conversions of one kind, as comm.bucket does, and gives futures of what "
+                    "they will have written.",
+                    kCollective)
+             .Variadic()
+             .Results({"future"})
+             .VariadicResults()
+             .Attr("parts", AttrKind::kStrings)
+             .Attr("last", AttrKind::kBool, false)  // only when its function runs for the last time in a step
+             .Infer([](const Node& n) { return absl::StatusOr<std::vector<Type>>(PartTypes(n, true)); })
+             .Verify(VerifyStart)
+             .RuleFrom(RuleOfParts));
+  r->Add(OpDef("comm.done")
+             .Doc("Waits for a future; what is there lies where the future was written. Reads the exchange's source, "
+                  "which therefore lives until now.")
+             .Operands({"future", "source"})
+             .Results({"y"})
+             .Infer([](const Node& n) {
+               Type t = n.operand(0).type();
+               t.placement = Placement::Replicated(t.rank());
+               t.future = false;
+               return absl::StatusOr<std::vector<Type>>({t});
+             })
+             .Verify(VerifyDone)
+             .Elementwise()
+             .InPlace({{0, 0}})
+             .NoGradient()
+             .Flops([](const Node&, const ShardingRule&, absl::Span<const double>) { return 0.0; }));
   r->Add(OpDef("comm.stage_reduce")
              .Doc("Reduces a value over pipeline stages: ranks at the same place in the given stages; every "
                   "one of them "

@@ -1,0 +1,185 @@
+#include "moe/runtime/bucket_exchange.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "moe/base/status.h"
+#include "moe/runtime/exchange.h"
+
+namespace moe {
+namespace {
+
+int64_t RoundUp(int64_t n) { return (n + 63) / 64 * 64; }
+
+// Does the step send each peer a block of its own? Otherwise it sends the value.
+bool Scatters(StepKind kind) { return kind == StepKind::kReduceScatter || kind == StepKind::kAllToAll; }
+// Does a block come from each peer? Otherwise the result comes whole.
+bool Gathers(StepKind kind) { return kind == StepKind::kAllGather || kind == StepKind::kAllToAll; }
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<BucketExchange>> BucketExchange::Plan(absl::Span<const ConversionPart> parts,
+                                                                     const Mesh& mesh, int64_t rank) {
+  std::unique_ptr<BucketExchange> e(new BucketExchange());
+  if (parts.empty()) return absl::InvalidArgumentError("a bucket without parts");
+  e->dtype_ = parts[0].to.dtype;
+  e->element_ = ByteSize(e->dtype_);
+  for (const ConversionPart& p : parts) {
+    const Type& type = p.from.type();
+    if (type.ragged >= 0 || type.dtype != e->dtype_ || p.steps.size() != parts[0].steps.size() ||
+        p.steps.empty()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "parts of a bucket are dense, of one dtype and of as many steps; %", p.from.name(), " is ",
+          TypeToString(type, mesh), ", converted in ", p.steps.size(), " steps"));
+    }
+    ASSIGN_OR_RETURN(ConversionLayout layout, LayoutConversion(type, p.to, mesh, rank, p.steps));
+    e->layouts_.push_back(std::move(layout));
+  }
+  for (size_t i = 0; i < parts[0].steps.size(); ++i) {
+    Step& s = e->steps_.emplace_back();
+    const StepLayout& first = e->layouts_[0].steps[i];
+    s.kind = first.kind;
+    s.reduction = first.reduction;
+    s.group_size = first.group_size();
+    s.me = first.me;
+    if (IsLocal(s.kind) || s.kind == StepKind::kPermute) {
+      return absl::InvalidArgumentError(absl::StrCat("a bucket has no step ", StepKindName(s.kind)));
+    }
+    for (const ConversionLayout& layout : e->layouts_) {
+      const StepLayout& l = layout.steps[i];
+      if (l.kind != s.kind || l.reduction != s.reduction || l.group != first.group) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("parts of a bucket are of one kind, in one group; step ", i, " is ",
+                         StepKindName(l.kind), " in [", absl::StrJoin(l.group, ", "), "] and ",
+                         StepKindName(s.kind), " in [", absl::StrJoin(first.group, ", "), "]"));
+      }
+      s.parts.push_back(&l);
+      s.all_in += l.row_in;
+      s.all_out += l.row_out;
+      s.all_block += Gathers(s.kind) || Scatters(s.kind) ? l.row_block : 0;
+    }
+  }
+  e->scratch_ = e->LayScratch();
+  e->from_.resize(parts.size());
+  e->to_.resize(parts.size());
+  return e;
+}
+
+BucketExchange::Scratch BucketExchange::LayScratch() const {
+  int64_t send = 0, receive = 0, value = 0;
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    const Step& s = steps_[i];
+    send = std::max(send, s.all_in);
+    if (s.kind != StepKind::kAllReduce) receive = std::max(receive, s.all_out);  // which reduces in place
+    if (i + 1 < steps_.size()) value = std::max(value, s.all_out);
+  }
+  Scratch out;
+  int64_t at = 0;
+  const auto take = [&](int64_t elements) { return std::exchange(at, at + RoundUp(elements * element_)); };
+  out.send = take(send);
+  out.receive = take(receive);
+  out.values[0] = take(value);
+  out.values[1] = take(steps_.size() > 2 ? value : 0);
+  out.bytes = at;
+  return out;
+}
+
+absl::StatusOr<std::unique_ptr<BucketExchange>> BucketExchange::Create(absl::Span<const ConversionPart> parts,
+                                                                       const Mesh& mesh, int64_t rank,
+                                                                       World* world,
+                                                                       absl::string_view channel) {
+  ASSIGN_OR_RETURN(std::unique_ptr<BucketExchange> e, Plan(parts, mesh, rank));
+  for (Step& s : e->steps_) {
+    ASSIGN_OR_RETURN(s.communicator, world->Group(s.parts[0]->group, channel));
+  }
+  return e;
+}
+
+absl::StatusOr<int64_t> BucketExchange::WorkspaceBytes(absl::Span<const ConversionPart> parts, const Mesh& mesh) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<BucketExchange> e, Plan(parts, mesh, 0));
+  return e->scratch_.bytes;
+}
+
+absl::Status BucketExchange::RunStep(const Step& s, absl::Span<const char* const> from,
+                                     absl::Span<char* const> to, char* send, char* receive,
+                                     absl::string_view what) {
+  const int n = s.group_size;
+  int64_t at = 0;
+  for (int p = 0; p < (Scatters(s.kind) ? n : 1); ++p) {
+    for (size_t j = 0; j < s.parts.size(); ++j) {
+      const StepLayout& l = *s.parts[j];
+      if (!Scatters(s.kind)) {
+        std::memcpy(send + at, from[j], l.row_in * element_);
+        at += l.row_in * element_;
+        continue;
+      }
+      CopyStrided(l.pack_row, from[j] + l.pack_offset[p] * element_, send + at, element_);
+      at += l.row_block * element_;
+    }
+  }
+  switch (s.kind) {
+    case StepKind::kAllReduce:
+      bytes_sent_ += 2 * s.all_in / n * (n - 1) * element_;
+      receive = send;
+      RETURN_IF_ERROR(s.communicator->AllReduce(send, send, s.all_in, dtype_, s.reduction, what));
+      break;
+    case StepKind::kReduceScatter:
+      bytes_sent_ += s.all_block * (n - 1) * element_;
+      RETURN_IF_ERROR(s.communicator->ReduceScatter(send, receive, s.all_block, dtype_, s.reduction, what));
+      break;
+    case StepKind::kAllGather:
+      bytes_sent_ += s.all_in * (n - 1) * element_;
+      RETURN_IF_ERROR(s.communicator->AllGather(send, receive, s.all_in, dtype_, what));
+      break;
+    default:
+      bytes_sent_ += s.all_block * (n - 1) * element_;
+      RETURN_IF_ERROR(s.communicator->AllToAll(send, receive, s.all_block, dtype_, what));
+      break;
+  }
+  at = 0;
+  for (int p = 0; p < (Gathers(s.kind) ? n : 1); ++p) {
+    for (size_t j = 0; j < s.parts.size(); ++j) {
+      const StepLayout& l = *s.parts[j];
+      if (!Gathers(s.kind)) {
+        std::memcpy(to[j], receive + at, l.row_out * element_);
+        at += l.row_out * element_;
+        continue;
+      }
+      CopyStrided(l.unpack_row, receive + at, to[j] + l.unpack_offset[p] * element_, element_);
+      at += l.row_block * element_;
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status BucketExchange::Run(absl::Span<const Tensor> in, absl::Span<const Tensor> out, void* workspace,
+                                 int64_t workspace_bytes, absl::string_view what) {
+  bytes_sent_ = 0;
+  bool fits = in.size() == layouts_.size() && out.size() == layouts_.size() && workspace_bytes >= scratch_.bytes;
+  for (size_t j = 0; fits && j < layouts_.size(); ++j) {
+    const auto is = [&](const Tensor& t, const Dims& dims) { return t.dtype == dtype_ && t.dims == dims; };
+    fits = is(in[j], layouts_[j].steps.front().dims_in) && is(out[j], layouts_[j].steps.back().dims_out);
+  }
+  if (!fits) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the tensors, or the workspace of ", workspace_bytes, " bytes, do not fit a bucket of ", layouts_.size(),
+        " parts that wants ", scratch_.bytes));
+  }
+  char* const base = static_cast<char*>(workspace);
+  for (size_t j = 0; j < in.size(); ++j) from_[j] = static_cast<const char*>(in[j].data);
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    int64_t at = scratch_.values[i % 2];
+    for (size_t j = 0; j < out.size(); ++j) {
+      to_[j] = i + 1 == steps_.size() ? static_cast<char*>(out[j].data) : base + at;
+      at += steps_[i].parts[j]->row_out * element_;
+    }
+    RETURN_IF_ERROR(RunStep(steps_[i], from_, to_, base + scratch_.send, base + scratch_.receive, what));
+    std::copy(to_.begin(), to_.end(), from_.begin());
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace moe
