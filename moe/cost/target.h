@@ -15,8 +15,8 @@ struct Target {
   double link_bytes_per_second = 5e9;
   double link_latency_seconds = 5e-6;
   int64_t bucket_bytes = 0;  // Strategy::bucket where it does not say
-  // Whether communication runs beside compute on engines of its own. In-process devices move data with the cores that
-  // compute.
+  // Whether communication runs beside compute on engines of its own. In-process devices move data with the
+  // cores that compute.
   bool overlaps = false;
   std::set<std::string> fusions;  // ops that `fuse` may create; empty with all_fusions
   bool all_fusions = true;

@@ -273,12 +273,10 @@ class BufferPicture {
   }
 
   void SpaceLabels() {
-    const std::pair<Space, int64_t> spaces[] = {{Space::kState, memory_.state_bytes},
-                                                {Space::kInput, memory_.input_bytes},
-                                                {Space::kResidual, memory_.residual_bytes},
-                                                {Space::kBoundary, memory_.boundary_bytes},
-                                                {Space::kFuture, memory_.future_bytes},
-                                                {Space::kFrame, memory_.frame_bytes}};
+    const std::pair<Space, int64_t> spaces[] = {
+        {Space::kState, memory_.state_bytes},       {Space::kInput, memory_.input_bytes},
+        {Space::kResidual, memory_.residual_bytes}, {Space::kBoundary, memory_.boundary_bytes},
+        {Space::kFuture, memory_.future_bytes},     {Space::kFrame, memory_.frame_bytes}};
     const double x = kLeft + kPlotWidth + 10;
     double free_from = kTop;  // labels of thin spaces move down, one below the other
     for (const auto& [space, bytes] : spaces) {

@@ -36,8 +36,9 @@ absl::StatusOr<std::vector<ConversionPart>> ConversionParts(const Node& n, const
       n.Has("parts") ? n.Strings("parts") : std::vector<std::string>{n.String("steps")};
   const int parts = static_cast<int>(texts.size());
   if (parts != n.num_operands() || parts != n.num_results()) {
-    return absl::InvalidArgumentError(absl::StrCat(n.op_name(), " has ", parts, " parts for ", n.num_operands(),
-                                                   " operands and ", n.num_results(), " results"));
+    return absl::InvalidArgumentError(absl::StrCat(n.op_name(), " has ", parts, " parts for ",
+                                                   n.num_operands(), " operands and ", n.num_results(),
+                                                   " results"));
   }
   std::vector<ConversionPart> out;
   for (int i = 0; i < parts; ++i) {

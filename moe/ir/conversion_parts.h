@@ -1,5 +1,5 @@
-// Parts of a conversion node: which value becomes which, by which steps. A comm.all_gather and its like have one part;
-// comm.bucket and comm.start have one per operand, whose steps stand in the attribute `parts`.
+// Parts of a conversion node: which value becomes which, by which steps. A comm.all_gather and its like have
+// one part; comm.bucket and comm.start have one per operand, whose steps stand in the attribute `parts`.
 //
 //   %a, %b = comm.bucket(%x, %y) {axes = [dp], parts = ["all_reduce dp:sum>-", "all_reduce dp:sum>-"]}
 //
@@ -32,7 +32,8 @@ absl::StatusOr<std::vector<ConversionPart>> ConversionParts(const Node& n, const
 
 // The type without its `future`.
 Type ArrivedType(Type type);
-// What a future that is waited for in its function becomes: the result of its comm.done. Other values: themselves.
+// What a future that is waited for in its function becomes: the result of its comm.done. Other values:
+// themselves.
 Value ArrivedValue(Value v);
 // True for a comm.start whose futures are waited for in a later function.
 bool CrossesFunctions(const Node& n);

@@ -88,9 +88,9 @@ struct BufferRef {
   friend bool operator==(const BufferRef&, const BufferRef&) = default;
 };
 
-// Between two functions the compute queue is idle, and the communication queue has nothing but exchanges whose
-// futures cross: these touch states and the future region alone. So lifetimes and waits count within one function. A
-// value that updates a state lies in the state's own bytes.
+// Between two functions the compute queue is idle, and the communication queue has nothing but exchanges
+// whose futures cross: these touch states and the future region alone. So lifetimes and waits count within
+// one function. A value that updates a state lies in the state's own bytes.
 struct FunctionMemory {
   std::map<std::string, BufferRef> values;  // by value name; arguments included
   std::map<std::string, BufferRef>
@@ -114,9 +114,9 @@ struct StageMemory {
     int64_t spill_offset = 0, spill_bytes = 0;
     friend bool operator==(const Slots&, const Slots&) = default;
   };
-  std::map<int, Slots> residuals;           // per chunk
-  std::map<int, Slots> weight_residuals;    // per chunk whose backward is split; in the residual region too
-  std::map<std::string, Slots> boundaries;  // per boundary value
+  std::map<int, Slots> residuals;            // per chunk
+  std::map<int, Slots> weight_residuals;     // per chunk whose backward is split; in the residual region too
+  std::map<std::string, Slots> boundaries;   // per boundary value
   std::map<std::string, BufferRef> futures;  // by name of the future that crosses functions
   int64_t state_bytes = 0, input_bytes = 0, residual_bytes = 0, boundary_bytes = 0, future_bytes = 0,
           frame_bytes = 0, spill_bytes = 0;

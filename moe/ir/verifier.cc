@@ -320,10 +320,10 @@ void Verifier::CheckBinding(const Function& function, const Attributes& binding,
     return;
   }
   const std::set<absl::string_view> legal =
-      result
-          ? std::set<absl::string_view>{"state", "boundary", "residual", "weight_residual", "future", "report", "loss"}
-          : std::set<absl::string_view>{"state",    "batch",    "scalar",
-                                        "boundary", "residual", "weight_residual", "future"};
+      result ? std::set<absl::string_view>{"state",  "boundary", "residual", "weight_residual",
+                                           "future", "report",   "loss"}
+             : std::set<absl::string_view>{"state",    "batch",           "scalar", "boundary",
+                                           "residual", "weight_residual", "future"};
   if (legal.count(kind) == 0) {
     return Problem(&function, nullptr,
                    absl::StrCat(where, " is bound to '", kind, "'; legal are ", absl::StrJoin(legal, ", ")));
@@ -468,8 +468,8 @@ absl::Status VerifyNode(const Node& node) {
     RETURN_IF_ERROR(VerifyOperandDTypes(node));
     for (int i = 0; i < node.num_operands(); ++i) {
       if (!node.operand(i).type().future || (op.name == "comm.done" && i == 0)) continue;
-      return absl::InvalidArgumentError(
-          absl::StrCat("operand ", i, " (%", node.operand(i).name(), ") is a future; comm.done waits for it"));
+      return absl::InvalidArgumentError(absl::StrCat("operand ", i, " (%", node.operand(i).name(),
+                                                     ") is a future; comm.done waits for it"));
     }
     RETURN_IF_ERROR(VerifyRuleRanks(node));
     ASSIGN_OR_RETURN(const std::vector<Type> inferred, InferTypes(node));

@@ -64,7 +64,8 @@ absl::Status VerifyConversion(const Node& node, const Mesh& mesh) {
 absl::Status VerifyDone(const Node& node, const Mesh& mesh) {
   const Placement &future = node.operand(0).type().placement, &is = node.type().placement;
   if (is == future) return absl::OkStatus();
-  return Error("gives ", PlacementToString(is, mesh), " where the future is ", PlacementToString(future, mesh));
+  return Error("gives ", PlacementToString(is, mesh), " where the future is ",
+               PlacementToString(future, mesh));
 }
 
 // The sum partials that enter a linear op and leave it in its results. Errors: a partial that the op cannot

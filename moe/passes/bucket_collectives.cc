@@ -76,10 +76,12 @@ class Bucketing {
  private:
   // What nodes must have in common, or "" for a node that goes alone.
   absl::StatusOr<std::string> Signature(const Node& n, bool* gathers) const {
-    if (n.queue != Queue::kComm || !n.Has("steps") || n.num_operands() != 1 || n.type().ragged >= 0) return "";
+    if (n.queue != Queue::kComm || !n.Has("steps") || n.num_operands() != 1 || n.type().ragged >= 0)
+      return "";
     ASSIGN_OR_RETURN(const std::vector<ConversionPart> parts, ConversionParts(n, mesh_));
     const bool update = n.phase == Phase::kUpdate;
-    std::vector<std::string> words = {std::string(DTypeName(n.type().dtype)), std::string(PhaseName(n.phase))};
+    std::vector<std::string> words = {std::string(DTypeName(n.type().dtype)),
+                                      std::string(PhaseName(n.phase))};
     bool reduces = false;
     *gathers = false;
     for (const ConversionStep& s : parts[0].steps) {
@@ -90,8 +92,8 @@ class Bucketing {
         reduces = true;
       }
       const int from = s.moves[0].from;
-      words.push_back(absl::StrCat(StepKindName(s.kind), from == Placement::kMax ? " max " : " ",
-                                   mesh_.Show(s.axes())));
+      words.push_back(
+          absl::StrCat(StepKindName(s.kind), from == Placement::kMax ? " max " : " ", mesh_.Show(s.axes())));
     }
     for (const auto& [name, value] : n.attributes()) {
       if (IsHint(name) || name == "axes") continue;
@@ -99,7 +101,8 @@ class Bucketing {
     }
     if (*gathers) {
       const bool of_state = n.operand(0).node->Is("arg");
-      if (!of_state && !(update && UsedOnlyBy(n.operand(0), [&](const Node& u) { return &u == &n || u.Is("return"); })))
+      if (!of_state &&
+          !(update && UsedOnlyBy(n.operand(0), [&](const Node& u) { return &u == &n || u.Is("return"); })))
         return "";
       words.push_back(of_state ? FirstLayer(n) : "updated");
       return absl::StrJoin(words, "; ");
@@ -164,8 +167,8 @@ class Bucketing {
     return absl::OkStatus();
   }
 
-  // Members of a bucket next to each other, at the place of the last one (gathers: the first); everything else where
-  // it is unless it has to wait.
+  // Members of a bucket next to each other, at the place of the last one (gathers: the first); everything
+  // else where it is unless it has to wait.
   absl::Status Sort() {
     std::map<int, std::vector<int>> groups;  // by the group's place in the list -> nodes
     std::vector<int> group_of(order_.size());
@@ -200,7 +203,8 @@ class Bucketing {
       }
     }
     if (static_cast<int>(sorted.size()) != order_.size()) {
-      return absl::InternalError(absl::StrCat("bucket-collectives: buckets of @", f_.name(), " wait for each other"));
+      return absl::InternalError(
+          absl::StrCat("bucket-collectives: buckets of @", f_.name(), " wait for each other"));
     }
     Rearrange(f_, sorted);
     return absl::OkStatus();
@@ -239,9 +243,9 @@ class Bucketing {
   const std::map<std::string, std::string>& accumulated_by_;
   const NodeOrder order_;
   std::vector<Bucket> buckets_;
-  std::map<std::string, int> open_;      // signature -> bucket that takes more
-  std::vector<int> bucket_of_;           // by node; -1: none
-  std::vector<std::set<int>> needs_;     // by node: buckets that it depends on
+  std::map<std::string, int> open_;   // signature -> bucket that takes more
+  std::vector<int> bucket_of_;        // by node; -1: none
+  std::vector<std::set<int>> needs_;  // by node: buckets that it depends on
   int count_ = 0, members_ = 0;
 };
 
@@ -266,7 +270,8 @@ absl::StatusOr<bool> BucketCollectives(Program& program, const PassContext& cont
     members += bucketing.members();
   }
   if (buckets > 0) {
-    context.Note(absl::StrFormat("%d collectives in %d buckets of at most %d bytes", members, buckets, limit));
+    context.Note(
+        absl::StrFormat("%d collectives in %d buckets of at most %d bytes", members, buckets, limit));
   }
   return buckets > 0;
 }

@@ -3,11 +3,11 @@
 //   %a = comm.all_reduce(%x) {axes = [dp], ...}           %a, %b = comm.bucket(%x, %y) {axes = [dp],
 //   %b = comm.all_reduce(%y) {axes = [dp], ...}      ->       parts = ["all_reduce dp:sum>-", ...]}
 //
-// Taken together are reductions of gradients (to be accumulated, or in the update), scalars of the update, gathers of
-// updated parameters, and gathers of parameters that one layer needs: of one kind, over the same axes, of one dtype.
-// A bucket holds at most Strategy::bucket bytes of what its ranks hold before a reduction or after a gather; a tensor
-// larger than that travels alone. A reduction waits for the last of its bucket, a gather goes with the first. The order
-// of every sum stays as it is, so results are bitwise the same.
+// Taken together are reductions of gradients (to be accumulated, or in the update), scalars of the update,
+// gathers of updated parameters, and gathers of parameters that one layer needs: of one kind, over the same
+// axes, of one dtype. A bucket holds at most Strategy::bucket bytes of what its ranks hold before a reduction
+// or after a gather; a tensor larger than that travels alone. A reduction waits for the last of its bucket, a
+// gather goes with the first. The order of every sum stays as it is, so results are bitwise the same.
 #pragma once
 
 #include "absl/status/statusor.h"

@@ -33,7 +33,9 @@ constexpr char kUpdate[] = R"(
       return %a, %b, %c, %p
     })";
 
-TEST_F(BucketCollectivesTest, LeavesAloneWhatIsLarge) { ExpectRewrite(BucketCollectives, kUpdate, Limit(1024)); }
+TEST_F(BucketCollectivesTest, LeavesAloneWhatIsLarge) {
+  ExpectRewrite(BucketCollectives, kUpdate, Limit(1024));
+}
 
 TEST_F(BucketCollectivesTest, NoBytesNoBuckets) { ExpectUnchanged(BucketCollectives, kUpdate, Limit(0)); }
 
@@ -51,7 +53,8 @@ TEST_F(BucketCollectivesTest, MembersDoNotDependOnEachOther) {
       %n = comm.all_reduce(%s) {axes = [dp], steps = "all_reduce dp:sum>-"} @comm : f32[]
       %b = comm.all_reduce(%y) {axes = [dp], steps = "all_reduce dp:sum>-"} @comm : f32[]
       return %n, %b
-    })", Limit(1024));
+    })",
+                Limit(1024));
 }
 
 // In a backward, gradients that are only accumulated; scattered by different dims. The activation goes alone.
@@ -74,7 +77,8 @@ TEST_F(BucketCollectivesTest, GradientsOfABackward) {
       %b = comm.reduce_scatter(%y) {axes = [dp], steps = "reduce_scatter dp:sum>1"} @comm : f32[4, 8@dp]
       %av = optim.accumulate(%gv, %b) : f32[4, 8@dp]
       return %d, %aw {kind = "state", name = "grad.w"}, %av {kind = "state", name = "grad.v"}
-    })", Limit(4096));
+    })",
+                Limit(4096));
 }
 
 // Gathers of one layer go with the first of them; those of the next layer stay with it.
@@ -96,7 +100,8 @@ TEST_F(BucketCollectivesTest, GathersOfALayer) {
       %gc = comm.all_gather(%c) {axes = [dp], steps = "all_gather dp:0>-"} @comm : f32[8] at "layers.1.attn"
       %j = nn.rms_norm(%i, %gc) {eps = 1e-05} : f32[2, 8] at "layers.1.attn"
       return %j
-    })", Limit(4096));
+    })",
+                Limit(4096));
 }
 
 }  // namespace

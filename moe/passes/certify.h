@@ -22,9 +22,9 @@
 //      queues that the waits allow; a slot is not written while its microbatch is still read; the peak is
 //      within the limit.
 //
-//  (f) Exchanges in flight: what is sent and what is written stays untouched from the start to the done, within a
-//  function by the waits of (e), between functions because both lie in bytes that no action in between writes; every
-//  start has one done.
+//  (f) Exchanges in flight: what is sent and what is written stays untouched from the start to the done,
+//  within a function by the waits of (e), between functions because both lie in bytes that no action in
+//  between writes; every start has one done.
 //
 //   ASSIGN_OR_RETURN(const Certificate c, Certify(program, {}));
 //

@@ -12,10 +12,10 @@
 #include "moe/passes/certify_parts.h"
 #include "moe/passes/plan_memory.h"
 
-// Exchanges in flight from one function to another. Within a function, start and done are nodes of their queues, and
-// what certify_memory.cc says of waits and bytes holds for them: the done reads the source, so nothing takes its
-// place before. Across functions the frame is gone: source, destination and scratch lie in bytes that stay, and
-// between the start and the done of every program nobody writes them.
+// Exchanges in flight from one function to another. Within a function, start and done are nodes of their
+// queues, and what certify_memory.cc says of waits and bytes holds for them: the done reads the source, so
+// nothing takes its place before. Across functions the frame is gone: source, destination and scratch lie in
+// bytes that stay, and between the start and the done of every program nobody writes them.
 
 namespace moe {
 namespace {
@@ -24,7 +24,7 @@ struct Flight {
   const Function* from = nullptr;  // starts it
   const Node* start = nullptr;
   int part = 0;
-  std::string source;  // the state that it sends
+  std::string source;            // the state that it sends
   const Function* to = nullptr;  // waits for it
 };
 
@@ -90,7 +90,8 @@ class Flights {
       if (BindingKind(g.result_binding(r)) != "future") continue;
       const std::string name(BindingName(g.result_binding(r)));
       const Value v = g.result(r);
-      if (!v.node->Is("comm.start")) return Bad(name, "@", g.name(), " returns %", v.name(), ", which starts nothing");
+      if (!v.node->Is("comm.start"))
+        return Bad(name, "@", g.name(), " returns %", v.name(), ", which starts nothing");
       const std::optional<std::string> source = StateOf(v.node->operand(v.index));
       if (!source) return Bad(name, "what it sends is gone when @", g.name(), " ends");
       // The value that the state has when the function ends.
@@ -141,14 +142,15 @@ class Flights {
     }
     if (begins < 0 && ends < 0) return absl::OkStatus();
     if (begins < 0 || ends < begins) {
-      return Bad(name, program, begins < 0 ? " waits for it and does not start it"
-                                           : " starts it and does not wait for it after that");
+      return Bad(name, program,
+                 begins < 0 ? " waits for it and does not start it"
+                            : " starts it and does not wait for it after that");
     }
     for (int i = begins + 1; i < ends; ++i) {
       const Function* g = actions[i].function.empty() ? nullptr : f_.module->Find(actions[i].function);
       if (actions[i].kind == Action::kReset || (g != nullptr && StatesWritten(*g).count(flight.source))) {
-        return Bad(name, program, ", action ", i, " (", ActionToString(actions[i]), ") overwrites @", flight.source,
-                   " while it is sent");
+        return Bad(name, program, ", action ", i, " (", ActionToString(actions[i]), ") overwrites @",
+                   flight.source, " while it is sent");
       }
     }
     return absl::OkStatus();

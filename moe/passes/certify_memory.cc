@@ -334,7 +334,8 @@ class FunctionChecker {
       }
       case Space::kFuture: {
         const Attributes* binding = ResultBinding(v, "future");
-        if (binding == nullptr) return Bad(v.name(), "lies among futures that cross functions and does not cross");
+        if (binding == nullptr)
+          return Bad(v.name(), "lies among futures that cross functions and does not cross");
         return CheckFuture(v, ref, BindingName(*binding));
       }
       case Space::kBoundary:
@@ -368,7 +369,8 @@ class FunctionChecker {
     } else if (kind == "residual" && ref.space != Space::kResidual) {
       return Bad(v.name(), absl::StrCat("is saved for the backward but lies in the ", SpaceName(ref.space)));
     } else if (kind == "future" && ref.space != Space::kFuture) {
-      return Bad(v.name(), absl::StrCat("is in flight when the function ends but lies in the ", SpaceName(ref.space)));
+      return Bad(v.name(),
+                 absl::StrCat("is in flight when the function ends but lies in the ", SpaceName(ref.space)));
     } else if (kind == "weight_residual" && ref.space != Space::kWeightResidual) {
       return Bad(v.name(),
                  absl::StrCat("is saved for the weight gradient but lies in the ", SpaceName(ref.space)));

@@ -1,11 +1,12 @@
-// What keeps the nodes of a function in order, and how to give them another one: shared by the passes that move nodes.
+// What keeps the nodes of a function in order, and how to give them another one: shared by the passes that
+// move nodes.
 //
 //   const NodeOrder order(f);
 //   order.before(3);                  // indices of nodes that come before the fourth
 //   Rearrange(f, {order.node(1), order.node(0), ...});
 //
-// A node comes after those whose results it reads. Besides, a state lies in one place: whoever gives it its new value
-// comes after all who read the old one. Plain data; valid until the function changes.
+// A node comes after those whose results it reads. Besides, a state lies in one place: whoever gives it its
+// new value comes after all who read the old one. Plain data; valid until the function changes.
 #pragma once
 
 #include <map>
@@ -24,7 +25,7 @@ class NodeOrder {
   int size() const { return static_cast<int>(nodes_.size()); }
   Node* node(int i) const { return nodes_[i]; }
   int index(const Node* n) const { return index_.at(n); }
-  bool Has(const Node* n) const { return index_.count(n) > 0; }  // false for arguments and the return
+  bool Has(const Node* n) const { return index_.count(n) > 0; }       // false for arguments and the return
   const std::vector<int>& before(int i) const { return before_[i]; }  // sorted, each once
   const std::vector<int>& after(int i) const { return after_[i]; }
 

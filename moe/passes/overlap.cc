@@ -46,8 +46,8 @@ absl::Status SplitInTwo(Function& f, Node* n, const std::vector<Node*>& readers)
   }
   Builder b = Builder::Before(n);
   b.provenance = n->provenance;
-  ASSIGN_OR_RETURN(Node * start, b.CreateTyped("comm.start", n->operands(), std::move(attributes), std::move(types),
-                                               absl::StrCat(n->result_name(), ".start")));
+  ASSIGN_OR_RETURN(Node * start, b.CreateTyped("comm.start", n->operands(), std::move(attributes),
+                                               std::move(types), absl::StrCat(n->result_name(), ".start")));
   start->queue = Queue::kComm;
   std::vector<Node*> dones;
   for (int r = 0; r < n->num_results(); ++r) {
@@ -110,7 +110,8 @@ absl::StatusOr<bool> Overlap(Program& program, const PassContext& context) {
     if (ChunkOfFunction(f->name()) < 0) continue;
     const NodeOrder order(*f);
     std::vector<double> seconds;
-    for (int i = 0; i < order.size(); ++i) seconds.push_back(NodeSeconds(*order.node(i), mesh, context.target));
+    for (int i = 0; i < order.size(); ++i)
+      seconds.push_back(NodeSeconds(*order.node(i), mesh, context.target));
     const TwoQueueOrder result = OrderForTwoQueues(order, seconds);
     for (int i = 0; i < order.size(); ++i) {
       changed = changed || result.nodes[i] != order.node(i);
@@ -123,9 +124,10 @@ absl::StatusOr<bool> Overlap(Program& program, const PassContext& context) {
     stalled += std::min(result.stalled, result.communication);
   }
   if (exchanges > 0) {
-    context.Note(absl::StrFormat("%d of %d exchanges in flight beside compute; by cost %.0f%% of the communication "
-                                 "is hidden",
-                                 in_flight, exchanges, communication > 0 ? 100 * (1 - stalled / communication) : 0));
+    context.Note(
+        absl::StrFormat("%d of %d exchanges in flight beside compute; by cost %.0f%% of the communication "
+                        "is hidden",
+                        in_flight, exchanges, communication > 0 ? 100 * (1 - stalled / communication) : 0));
   }
   return changed || in_flight > 0;
 }

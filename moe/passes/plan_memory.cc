@@ -133,7 +133,8 @@ class FunctionPlanner {
       BufferRef ref;
       ref.space = Space::kBoundary;
       if (kind == "future") ref = stage_.futures.at(std::string(BindingName(binding)));
-      if (kind == "residual" || kind == "weight_residual") ref = residuals.at({kind, std::string(BindingName(binding))});
+      if (kind == "residual" || kind == "weight_residual")
+        ref = residuals.at({kind, std::string(BindingName(binding))});
       NewGroup(v, ref, true);
     }
     return absl::OkStatus();
@@ -294,7 +295,9 @@ class FunctionPlanner {
       auto it = memory_.workspace.find(n->result_name());
       if (it == memory_.workspace.end()) continue;
       const BufferRef& ref = it->second;
-      buffers.push_back({ref.space == Space::kFrame ? 0 : space++, ref.offset, ref.offset + ref.bytes,
+      buffers.push_back({ref.space == Space::kFrame ? 0 : space++,
+                         ref.offset,
+                         ref.offset + ref.bytes,
                          {{position_.at(n), true}}});
     }
     for (const auto& [node, earlier] : WaitsBetweenQueues(queues, buffers)) {

@@ -16,7 +16,8 @@
 namespace moe {
 namespace {
 
-// Who accumulates a gradient on a stage: its function and the last value, or a null function if there are several.
+// Who accumulates a gradient on a stage: its function and the last value, or a null function if there are
+// several.
 struct Gradient {
   Function* function = nullptr;
   Value value;
@@ -68,7 +69,8 @@ absl::Status Start(const Node& n, Function* f, const std::vector<Value>& sources
   Builder b(f);
   b.phase = Phase::kBackward;
   b.scope = sources.back().node->scope;
-  b.provenance = {"overlap", absl::StrCat("reduces what @", n.function()->name(), " needs, in the last microbatch")};
+  b.provenance = {"overlap",
+                  absl::StrCat("reduces what @", n.function()->name(), " needs, in the last microbatch")};
   ASSIGN_OR_RETURN(Node * start, b.CreateTyped("comm.start", sources, std::move(attributes), std::move(types),
                                                absl::StrCat(n.result_name(), ".start")));
   start->queue = Queue::kComm;

@@ -344,7 +344,8 @@ std::string PlanToText(const Plan& plan) {
     const StageMemory& m = p.memory.stages[s];
     absl::StrAppend(&out, "memory stage ", s, ": peak ", m.peak_bytes(), " bytes = state ", m.state_bytes,
                     " + input ", m.input_bytes, " + residual ", m.residual_bytes, " + boundary ",
-                    m.boundary_bytes, " + future ", m.future_bytes, " + frame ", m.frame_bytes, "; spill ", m.spill_bytes, "\n");
+                    m.boundary_bytes, " + future ", m.future_bytes, " + frame ", m.frame_bytes, "; spill ",
+                    m.spill_bytes, "\n");
     const auto slots = [&](const std::string& what, const StageMemory::Slots& x) {
       absl::StrAppend(&out, "  ", what, ": ", x.count, " x ", x.bytes, " at ", x.offset, "\n");
     };

@@ -16,8 +16,9 @@ constexpr int64_t kPage = 4096;
 absl::StatusOr<std::unique_ptr<Arena>> Arena::Create(const StageMemory& m) {
   std::unique_ptr<Arena> a(new Arena);
   const std::pair<Space, int64_t> regions[] = {
-      {Space::kState, m.state_bytes},       {Space::kInput, m.input_bytes},   {Space::kResidual, m.residual_bytes},
-      {Space::kBoundary, m.boundary_bytes}, {Space::kFuture, m.future_bytes}, {Space::kFrame, m.frame_bytes}};
+      {Space::kState, m.state_bytes},       {Space::kInput, m.input_bytes},
+      {Space::kResidual, m.residual_bytes}, {Space::kBoundary, m.boundary_bytes},
+      {Space::kFuture, m.future_bytes},     {Space::kFrame, m.frame_bytes}};
   int64_t at = 0;
   for (const auto& [space, bytes] : regions) {
     a->start_[static_cast<int>(space)] = at;
@@ -34,8 +35,8 @@ absl::StatusOr<std::unique_ptr<Arena>> Arena::Create(const StageMemory& m) {
     a->reserved_ = 0;
     return absl::ResourceExhaustedError(absl::StrCat(
         "cannot reserve ", at, " bytes for a rank (state ", m.state_bytes, ", input ", m.input_bytes,
-        ", residuals ", m.residual_bytes, ", boundaries ", m.boundary_bytes, ", futures ", m.future_bytes, ", frame ", m.frame_bytes,
-        ") and ", m.spill_bytes, " bytes of spill room: ", std::strerror(errno)));
+        ", residuals ", m.residual_bytes, ", boundaries ", m.boundary_bytes, ", futures ", m.future_bytes,
+        ", frame ", m.frame_bytes, ") and ", m.spill_bytes, " bytes of spill room: ", std::strerror(errno)));
   }
   a->base_ = static_cast<char*>(p);
   return a;

@@ -31,9 +31,9 @@ absl::StatusOr<std::unique_ptr<BucketExchange>> BucketExchange::Plan(absl::Span<
     const Type& type = p.from.type();
     if (type.ragged >= 0 || type.dtype != e->dtype_ || p.steps.size() != parts[0].steps.size() ||
         p.steps.empty()) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "parts of a bucket are dense, of one dtype and of as many steps; %", p.from.name(), " is ",
-          TypeToString(type, mesh), ", converted in ", p.steps.size(), " steps"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("parts of a bucket are dense, of one dtype and of as many steps; %", p.from.name(),
+                       " is ", TypeToString(type, mesh), ", converted in ", p.steps.size(), " steps"));
     }
     ASSIGN_OR_RETURN(ConversionLayout layout, LayoutConversion(type, p.to, mesh, rank, p.steps));
     e->layouts_.push_back(std::move(layout));
@@ -98,7 +98,8 @@ absl::StatusOr<std::unique_ptr<BucketExchange>> BucketExchange::Create(absl::Spa
   return e;
 }
 
-absl::StatusOr<int64_t> BucketExchange::WorkspaceBytes(absl::Span<const ConversionPart> parts, const Mesh& mesh) {
+absl::StatusOr<int64_t> BucketExchange::WorkspaceBytes(absl::Span<const ConversionPart> parts,
+                                                       const Mesh& mesh) {
   ASSIGN_OR_RETURN(const std::unique_ptr<BucketExchange> e, Plan(parts, mesh, 0));
   return e->scratch_.bytes;
 }
@@ -158,15 +159,16 @@ absl::Status BucketExchange::RunStep(const Step& s, absl::Span<const char* const
 absl::Status BucketExchange::Run(absl::Span<const Tensor> in, absl::Span<const Tensor> out, void* workspace,
                                  int64_t workspace_bytes, absl::string_view what) {
   bytes_sent_ = 0;
-  bool fits = in.size() == layouts_.size() && out.size() == layouts_.size() && workspace_bytes >= scratch_.bytes;
+  bool fits =
+      in.size() == layouts_.size() && out.size() == layouts_.size() && workspace_bytes >= scratch_.bytes;
   for (size_t j = 0; fits && j < layouts_.size(); ++j) {
     const auto is = [&](const Tensor& t, const Dims& dims) { return t.dtype == dtype_ && t.dims == dims; };
     fits = is(in[j], layouts_[j].steps.front().dims_in) && is(out[j], layouts_[j].steps.back().dims_out);
   }
   if (!fits) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "the tensors, or the workspace of ", workspace_bytes, " bytes, do not fit a bucket of ", layouts_.size(),
-        " parts that wants ", scratch_.bytes));
+    return absl::FailedPreconditionError(absl::StrCat("the tensors, or the workspace of ", workspace_bytes,
+                                                      " bytes, do not fit a bucket of ", layouts_.size(),
+                                                      " parts that wants ", scratch_.bytes));
   }
   char* const base = static_cast<char*>(workspace);
   for (size_t j = 0; j < in.size(); ++j) from_[j] = static_cast<const char*>(in[j].data);

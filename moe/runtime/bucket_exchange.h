@@ -1,12 +1,13 @@
-// BucketExchange: executes several comm.* conversions of one kind as one, on one rank: what each part sends to a peer
-// is packed together, one collective moves it, and the parts are taken apart again. Every element meets the summands
-// that it would meet alone, in the same order, so the results are bitwise those of the parts one by one.
+// BucketExchange: executes several comm.* conversions of one kind as one, on one rank: what each part sends
+// to a peer is packed together, one collective moves it, and the parts are taken apart again. Every element
+// meets the summands that it would meet alone, in the same order, so the results are bitwise those of the
+// parts one by one.
 //
 //   ASSIGN_OR_RETURN(auto e, BucketExchange::Create(parts, mesh, rank, world, "comm"));
 //   RETURN_IF_ERROR(e->Run(in, out, workspace, workspace_bytes, "%bucket"));
 //
-// Built once per node and rank. All ranks of a group run the same exchanges in the same order. Used by one thread at a
-// time; the World outlives it.
+// Built once per node and rank. All ranks of a group run the same exchanges in the same order. Used by one
+// thread at a time; the World outlives it.
 #pragma once
 
 #include <cstdint>
@@ -27,16 +28,16 @@ namespace moe {
 
 class BucketExchange {
  public:
-  // Errors (InvalidArgument): parts of different dtypes, groups or kinds of steps, ragged parts, steps other than
-  // all_reduce, reduce_scatter, all_gather and all_to_all; as of LayoutConversion.
+  // Errors (InvalidArgument): parts of different dtypes, groups or kinds of steps, ragged parts, steps other
+  // than all_reduce, reduce_scatter, all_gather and all_to_all; as of LayoutConversion.
   static absl::StatusOr<std::unique_ptr<BucketExchange>> Create(absl::Span<const ConversionPart> parts,
                                                                 const Mesh& mesh, int64_t rank, World* world,
                                                                 absl::string_view channel);
   // Scratch bytes of such an exchange, the same on every rank.
   static absl::StatusOr<int64_t> WorkspaceBytes(absl::Span<const ConversionPart> parts, const Mesh& mesh);
 
-  // in[i] becomes out[i]; they do not overlap. Error: FailedPrecondition if tensors or the workspace do not fit; those
-  // of the communicator.
+  // in[i] becomes out[i]; they do not overlap. Error: FailedPrecondition if tensors or the workspace do not
+  // fit; those of the communicator.
   absl::Status Run(absl::Span<const Tensor> in, absl::Span<const Tensor> out, void* workspace,
                    int64_t workspace_bytes, absl::string_view what);
   // Bytes that this rank gave to other ranks in the last run (a reduction counts as in a ring).
@@ -56,13 +57,14 @@ class BucketExchange {
   BucketExchange() = default;
   static absl::StatusOr<std::unique_ptr<BucketExchange>> Plan(absl::Span<const ConversionPart> parts,
                                                               const Mesh& mesh, int64_t rank);
-  // Element of the scratch where it stands: what is sent, what is received, two homes for values between steps.
+  // Element of the scratch where it stands: what is sent, what is received, two homes for values between
+  // steps.
   struct Scratch {
     int64_t send = 0, receive = 0, values[2] = {0, 0}, bytes = 0;
   };
   Scratch LayScratch() const;
-  absl::Status RunStep(const Step& s, absl::Span<const char* const> from, absl::Span<char* const> to, char* send,
-                       char* receive, absl::string_view what);
+  absl::Status RunStep(const Step& s, absl::Span<const char* const> from, absl::Span<char* const> to,
+                       char* send, char* receive, absl::string_view what);
 
   std::vector<ConversionLayout> layouts_;
   std::vector<Step> steps_;

@@ -304,8 +304,8 @@ absl::Status RankExecutor::BindNode(const Node& n, const FunctionMemory& memory,
       } else {
         std::unique_ptr<Exchange>& e = exchanges_[key];
         if (e == nullptr) {
-          ASSIGN_OR_RETURN(e, Exchange::Create(parts[0].from.type(), parts[0].to, parts[0].steps, mesh_, rank_,
-                                               world_, kQueue));
+          ASSIGN_OR_RETURN(e, Exchange::Create(parts[0].from.type(), parts[0].to, parts[0].steps, mesh_,
+                                               rank_, world_, kQueue));
         }
         b.exchange = e.get();
       }
@@ -343,7 +343,8 @@ void RankExecutor::BindFutures(const Node& n, BoundNode* b) {
   if (!CrossesFunctions(n)) return;
   b->last = n.BoolOr("last", false);
   for (int i = 0; i < f.num_results(); ++i) {
-    if (f.result(i).node == &n) b->gives.push_back(&jobs_in_flight_[std::string(BindingName(f.result_binding(i)))]);
+    if (f.result(i).node == &n)
+      b->gives.push_back(&jobs_in_flight_[std::string(BindingName(f.result_binding(i)))]);
   }
 }
 

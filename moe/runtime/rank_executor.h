@@ -86,11 +86,11 @@ class RankExecutor {
     // compute thread would wait for it at once.
     int64_t wait_for = 0;
     bool wanted_at_once = false;
-    // Futures that cross functions: of a comm.start, whose job number goes there; of a comm.done, whose job it waits
-    // for.
+    // Futures that cross functions: of a comm.start, whose job number goes there; of a comm.done, whose job
+    // it waits for.
     std::vector<int64_t*> gives;
     int64_t* awaits = nullptr;
-    bool last = false;  // runs only when its function runs for the last time in the program
+    bool last = false;    // runs only when its function runs for the last time in the program
     int microbatch = -1;  // of the action that runs now
   };
   struct Input {   // one batch argument: runs to copy
@@ -111,7 +111,7 @@ class RankExecutor {
     const Function* function = nullptr;
     std::vector<Input> inputs;
     std::vector<BoundNode> nodes;
-    int64_t collectives = 0;  // of the communication queue
+    int64_t collectives = 0;      // of the communication queue
     int64_t own_collectives = 0;  // of these, up to the last one that must be done when the function ends
     std::vector<Report> reports;
   };
@@ -122,7 +122,7 @@ class RankExecutor {
     Communicator* peer = nullptr;
     SendQueue* queue = nullptr;
     std::vector<std::pair<SendQueue*, int>> wait_for;  // slots that this action writes
-    bool last = false;  // of its function in the program
+    bool last = false;                                 // of its function in the program
     std::string name;
   };
   struct ScalarInput {
@@ -155,7 +155,7 @@ class RankExecutor {
   std::map<std::string, Tensor> states_;
   std::vector<std::string> reset_states_;
   std::vector<ScalarInput> scalars_;
-  std::map<std::string, std::unique_ptr<Exchange>> exchanges_;       // by function and node
+  std::map<std::string, std::unique_ptr<Exchange>> exchanges_;  // by function and node
   std::map<std::string, std::unique_ptr<BucketExchange>> buckets_;
   std::map<std::string, std::unique_ptr<BoundFunction>> functions_;  // by function and slots
   std::map<std::string, std::unique_ptr<SendQueue>> send_queues_;    // by boundary value

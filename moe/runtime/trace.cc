@@ -2,6 +2,7 @@
 
 #include <time.h>
 
+#include <algorithm>
 #include <chrono>
 #include <map>
 
@@ -50,6 +51,29 @@ int64_t ThreadCpuNanos() {
   timespec t;
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
   return t.tv_sec * int64_t{1000000000} + t.tv_nsec;
+}
+
+CommunicationTime CommunicationOf(const std::vector<const TraceRecorder*>& recorders) {
+  using Span = std::pair<int64_t, int64_t>;
+  int64_t all = 0, hidden = 0;
+  for (const TraceRecorder* r : recorders) {
+    std::vector<Span> exchanges, work;  // of one queue each, so the spans of a list do not overlap
+    for (const TraceEvent& e : r->events()) {
+      if (e.lane == 2) continue;
+      (e.category == Category::kCollective ? exchanges : work).push_back({e.begin_ns, e.end_ns});
+    }
+    std::sort(exchanges.begin(), exchanges.end());
+    std::sort(work.begin(), work.end());
+    size_t first = 0;
+    for (const Span& x : exchanges) {
+      all += x.second - x.first;
+      while (first < work.size() && work[first].second <= x.first) ++first;
+      for (size_t i = first; i < work.size() && work[i].first < x.second; ++i) {
+        hidden += std::max<int64_t>(0, std::min(x.second, work[i].second) - std::max(x.first, work[i].first));
+      }
+    }
+  }
+  return {static_cast<double>(all) / 1e9, static_cast<double>(hidden) / 1e9};
 }
 
 std::string ChromeTrace(const std::vector<const TraceRecorder*>& recorders) {

@@ -59,6 +59,14 @@ class TraceRecorder {
   int64_t dropped_ = 0;
 };
 
+// Time that ranks spent in exchanges, waiting for peers included, and the part of it in which their compute
+// queue worked on something else: communication that is hidden.
+struct CommunicationTime {
+  double seconds = 0, hidden_seconds = 0;  // of all ranks together
+  double hidden() const { return seconds > 0 ? hidden_seconds / seconds : 0; }
+};
+CommunicationTime CommunicationOf(const std::vector<const TraceRecorder*>& recorders);
+
 // Chrome trace format (opens in Perfetto): pid = rank, tid = lane; ts and dur in microseconds.
 // recorders[rank].
 std::string ChromeTrace(const std::vector<const TraceRecorder*>& recorders);

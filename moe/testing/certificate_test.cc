@@ -82,13 +82,14 @@ std::string Difference(const Results& got, const Results& want) {
 
 class CertificateTest : public ::testing::TestWithParam<int> {};
 
+constexpr const char* kStrategies[] = {"pp=2 tp=2 etp=2 sp microbatches=4 checkpoint=selective",
+                                       "pp=2 dp=2 ep=2 zero=1 microbatches=4",
+                                       "pp=2 dp=2 ep=2 zero=1 microbatches=4 overlap=on bucket=8192",
+                                       "tp=2 dp=2 ep=2 etp=2 sp zero=3 microbatches=2 overlap=on"};
 constexpr int kEdits = 1000, kShards = 4;
 
 TEST_P(CertificateTest, EditsAreRefusedOrExecuteCorrectly) {
-  ASSERT_OK_AND_ASSIGN(
-      const Strategy strategy,
-      ParseStrategy(GetParam() % 2 ? "pp=2 dp=2 ep=2 zero=1 microbatches=4"
-                                   : "pp=2 tp=2 etp=2 sp microbatches=4 checkpoint=selective"));
+  ASSERT_OK_AND_ASSIGN(const Strategy strategy, ParseStrategy(kStrategies[GetParam()]));
   BuildOptions build;
   build.global_batch = 8;
   build.microbatches = strategy.microbatches;

@@ -113,6 +113,15 @@ constexpr Line kLines[] = {
     {"cap", "tp=2 dp=2 ep=2 etp=2 sp checkpoint=selective", 8, 20},
     {"cap", "tp=2 dp=2 ep=2 etp=2 sp checkpoint=full", 8, 20},
     {"drop", "pp=2 dp=2 ep=2 checkpoint=full microbatches=4", 8, 20},
+    // Communication beside compute, and in buckets.
+    {"cap", "dp=8 ep=4 overlap=on", 8, 5},
+    {"drop", "dp=4 ep=4 zero=2 microbatches=2 overlap=on bucket=4096", 8, 5},
+    {"drop", "tp=2 dp=4 ep=4 sp vp zero=3 overlap=on", 8, 5},
+    {"drop", "pp=2 dp=2 tp=2 ep=4 sp vp zero=1 microbatches=4 overlap=on bucket=65536 checkpoint=selective",
+     8, 5},
+    {"cap tied", "pp=2 dp=2 ep=2 microbatches=4 overlap=on bucket=65536", 8, 5},
+    {"odd", "dp=7 ep=7 overlap=on", 7, 5},
+    {"odd tied", "pp=2 dp=3 zero=3 microbatches=2 overlap=on bucket=65536", 6, 5},
     // A tied head over two stages.
     {"cap tied", "pp=2 dp=2 ep=2 microbatches=4", 8, 20},
     {"drop tied", "pp=2 tp=2 dp=2 etp=2 ep=2 vp sp zero=1 microbatches=2", 8, 20},

@@ -16,7 +16,7 @@ class Editor {
   Editor(Plan* plan, uint64_t seed) : plan_(*plan), seed_(seed) {}
 
   std::string Edit() {
-    switch (Below(6)) {
+    switch (Below(7)) {
       case 0:
       case 1:
       case 2:
@@ -25,6 +25,8 @@ class Editor {
         return EditMemory();
       case 4:
         return EditNode();
+      case 5:
+        return EditFlight();
       default:
         return EditOther();
     }
@@ -144,6 +146,71 @@ class Editor {
         if (BindingKind(f.result_binding(r)) == "report") return "";
         f.RemoveResult(r);
         return what;
+      }
+    }
+  }
+
+  // Exchanges in flight: their starts, dones and the bytes that they write.
+  std::string EditFlight() {
+    std::vector<Node*> starts, dones;
+    for (const auto& f : plan_.program.module->functions()) {
+      for (Node* n : f->NodesOf("comm.start")) starts.push_back(n);
+      for (Node* n : f->NodesOf("comm.done")) dones.push_back(n);
+    }
+    if (starts.empty() || dones.empty()) return "";
+    Node* start = *Pick(starts);
+    Node* done = *Pick(dones);
+    const auto what = [](const Node* n, absl::string_view how) {
+      return absl::StrCat("@", n->function()->name(), " %", n->result_name(), " = ", n->op_name(), ": ", how);
+    };
+    const auto move = [&](Node* n) {
+      const std::vector<Node*> nodes = n->function()->Nodes();
+      Node* before = nodes[Below(static_cast<int>(nodes.size()))];
+      if (before == n) return std::string();
+      n->function()->MoveBefore(n, before);
+      return what(n, absl::StrCat("moved before %", before->result_name()));
+    };
+    switch (Below(6)) {
+      case 0:
+        start->Set("last", !start->BoolOr("last", false));
+        return what(start, "runs in other microbatches");
+      case 1:
+        return move(start);
+      case 2:
+        return move(done);
+      case 3: {
+        std::vector<Value> others;
+        for (const auto& n : done->function()->body()) {
+          if (n.get() == done) break;
+          for (int r = 0; r < n->num_results(); ++r) {
+            const Value v = {n.get(), r};
+            if (v != done->operand(1) && v.type() == done->operand(1).type()) others.push_back(v);
+          }
+        }
+        if (others.empty()) return "";
+        const Value other = *Pick(others);
+        done->SetOperand(1, other);
+        return what(done, absl::StrCat("holds %", other.name(), " instead"));
+      }
+      case 4: {
+        StageMemory& m =
+            plan_.program.memory.stages[Below(static_cast<int>(plan_.program.memory.stages.size()))];
+        if (m.futures.empty()) return "";
+        auto future = Pick(m.futures);
+        const int64_t was = future->second.offset;
+        if (Below(2)) {
+          future->second.bytes /= 2;
+        } else {
+          future->second.offset = Pick(m.futures)->second.offset;
+          if (future->second.offset == was) return "";
+        }
+        return absl::StrCat("future ", future->first, ": other bytes");
+      }
+      default: {
+        Node* arg = done->operand(0).node;
+        if (!arg->Is("arg")) return "";
+        arg->Set("name", std::string("another"));
+        return what(done, "waits for another future");
       }
     }
   }

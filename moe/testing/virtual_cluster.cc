@@ -15,8 +15,8 @@
 #include "absl/strings/strip.h"
 #include "moe/base/status.h"
 #include "moe/comm/in_process/in_process.h"
-#include "moe/ir/conversion_steps.h"
 #include "moe/ir/conversion_parts.h"
+#include "moe/ir/conversion_steps.h"
 #include "moe/ir/state.h"
 #include "moe/passes/conversion.h"
 #include "moe/passes/partition_stages.h"
@@ -267,10 +267,10 @@ class Cluster {
     }
     if (kind == "boundary" || kind == "residual" || kind == "weight_residual" || kind == "future") {
       const auto& from = kind == "boundary" ? boundaries_ : residuals_;
-      const auto it = from.find(kind == "boundary" ? name
-                                : kind == "future"
-                                    ? absl::StrCat(stage, " future ", name)
-                                    : absl::StrCat(Number(*arg.function()), " ", kind, " ", name));
+      const auto it =
+          from.find(kind == "boundary" ? name
+                    : kind == "future" ? absl::StrCat(stage, " future ", name)
+                                       : absl::StrCat(Number(*arg.function()), " ", kind, " ", name));
       if (it == from.end()) {
         return absl::FailedPreconditionError(absl::StrCat("argument %", arg.result_name(), " of @",
                                                           arg.function()->name(), ": nothing gives the ",
@@ -525,16 +525,18 @@ class Cluster {
     Placed value = in;
     for (size_t i = 0; i < phases.size(); ++i) {
       Placed next = i + 1 == phases.size() ? *out : Allocate(phases[i].type);
-      RETURN_IF_ERROR(OnAllRanks([&](int64_t r, World* world) -> absl::Status {
-        ASSIGN_OR_RETURN(std::unique_ptr<Exchange> e,
-                         Exchange::Create(type, phases[i].type, phases[i].steps, mesh_, RankOf(stage, r), world,
-                                          "comm"));
-        Tensor x = TensorOf(type, *value[r]), y = TensorOf(phases[i].type, *next[r]);
-        if (x.is_ragged()) RETURN_IF_ERROR(x.PlaceRows());
-        const Bytes workspace(e->WorkspaceBytes());
-        return e->Run(x, y, workspace.size() > 0 ? workspace.data() : nullptr, workspace.size(),
-                      n.result_name());
-      }, stage));
+      RETURN_IF_ERROR(OnAllRanks(
+          [&](int64_t r, World* world) -> absl::Status {
+            ASSIGN_OR_RETURN(std::unique_ptr<Exchange> e,
+                             Exchange::Create(type, phases[i].type, phases[i].steps, mesh_, RankOf(stage, r),
+                                              world, "comm"));
+            Tensor x = TensorOf(type, *value[r]), y = TensorOf(phases[i].type, *next[r]);
+            if (x.is_ragged()) RETURN_IF_ERROR(x.PlaceRows());
+            const Bytes workspace(e->WorkspaceBytes());
+            return e->Run(x, y, workspace.size() > 0 ? workspace.data() : nullptr, workspace.size(),
+                          n.result_name());
+          },
+          stage));
       type = phases[i].type;
       value = std::move(next);
     }
@@ -560,27 +562,29 @@ class Cluster {
   // A bucket, or the start of an exchange: one part as Communicate does it, several together.
   absl::Status ExchangeParts(const Node& n, const Frame& frame, int64_t stage, std::vector<Placed>* out) {
     ASSIGN_OR_RETURN(const std::vector<ConversionPart> parts, ConversionParts(n, mesh_));
-    return OnAllRanks([&](int64_t r, World* world) -> absl::Status {
-      std::vector<Tensor> x, y;
-      for (size_t i = 0; i < parts.size(); ++i) {
-        x.push_back(TensorOf(parts[i].from.type(), *frame.values.at(parts[i].from)[r]));
-        y.push_back(TensorOf(parts[i].to, *(*out)[i][r]));
-        if (x.back().is_ragged()) RETURN_IF_ERROR(x.back().PlaceRows());
-      }
-      if (parts.size() > 1) {
-        ASSIGN_OR_RETURN(std::unique_ptr<BucketExchange> e,
-                         BucketExchange::Create(parts, mesh_, RankOf(stage, r), world, "comm"));
-        ASSIGN_OR_RETURN(const int64_t bytes, BucketExchange::WorkspaceBytes(parts, mesh_));
-        const Bytes workspace(bytes);
-        return e->Run(x, y, workspace.data(), workspace.size(), n.result_name());
-      }
-      ASSIGN_OR_RETURN(std::unique_ptr<Exchange> e,
-                       Exchange::Create(parts[0].from.type(), parts[0].to, parts[0].steps, mesh_,
-                                        RankOf(stage, r), world, "comm"));
-      const Bytes workspace(e->WorkspaceBytes());
-      return e->Run(x[0], y[0], workspace.size() > 0 ? workspace.data() : nullptr, workspace.size(),
-                    n.result_name());
-    }, stage);
+    return OnAllRanks(
+        [&](int64_t r, World* world) -> absl::Status {
+          std::vector<Tensor> x, y;
+          for (size_t i = 0; i < parts.size(); ++i) {
+            x.push_back(TensorOf(parts[i].from.type(), *frame.values.at(parts[i].from)[r]));
+            y.push_back(TensorOf(parts[i].to, *(*out)[i][r]));
+            if (x.back().is_ragged()) RETURN_IF_ERROR(x.back().PlaceRows());
+          }
+          if (parts.size() > 1) {
+            ASSIGN_OR_RETURN(std::unique_ptr<BucketExchange> e,
+                             BucketExchange::Create(parts, mesh_, RankOf(stage, r), world, "comm"));
+            ASSIGN_OR_RETURN(const int64_t bytes, BucketExchange::WorkspaceBytes(parts, mesh_));
+            const Bytes workspace(bytes);
+            return e->Run(x, y, workspace.data(), workspace.size(), n.result_name());
+          }
+          ASSIGN_OR_RETURN(std::unique_ptr<Exchange> e,
+                           Exchange::Create(parts[0].from.type(), parts[0].to, parts[0].steps, mesh_,
+                                            RankOf(stage, r), world, "comm"));
+          const Bytes workspace(e->WorkspaceBytes());
+          return e->Run(x[0], y[0], workspace.size() > 0 ? workspace.data() : nullptr, workspace.size(),
+                        n.result_name());
+        },
+        stage);
   }
 
   // Results of the nodes that just ran go to where they are bound.

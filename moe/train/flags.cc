@@ -17,7 +17,8 @@ ABSL_FLAG(std::string, model, "",
 ABSL_FLAG(std::string, strategy, "",
           "A strategy in compact words (pp= dp= cp= tp= ep= etp= sp vp zero= expert_zero= microbatches= "
           "virtual_chunks= "
-          "schedule= checkpoint= overload= ep_order= bucket= overlap= no_kv_axis); replaces the strategy of --config and the "
+          "schedule= checkpoint= overload= ep_order= bucket= overlap= no_kv_axis); replaces the strategy of "
+          "--config and the "
           "defaults.");
 
 // type, flag, part of RunConfig, its field, help. A flag has its field's name, or Megatron's where that is

@@ -368,6 +368,7 @@ absl::Status RunTraining(const RunConfig& given, const RunOptions& options, std:
     for (int i = 0; i < kNumCategories; ++i) {
       summary["shares"][std::string(CategoryName(static_cast<Category>(i)))] = shares.share[i];
     }
+    summary["hidden_communication"] = shares.communication.hidden();
     const std::string trace = ChromeTrace(executor->trace());
     RETURN_IF_ERROR(WriteFile(JoinPath(dir, "trace.json"), trace));
     const absl::StatusOr<Timeline> measured = MeasuredTimeline(trace, program.module->mesh());

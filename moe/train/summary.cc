@@ -67,6 +67,7 @@ std::string PassTable(const std::vector<PassResult>& passes, double total_millis
 
 StepShares SharesOf(const std::vector<const TraceRecorder*>& recorders, int cores) {
   StepShares s;
+  s.communication = CommunicationOf(recorders);
   int64_t begin = INT64_MAX, end = 0;
   double busy = 0;
   for (const TraceRecorder* r : recorders) {
@@ -95,6 +96,10 @@ std::string SharesText(const StepShares& shares) {
     parts.push_back(absl::StrFormat("%s %.0f%%",
                                     c == Category::kCollective ? "collectives and waiting" : CategoryName(c),
                                     100 * shares.share[i]));
+  }
+  if (shares.communication.seconds > 0) {
+    parts.push_back(
+        absl::StrFormat("(%.0f%% of the exchanges' time hidden)", 100 * shares.communication.hidden()));
   }
   return absl::StrJoin(parts, "  ");
 }

@@ -28,6 +28,7 @@ struct StepShares {
   std::array<double, kNumCategories> share = {};  // by Category; collectives are what the others leave:
                                                   // transfers, waiting for peers, and the executor itself
   double seconds = 0;                             // from the first event to the last
+  CommunicationTime communication;
 };
 // `cores`: ranks that compute at once.
 StepShares SharesOf(const std::vector<const TraceRecorder*>& recorders, int cores);

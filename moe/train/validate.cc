@@ -170,7 +170,8 @@ void CheckWords(const StrategyConfig& s, Collector& out) {
         .legal = range.most == 1 ? "1, or schedule gpipe, interleaved or file:PATH"
                                  : "2, or schedule 1f1b or zb-h1 for one chunk";
   }
-  if (!IsOverlap(s.overlap())) out.Add("overlap = '", s.overlap(), "' is not known").legal = "on, off, or empty";
+  if (!IsOverlap(s.overlap()))
+    out.Add("overlap = '", s.overlap(), "' is not known").legal = "on, off, or empty";
   if (s.ddp_bucket_size() < -1) {
     out.Add("ddp_bucket_size = ", s.ddp_bucket_size()).legal = "-1 (as the target likes), 0 (none) or bytes";
   }

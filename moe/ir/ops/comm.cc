@@ -8,9 +8,10 @@
 // (Builder::CreateTyped); operand and result type together say what moves. `steps` is the text form of
 // conversion_steps.h; where a node has several parts (conversion_parts.h), `parts` has those of each.
 //
-// A conversion that other work shall hide stands in two halves. comm.start is the exchange, on the communication queue;
-// what it gives is a future. comm.done, on the compute queue, is where the value is there: it also reads the source,
-// so that source and destination live until then by the ordinary rules of liveness.
+// A conversion that other work shall hide stands in two halves. comm.start is the exchange, on the
+// communication queue; what it gives is a future. comm.done, on the compute queue, is where the value is
+// there: it also reads the source, so that source and destination live until then by the ordinary rules of
+// liveness.
 
 namespace moe {
 namespace {
@@ -26,7 +27,8 @@ absl::StatusOr<std::string> RuleOfParts(const Node& n) {
   std::string terms;
   for (int i = 0; i < n.num_operands(); ++i) {
     if (i > 0) terms += ", ";
-    for (int d = 0; d < n.operand(i).type().rank(); ++d) absl::StrAppend(&terms, d ? " " : "", "p", i, "_", d);
+    for (int d = 0; d < n.operand(i).type().rank(); ++d)
+      absl::StrAppend(&terms, d ? " " : "", "p", i, "_", d);
   }
   return absl::StrCat(terms, " -> ", terms);
 }
@@ -53,10 +55,10 @@ absl::Status VerifyStart(const Node& n) {
   if (n.queue != Queue::kComm) return absl::InvalidArgumentError("an exchange runs on the queue comm");
   for (int i = 0; i < n.num_results(); ++i) {
     const std::vector<Use>& uses = n.uses(i);
-    const bool waits = uses.size() == 1 &&
-                       (uses[0].user->Is("return") ||
-                        (uses[0].user->Is("comm.done") && uses[0].operand == 0 &&
-                         uses[0].user->num_operands() == 2 && uses[0].user->operand(1) == n.operand(i)));
+    const bool waits =
+        uses.size() == 1 && (uses[0].user->Is("return") ||
+                             (uses[0].user->Is("comm.done") && uses[0].operand == 0 &&
+                              uses[0].user->num_operands() == 2 && uses[0].user->operand(1) == n.operand(i)));
     if (waits) continue;
     return absl::InvalidArgumentError(
         absl::StrCat("%", n.result_name(i), " is waited for by one comm.done that also reads %",
@@ -101,20 +103,22 @@ void RegisterCommOps(OpRegistry* r) {
   r->Add(Conversion("comm.permute", "Another order of axes in a dim.", kCollective));
   r->Add(Conversion("comm.reshard", "Several steps whose intermediates are no placements (strided shards).",
                     kCollective));
-  r->Add(Conversion("comm.bucket",
-                    "Several conversions of one kind in one exchange: packed, communicated together, unpacked. The "
-                    "order of every sum stays what it is without the bucket.",
-                    kCollective)
+  r->Add(Conversion(
+             "comm.bucket",
+             "Several conversions of one kind in one exchange: packed, communicated together, unpacked. The "
+             "order of every sum stays what it is without the bucket.",
+             kCollective)
              .Variadic()
              .VariadicResults()
              .Attr("parts", AttrKind::kStrings)
              .Infer([](const Node& n) { return absl::StatusOr<std::vector<Type>>(PartTypes(n, false)); })
              .Verify(VerifyParts)
              .RuleFrom(RuleOfParts));
-  r->Add(Conversion("comm.start",
-                    "Begins one or several conversions of one kind, as comm.bucket does, and gives futures of what "
-                    "they will have written.",
-                    kCollective)
+  r->Add(Conversion(
+             "comm.start",
+             "Begins one or several conversions of one kind, as comm.bucket does, and gives futures of what "
+             "they will have written.",
+             kCollective)
              .Variadic()
              .Results({"future"})
              .VariadicResults()
@@ -124,7 +128,8 @@ void RegisterCommOps(OpRegistry* r) {
              .Verify(VerifyStart)
              .RuleFrom(RuleOfParts));
   r->Add(OpDef("comm.done")
-             .Doc("Waits for a future; what is there lies where the future was written. Reads the exchange's source, "
+             .Doc("Waits for a future; what is there lies where the future was written. Reads the exchange's "
+                  "source, "
                   "which therefore lives until now.")
              .Operands({"future", "source"})
              .Results({"y"})
