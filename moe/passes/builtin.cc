@@ -15,6 +15,7 @@
 #include "moe/passes/schedule.h"
 #include "moe/passes/shard.h"
 #include "moe/passes/split_backward.h"
+#include "moe/passes/split_experts.h"
 #include "moe/passes/split_phases.h"
 
 namespace moe {
@@ -43,6 +44,8 @@ void RegisterBuiltinPasses(PassRegistry* registry) {
   registry->Add({"split-backward",
                  "Cuts backwards into input and weight gradients where the schedule has both.",
                  SplitBackward});
+  registry->Add({"split-experts",
+                 "Cuts the experts of a rank in parts, to be exchanged and computed in turn.", SplitExperts});
   registry->Add(
       {"split-phases", "Cuts each chunk into forward and backward with explicit residuals.", SplitPhases});
 }
@@ -57,7 +60,7 @@ PassRegistry& Passes() {
 }
 
 std::string DefaultPipeline() {
-  return "autodiff,partition-stages,shard,insert-collectives,checkpoint,fuse,split-phases,"
+  return "autodiff,partition-stages,shard,insert-collectives,checkpoint,fuse,split-experts,split-phases,"
          "split-backward,bucket-collectives,overlap,schedule,plan-memory,certify";
 }
 

@@ -23,7 +23,8 @@ struct IntField {
 constexpr IntField kDegrees[] = {{"pp", &Strategy::pp}, {"dp", &Strategy::dp}, {"cp", &Strategy::cp},
                                  {"tp", &Strategy::tp}, {"ep", &Strategy::ep}, {"etp", &Strategy::etp}};
 constexpr IntField kCounts[] = {{"microbatches", &Strategy::microbatches},
-                                {"virtual_chunks", &Strategy::virtual_chunks}};
+                                {"virtual_chunks", &Strategy::virtual_chunks},
+                                {"moe_chunks", &Strategy::moe_chunks}};
 constexpr int64_t kMaxDegree = int64_t{1} << 24;
 
 std::vector<int64_t> Divisors(int64_t n) {
@@ -177,7 +178,7 @@ absl::StatusOr<Strategy> ParseStrategy(absl::string_view text) {
         return absl::InvalidArgumentError(absl::StrCat(
             "strategy: unknown word '", word,
             "'; known: pp= dp= cp= tp= ep= etp= sp vp zero= expert_zero= microbatches= virtual_chunks= "
-            "schedule= checkpoint= overload= ep_order= bucket= overlap= no_kv_axis"));
+            "moe_chunks= schedule= checkpoint= overload= ep_order= bucket= overlap= no_kv_axis"));
       }
       if (!absl::SimpleAtoi(value, &(s.*field)) || s.*field < 1 || s.*field > kMaxDegree) {
         return bad("a positive number");

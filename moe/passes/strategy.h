@@ -29,9 +29,10 @@ struct Strategy {
   // Order of atomic axes on a dim: "" (the fold's order) or "reversed". The shard pass tries both for ep when
   // empty.
   std::string ep_order;
-  int64_t bucket = -1;  // bytes of collectives that travel together; 0: none; -1: as the target likes
-  std::string overlap;  // "on", "off": communication beside compute; "": as the target likes
-  bool kv_axis = true;  // split tp by kv heads where tp exceeds them
+  int64_t bucket = -1;     // bytes of collectives that travel together; 0: none; -1: as the target likes
+  std::string overlap;     // "on", "off": communication beside compute; "": as the target likes
+  int64_t moe_chunks = 1;  // parts in which experts are exchanged and computed
+  bool kv_axis = true;     // split tp by kv heads where tp exceeds them
 
   int64_t world() const { return pp * dp * cp * tp; }
   int64_t edp() const { return dp * cp * tp / (ep * etp); }

@@ -500,6 +500,22 @@ void MoeCases(Cases* out) {
       const Value slot = c.Slots(dropless), x = c.Real(hidden(c));
       c.Op("moe.dispatch", {x, c.Experts(), slot}, slots(c));
     });
+    add("moe.split_experts" + suffix, [=](CaseBuilder& c) {
+      const Value d = c.DispatchedTokens(dropless, {c.s.hidden});
+      const int64_t parts = c.s.experts % 2 ? c.s.experts : 2;
+      Type part = d.type();
+      part.dims[0] /= parts;
+      c.TypedOp("moe.split_experts", {d}, {{"parts", parts}, {"ways", c.s.experts / parts}},
+                std::vector<Type>(parts, part));
+    });
+    add("moe.join_experts" + suffix, [=](CaseBuilder& c) {
+      std::vector<Value> parts = {c.DispatchedTokens(dropless, {c.s.hidden})};
+      if (!dropless)
+        parts.push_back(c.DispatchedTokens(dropless, {c.s.hidden}));  // ragged: all rows are in one part
+      const auto count = static_cast<int64_t>(parts.size());
+      c.Op("moe.join_experts", std::move(parts),
+           {{"parts", count}, {"ways", c.s.experts % 2 ? int64_t{1} : 2}});
+    });
     add("moe.undispatch" + suffix, [=](CaseBuilder& c) {
       const Value slot = c.Slots(dropless), d = c.DispatchedTokens(dropless, {c.s.hidden});
       c.Op("moe.undispatch", {d, c.Experts(), slot}, ragged);

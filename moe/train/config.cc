@@ -48,6 +48,7 @@ RunConfig DefaultRunConfig() {
   strategy.set_recompute_granularity("selective");
   strategy.set_split_tensor_by_kv_heads(true);
   strategy.set_ddp_bucket_size(-1);
+  strategy.set_moe_chunks(1);
 
   TrainConfig& train = *config.mutable_train();
   train.set_held_out_fraction(0.05);
@@ -133,6 +134,7 @@ Strategy StrategyOf(const RunConfig& config) {
   s.kv_axis = c.split_tensor_by_kv_heads();
   s.bucket = c.ddp_bucket_size();
   s.overlap = c.overlap();
+  s.moe_chunks = std::max<int64_t>(1, c.moe_chunks());
   return s;
 }
 
@@ -156,6 +158,7 @@ void SetStrategy(const Strategy& s, RunConfig& config) {
   c.set_split_tensor_by_kv_heads(s.kv_axis);
   c.set_ddp_bucket_size(s.bucket);
   c.set_overlap(s.overlap);
+  c.set_moe_chunks(s.moe_chunks);
   const int64_t per_step = s.microbatches * s.dp;
   if (s.microbatches > 1 && per_step > 0) {
     config.mutable_train()->set_micro_batch_size(

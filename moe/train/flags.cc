@@ -16,7 +16,7 @@ ABSL_FLAG(std::string, model, "",
           "ModelConfig as textproto; replaces the model of --config and of the defaults.");
 ABSL_FLAG(std::string, strategy, "",
           "A strategy in compact words (pp= dp= cp= tp= ep= etp= sp vp zero= expert_zero= microbatches= "
-          "virtual_chunks= "
+          "virtual_chunks= moe_chunks= "
           "schedule= checkpoint= overload= ep_order= bucket= overlap= no_kv_axis); replaces the strategy of "
           "--config and the "
           "defaults.");
@@ -76,6 +76,7 @@ ABSL_FLAG(std::string, strategy, "",
   X(std::string, expert_axis_order, strategy, expert_axis_order, "fold or reversed; empty: the cheaper.")   \
   X(int64_t, ddp_bucket_size, strategy, ddp_bucket_size,                                                    \
     "Bytes of collectives that travel together; 0: each alone; -1: as the target likes.")                   \
+  X(int64_t, moe_chunks, strategy, moe_chunks, "Parts in which experts are exchanged and computed.")        \
   X(std::string, overlap, strategy, overlap, "on or off: communication beside compute; empty: by target.")  \
   X(std::string, data_path, train, data_path, "Plain text; empty: the text that setup.sh makes.")           \
   X(double, held_out_fraction, train, held_out_fraction,                                                    \

@@ -172,6 +172,7 @@ void CheckWords(const StrategyConfig& s, Collector& out) {
   }
   if (!IsOverlap(s.overlap()))
     out.Add("overlap = '", s.overlap(), "' is not known").legal = "on, off, or empty";
+  if (s.moe_chunks() < 0) out.Add("moe_chunks = ", s.moe_chunks()).legal = "a positive number";
   if (s.ddp_bucket_size() < -1) {
     out.Add("ddp_bucket_size = ", s.ddp_bucket_size()).legal = "-1 (as the target likes), 0 (none) or bytes";
   }
@@ -354,6 +355,7 @@ std::string DescribeNearest(const RunConfig& from, const RunConfig& to) {
   if (a.zero_stage() != b.zero_stage()) add("zero_stage", b.zero_stage());
   if (a.expert_zero_stage() != b.expert_zero_stage()) add("expert_zero_stage", b.expert_zero_stage());
   if (a.moe_overload_factor() != b.moe_overload_factor()) add("moe_overload_factor", b.moe_overload_factor());
+  if (a.moe_chunks() != b.moe_chunks()) add("moe_chunks", b.moe_chunks());
   if (a.overlap() != b.overlap()) add("overlap", b.overlap());
   if (a.ddp_bucket_size() != b.ddp_bucket_size()) add("ddp_bucket_size", b.ddp_bucket_size());
   if (a.world_size() != b.world_size()) add("world_size", b.world_size());
@@ -439,6 +441,7 @@ std::optional<RunConfig> NearestLegalStrategy(const RunConfig& config) {
   if (!(s.moe_overload_factor() >= 0) || !std::isfinite(s.moe_overload_factor()))
     s.set_moe_overload_factor(0);
   if (!IsOverlap(s.overlap())) s.set_overlap("");
+  s.set_moe_chunks(std::max<int64_t>(0, s.moe_chunks()));
   s.set_ddp_bucket_size(std::max<int64_t>(-1, s.ddp_bucket_size()));
   if (s.world_size() < 0) s.set_world_size(0);
   const Sizes z(trial);

@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "moe/base/status.h"
 #include "moe/ir/builder.h"
 #include "moe/ir/ops/ops.h"
@@ -22,6 +23,29 @@ Attributes Slots(const Node& n, const Type& dispatched) {
   return {{"experts", dispatched.dims[0]},
           {"slots", dispatched.dims[3]},
           {"dropless", n.BoolOr("dropless", false)}};
+}
+
+constexpr int64_t kMaxExpertParts = 16;
+
+// Experts r (p l): r blocks, those of the ranks, of p parts of l experts; a part has r l of them. The other
+// dims are x1, x2, ...
+absl::StatusOr<std::string> RuleOfExpertParts(const Node& n, bool split) {
+  const int64_t parts = n.Int("parts");
+  const Type& type = n.operand(0).type();
+  if (parts < 1 || parts > kMaxExpertParts || type.rank() < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(parts, " parts of ", type.rank(), " dims; legal are 1 to ", kMaxExpertParts, " parts"));
+  }
+  std::string rest;
+  for (int d = 1; d < type.rank(); ++d) absl::StrAppend(&rest, " x", d);
+  const std::vector<std::string> each(parts, absl::StrCat("(r l)", rest));
+  const std::string whole = absl::StrCat("(r p! l)", rest), all = absl::StrJoin(each, ", ");
+  return split ? absl::StrCat(whole, " -> ", all) : absl::StrCat(all, " -> ", whole);
+}
+
+absl::Status VerifyExpertParts(const Node& n, int parts) {
+  if (n.Int("parts") == parts) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("parts = ", n.Int("parts"), ", and there are ", parts));
 }
 
 }  // namespace
@@ -102,6 +126,34 @@ void RegisterMoeOps(OpRegistry* r) {
              .Results({"count"})
              .ResultDTypes({"s32"})
              .Rule("b c t k ->")
+             .NoGradient());
+  r->Add(OpDef("moe.split_experts")
+             .Doc("Cuts dim 0, experts in `ways` blocks, in parts: part k has the k-th of `parts` equal runs "
+                  "of each "
+                  "block. Also of ragged values.")
+             .Operands({"x"})
+             .Results({"part"})
+             .VariadicResults()
+             .Attr("parts", AttrKind::kInt)
+             .Attr("ways", AttrKind::kInt)
+             .RuleFrom([](const Node& n) { return RuleOfExpertParts(n, true); })
+             .FactorFrom("p", "parts")
+             .FactorFrom("r", "ways")
+             .Verify([](const Node& n) { return VerifyExpertParts(n, n.num_results()); })
+             .LinearInAll()
+             .NoGradient());
+  r->Add(OpDef("moe.join_experts")
+             .Doc("Inverse of moe.split_experts.")
+             .Operands({"part"})
+             .Variadic()
+             .Results({"x"})
+             .Attr("parts", AttrKind::kInt)
+             .Attr("ways", AttrKind::kInt)
+             .RuleFrom([](const Node& n) { return RuleOfExpertParts(n, false); })
+             .FactorFrom("p", "parts")
+             .FactorFrom("r", "ways")
+             .Verify([](const Node& n) { return VerifyExpertParts(n, n.num_operands()); })
+             .JointlyLinear()
              .NoGradient());
   r->Add(OpDef("moe.dispatch")
              .Doc("Copies tokens to their slots; empty slots are zero. `slots` is the capacity, or with "

@@ -4,6 +4,7 @@
 #include "moe/kernels/cpu/families.h"
 #include "moe/kernels/cpu/simd.h"
 #include "moe/kernels/dispatched.h"
+#include "moe/kernels/expert_parts.h"
 #include "moe/kernels/loops.h"
 
 namespace moe {
@@ -161,6 +162,8 @@ void RegisterFloat(KernelRegistry& r, DType dtype) {
   add("moe.combine_do", &CombineDo<T>, &StartsWorkspace);
   add("moe.combine_dp", &CombineDp<T>, &StartsWorkspace);
   add("moe.dispatch", &Dispatch<T>, &StartsWorkspace);
+  add("moe.join_experts", &JoinExperts<T>);
+  add("moe.split_experts", &SplitExperts<T>);
   add("moe.top_k", &TopK<T>);
   add("moe.undispatch", &Undispatch<T>, &StartsWorkspace);
 }

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "moe/kernels/dispatched.h"
+#include "moe/kernels/expert_parts.h"
 #include "moe/kernels/loops.h"
 #include "moe/kernels/reference/families.h"
 
@@ -201,6 +202,8 @@ void RegisterFloat(KernelRegistry& r, DType dtype) {
   add("moe.dispatch", &Dispatch<T>);
   add("moe.normalize", &Normalize<T>);
   add("moe.normalize_grad", &NormalizeGrad<T>);
+  add("moe.join_experts", &JoinExperts<T>);
+  add("moe.split_experts", &SplitExperts<T>);
   add("moe.top_k", &TopK<T>);
   add("moe.top_k_grad", &TopKGrad<T>);
   add("moe.undispatch", &Undispatch<T>);
