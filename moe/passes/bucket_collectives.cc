@@ -145,8 +145,9 @@ class Bucketing {
     Node* n = order_.node(i);
     bool gathers = false;
     ASSIGN_OR_RETURN(const std::string signature, Signature(*n, &gathers));
+    if (signature.empty()) return absl::OkStatus();
     const int64_t bytes = BytesOf(*n);
-    if (signature.empty() || bytes > limit_) return absl::OkStatus();
+    if (bytes > limit_) return absl::OkStatus();
     auto open = open_.find(signature);
     if (open != open_.end()) {
       Bucket& b = buckets_[open->second];

@@ -326,7 +326,7 @@ class FunctionChecker {
         }
         // A step of several updates of one state.
         auto in_place = v.node->op().in_place.find(v.index);
-        if (in_place != v.node->op().in_place.end() &&
+        if (in_place != v.node->op().in_place.end() && !v.node->Is("comm.done") &&
             here(memory_->values.at(v.node->operand(in_place->second).name()))) {
           return absl::OkStatus();
         }

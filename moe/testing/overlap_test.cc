@@ -122,6 +122,32 @@ constexpr Line kLines[] = {
     {"cap", "cp=2 tp=2 etp=2 sp zero=1"},
     {"drop", "dp=4 ep=4 overload=0.6 microbatches=2"},
 };
+// Experts in parts: of the same bits, too, but in plans of other nodes.
+TEST_P(SameBitsTest, InParts) {
+  const ModelConfig model = GetParam().model == std::string("cap") ? SmallMoe() : SmallDropless();
+  ASSERT_OK_AND_ASSIGN(const Plan plain, CompilePlan(model, absl::StrCat(GetParam().strategy, " overlap=off")));
+  int exchanges = 0;
+  for (const auto& f : plain.module().functions()) {
+    for (const Node* n : f->NodesOf("comm.all_to_all")) exchanges += n->type().rank() == 5;
+  }
+  if (exchanges == 0) GTEST_SKIP() << "no expert parallelism";
+  ASSERT_OK_AND_ASSIGN(const Results want, Execute(plain));
+  for (const char* words : {" moe_chunks=2 overlap=off", " moe_chunks=2 overlap=on"}) {
+    SCOPED_TRACE(words);
+    ASSERT_OK_AND_ASSIGN(const Plan plan, CompilePlan(model, absl::StrCat(GetParam().strategy, words)));
+    EXPECT_GT(CountNodes(plan, "moe.split_experts"), 0);
+    ASSERT_OK_AND_ASSIGN(const Results got, Execute(plan));
+    EXPECT_EQ(got.reports, want.reports);
+    for (const auto& [name, values] : want.states) EXPECT_EQ(got.states.at(name), values) << name;
+  }
+}
+
+TEST(SplitExpertsTest, PartsDivideTheExpertsOfARank) {
+  const absl::StatusOr<Plan> plan = CompilePlan(SmallMoe(), "dp=4 ep=4 moe_chunks=3");
+  EXPECT_THAT(std::string(plan.status().message()),
+              HasSubstr("moe_chunks = 3 does not divide the 2 experts of a rank; legal here: 1, 2"));
+}
+
 INSTANTIATE_TEST_SUITE_P(Strategies, SameBitsTest, ::testing::ValuesIn(kLines));
 
 // Gradients of ZeRO-1 are reduced in the backward of the last microbatch; the update waits.
