@@ -113,6 +113,10 @@ absl::StatusOr<bool> Overlap(Program& program, const PassContext& context) {
     for (int i = 0; i < order.size(); ++i)
       seconds.push_back(NodeSeconds(*order.node(i), mesh, context.target));
     const TwoQueueOrder result = OrderForTwoQueues(order, seconds);
+    if (static_cast<int>(result.nodes.size()) != order.size()) {
+      return absl::InternalError(absl::StrCat("overlap: the order of @", f->name(), " has ", result.nodes.size(),
+                                              " of its ", order.size(), " nodes"));
+    }
     for (int i = 0; i < order.size(); ++i) {
       changed = changed || result.nodes[i] != order.node(i);
       exchanges += order.node(i)->queue == Queue::kComm;

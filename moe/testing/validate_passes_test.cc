@@ -82,6 +82,8 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"tied", "pp=2 dp=2 tp=2 ep=2 etp=2 microbatches=4"},
                       Case{"dropless", "tp=2 dp=4 ep=4 sp vp zero=3 checkpoint=selective"},
                       Case{"dropless", "pp=2 dp=2 ep=2 microbatches=2 checkpoint=full overload=0.8"},
+                      Case{"dropless",
+                           "pp=2 dp=2 ep=2 zero=1 microbatches=2 bucket=65536 overlap=on moe_chunks=2"},
                       Case{"f32", "pp=2 dp=2 tp=2 ep=4 sp vp microbatches=2 schedule=gpipe"},
                       Case{"tied", "pp=2 tp=2 etp=2 sp microbatches=2 schedule=zb-h1 zero=1"}));
 
