@@ -37,12 +37,14 @@ class CommQueue {
   ~CommQueue();
 
   void BeginFunction();  // from here on jobs and compute nodes count from 1 again
-  // The job may start when that many compute nodes are done; null: does nothing in its turn. Gives its number.
+  // The job may start when that many compute nodes are done; null: does nothing in its turn. Gives its
+  // number.
   int64_t Post(Job job, int64_t after_compute);
-  void ComputeDone();                   // one more
-  bool Idle();                          // all that was posted is done
-  int64_t CountInline();                // the compute thread ran the next job itself
-  absl::Status WaitFor(int64_t jobs);   // until that many jobs of the function are done; the first error of any
+  void ComputeDone();     // one more
+  bool Idle();            // all that was posted is done
+  int64_t CountInline();  // the compute thread ran the next job itself
+  absl::Status WaitFor(
+      int64_t jobs);  // until that many jobs of the function are done; the first error of any
   absl::Status WaitForJob(int64_t job);  // by number
 
  private:
@@ -57,9 +59,9 @@ class CommQueue {
   ComputeGate* const gate_;
   absl::Mutex mutex_;
   ComputeGate::Condition changed_;
-  std::vector<Item> ring_;                          // job n is at n % size
+  std::vector<Item> ring_;                            // job n is at n % size
   int64_t posted_ = 0, done_ = 0, compute_done_ = 0;  // ever
-  int64_t first_job_ = 0, first_compute_ = 0;       // before the function
+  int64_t first_job_ = 0, first_compute_ = 0;         // before the function
   absl::Status status_;
   bool stop_ = false;
   std::thread thread_;
