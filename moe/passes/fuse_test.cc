@@ -208,5 +208,36 @@ TEST(FuseModelTest, FindsItsPatterns) {
   }
 }
 
+// The probability is an operand of combine, and of the gradient that dispatches: no pass over dispatched rows
+// scales or casts them.
+TEST(FuseModelTest, DispatchAndCombineCarryTheirScale) {
+  for (const char* strategy :
+       {"", "dp=4 ep=4", "tp=2 dp=4 ep=8 sp", "tp=2 dp=2 etp=2 ep=2 dispatcher=allgather"}) {
+    for (ModelConfig config : {SmallMoe(), SmallDropless()}) {
+      SCOPED_TRACE(strategy);
+      config.set_norm_topk_prob(true);
+      ASSERT_OK_AND_ASSIGN(const std::unique_ptr<ShardedModel> model, CompileSharded(config, strategy));
+      ASSERT_OK(Fuse(model->program, PassContext()).status());
+      int scaled = 0;
+      for (const auto& f : model->module().functions()) {
+        for (const char* op :
+             {"moe.dispatch", "moe.undispatch", "moe.combine", "moe.combine_do", "moe.combine_dp"}) {
+          for (const Node* n : f->NodesOf(op)) {
+            scaled += n->op().FindResult("y") >= 0 || n->Is("moe.combine_do");
+            std::vector<const Node*> neighbours;
+            for (const Value& v : n->operands()) neighbours.push_back(v.node);
+            for (const Use& u : n->uses()) neighbours.push_back(u.user);
+            for (const Node* other : neighbours) {
+              EXPECT_FALSE(other->Is("math.scale") || other->Is("math.mul") || other->Is("math.cast"))
+                  << op << " beside " << other->op_name();
+            }
+          }
+        }
+      }
+      EXPECT_GE(scaled, 2);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace moe

@@ -12,9 +12,9 @@ namespace {
 
 // How much dearer a byte of the first value is than one of the last.
 constexpr double kTilt = 1e-3;
-// Branch and bound may look at so many nodes of the problem in all: 25,000 cuts of a layer, 250 of a large
-// chunk.
-constexpr int64_t kWork = 500'000;
+// Branch and bound may look at so many nodes of the problem in all: hundreds of cuts of a layer, dozens of a
+// large chunk.
+constexpr int64_t kWork = 60'000;
 
 class Search {
  public:
