@@ -13,6 +13,7 @@
 #include "moe/ir/builder.h"
 #include "moe/ir/registry.h"
 #include "moe/ir/state.h"
+#include "moe/ir/state_layout.h"
 #include "moe/passes/copy_nodes.h"
 #include "moe/passes/layer_cuts.h"
 #include "moe/passes/schedule_table.h"
@@ -70,7 +71,14 @@ class Cutter {
       layers[part.layer] += seconds;
     }
     num_layers_ = static_cast<int>(layers.size());
-    if (chunks() == 1) {
+    if (context_.layout != nullptr) {
+      cuts_ = context_.layout->layer_cuts;
+      if (static_cast<int>(cuts_.size()) != chunks() + 1 || cuts_.back() != num_layers_) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "the state to be shared is cut into ", cuts_.size() - 1, " chunks of ", cuts_.back(),
+            " layers in all; this program has ", chunks(), " chunks and ", num_layers_, " layers"));
+      }
+    } else if (chunks() == 1) {
       cuts_ = {0, num_layers_};
     } else {
       std::vector<double> cost = layers;
@@ -80,6 +88,7 @@ class Cutter {
       }
       ASSIGN_OR_RETURN(cuts_, CutLayers(cost, chunks()));
     }
+    module_.attributes()["layer_cuts"] = std::vector<int64_t>(cuts_.begin(), cuts_.end());
     Note(layers, embedding, head);
     return absl::OkStatus();
   }

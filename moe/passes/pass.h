@@ -22,6 +22,8 @@
 
 namespace moe {
 
+struct StateLayout;  // moe/ir/state_layout.h
+
 struct PassContext {
   Strategy strategy;
   Target target;                               // what the kernels can do, as data
@@ -30,6 +32,8 @@ struct PassContext {
   // none.
   std::function<int64_t(const Node&, const Mesh&)> workspace;
   int64_t memory_limit = 0;  // bytes of one rank that `certify` holds the plan to; 0: none
+  // Where persistent state must live, for programs that share it. Null: where this program likes best.
+  const StateLayout* layout = nullptr;
   std::string OptionOr(absl::string_view key, absl::string_view otherwise) const;
   // A line for the table of what the passes did.
   void Note(std::string line) const {

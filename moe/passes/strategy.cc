@@ -41,6 +41,7 @@ std::vector<int64_t> Divisors(int64_t n) {
 struct Degrees {
   int64_t tp = 1, cp = 1, dp = 1, etp = 1, ep = 1, edp = 1;
   int64_t kv_heads = 0;
+  std::vector<int64_t> more_cuts;  // of strategies that share the mesh
   int64_t world() const { return tp * cp * dp; }
 
   // kvh: the part of tp that shards K and V; the other part, kvr, repeats them and is minor.
@@ -49,6 +50,7 @@ struct Degrees {
   std::vector<int64_t> Cuts(bool edp_inside_ep = false) const {
     std::vector<int64_t> cuts = {
         1, tp, tp * cp, world(), etp, etp * (edp_inside_ep ? edp : ep), etp * ep * edp, kv_repeats()};
+    cuts.insert(cuts.end(), more_cuts.begin(), more_cuts.end());
     std::sort(cuts.begin(), cuts.end());
     cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
     return cuts;
@@ -188,14 +190,24 @@ std::string FoldProblem(const Strategy& s, int64_t kv_heads) {
   return DegreesOf(s, kv_heads).Problem().value_or("");
 }
 
-absl::StatusOr<Mesh> FoldMesh(const Strategy& s, int64_t kv_heads) {
+absl::StatusOr<Mesh> FoldMesh(const Strategy& s, int64_t kv_heads, absl::Span<const Strategy> alongside) {
   for (const IntField& f : kDegrees) {
     if (s.*f.field < 1 || s.*f.field > kMaxDegree) {
       return absl::InvalidArgumentError(
           absl::StrCat("strategy: ", f.name, " = ", s.*f.field, " is not positive"));
     }
   }
-  const Degrees d = DegreesOf(s, kv_heads);
+  Degrees d = DegreesOf(s, kv_heads);
+  for (const Strategy& other : alongside) {
+    if (other.pp != s.pp || other.world() != s.world()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("strategies '", s.ToString(), "' and '", other.ToString(),
+                       "' cannot share state: they must have the same world and the "
+                       "same number of stages"));
+    }
+    const std::vector<int64_t> cuts = DegreesOf(other, kv_heads).Cuts();
+    d.more_cuts.insert(d.more_cuts.end(), cuts.begin(), cuts.end());
+  }
   if (const std::optional<std::string> problem = d.Problem()) {
     std::string message = absl::StrCat("strategy: ", *problem, "; nearest legal: ", Nearest(d));
     // The chain is stricter than necessary: the same degrees may fit with edp inside ep.

@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "moe/ir/types.h"
 
 namespace moe {
@@ -43,7 +44,9 @@ absl::StatusOr<Strategy> ParseStrategy(
 // tp/gcd(tp, kv_heads), must form a divisibility chain. kv_heads = 0: no attention. Error: which cut points
 // clash, and the nearest legal sizes. Axes get names of one letter, minor first ('a' is the innermost); "pp"
 // is prepended when pp > 1. Aliases: dp cp tp ep etp edp kvh.
-absl::StatusOr<Mesh> FoldMesh(const Strategy& s, int64_t kv_heads);
+// `alongside`: strategies whose plans share state with this one; the axes are then fine enough for all of
+// them, so that a placement means the same in every plan. Their worlds and stages must be those of `s`.
+absl::StatusOr<Mesh> FoldMesh(const Strategy& s, int64_t kv_heads, absl::Span<const Strategy> alongside = {});
 // What keeps the degrees from folding, without the search for the nearest legal ones; "" if they fold.
 std::string FoldProblem(const Strategy& s, int64_t kv_heads);
 

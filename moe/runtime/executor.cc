@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "moe/base/status.h"
 #include "moe/ir/state.h"
+#include "moe/ir/state_layout.h"
 #include "moe/runtime/init.h"
 
 namespace moe {
@@ -31,6 +32,7 @@ void Put(const Tensor& t, int64_t i, double v) {
 absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(const Program& program,
                                                            const ExecutorOptions& options) {
   std::unique_ptr<Executor> e(new Executor(program));
+  if (options.memory_of != nullptr) RETURN_IF_ERROR(CheckSameState(options.memory_of->program_, program));
   const int cores = options.compute_threads > 0 ? options.compute_threads
                                                 : std::max(1u, std::thread::hardware_concurrency());
   e->gate_ = std::make_unique<ComputeGate>(cores);
@@ -43,6 +45,12 @@ absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(const Program& progra
   rank_options.gate = e->gate_.get();
   rank_options.poison = options.poison;
   for (int64_t r = 0; r < n; ++r) {
+    if (options.memory_of != nullptr) rank_options.memory_of = &options.memory_of->ranks_[r]->arena();
+    rank_options.reserve_bytes = 0;
+    for (const Program* other : options.room_for) {
+      const StageMemory& memory = other->memory.stages[other->module->mesh().Stage(r)];
+      rank_options.reserve_bytes = std::max(rank_options.reserve_bytes, Arena::BytesOf(memory));
+    }
     ASSIGN_OR_RETURN(std::unique_ptr<RankExecutor> rank,
                      RankExecutor::Create(program, r, e->world_->rank(r), rank_options));
     e->ranks_.push_back(std::move(rank));

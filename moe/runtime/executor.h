@@ -29,6 +29,10 @@ struct ExecutorOptions {
   absl::Duration timeout =
       absl::Seconds(60);  // a rank that waits longer for its peers ends the run with an error
   bool poison = false;    // tests: frames hold NaN before every action
+  // Programs that share state (ir/state_layout.h) share memory too, one running at a time. The first executor
+  // is told of the programs to come, the others of the first, which must outlive their runs.
+  std::vector<const Program*> room_for;
+  const Executor* memory_of = nullptr;
 };
 
 class Executor : public Session, private DecisionHook {
@@ -51,6 +55,7 @@ class Executor : public Session, private DecisionHook {
 
   int64_t num_ranks() const { return static_cast<int64_t>(ranks_.size()); }
   const RankExecutor& rank(int64_t r) const { return *ranks_[r]; }
+  const Program& program() const { return program_; }
   // Highest byte in use on any rank of each stage, to compare with the plan.
   std::vector<int64_t> MeasuredPeakPerStage() const;
 
