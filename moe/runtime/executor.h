@@ -23,6 +23,8 @@
 
 namespace moe {
 
+class Executor;
+
 struct ExecutorOptions {
   Backend backend = Backend::kCpu;
   int compute_threads = 0;  // ranks that compute at once; 0: the number of cores

@@ -22,79 +22,84 @@ ABSL_FLAG(std::string, strategy, "",
 
 // type, flag, part of RunConfig, its field, help. A flag has its field's name, or Megatron's where that is
 // another.
-#define MOE_VALUE_FLAGS(X)                                                                                  \
-  X(int64_t, num_layers, model, num_layers, "Transformer layers.")                                          \
-  X(int64_t, hidden_size, model, hidden_size, "Width of the residual stream.")                              \
-  X(int64_t, num_attention_heads, model, num_attention_heads, "Query heads.")                               \
-  X(int64_t, num_query_groups, model, num_key_value_heads, "Key-value heads; 0: as num_attention_heads.")   \
-  X(int64_t, kv_channels, model, head_dim, "Width of a head; 0: hidden_size / num_attention_heads.")        \
-  X(int64_t, ffn_hidden_size, model, ffn_hidden_size, "Feature width of dense layers.")                     \
-  X(int64_t, vocab_size, model, vocab_size, "Tokens of the vocabulary.")                                    \
-  X(int64_t, seq_length, model, seq_length, "Tokens of a sample.")                                          \
-  X(int64_t, num_experts, model, num_experts, "Experts of a MoE layer; 0: all layers dense.")               \
-  X(int64_t, moe_router_topk, model, moe_router_topk, "Experts that a token visits.")                       \
-  X(int64_t, moe_ffn_hidden_size, model, moe_ffn_hidden_size,                                               \
-    "Feature width of an expert; 0: as ffn_hidden_size.")                                                   \
-  X(int64_t, moe_shared_expert_intermediate_size, model, shared_expert_ffn_hidden_size,                     \
-    "Feature width of the shared expert; 0: none.")                                                         \
-  X(int64_t, first_dense_layers, model, first_dense_layers, "Dense layers before the first MoE layer.")     \
-  X(int64_t, moe_layer_freq, model, moe_layer_freq, "Every how many layers is a MoE layer.")                \
-  X(double, moe_expert_capacity_factor, model, capacity_factor,                                             \
-    "Slots per expert and routing group, as a multiple of a balanced share; 0: dropless.")                  \
-  X(int64_t, routing_groups_per_sequence, model, routing_groups_per_sequence,                               \
-    "Parts of a sequence that are routed, and lose tokens, on their own.")                                  \
-  X(double, moe_aux_loss_coeff, model, aux_loss_coeff, "Coefficient of the load-balancing loss.")           \
-  X(std::string, moe_aux_loss_scope, model, aux_loss_scope, "sequence, microbatch or global_batch.")        \
-  X(double, moe_z_loss_coeff, model, z_loss_coeff, "Coefficient of the router's z-loss.")                   \
-  X(double, rotary_base, model, rope_theta, "Base of the rotary frequencies.")                              \
-  X(double, norm_epsilon, model, norm_eps, "Epsilon of RMSNorm.")                                           \
-  X(double, init_method_std, model, init_std, "Standard deviation of initial weights.")                     \
-  X(std::string, dtype, model, dtype, "f32 or f64.")                                                        \
-  X(int64_t, world_size, strategy, world_size, "Ranks; 0: the product of the sizes below.")                 \
-  X(int64_t, pipeline_model_parallel_size, strategy, pipeline_model_parallel_size, "Pipeline stages.")      \
-  X(int64_t, data_parallel_size, strategy, data_parallel_size,                                              \
-    "Data-parallel ranks; 0: what world_size leaves.")                                                      \
-  X(int64_t, context_parallel_size, strategy, context_parallel_size,                                        \
-    "Ranks that share a sequence in attention.")                                                            \
-  X(int64_t, tensor_model_parallel_size, strategy, tensor_model_parallel_size, "Ranks that share a layer.") \
-  X(int64_t, expert_model_parallel_size, strategy, expert_model_parallel_size,                              \
-    "Ranks that share the experts of a layer; taken from the ranks of a stage, they do not multiply the "   \
-    "world.")                                                                                               \
-  X(int64_t, expert_tensor_parallel_size, strategy, expert_tensor_parallel_size,                            \
-    "Ranks that share one expert; 0: as tensor_model_parallel_size.")                                       \
-  X(int64_t, zero_stage, strategy, zero_stage,                                                              \
-    "0, 1 (optimizer), 2 (and gradients) or 3 (and parameters) sharded.")                                   \
-  X(int64_t, expert_zero_stage, strategy, expert_zero_stage, "The same for experts; -1: as zero_stage.")    \
-  X(std::string, schedule, strategy, schedule,                                                              \
-    "1f1b, gpipe, interleaved, zb-h1, zb-v or file:PATH of a table.")                                       \
-  X(int64_t, virtual_pipeline_model_parallel_size, strategy, virtual_pipeline_model_parallel_size,          \
-    "Chunks of layers per stage.")                                                                          \
-  X(std::string, recompute_granularity, strategy, recompute_granularity, "none, selective or full.")        \
-  X(double, moe_overload_factor, strategy, moe_overload_factor,                                             \
-    "Dropless: rows that the arena holds, as a multiple of the expected; 0: the worst case.")               \
-  X(std::string, expert_axis_order, strategy, expert_axis_order, "fold or reversed; empty: the cheaper.")   \
-  X(std::string, data_path, train, data_path, "Plain text; empty: the text that setup.sh makes.")           \
-  X(double, held_out_fraction, train, held_out_fraction,                                                    \
-    "Share of the text, from its end, kept for evaluation.")                                                \
-  X(int64_t, train_iters, train, train_iters, "Steps.")                                                     \
-  X(int64_t, global_batch_size, train, global_batch_size, "Samples per step.")                              \
-  X(int64_t, micro_batch_size, train, micro_batch_size, "Samples per microbatch and data-parallel rank.")   \
-  X(double, lr, train, lr, "Peak learning rate.")                                                           \
-  X(double, min_lr, train, min_lr, "Learning rate at the end.")                                             \
-  X(int64_t, lr_warmup_iters, train, lr_warmup_iters, "Steps of linear warm-up.")                           \
-  X(double, weight_decay, train, weight_decay, "Decoupled weight decay.")                                   \
-  X(double, adam_beta1, train, adam_beta1, "Decay of the first moment.")                                    \
-  X(double, adam_beta2, train, adam_beta2, "Decay of the second moment.")                                   \
-  X(double, adam_eps, train, adam_eps, "Epsilon of AdamW.")                                                 \
-  X(double, clip_grad, train, clip_grad, "Largest global gradient norm; 0: no clipping.")                   \
-  X(uint64_t, seed, train, seed, "Seed of initial weights and of the data order.")                          \
-  X(int64_t, log_interval, train, log_interval, "Steps between progress lines.")                            \
-  X(int64_t, eval_interval, train, eval_interval, "Steps between evaluations; 0: at the end only.")         \
-  X(int64_t, eval_samples, train, eval_samples, "Held-out samples per evaluation; 0: all.")                 \
-  X(int64_t, save_interval, train, save_interval, "Steps between checkpoints; 0: at the end only.")         \
-  X(int64_t, max_consecutive_skips, train, max_consecutive_skips,                                           \
-    "Non-finite steps in a row that stop the run.")                                                         \
-  X(std::string, run_dir, train, run_dir, "Folder of the run; empty: runs/<date-time>.")                    \
+#define MOE_VALUE_FLAGS(X)                                                                                   \
+  X(int64_t, num_layers, model, num_layers, "Transformer layers.")                                           \
+  X(int64_t, hidden_size, model, hidden_size, "Width of the residual stream.")                               \
+  X(int64_t, num_attention_heads, model, num_attention_heads, "Query heads.")                                \
+  X(int64_t, num_query_groups, model, num_key_value_heads, "Key-value heads; 0: as num_attention_heads.")    \
+  X(int64_t, kv_channels, model, head_dim, "Width of a head; 0: hidden_size / num_attention_heads.")         \
+  X(int64_t, ffn_hidden_size, model, ffn_hidden_size, "Feature width of dense layers.")                      \
+  X(int64_t, vocab_size, model, vocab_size, "Tokens of the vocabulary.")                                     \
+  X(int64_t, seq_length, model, seq_length, "Tokens of a sample.")                                           \
+  X(int64_t, num_experts, model, num_experts, "Experts of a MoE layer; 0: all layers dense.")                \
+  X(int64_t, moe_router_topk, model, moe_router_topk, "Experts that a token visits.")                        \
+  X(int64_t, moe_ffn_hidden_size, model, moe_ffn_hidden_size,                                                \
+    "Feature width of an expert; 0: as ffn_hidden_size.")                                                    \
+  X(int64_t, moe_shared_expert_intermediate_size, model, shared_expert_ffn_hidden_size,                      \
+    "Feature width of the shared expert; 0: none.")                                                          \
+  X(int64_t, first_dense_layers, model, first_dense_layers, "Dense layers before the first MoE layer.")      \
+  X(int64_t, moe_layer_freq, model, moe_layer_freq, "Every how many layers is a MoE layer.")                 \
+  X(double, moe_expert_capacity_factor, model, capacity_factor,                                              \
+    "Slots per expert and routing group, as a multiple of a balanced share; 0: dropless.")                   \
+  X(int64_t, routing_groups_per_sequence, model, routing_groups_per_sequence,                                \
+    "Parts of a sequence that are routed, and lose tokens, on their own.")                                   \
+  X(double, moe_aux_loss_coeff, model, aux_loss_coeff, "Coefficient of the load-balancing loss.")            \
+  X(std::string, moe_aux_loss_scope, model, aux_loss_scope, "sequence, microbatch or global_batch.")         \
+  X(double, moe_z_loss_coeff, model, z_loss_coeff, "Coefficient of the router's z-loss.")                    \
+  X(double, rotary_base, model, rope_theta, "Base of the rotary frequencies.")                               \
+  X(double, norm_epsilon, model, norm_eps, "Epsilon of RMSNorm.")                                            \
+  X(double, init_method_std, model, init_std, "Standard deviation of initial weights.")                      \
+  X(std::string, dtype, model, dtype, "f32 or f64.")                                                         \
+  X(int64_t, world_size, strategy, world_size, "Ranks; 0: the product of the sizes below.")                  \
+  X(int64_t, pipeline_model_parallel_size, strategy, pipeline_model_parallel_size, "Pipeline stages.")       \
+  X(int64_t, data_parallel_size, strategy, data_parallel_size,                                               \
+    "Data-parallel ranks; 0: what world_size leaves.")                                                       \
+  X(int64_t, context_parallel_size, strategy, context_parallel_size,                                         \
+    "Ranks that share a sequence in attention.")                                                             \
+  X(int64_t, tensor_model_parallel_size, strategy, tensor_model_parallel_size, "Ranks that share a layer.")  \
+  X(int64_t, expert_model_parallel_size, strategy, expert_model_parallel_size,                               \
+    "Ranks that share the experts of a layer; taken from the ranks of a stage, they do not multiply the "    \
+    "world.")                                                                                                \
+  X(int64_t, expert_tensor_parallel_size, strategy, expert_tensor_parallel_size,                             \
+    "Ranks that share one expert; 0: as tensor_model_parallel_size.")                                        \
+  X(int64_t, zero_stage, strategy, zero_stage,                                                               \
+    "0, 1 (optimizer), 2 (and gradients) or 3 (and parameters) sharded.")                                    \
+  X(int64_t, expert_zero_stage, strategy, expert_zero_stage, "The same for experts; -1: as zero_stage.")     \
+  X(std::string, schedule, strategy, schedule,                                                               \
+    "1f1b, gpipe, interleaved, zb-h1, zb-v or file:PATH of a table.")                                        \
+  X(int64_t, virtual_pipeline_model_parallel_size, strategy, virtual_pipeline_model_parallel_size,           \
+    "Chunks of layers per stage.")                                                                           \
+  X(std::string, recompute_granularity, strategy, recompute_granularity, "none, selective or full.")         \
+  X(double, moe_overload_factor, strategy, moe_overload_factor,                                              \
+    "Dropless: rows that the arena holds, as a multiple of the expected; 0: the worst case.")                \
+  X(std::string, expert_axis_order, strategy, expert_axis_order, "fold or reversed; empty: the cheaper.")    \
+  X(std::string, data_path, train, data_path, "Plain text; empty: the text that setup.sh makes.")            \
+  X(double, held_out_fraction, train, held_out_fraction,                                                     \
+    "Share of the text, from its end, kept for evaluation.")                                                 \
+  X(int64_t, train_iters, train, train_iters, "Steps.")                                                      \
+  X(int64_t, global_batch_size, train, global_batch_size, "Samples per step.")                               \
+  X(int64_t, micro_batch_size, train, micro_batch_size, "Samples per microbatch and data-parallel rank.")    \
+  X(double, lr, train, lr, "Peak learning rate.")                                                            \
+  X(double, min_lr, train, min_lr, "Learning rate at the end.")                                              \
+  X(int64_t, lr_warmup_iters, train, lr_warmup_iters, "Steps of linear warm-up.")                            \
+  X(double, weight_decay, train, weight_decay, "Decoupled weight decay.")                                    \
+  X(double, adam_beta1, train, adam_beta1, "Decay of the first moment.")                                     \
+  X(double, adam_beta2, train, adam_beta2, "Decay of the second moment.")                                    \
+  X(double, adam_eps, train, adam_eps, "Epsilon of AdamW.")                                                  \
+  X(double, clip_grad, train, clip_grad, "Largest global gradient norm; 0: no clipping.")                    \
+  X(uint64_t, seed, train, seed, "Seed of initial weights and of the data order.")                           \
+  X(int64_t, log_interval, train, log_interval, "Steps between progress lines.")                             \
+  X(int64_t, eval_interval, train, eval_interval, "Steps between evaluations; 0: at the end only.")          \
+  X(int64_t, eval_samples, train, eval_samples, "Held-out samples per evaluation; 0: all.")                  \
+  X(int64_t, save_interval, train, save_interval, "Steps between checkpoints; 0: at the end only.")          \
+  X(int64_t, max_consecutive_skips, train, max_consecutive_skips,                                            \
+    "Non-finite steps in a row that stop the run.")                                                          \
+  X(std::string, length_buckets, train, length_buckets,                                                      \
+    "Lengths as in 64,128,256: samples are lines of the text, each padded to the shortest that holds it; a " \
+    "plan is compiled for each. Empty: windows of seq_length.")                                              \
+  X(int64_t, micro_batch_interval, train, micro_batch_interval,                                              \
+    "Steps between rounds of measuring, with --adaptive_micro_batch_size; 0: one round.")                    \
+  X(std::string, run_dir, train, run_dir, "Folder of the run; empty: runs/<date-time>.")                     \
   X(std::string, resume, train, resume, "A checkpoint, or a folder of checkpoints whose latest is taken.")
 
 // flag, part of RunConfig, its field, help. Apart, because --flag and --noflag work for plain bools only.
@@ -104,6 +109,10 @@ ABSL_FLAG(std::string, strategy, "",
   X(sequence_parallel, strategy, sequence_parallel,                                                          \
     "Norms and residuals sharded by sequence over tensor ranks.")                                            \
   X(vocab_parallel, strategy, vocab_parallel, "Embedding and head sharded by vocabulary over tensor ranks.") \
+  X(allow_shorter_sequences, train, allow_shorter_sequences,                                                 \
+    "Halve the sequence where no micro_batch_size fits the memory limit.")                                   \
+  X(adaptive_micro_batch_size, train, adaptive_micro_batch_size,                                             \
+    "Measure several microbatch sizes while training, and keep the fastest.")                                \
   X(split_tensor_by_kv_heads, strategy, split_tensor_by_kv_heads,                                            \
     "With more tensor ranks than key-value heads, split those ranks by heads and repeat the rest.")
 

@@ -408,6 +408,24 @@ std::vector<ConfigProblem> TrainConfigProblems(const RunConfig& config) {
   at_least("eval_samples", t.eval_samples(), 0);
   at_least("save_interval", t.save_interval(), 0);
   at_least("max_consecutive_skips", t.max_consecutive_skips(), 1);
+  at_least("micro_batch_interval", t.micro_batch_interval(), 0);
+  if (const absl::Status lengths = LengthsOf(config).status(); !lengths.ok()) {
+    out.Add(lengths.message());
+  } else if (!t.length_buckets().empty() && config.model().routing_groups_per_sequence() > 1) {
+    for (const int64_t length : *LengthsOf(config)) {
+      if (length % config.model().routing_groups_per_sequence() == 0) continue;
+      out.Add("length_buckets: routing_groups_per_sequence = ", config.model().routing_groups_per_sequence(),
+              " does not divide ", length)
+          .legal = "multiples of it";
+    }
+  }
+  const std::string& scope = config.model().aux_loss_scope();
+  if (t.adaptive_micro_batch_size() && config.model().num_experts() > 0 && !scope.empty() &&
+      scope != "sequence") {
+    out.Add("adaptive_micro_batch_size with moe_aux_loss_scope = ", scope,
+            ", a loss that changes with the size of a microbatch")
+        .legal = "moe_aux_loss_scope = sequence";
+  }
   within("held_out_fraction", t.held_out_fraction(), t.held_out_fraction() >= 0 && t.held_out_fraction() < 1,
          "at least 0, below 1");
   within("lr", t.lr(), t.lr() >= 0, "0 or more");
