@@ -23,7 +23,7 @@ struct Strategy {
   int zero = 0;                     // dense parameters: 0, 1, 2, 3
   int expert_zero = -1;             // expert parameters; -1: as `zero`
   int64_t microbatches = 1;         // per step; batch of one = global_batch / microbatches
-  std::string schedule = "1f1b";    // gpipe, 1f1b, interleaved, zb-h1, zb-v, or file:PATH
+  std::string schedule = "1f1b";    // gpipe, 1f1b, interleaved, zb-h1, zb-v, dualpipe, or file:PATH
   int64_t virtual_chunks = 1;       // chunks per stage
   std::string checkpoint = "none";  // none, selective, full
   double overload = 0;              // ragged arena bound: overload x expected rows; 0: worst case

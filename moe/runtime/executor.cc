@@ -179,9 +179,10 @@ absl::StatusOr<std::vector<double>> Executor::ReadState(const std::string& name)
   std::vector<double> out(type.num_elements(), 0.0);
   // Over axes that the type does not name, ranks hold the same bits; the first of them speaks. Over partial
   // axes they hold summands. Stages that share a parameter hold replicas of it, but each its own part of the
-  // gradient.
+  // gradient and of what is accumulated.
   const State* state = program_.module->FindState(name);
-  const bool stages_add = AttrString(state->attributes, "kind") == "gradient";
+  const std::string kind = AttrString(state->attributes, "kind");
+  const bool stages_add = kind == "gradient" || kind == "accumulator";
   AxisList replicated;
   for (AxisId a : mesh.SpmdAxes()) {
     if (type.placement.Role(a) == Placement::kNone) replicated.push_back(a);

@@ -205,6 +205,7 @@ std::string DescribeStrategy(const RunConfig& config) {
                                : s.schedule == "gpipe" ? "GPipe"
                                : s.schedule == "zb-h1" ? "ZB-H1"
                                : s.schedule == "zb-v"  ? "ZB-V"
+                               : s.schedule == "dualpipe" ? "DualPipe"
                                                        : s.schedule;
   absl::StrAppend(&line, "   ", schedule, ", ", s.microbatches,
                   s.microbatches == 1 ? " microbatch of " : " microbatches of ",

@@ -66,7 +66,7 @@ ABSL_FLAG(std::string, strategy, "",
     "0, 1 (optimizer), 2 (and gradients) or 3 (and parameters) sharded.")                                    \
   X(int64_t, expert_zero_stage, strategy, expert_zero_stage, "The same for experts; -1: as zero_stage.")     \
   X(std::string, schedule, strategy, schedule,                                                               \
-    "1f1b, gpipe, interleaved, zb-h1, zb-v or file:PATH of a table.")                                        \
+    "1f1b, gpipe, interleaved, zb-h1, zb-v, dualpipe or file:PATH of a table.")                                      \
   X(int64_t, virtual_pipeline_model_parallel_size, strategy, virtual_pipeline_model_parallel_size,           \
     "Chunks of layers per stage.")                                                                           \
   X(std::string, recompute_granularity, strategy, recompute_granularity, "none, selective or full.")         \

@@ -115,10 +115,10 @@ constexpr Degree kDegrees[] = {
      &StrategyConfig::set_expert_tensor_parallel_size},
 };
 
-constexpr char kSchedules[] = "1f1b, gpipe, interleaved, zb-h1, zb-v, file:PATH";
+constexpr char kSchedules[] = "1f1b, gpipe, interleaved, zb-h1, zb-v, dualpipe, file:PATH";
 bool IsSchedule(const std::string& s) {
   return s == "1f1b" || s == "gpipe" || s == "interleaved" || s == "zb-h1" || s == "zb-v" ||
-         (absl::StartsWith(s, "file:") && s.size() > 5);
+         s == "dualpipe" || (absl::StartsWith(s, "file:") && s.size() > 5);
 }
 // Chunks per stage that a schedule can have.
 struct ChunkRange {
@@ -127,7 +127,7 @@ struct ChunkRange {
 };
 ChunkRange ChunksOf(const std::string& schedule) {
   if (schedule == "1f1b" || schedule == "zb-h1") return {1, 1};
-  if (schedule == "zb-v") return {2, 2};
+  if (schedule == "zb-v" || schedule == "dualpipe") return {2, 2};
   return {schedule == "interleaved" ? 2 : 1, kMaxDegree};
 }
 bool IsRecompute(const std::string& s) { return s == "none" || s == "selective" || s == "full"; }
@@ -198,7 +198,13 @@ void CheckModelFits(const Sizes& z, const StrategyConfig& s, Collector& out) {
   const int64_t pp = s.pipeline_model_parallel_size(), tp = s.tensor_model_parallel_size();
   const int64_t cp = s.context_parallel_size(), ep = s.expert_model_parallel_size();
   const int64_t etp = s.expert_tensor_parallel_size(), chunks = s.virtual_pipeline_model_parallel_size();
-  if (z.layers >= 1 && pp * chunks > z.layers) {
+  // dualpipe has each layer in two chunks.
+  const bool twice = s.schedule() == "dualpipe";
+  if (twice && pp % 2 != 0) {
+    out.Add("pipeline_model_parallel_size = ", pp, " with schedule dualpipe, which pairs the stages").legal =
+        absl::StrCat("an even number, as ", pp + 1);
+  }
+  if (z.layers >= 1 && pp * (twice ? 1 : chunks) > z.layers) {
     const std::string of =
         chunks > 1 ? absl::StrCat(pp * chunks, " chunks (", pp, " stages x ", chunks, ") leaves a chunk")
                    : absl::StrCat(pp, " pipeline stages leaves a stage");
@@ -292,6 +298,14 @@ void CheckBatch(const RunConfig& config, Collector& out) {
   if (!micro_ok) out.Add("micro_batch_size = ", micro).legal = legal_size;
   if (!global_ok || !micro_ok) return;
   const int64_t microbatches = NumMicrobatches(config), pp = config.strategy().pipeline_model_parallel_size();
+  if (microbatches > 0 && config.strategy().schedule() == "dualpipe" &&
+      (microbatches % 2 != 0 || microbatches < 2 * pp)) {
+    out.Add(microbatches, " microbatches (global_batch_size ", global, " / ", micro * dp,
+            ") with schedule dualpipe, which sends half of them down and half up the stages")
+        .legal =
+        absl::StrCat("an even number of at least 2 x pipeline_model_parallel_size = ", 2 * pp,
+                     ": global_batch_size of ", std::max(2 * pp, (microbatches + 1) / 2 * 2) * micro * dp);
+  }
   if (microbatches > 0 && config.strategy().schedule() == "interleaved" && microbatches % pp != 0) {
     const int64_t per = micro * dp;  // samples in a microbatch, so that `global` is microbatches x per
     std::string& legal = out.Add(microbatches, " microbatches (global_batch_size ", global, " / ", per,
