@@ -40,7 +40,7 @@ std::vector<ConversionStep> StepsOf(const Node& n, const Mesh& mesh) {
     if (n.op_name() == std::string("comm.") + std::string(StepKindName(kind))) {
       step.kind = kind;
       for (const AxisId a : n.axes()) step.moves.push_back({a});
-      return {{n.operand(0), n.type(), {step}}};
+      return {step};
     }
   }
   return {};

@@ -60,10 +60,9 @@ std::vector<std::vector<Action>> ActionsOfTable(const Schedule& schedule) {
 class Player {
  public:
   Player(const Program& program, const Durations& durations, std::vector<std::vector<Action>> actions)
-      : durations_(durations), actions_(std::move(actions)), chunks_(0) {
+      : schedule_(program.schedule), durations_(durations), actions_(std::move(actions)) {
     for (const auto& row : actions_) {
       for (const Action& a : row) {
-        chunks_ = std::max(chunks_, a.chunk + 1);
         transfers_ |= a.kind == Action::kRecv;
       }
     }
@@ -151,10 +150,10 @@ class Player {
     };
     switch (a.kind) {
       case Action::kForward:
-        return a.chunk == 0 || after('F', a.chunk - 1);
+        return schedule_.IsFirst(a.chunk) || after('F', a.chunk - 1);
       case Action::kBackward:
       case Action::kInputGrad:
-        return after('F', a.chunk) && (a.chunk + 1 == chunks_ || after('B', a.chunk + 1));
+        return after('F', a.chunk) && (schedule_.IsLast(a.chunk) || after('B', a.chunk + 1));
       case Action::kWeightGrad:
         return after('B', a.chunk);
       default:
@@ -162,9 +161,9 @@ class Player {
     }
   }
 
+  const Schedule& schedule_;
   const Durations& durations_;
   const std::vector<std::vector<Action>> actions_;
-  int chunks_;
   bool transfers_ = false, stage_reduces_ = false;
   std::vector<size_t> next_;
   std::vector<double> clock_;

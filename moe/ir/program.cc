@@ -73,4 +73,14 @@ absl::string_view SpaceName(Space space) {
   return "?";
 }
 
+int Schedule::CopyOfMicrobatch(int microbatch) const {
+  if (copies == 1) return 0;
+  for (const auto& row : table) {
+    for (const Cell& c : row) {
+      if (c.microbatch == microbatch) return CopyOfChunk(c.chunk);
+    }
+  }
+  return 0;
+}
+
 }  // namespace moe

@@ -9,6 +9,7 @@
 // `schedule` resolves the actions of every stage, `plan-memory` their storage.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -56,6 +57,14 @@ struct Schedule {
   std::string name;  // "1f1b", "gpipe", ..., or the table's file
   int microbatches = 1;
   std::vector<int> chunk_stage;  // chunk -> pp rank
+  // A bidirectional schedule has the model twice: chunks [0, n) are one copy, [n, 2n) the other, on the
+  // stages in reverse, and a microbatch goes through one of them. Otherwise 1.
+  int copies = 1;
+  int chunks_per_copy() const { return std::max(1, static_cast<int>(chunk_stage.size()) / copies); }
+  bool IsFirst(int chunk) const { return chunk % chunks_per_copy() == 0; }
+  bool IsLast(int chunk) const { return (chunk + 1) % chunks_per_copy() == 0; }
+  int CopyOfChunk(int chunk) const { return chunk / chunks_per_copy(); }
+  int CopyOfMicrobatch(int microbatch) const;  // the copy that the table runs it through; 0 if none
   // The table: one row per pp rank, cells in order: "F0.0", "B1.3", ...
   struct Cell {
     char kind = 'F';  // F B I W

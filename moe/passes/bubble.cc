@@ -26,14 +26,20 @@ class Simulator {
     for (bool progress = true; progress;) {  // a valid table always finishes
       progress = false;
       for (size_t s = 0; s < stages; ++s) {
-        for (double ready;
-             next[s] < schedule_.table[s].size() && Ready(schedule_.table[s][next[s]], &ready);) {
-          const Schedule::Cell& cell = schedule_.table[s][next[s]++];
-          clock[s] = Execute(cell, std::max(clock[s], ready));
-          busy[s] += TimeOf(cell.kind);
-          held[s] += cell.kind == 'F';
-          report.in_flight[s] = std::max(report.in_flight[s], held[s]);
-          held[s] -= cell.kind == 'B' || cell.kind == 'W';
+        for (double ready; (ready = ReadyAt(s, next[s])) >= 0;) {
+          const size_t count = BlockAt(s, next[s]);
+          const double start = std::max(clock[s], ready);
+          double time = 0;
+          for (size_t i = 0; i < count; ++i) time += TimeOf(schedule_.table[s][next[s] + i].kind);
+          for (size_t i = 0; i < count; ++i) {
+            const Schedule::Cell& cell = schedule_.table[s][next[s]++];
+            End(cell, start + time);
+            held[s] += cell.kind == 'F';
+            report.in_flight[s] = std::max(report.in_flight[s], held[s]);
+            held[s] -= cell.kind == 'B' || cell.kind == 'W';
+          }
+          clock[s] = start + time;
+          busy[s] += time;
           progress = true;
         }
       }
@@ -70,18 +76,38 @@ class Simulator {
       *ready = std::max(*ready, it->second + (moves ? times_.transfer : 0));
       return true;
     };
-    if (cell.kind == 'F') return cell.chunk == 0 || needs('F', cell.chunk - 1);
+    if (cell.kind == 'F') return schedule_.IsFirst(cell.chunk) || needs('F', cell.chunk - 1);
     if (cell.kind == 'W') return needs('I', cell.chunk);
-    const bool last = cell.chunk + 1 == static_cast<int>(schedule_.chunk_stage.size());
-    return needs('F', cell.chunk) && (last || needs('I', cell.chunk + 1));
+    return needs('F', cell.chunk) && (schedule_.IsLast(cell.chunk) || needs('I', cell.chunk + 1));
   }
 
-  double Execute(const Schedule::Cell& cell, double start) {
-    const double end = start + TimeOf(cell.kind);
+  // Cells that run as one from `at` on.
+  size_t BlockAt(size_t stage, size_t at) const {
+    const auto& row = schedule_.table[stage];
+    const bool pair = times_.together && at + 1 < row.size() && row[at].kind == 'F' &&
+                      row[at + 1].kind == 'B' &&
+                      (row[at].chunk != row[at + 1].chunk || row[at].microbatch != row[at + 1].microbatch);
+    return pair ? 2 : 1;
+  }
+
+  // When all that the block needs is there; negative while something is not computed, or behind the row's
+  // end.
+  double ReadyAt(size_t stage, size_t at) const {
+    const auto& row = schedule_.table[stage];
+    if (at >= row.size()) return -1;
+    double latest = 0;
+    for (size_t i = 0; i < BlockAt(stage, at); ++i) {
+      double ready;
+      if (!Ready(row[at + i], &ready)) return -1;
+      latest = std::max(latest, ready);
+    }
+    return latest;
+  }
+
+  void End(const Schedule::Cell& cell, double end) {
     end_[{cell.kind, cell.chunk, cell.microbatch}] = end;
     if (cell.kind == 'B')
       end_[{'I', cell.chunk, cell.microbatch}] = end;  // a whole backward hands over at its end
-    return end;
   }
 
   const Schedule& schedule_;
@@ -101,8 +127,8 @@ std::string BubbleTableMarkdown() {
     const char* schedule;
     int chunks;
   };
-  constexpr Column kColumns[] = {{"gpipe", 1},       {"1f1b", 1},  {"interleaved", 2},
-                                 {"interleaved", 4}, {"zb-h1", 1}, {"zb-v", 2}};
+  constexpr Column kColumns[] = {{"gpipe", 1}, {"1f1b", 1}, {"interleaved", 2}, {"interleaved", 4},
+                                 {"zb-h1", 1}, {"zb-v", 2}, {"dualpipe", 2}};
   constexpr std::pair<int, int> kRows[] = {{2, 4}, {2, 8}, {4, 8}, {4, 16}, {8, 16}, {8, 32}, {16, 64}};
   std::string out = "| pp | microbatches |", rule = "|---|---|";
   for (const Column& c : kColumns) {

@@ -23,6 +23,9 @@ namespace moe {
 struct BubbleTimes {
   double forward = 1, input_grad = 1, weight_grad = 1;  // a whole backward takes both of these
   double transfer = 0;
+  // A forward and the whole backward that follows it run as one, both ready when both are done: how
+  // DualPipe's paper counts. One after the other, as here, the first is ready earlier and the bubble smaller.
+  bool together = false;
 };
 
 struct BubbleReport {

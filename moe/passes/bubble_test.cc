@@ -84,6 +84,27 @@ TEST(BubbleTest, GivesThePublishedRatesToFourDecimals) {
   EXPECT_EQ(rows, 12);
 }
 
+TEST(BubbleTest, DualPipeHasThePublishedBubbleWhereForwardAndBackwardRunTogether) {
+  for (const int p : {2, 4, 6, 8, 16}) {
+    for (const int m : {2 * p, 2 * p + 2, 4 * p}) {
+      Strategy strategy;
+      strategy.pp = p;
+      strategy.virtual_chunks = 2;
+      strategy.microbatches = m;
+      strategy.schedule = "dualpipe";
+      ASSERT_OK_AND_ASSIGN(const Schedule s, MakeSchedule(strategy));
+      BubbleTimes times;  // F = I = W = 1, so B = 2
+      ASSERT_OK_AND_ASSIGN(const BubbleReport apart, SimulateTable(s, times));
+      times.together = true;
+      ASSERT_OK_AND_ASSIGN(const BubbleReport r, SimulateTable(s, times));
+      // (p/2 - 1)(F&B + B - 3W) with F&B = F + B
+      EXPECT_DOUBLE_EQ(r.makespan - r.work, (p / 2 - 1) * (3.0 + 2 - 3)) << p << " " << m;
+      EXPECT_DOUBLE_EQ(apart.makespan - apart.work, p / 2 - 1) << p << " " << m;
+      for (const int held : r.in_flight) EXPECT_EQ(held, p + 1);
+    }
+  }
+}
+
 TEST(BubbleTest, RefusesATableThatCannotRun) {
   Schedule s;
   s.name = "mine";

@@ -61,12 +61,20 @@ class ActionChecker {
       }
       RETURN_IF_ERROR(CheckOnce(s, per_stage[s]));
     }
+    // A microbatch goes through one copy of the model, the one that runs its first chunk.
+    const Schedule& schedule = f_.program->schedule;
+    std::vector<int> copy_of(f_.microbatches, 0);
+    for (const auto& [cell, n] : cells_) {
+      const auto [kind, c, m] = cell;
+      if (kind == Action::kForward && schedule.IsFirst(c) && n > 0) copy_of[m] = schedule.CopyOfChunk(c);
+    }
     for (int c = 0; c < f_.chunks; ++c) {
       for (int m = 0; m < f_.microbatches; ++m) {
-        RETURN_IF_ERROR(Count({Action::kForward, c, m}, 1));
-        RETURN_IF_ERROR(Count({Action::kBackward, c, m}, train_ && !f_.Split(c)));
-        RETURN_IF_ERROR(Count({Action::kInputGrad, c, m}, train_ && f_.Split(c)));
-        RETURN_IF_ERROR(Count({Action::kWeightGrad, c, m}, train_ && f_.Split(c)));
+        const bool runs = schedule.CopyOfChunk(c) == copy_of[m];
+        RETURN_IF_ERROR(Count({Action::kForward, c, m}, runs));
+        RETURN_IF_ERROR(Count({Action::kBackward, c, m}, runs && train_ && !f_.Split(c)));
+        RETURN_IF_ERROR(Count({Action::kInputGrad, c, m}, runs && train_ && f_.Split(c)));
+        RETURN_IF_ERROR(Count({Action::kWeightGrad, c, m}, runs && train_ && f_.Split(c)));
       }
     }
     return absl::OkStatus();
@@ -209,6 +217,9 @@ absl::Status BuildFrame(const Program& program, ProgramFrame* f) {
   if (f->chunks < 1 || f->chunks > kMaxCount || f->microbatches < 1 || f->microbatches > kMaxCount) {
     return Uncertified(f->chunks, " chunks and ", f->microbatches, " microbatches; each is between 1 and ",
                        kMaxCount);
+  }
+  if (schedule.copies < 1 || f->chunks % schedule.copies != 0) {
+    return Uncertified(f->chunks, " chunks are no ", schedule.copies, " copies of the model");
   }
   if (static_cast<int>(program.memory.stages.size()) != f->stages) {
     return Uncertified("memory of ", program.memory.stages.size(), " stages, the mesh has ", f->stages);

@@ -58,9 +58,10 @@ absl::Status CheckInventory(const ProgramFrame& f) {
     if (it == where.end())
       return Uncertified(what, " is in no chunk; it belongs to chunk ", absl::StrJoin(n.chunks, ", "));
     // Copies of what inputs alone determine may be gone where a chunk no longer needs them.
-    const bool right = n.chunks.size() == 1 ? it->second == n.chunks
-                                            : std::includes(n.chunks.begin(), n.chunks.end(),
-                                                            it->second.begin(), it->second.end());
+    const bool once = static_cast<int>(n.chunks.size()) == f.program->schedule.copies;
+    const bool right =
+        once ? it->second == n.chunks
+             : std::includes(n.chunks.begin(), n.chunks.end(), it->second.begin(), it->second.end());
     if (!right) {
       return Uncertified(what, " stands in chunks ", absl::StrJoin(it->second, ", "),
                          "; it belongs to chunk ", absl::StrJoin(n.chunks, ", "));

@@ -13,6 +13,7 @@
 #include "moe/ir/builder.h"
 #include "moe/ir/registry.h"
 #include "moe/ir/state.h"
+#include "moe/ir/state_layout.h"
 #include "moe/passes/copy_nodes.h"
 #include "moe/passes/layer_cuts.h"
 #include "moe/passes/schedule_table.h"
@@ -43,6 +44,7 @@ class Cutter {
       : program_(program), module_(*program.module), step_(module_.Find("step")), context_(context) {}
 
   absl::Status Run() {
+    RETURN_IF_ERROR(CheckPrefixes());
     RETURN_IF_ERROR(ChooseCuts());
     AssignChunks();
     SplitSharedGradients();
@@ -55,7 +57,37 @@ class Cutter {
   }
 
  private:
-  int chunks() const { return static_cast<int>(program_.schedule.chunk_stage.size()); }
+  // Of one copy of the model.
+  int chunks() const { return program_.schedule.chunks_per_copy(); }
+
+  // What a forward reads of an accumulator is a sum over the microbatches before its own: they must run in
+  // order, and all in one place.
+  absl::Status CheckPrefixes() {
+    const Node* reads = nullptr;
+    for (const Node* n : step_->NodesOf("optim.accumulate")) {
+      for (const Use& u : n->uses(0)) {
+        if (n->phase == Phase::kForward && !u.user->Is("return")) reads = n;
+      }
+    }
+    if (reads == nullptr) return absl::OkStatus();
+    const Schedule& s = program_.schedule;
+    bool in_order = s.copies == 1;
+    for (const auto& row : s.table) {
+      std::map<int, int> last;
+      for (const Schedule::Cell& c : row) {
+        if (c.kind != 'F') continue;
+        const auto [it, fresh] = last.emplace(c.chunk, c.microbatch);
+        in_order = in_order && (fresh || it->second < c.microbatch);
+        it->second = c.microbatch;
+      }
+    }
+    if (in_order) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrCat(
+        kPass, ": %", reads->result_name(), " (scope '", reads->scope,
+        "') is a sum over the microbatches so far, which schedule ", s.name,
+        s.copies > 1 ? " sends through two copies of the model" : " does not run in order",
+        "; legal: a schedule that runs forwards in order, as 1f1b, or moe_aux_loss_scope = sequence"));
+  }
 
   absl::Status ChooseCuts() {
     double embedding = 0, head = 0;
@@ -70,7 +102,14 @@ class Cutter {
       layers[part.layer] += seconds;
     }
     num_layers_ = static_cast<int>(layers.size());
-    if (chunks() == 1) {
+    if (context_.layout != nullptr) {
+      cuts_ = context_.layout->layer_cuts;
+      if (static_cast<int>(cuts_.size()) != chunks() + 1 || cuts_.back() != num_layers_) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "the state to be shared is cut into ", cuts_.size() - 1, " chunks of ", cuts_.back(),
+            " layers in all; this program has ", chunks(), " chunks and ", num_layers_, " layers"));
+      }
+    } else if (chunks() == 1) {
       cuts_ = {0, num_layers_};
     } else {
       std::vector<double> cost = layers;
@@ -80,6 +119,7 @@ class Cutter {
       }
       ASSIGN_OR_RETURN(cuts_, CutLayers(cost, chunks()));
     }
+    module_.attributes()["layer_cuts"] = std::vector<int64_t>(cuts_.begin(), cuts_.end());
     Note(layers, embedding, head);
     return absl::OkStatus();
   }
@@ -266,20 +306,30 @@ class Cutter {
     program_.inventory.clear();
     for (const Node* n : order_) {
       const std::set<int>& where = where_.at(n);
-      program_.inventory.push_back({n->op_name(), n->result_name(), {where.begin(), where.end()}, ""});
+      LogicalNode node{n->op_name(), n->result_name(), {}, ""};
+      for (int copy = 0; copy < program_.schedule.copies; ++copy) {
+        for (const int c : where) node.chunks.push_back(copy * chunks() + c);
+      }
+      program_.inventory.push_back(std::move(node));
     }
+    for (int copy = 0; copy < program_.schedule.copies; ++copy) RETURN_IF_ERROR(BuildCopy(copy * chunks()));
+    return absl::OkStatus();
+  }
+
+  // The chunks of one copy of the model, numbered from `base`.
+  absl::Status BuildCopy(int base) {
     int built = 0;
     for (int c = 0; c < chunks(); ++c) {
-      Function* f = module_.AddFunction(absl::StrCat("chunk", c));
+      Function* f = module_.AddFunction(absl::StrCat("chunk", base + c));
       ValueMap map;
-      if (c > 0 && forward_[c - 1]) ArgFor(forward_[c - 1], c, f, &map);
+      if (c > 0 && forward_[c - 1]) ArgFor(forward_[c - 1], base + c, f, &map);
       for (Node* a : step_->args()) {  // arguments in the order of @step
         bool used = false;
         for (const Use& u : a->uses())
           used = used || (!u.user->Is("return") && where_.at(u.user).count(c) > 0);
-        if (used) ArgFor(a->result(), c, f, &map);
+        if (used) ArgFor(a->result(), base + c, f, &map);
       }
-      if (backward_[c]) ArgFor(backward_[c], c, f, &map);
+      if (backward_[c]) ArgFor(backward_[c], base + c, f, &map);
       int here = 0;
       for (const Node* n : order_) {
         if (!where_.at(n).count(c)) continue;
@@ -288,14 +338,14 @@ class Cutter {
       }
       if (here == 0) return Broken(absl::StrCat("chunk ", c, " is empty"));
       built += here;
-      if (forward_[c]) AddBoundary(f, map.at(forward_[c]), absl::StrCat("act.", c), c + 1);
+      if (forward_[c]) AddBoundary(f, map.at(forward_[c]), absl::StrCat("act.", base + c), base + c + 1);
       for (int i = 0; i < step_->num_results(); ++i) {
         const Value v = step_->result(i);
         const bool mine = v.node->Is("arg") ? c == 0 && map.count(v) : *where_.at(v.node).begin() == c;
         if (mine) f->AddResult(map.at(v), step_->result_binding(i));
       }
       if (c > 0 && backward_[c - 1])
-        AddBoundary(f, map.at(backward_[c - 1]), absl::StrCat("grad.", c - 1), c - 1);
+        AddBoundary(f, map.at(backward_[c - 1]), absl::StrCat("grad.", base + c - 1), base + c - 1);
     }
     if (built != static_cast<int>(order_.size())) {
       return Broken(absl::StrCat(built, " of ", order_.size(), " nodes are in a chunk"));
@@ -311,7 +361,7 @@ class Cutter {
 
   void SetStateStages() {
     std::map<std::string, std::set<int>> used;  // state -> chunks
-    for (int c = 0; c < chunks(); ++c) {
+    for (int c = 0; c < static_cast<int>(program_.schedule.chunk_stage.size()); ++c) {
       for (const Node* a : module_.Find(absl::StrCat("chunk", c))->args()) {
         if (BindingKind(a->attributes()) == "state")
           used[std::string(BindingName(a->attributes()))].insert(c);

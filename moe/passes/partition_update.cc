@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <functional>
 #include <set>
 #include <string>
@@ -70,7 +71,7 @@ class StagePart {
       if (BindingKind(binding) == "state") {
         const State* state = module_.FindState(BindingName(binding));
         if (state == nullptr || !LivesOn(*state, stage_)) continue;
-      } else if (Owner(whole_.result(i)) != stage_) {
+      } else if (!Reports(whole_.result(i))) {
         continue;  // a report that every stage could give: one does
       }
       ASSIGN_OR_RETURN(const Value v, Copy(whole_.result(i)));
@@ -84,6 +85,16 @@ class StagePart {
   }
 
  private:
+  // Accumulators of a model that is there twice are two sums, and both are reported: the host adds them up.
+  bool Reports(Value v) const {
+    const std::set<const State*> sources = Sources(module_, v);
+    for (const State* s : sources) {
+      if (AttrString(s->attributes, "kind") != "accumulator") return Owner(v) == stage_;
+    }
+    if (sources.empty() || DependsOnNorm(v)) return Owner(v) == stage_;
+    return std::all_of(sources.begin(), sources.end(), [&](const State* s) { return LivesOn(*s, stage_); });
+  }
+
   // Where a value that is no state is reported: after the norm's reduction every stage has it, so the first;
   // before, the stage of its states.
   int64_t Owner(Value v) const {

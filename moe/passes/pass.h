@@ -22,6 +22,8 @@
 
 namespace moe {
 
+struct StateLayout;  // moe/ir/state_layout.h
+
 struct PassContext {
   Strategy strategy;
   Target target;                               // what the kernels can do, as data
@@ -39,6 +41,8 @@ struct PassContext {
   using Preview = std::function<absl::StatusOr<Program>(const std::function<absl::Status(Program&)>& change,
                                                         absl::string_view until)>;
   Preview preview;
+  // Where persistent state must live, for programs that share it. Null: where this program likes best.
+  const StateLayout* layout = nullptr;
   std::string OptionOr(absl::string_view key, absl::string_view otherwise) const;
   // A line for the table of what the passes did.
   void Note(std::string line) const {

@@ -16,6 +16,7 @@
 #include "moe/ir/conversion_parts.h"
 #include "moe/ir/registry.h"
 #include "moe/ir/state.h"
+#include "moe/ir/state_layout.h"
 #include "moe/passes/frame_layout.h"
 #include "moe/passes/partition_stages.h"
 
@@ -356,7 +357,14 @@ class Planner {
 
   void PlaceStates(int s) {
     StageMemory& stage = program_.memory.stages[s];
-    for (const auto& state : module_.states()) {
+    // What outlives a step comes first: programs that share it have it at the same offsets.
+    std::vector<const State*> states;
+    for (const bool persistent : {true, false}) {
+      for (const auto& state : module_.states()) {
+        if (IsPersistent(*state) == persistent) states.push_back(state.get());
+      }
+    }
+    for (const State* state : states) {
       const std::vector<int64_t> on = StagesOf(*state);
       if (std::find(on.begin(), on.end(), s) == on.end()) continue;
       const int64_t bytes = Storage(state->type).bytes;

@@ -31,7 +31,22 @@ std::string Show(const Key& k) {
   return absl::StrCat(std::string(1, std::get<0>(k)), std::get<1>(k), ".", std::get<2>(k));
 }
 
-constexpr char kManyChunks[] = "gpipe, interleaved, zb-v (2), file:PATH";
+constexpr char kManyChunks[] = "gpipe, interleaved, zb-v (2), dualpipe (2), file:PATH";
+
+absl::Status CheckDualPipe(const Strategy& s) {
+  std::vector<std::string> wrong;
+  if (s.virtual_chunks != 2) {
+    wrong.push_back(absl::StrCat(
+        "two chunks per stage, one of each copy of the model: virtual_chunks=2, not ", s.virtual_chunks));
+  }
+  if (s.pp % 2 != 0) wrong.push_back(absl::StrCat("an even number of stages, not pp = ", s.pp));
+  if (s.microbatches % 2 != 0 || s.microbatches < 2 * s.pp) {
+    wrong.push_back(
+        absl::StrCat("an even number of microbatches, at least 2 pp = ", 2 * s.pp, ", not ", s.microbatches));
+  }
+  if (wrong.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("schedule dualpipe wants ", absl::StrJoin(wrong, "; ")));
+}
 
 absl::Status CheckInterleaved(const Strategy& s) {
   if (s.virtual_chunks < 2) {
@@ -212,10 +227,15 @@ absl::StatusOr<Schedule> MakeSchedule(const Strategy& s) {
       }
       out.chunk_stage = VPlacement(s.pp);
       out.table = ZeroBubbleVTable(s.pp, s.microbatches);
+    } else if (name == "dualpipe") {
+      RETURN_IF_ERROR(CheckDualPipe(s));
+      out.copies = 2;
+      for (int c = 0; c < s.pp; ++c) out.chunk_stage[s.pp + c] = static_cast<int>(s.pp) - 1 - c;
+      out.table = DualPipeTable(s.pp, s.microbatches);
     } else {
       return absl::InvalidArgumentError(
           absl::StrCat("unknown schedule '", s.schedule,
-                       "'; there are gpipe, 1f1b, interleaved, zb-h1, zb-v and file:PATH"));
+                       "'; there are gpipe, 1f1b, interleaved, zb-h1, zb-v, dualpipe and file:PATH"));
     }
   }
   RETURN_IF_ERROR(Annotate(ValidateTable(out), absl::StrCat("schedule ", out.name)));
@@ -245,8 +265,22 @@ absl::Status ValidateTable(const Schedule& s) {
       }
     }
   }
+  if (s.copies < 1 || chunks % s.copies != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(chunks, " chunks are no ", s.copies, " copies of a model"));
+  }
+  std::vector<int> copy_of(s.microbatches);
+  for (int m = 0; m < s.microbatches; ++m) copy_of[m] = s.CopyOfMicrobatch(m);
+  for (const auto& [key, stage] : stage_of) {
+    const auto [kind, c, m] = key;
+    if (s.CopyOfChunk(c) != copy_of[m]) {
+      return absl::InvalidArgumentError(absl::StrCat("stage ", stage, ": ", Show(key), ": microbatch ", m,
+                                                     " goes through the other copy of the model"));
+    }
+  }
   for (int c = 0; c < chunks; ++c) {
     for (int m = 0; m < s.microbatches; ++m) {
+      if (s.CopyOfChunk(c) != copy_of[m]) continue;
       const bool whole = stage_of.count({'B', c, m}) > 0;
       const int halves = static_cast<int>(stage_of.count({'I', c, m}) + stage_of.count({'W', c, m}));
       if (whole && halves > 0) {
@@ -273,12 +307,12 @@ absl::Status ValidateTable(const Schedule& s) {
       return done.count(half) ? std::nullopt : std::optional<Key>(half);
     }
     if (c.kind == 'F') {
-      if (c.chunk > 0 && !done.count({'F', c.chunk - 1, c.microbatch}))
+      if (!s.IsFirst(c.chunk) && !done.count({'F', c.chunk - 1, c.microbatch}))
         return Key{'F', c.chunk - 1, c.microbatch};
       return std::nullopt;
     }
     if (!done.count({'F', c.chunk, c.microbatch})) return Key{'F', c.chunk, c.microbatch};
-    if (c.chunk + 1 < chunks && !done.count(input_grad(c.chunk + 1, c.microbatch))) {
+    if (!s.IsLast(c.chunk) && !done.count(input_grad(c.chunk + 1, c.microbatch))) {
       return input_grad(c.chunk + 1, c.microbatch);
     }
     return std::nullopt;

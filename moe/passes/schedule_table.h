@@ -41,13 +41,14 @@ ScheduleTable GPipeTable(int stages, int chunks_per_stage, int microbatches);
 // per stage.
 ScheduleTable OneForwardOneBackwardTable(int stages, int microbatches);
 
-// The table that the strategy names: gpipe, 1f1b, interleaved, zb-h1, zb-v (schedules.h) or file:PATH;
-// validated. Chunk c is on stage c mod pp, with zb-v in a V; a file says it itself. Errors say what is legal.
+// The table that the strategy names: gpipe, 1f1b, interleaved, zb-h1, zb-v, dualpipe (schedules.h) or
+// file:PATH; validated. Chunk c is on stage c mod pp, with zb-v in a V, with dualpipe the second copy in
+// reverse; a file says it itself. Errors say what is legal.
 absl::StatusOr<Schedule> MakeSchedule(const Strategy& strategy);
 
-// Each F and each B (or I and W) of every chunk and microbatch exactly once, on the chunk's own stage, in an
-// order that can run: F(c) after F(c-1), B(c) and I(c) after F(c) and B(c+1) or I(c+1), W(c) after I(c). The
-// error names stage, cell and what it waits for.
+// Each F and each B (or I and W) of every chunk of a microbatch's copy exactly once, on the chunk's own
+// stage, in an order that can run: F(c) after F(c-1), B(c) and I(c) after F(c) and B(c+1) or I(c+1), W(c)
+// after I(c). The error names stage, cell and what it waits for.
 absl::Status ValidateTable(const Schedule& schedule);
 
 // By chunk: its backward is split.

@@ -139,6 +139,58 @@ ScheduleTable ZeroBubbleVTable(int stages, int microbatches) {
   return VScheduler(stages, microbatches).Run();
 }
 
+ScheduleTable DualPipeTable(int stages, int microbatches) {
+  ScheduleTable table(stages);
+  const int half = stages / 2, each = microbatches / 2;
+  for (int s = 0; s < stages; ++s) {
+    // What is said of the near direction, whose first chunk is on this half of the stages, holds for both
+    // halves by symmetry. `depth`: stages between this one and the near end.
+    const bool upper = s >= half;
+    const int depth = std::min(s, stages - 1 - s);
+    std::vector<Cell>& row = table[s];
+    int forwards[2] = {0, 0}, backwards[2] = {0, 0};
+    std::vector<Cell> pending;  // weight gradients that are still to run, in order
+    size_t next_weight = 0;
+    const auto chunk = [&](int far) {
+      const bool up = upper != (far == 1);
+      return up ? stages + (stages - 1 - s) : s;
+    };
+    const auto microbatch = [&](int far, int index) { return (upper != (far == 1) ? each : 0) + index; };
+    const auto forward = [&](int far) { row.push_back({'F', chunk(far), microbatch(far, forwards[far]++)}); };
+    const auto backward = [&](int far, bool split) {
+      const int c = chunk(far), m = microbatch(far, backwards[far]++);
+      row.push_back({split ? 'I' : 'B', c, m});
+      if (split) pending.push_back({'W', c, m});
+    };
+    const auto weight = [&] {
+      if (next_weight < pending.size()) row.push_back(pending[next_weight++]);
+    };
+    const int inner = half - 1 - depth;  // stages between this one and the middle
+    // Fill: the near direction first, until the far one's first microbatch has come across.
+    for (int i = 0; i < 2 * inner; ++i) forward(0);
+    for (int i = 0; i < depth + 1; ++i) forward(0), forward(1);
+    // The far direction's backwards arrive before the near one's; their weight gradients wait for a gap.
+    for (int i = 0; i < inner; ++i) backward(1, true), weight(), forward(1);
+    // Steady: a forward of one direction beside a backward of the other.
+    for (int i = 0; i < each - stages + depth + 1; ++i) {
+      forward(0), backward(1, false);
+      forward(1), backward(0, false);
+    }
+    // Drain, with weight gradients put off once nothing else is left to fill gaps.
+    for (int i = 0; i < inner; ++i) backward(1, false), forward(1), backward(0, false);
+    bool split = false;
+    for (int i = 0; i < depth + 1; ++i) {
+      split |= i == (depth + 1) / 2 && depth % 2 == 1;
+      backward(1, split);
+      split |= i == (depth + 1) / 2 && depth % 2 == 0;
+      backward(0, split);
+    }
+    for (int i = 0; i < inner; ++i) weight(), backward(0, true);
+    while (next_weight < pending.size()) weight();
+  }
+  return table;
+}
+
 std::vector<int> VPlacement(int stages) {
   std::vector<int> out(2 * stages);
   for (int s = 0; s < stages; ++s) out[s] = out[2 * stages - 1 - s] = s;

@@ -13,6 +13,9 @@
 //   zb-h1        1       p                           (p-1)/(3m+p-1): of I and W = F each, a bubble of p-1
 //   forwards zb-v         2       2p of half the size         close to that of zb-h1 with half-sized chunks
 //
+//   dualpipe     2       p + 1, and the parameters  (p-2)/(3m+p-2): of I and W = F each
+//                        twice
+//
 // Sources: interleaved: Narayanan et al., arXiv 2104.04473. zb-h1 and zb-v: Qi et al., arXiv 2401.10241; zb-v
 // here as a greedy list schedule.
 #pragma once
@@ -35,6 +38,12 @@ ScheduleTable ZeroBubbleH1Table(int stages, int microbatches);
 // chunk farther from the input before the other; a weight gradient where nothing else can start as early, or
 // no room is left.
 ScheduleTable ZeroBubbleVTable(int stages, int microbatches);
+
+// Bidirectional: the model is there twice, its second copy (chunks p .. 2p-1) on the stages in reverse.
+// Microbatches 0 .. m/2-1 go down, m/2 .. m-1 up, so that both ends start at once; weight gradients fill what
+// is left. Wants p and m even and m >= 2p. DeepSeek-AI, arXiv 2412.19437, section 3.2.1; bubble (p/2-1)(F+B +
+// B - 3W) where F+B is a forward and a backward that run together, here one after the other.
+ScheduleTable DualPipeTable(int stages, int microbatches);
 
 // Chunk -> stage, there and back: 0, 1, ..., p-1, p-1, ..., 1, 0.
 std::vector<int> VPlacement(int stages);

@@ -40,6 +40,19 @@ TEST(SchedulesTest, VPlacementPutsTheFirstAndTheLastChunkTogether) {
   EXPECT_EQ(s.chunk_stage, VPlacement(3));
 }
 
+TEST(SchedulesTest, DualPipeSendsHalfOfTheMicrobatchesUpThroughACopyOfTheModel) {
+  ASSERT_OK_AND_ASSIGN(Schedule s, MakeSchedule(With(2, 2, 4, "dualpipe")));
+  EXPECT_EQ(s.copies, 2);
+  EXPECT_EQ(s.chunk_stage, (std::vector<int>{0, 1, 1, 0}));
+  EXPECT_EQ(PrintScheduleTable(s.table),
+            "F0.0, F3.2, F0.1, B3.2, F3.3, B0.0, B3.3, I0.1, W0.1\n"
+            "F2.2, F1.0, F2.3, B1.0, F1.1, B2.2, B1.1, I2.3, W2.3\n");
+  for (int m = 0; m < 4; ++m) EXPECT_EQ(s.CopyOfMicrobatch(m), m / 2);
+  // A microbatch that changes copies on its way has no complete forward.
+  std::swap(s.table[0][0].microbatch, s.table[0][1].microbatch);
+  EXPECT_FALSE(ValidateTable(s).ok());
+}
+
 // Validity of every table, and the memory that each promises.
 TEST(SchedulesTest, TablesRunAndHoldNoMoreThanPromised) {
   for (int p = 1; p <= 8; ++p) {
@@ -77,6 +90,9 @@ TEST(SchedulesTest, IllegalCountsAreNamedWithTheNearestLegalOnes) {
          "microbatches = 6 is no multiple of pp = 4; nearest legal: microbatches=4 or microbatches=8");
   expect(With(4, 2, 3, "interleaved"), "nearest legal: microbatches=4");
   expect(With(4, 1, 8, "interleaved"), "virtual_chunks=2");
+  expect(With(3, 1, 5, "dualpipe"),
+         "virtual_chunks=2, not 1; an even number of stages, not pp = 3; an even number of "
+         "microbatches, at least 2 pp = 6, not 5");
   expect(With(4, 2, 8, "zb-h1"), "one chunk per stage, virtual_chunks = 2");
   expect(With(4, 2, 8, "1f1b"), "legal with it: gpipe, interleaved, zb-v (2), file:PATH");
   expect(With(4, 1, 8, "zb-v"), "legal is virtual_chunks=2");

@@ -83,7 +83,7 @@ class ModuleSharder {
     RETURN_IF_ERROR(seeds.Check(module_));
     ModulePlan out;
     out.orders = orders;
-    out.states = SeedStates(module_, seeds);
+    out.states = SeedStates(module_, seeds, context_.layout);
     // Functions that add to accumulators decide how those are placed; the others follow.
     for (bool accumulates : {true, false}) {
       const size_t begin = out.functions.size();

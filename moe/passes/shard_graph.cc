@@ -247,8 +247,13 @@ class GraphBuilder {
 
 }  // namespace
 
-StatePlacements SeedStates(const Module& module, const Seeds& seeds) {
+StatePlacements SeedStates(const Module& module, const Seeds& seeds, const StateLayout* layout) {
   StatePlacements out;
+  const auto shared = [&](const std::string& name) -> const Placement* {
+    if (layout == nullptr) return nullptr;
+    const auto it = layout->placements.find(name);
+    return it == layout->placements.end() ? nullptr : &it->second;
+  };
   for (const auto& s : module.states()) {
     StatePlacement& p = out[s->name];
     const std::string kind = AttrString(s->attributes, "kind"), of = AttrString(s->attributes, "of");
@@ -258,13 +263,16 @@ StatePlacements SeedStates(const Module& module, const Seeds& seeds) {
       p.is_parameter = true;
       p.placement = seeds.Storage(*s);
       p.compute = seeds.Compute(*s);
+      if (const Placement* given = shared(s->name)) p.placement = *given;
     } else if (kind == "moment") {
       p.is_moment = true;
       if (parameter && !IsPlaced(s->type)) p.placement = seeds.Optimizer(*parameter);
+      if (const Placement* given = shared(s->name)) p.placement = *given;
     } else if (kind == "gradient" && parameter) {
       p.is_gradient = true;
       p.compute = seeds.Compute(*parameter);
       p.settled = seeds.Optimizer(*parameter);
+      if (const Placement* given = shared(absl::StrCat("adam.m.", of))) p.settled = *given;
       if (!IsPlaced(s->type)) {
         const bool scattered = seeds.ScattersGradient(*parameter);
         p.open = !scattered || seeds.KeepsCopies(*parameter);

@@ -17,6 +17,7 @@
 #include "absl/status/status.h"
 #include "moe/ir/graph.h"
 #include "moe/ir/registry.h"
+#include "moe/ir/state_layout.h"
 #include "moe/passes/conversion.h"
 #include "moe/passes/seeds.h"
 
@@ -35,7 +36,8 @@ struct StatePlacement {
 };
 using StatePlacements = std::map<std::string, StatePlacement>;
 
-StatePlacements SeedStates(const Module& module, const Seeds& seeds);
+// `layout`: where persistent state must live; may be null.
+StatePlacements SeedStates(const Module& module, const Seeds& seeds, const StateLayout* layout);
 
 inline constexpr PlacementId kNoPlacement = -1;
 

@@ -49,7 +49,6 @@ const std::vector<ChoiceField>& Choices() {
 constexpr IntField kByteSizes[] = {{"checkpoint_budget", &Strategy::checkpoint_budget},
                                    {"memory_limit", &Strategy::memory_limit}};
 constexpr std::pair<absl::string_view, int> kByteUnits[] = {{"GiB", 30}, {"MiB", 20}, {"KiB", 10}};
-                                {"virtual_chunks", &Strategy::virtual_chunks}};
 struct WireField {
   const char* name;
   std::string Strategy::*field;
@@ -76,6 +75,7 @@ struct Degrees {
   int64_t tp = 1, cp = 1, dp = 1, etp = 1, ep = 1, edp = 1;
   int64_t kv_heads = 0;
   int64_t zero_dp = 0, expert_zero_dp = 0;  // 0: all
+  std::vector<int64_t> more_cuts;  // of strategies that share the mesh
   int64_t world() const { return tp * cp * dp; }
 
   // kvh: the part of tp that shards K and V; the other part, kvr, repeats them and is minor.
@@ -86,6 +86,7 @@ struct Degrees {
         1, tp, tp * cp, world(), etp, etp * (edp_inside_ep ? edp : ep), etp * ep * edp, kv_repeats()};
     if (zero_dp) cuts.push_back(tp * zero_dp);
     if (expert_zero_dp) cuts.push_back(etp * ep * expert_zero_dp);
+    cuts.insert(cuts.end(), more_cuts.begin(), more_cuts.end());
     std::sort(cuts.begin(), cuts.end());
     cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
     return cuts;
@@ -390,7 +391,7 @@ std::string FoldProblem(const Strategy& s, int64_t kv_heads) {
   return DegreesOf(s, kv_heads).Problem().value_or("");
 }
 
-absl::StatusOr<Mesh> FoldMesh(const Strategy& s, int64_t kv_heads) {
+absl::StatusOr<Mesh> FoldMesh(const Strategy& s, int64_t kv_heads, absl::Span<const Strategy> alongside) {
   for (const IntField& f : kDegrees) {
     if (s.*f.field < 1 || s.*f.field > kMaxDegree) {
       return absl::InvalidArgumentError(
@@ -400,7 +401,17 @@ absl::StatusOr<Mesh> FoldMesh(const Strategy& s, int64_t kv_heads) {
   if (const std::string problem = ShardProblem(s); !problem.empty()) {
     return absl::InvalidArgumentError(absl::StrCat("strategy: ", problem));
   }
-  const Degrees d = DegreesOf(s, kv_heads);
+  Degrees d = DegreesOf(s, kv_heads);
+  for (const Strategy& other : alongside) {
+    if (other.pp != s.pp || other.world() != s.world()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("strategies '", s.ToString(), "' and '", other.ToString(),
+                       "' cannot share state: they must have the same world and the "
+                       "same number of stages"));
+    }
+    const std::vector<int64_t> cuts = DegreesOf(other, kv_heads).Cuts();
+    d.more_cuts.insert(d.more_cuts.end(), cuts.begin(), cuts.end());
+  }
   if (const std::optional<std::string> problem = d.Problem()) {
     std::string message = absl::StrCat("strategy: ", *problem, "; nearest legal: ", Nearest(d));
     // The chain is stricter than necessary: the same degrees may fit with edp inside ep.

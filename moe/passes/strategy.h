@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "moe/ir/types.h"
 
 namespace moe {
@@ -26,7 +27,7 @@ struct Strategy {
   // ranks.
   int64_t zero_dp = 0, expert_zero_dp = 0;
   int64_t microbatches = 1;         // per step; batch of one = global_batch / microbatches
-  std::string schedule = "1f1b";    // gpipe, 1f1b, interleaved, zb-h1, zb-v, or file:PATH
+  std::string schedule = "1f1b";    // gpipe, 1f1b, interleaved, zb-h1, zb-v, dualpipe, or file:PATH
   int64_t virtual_chunks = 1;       // chunks per stage
   std::string checkpoint = "none";  // none, selective, full, auto, or ops: checkpoint_policy.h
   // checkpoint=auto: bytes that the residuals of a rank may take; 0: what memory_limit leaves.
@@ -80,7 +81,9 @@ absl::StatusOr<std::vector<int64_t>> ExpertMapOf(const Strategy& s, int64_t expe
 // is prepended when pp > 1. Aliases: dp cp tp ep etp edp kvh; "shard" and "expert_shard", the axes that
 // zero_dp and expert_zero_dp mean, where they are set; "node", the axes inside a node, where there are
 // several nodes: an axis that the boundary of a node cuts is split there if the chain allows it.
-absl::StatusOr<Mesh> FoldMesh(const Strategy& s, int64_t kv_heads);
+// `alongside`: strategies whose plans share state with this one; the axes are then fine enough for all of
+// them, so that a placement means the same in every plan. Their worlds and stages must be those of `s`.
+absl::StatusOr<Mesh> FoldMesh(const Strategy& s, int64_t kv_heads, absl::Span<const Strategy> alongside = {});
 // What keeps the degrees from folding, without the search for the nearest legal ones; "" if they fold.
 std::string FoldProblem(const Strategy& s, int64_t kv_heads);
 

@@ -18,7 +18,8 @@ absl::StatusOr<Compiled> Compile(std::unique_ptr<Module> module, const Strategy&
                                                    " microbatches per step, the strategy has ",
                                                    strategy.microbatches));
   }
-  ASSIGN_OR_RETURN(module->mesh(), FoldMesh(strategy, AttrInt(module->attributes(), "kv_heads")));
+  ASSIGN_OR_RETURN(module->mesh(),
+                   FoldMesh(strategy, AttrInt(module->attributes(), "kv_heads"), options.alongside));
   Compiled out;
   out.plan.program.module = std::move(module);
   out.plan.strategy = strategy;
@@ -31,6 +32,7 @@ absl::StatusOr<Compiled> Compile(std::unique_ptr<Module> module, const Strategy&
   context.target = options.target;
   context.workspace = options.workspace;
   context.memory_limit = options.memory_limit;
+  context.layout = options.layout;
   ASSIGN_OR_RETURN(out.passes, RunPipeline(out.plan.pipeline, out.plan.program, context, options.passes));
   out.milliseconds =
       std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();

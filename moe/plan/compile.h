@@ -24,7 +24,9 @@ struct CompileOptions {
   Target target;
   std::function<int64_t(const Node&, const Mesh&)> workspace;  // see PassContext
   int64_t memory_limit = 0;
-  std::string model_text, train_text;  // kept in the plan
+  const StateLayout* layout = nullptr;  // of a plan whose state this one shares
+  std::vector<Strategy> alongside;      // strategies of all plans that share the state; see FoldMesh
+  std::string model_text, train_text;   // kept in the plan
 };
 
 struct Compiled {

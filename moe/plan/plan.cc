@@ -108,6 +108,7 @@ void ToProto(const Schedule& s, ScheduleProto* p) {
   p->set_name(s.name);
   p->set_microbatches(s.microbatches);
   for (const int stage : s.chunk_stage) p->add_chunk_stage(stage);
+  if (s.copies != 1) p->set_copies(s.copies);
   for (const auto& row : s.table) {
     ScheduleProto::Row* r = p->add_table();
     for (const Schedule::Cell& c : row) r->add_cells(CellToString(c));
@@ -127,6 +128,7 @@ absl::StatusOr<Schedule> FromProto(const ScheduleProto& p) {
   s.name = p.name();
   s.microbatches = p.microbatches();
   s.chunk_stage.assign(p.chunk_stage().begin(), p.chunk_stage().end());
+  s.copies = std::max(1, p.copies());
   for (const ScheduleProto::Row& row : p.table()) {
     s.table.emplace_back();
     for (const std::string& text : row.cells()) {

@@ -13,37 +13,55 @@ namespace {
 constexpr int64_t kPage = 4096;
 }
 
-absl::StatusOr<std::unique_ptr<Arena>> Arena::Create(const StageMemory& m) {
-  std::unique_ptr<Arena> a(new Arena);
+Arena::Arena(const StageMemory& m) {
   const std::pair<Space, int64_t> regions[] = {
       {Space::kState, m.state_bytes},       {Space::kInput, m.input_bytes},
       {Space::kResidual, m.residual_bytes}, {Space::kBoundary, m.boundary_bytes},
       {Space::kFuture, m.future_bytes},     {Space::kFrame, m.frame_bytes}};
   int64_t at = 0;
   for (const auto& [space, bytes] : regions) {
-    a->start_[static_cast<int>(space)] = at;
+    start_[static_cast<int>(space)] = at;
     at += bytes;
   }
-  a->planned_ = at;
-  a->start_[static_cast<int>(Space::kWeightResidual)] = a->start_[static_cast<int>(Space::kResidual)];
+  planned_ = at;
+  start_[static_cast<int>(Space::kWeightResidual)] = start_[static_cast<int>(Space::kResidual)];
   // The spill region starts on a page of its own, so that it can be given back.
-  a->start_[5] = (at + kPage - 1) / kPage * kPage;
-  a->reserved_ = std::max<int64_t>(kPage, a->start_[5] + m.spill_bytes);
-  void* p =
-      mmap(nullptr, a->reserved_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  start_[5] = (at + kPage - 1) / kPage * kPage;
+  reserved_ = std::max<int64_t>(kPage, start_[5] + m.spill_bytes);
+}
+
+Arena::Mapping::~Mapping() {
+  if (base != nullptr) munmap(base, bytes);
+}
+
+int64_t Arena::BytesOf(const StageMemory& memory) { return Arena(memory).reserved_; }
+
+absl::StatusOr<std::unique_ptr<Arena>> Arena::Create(const StageMemory& m, int64_t reserve) {
+  std::unique_ptr<Arena> a(new Arena(m));
+  const int64_t bytes = std::max(a->reserved_, reserve);
+  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) {
-    a->reserved_ = 0;
     return absl::ResourceExhaustedError(absl::StrCat(
-        "cannot reserve ", at, " bytes for a rank (state ", m.state_bytes, ", input ", m.input_bytes,
+        "cannot reserve ", a->planned_, " bytes for a rank (state ", m.state_bytes, ", input ", m.input_bytes,
         ", residuals ", m.residual_bytes, ", boundaries ", m.boundary_bytes, ", futures ", m.future_bytes,
         ", frame ", m.frame_bytes, ") and ", m.spill_bytes, " bytes of spill room: ", std::strerror(errno)));
   }
-  a->base_ = static_cast<char*>(p);
+  a->mapping_ = std::make_shared<Mapping>();
+  a->mapping_->base = a->base_ = static_cast<char*>(p);
+  a->mapping_->bytes = bytes;
   return a;
 }
 
-Arena::~Arena() {
-  if (base_ != nullptr) munmap(base_, reserved_);
+absl::StatusOr<std::unique_ptr<Arena>> Arena::Share(const StageMemory& m, const Arena& other) {
+  std::unique_ptr<Arena> a(new Arena(m));
+  if (a->reserved_ > other.mapping_->bytes) {
+    return absl::ResourceExhaustedError(absl::StrCat("a plan of ", a->reserved_,
+                                                     " bytes does not fit into the ", other.mapping_->bytes,
+                                                     " bytes reserved for those that share its state"));
+  }
+  a->mapping_ = other.mapping_;
+  a->base_ = other.base_;
+  return a;
 }
 
 char* Arena::At(Space space, int64_t offset) const {

@@ -2,8 +2,11 @@
 // is reserved when the plan is loaded; nothing is allocated in the step loop. Pages of the spill region are
 // touched only when a ragged value exceeds its bound, and given back after the step.
 //
-//   ASSIGN_OR_RETURN(Arena arena, Arena::Create(stage_memory));
-//   void* p = arena.At(Space::kFrame, offset);
+//   ASSIGN_OR_RETURN(std::unique_ptr<Arena> arena, Arena::Create(stage_memory));
+//   void* p = arena->At(Space::kFrame, offset);
+//
+// Plans that share state (ir/state_layout.h) share memory: each has an arena of its own over the same bytes,
+// persistent state at the same offsets, and everything else is free for whichever of them runs.
 //
 // Owned by the rank that uses it; not thread-safe.
 #pragma once
@@ -20,9 +23,13 @@ namespace moe {
 
 class Arena {
  public:
-  // Error: ResourceExhausted with the plan's own numbers.
-  static absl::StatusOr<std::unique_ptr<Arena>> Create(const StageMemory& memory);
-  ~Arena();
+  // Address space that a plan wants: its peak, and the room for spilled rows.
+  static int64_t BytesOf(const StageMemory& memory);
+  // Reserves BytesOf(memory), or `reserve` bytes if that is more. Error: ResourceExhausted with the plan's
+  // own numbers.
+  static absl::StatusOr<std::unique_ptr<Arena>> Create(const StageMemory& memory, int64_t reserve = 0);
+  // In the bytes of another arena. ResourceExhausted if that reserved too little.
+  static absl::StatusOr<std::unique_ptr<Arena>> Share(const StageMemory& memory, const Arena& other);
   Arena(const Arena&) = delete;
 
   char* At(Space space, int64_t offset) const;
@@ -46,12 +53,18 @@ class Arena {
   void ReleaseSpill();  // gives touched spill pages back to the system
 
  private:
-  Arena() = default;
+  struct Mapping {  // the address space; lives as long as an arena in it
+    ~Mapping();
+    char* base = nullptr;
+    int64_t bytes = 0;
+  };
+  explicit Arena(const StageMemory& memory);
   static void Raise(std::atomic<int64_t>& mark, int64_t to) {
     int64_t now = mark.load(std::memory_order_relaxed);
     while (now < to && !mark.compare_exchange_weak(now, to, std::memory_order_relaxed)) {
     }
   }
+  std::shared_ptr<Mapping> mapping_;
   char* base_ = nullptr;
   int64_t planned_ = 0, reserved_ = 0;
   std::atomic<int64_t> used_{0}, spill_used_{0}, spill_peak_{0};

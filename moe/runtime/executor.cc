@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "moe/base/status.h"
 #include "moe/ir/state.h"
+#include "moe/ir/state_layout.h"
 #include "moe/runtime/init.h"
 
 namespace moe {
@@ -29,6 +30,7 @@ Executor::Executor(const Program& program) : program_(program), crew_(std::make_
 absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(const Program& program,
                                                            const ExecutorOptions& options) {
   std::unique_ptr<Executor> e(new Executor(program));
+  if (options.memory_of != nullptr) RETURN_IF_ERROR(CheckSameState(options.memory_of->program_, program));
   const int cores = options.compute_threads > 0 ? options.compute_threads
                                                 : std::max(1u, std::thread::hardware_concurrency());
   e->gate_ = std::make_unique<ComputeGate>(cores);
@@ -55,6 +57,12 @@ absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(const Program& progra
           absl::StrCat("the plan has ", n, " ranks, the world ", world->num_ranks()));
     }
     e->worlds_.push_back(std::make_unique<RecordedWorld>(world));
+    if (options.memory_of != nullptr) rank_options.memory_of = &options.memory_of->ranks_[e->ranks_.size()]->arena();
+    rank_options.reserve_bytes = 0;
+    for (const Program* other : options.room_for) {
+      const StageMemory& memory = other->memory.stages[other->module->mesh().Stage(world->rank())];
+      rank_options.reserve_bytes = std::max(rank_options.reserve_bytes, Arena::BytesOf(memory));
+    }
     ASSIGN_OR_RETURN(std::unique_ptr<RankExecutor> rank,
                      RankExecutor::Create(program, world->rank(), e->worlds_.back().get(), rank_options));
     e->ranks_.push_back(std::move(rank));
@@ -200,8 +208,9 @@ absl::StatusOr<std::vector<double>> Executor::ReadStored(const State& state) {
   std::vector<double> out(type.num_elements(), 0.0);
   // Over axes that the type does not name, ranks hold the same bits; the first of them speaks. Over partial
   // axes they hold summands. Stages that share a parameter hold replicas of it, but each its own part of the
-  // gradient.
-  const bool stages_add = AttrString(state.attributes, "kind") == "gradient";
+  // gradient and of what is accumulated.
+  const std::string kind = AttrString(state.attributes, "kind");
+  const bool stages_add = kind == "gradient" || kind == "accumulator";
   AxisList replicated;
   for (AxisId a : mesh.SpmdAxes()) {
     if (type.placement.Role(a) == Placement::kNone) replicated.push_back(a);

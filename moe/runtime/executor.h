@@ -38,6 +38,8 @@ struct LocalRanks {
   Communicator* host = nullptr;  // one member a process, in the order of their ranks
 };
 
+class Executor;
+
 struct ExecutorOptions {
   Backend backend = Backend::kCpu;
   int compute_threads = 0;  // ranks that compute at once; 0: the number of cores
@@ -47,6 +49,10 @@ struct ExecutorOptions {
   const LocalRanks* local = nullptr;  // null: all ranks, over an InProcessWorld
   // Set from a signal handler: the user wants an end; see Executor::stop.
   const std::atomic<bool>* stop = nullptr;
+  // Programs that share state (ir/state_layout.h) share memory too, one running at a time. The first executor
+  // is told of the programs to come, the others of the first, which must outlive their runs.
+  std::vector<const Program*> room_for;
+  const Executor* memory_of = nullptr;
 };
 
 class Executor : public LogicalSession, private DecisionHook {
@@ -66,6 +72,7 @@ class Executor : public LogicalSession, private DecisionHook {
   int64_t num_ranks() const { return program_.module->mesh().num_ranks(); }
   int64_t num_local_ranks() const { return static_cast<int64_t>(ranks_.size()); }
   const RankExecutor& rank(int64_t local) const { return *ranks_[local]; }
+  const Program& program() const { return program_; }
   // Highest byte in use on any rank of this process of each stage, to compare with the plan; 0 of other
   // stages.
   std::vector<int64_t> MeasuredPeakPerStage() const;
@@ -85,7 +92,6 @@ class Executor : public LogicalSession, private DecisionHook {
 
  private:
   explicit Executor(const Program& program);
-  explicit Executor(const Program& program) : program_(program) {}
   const Module& module() const override { return *program_.module; }
   absl::StatusOr<std::vector<double>> ReadStored(const State& state) override;
   absl::Status WriteStored(const State& state, absl::Span<const double> values) override;

@@ -64,7 +64,8 @@ absl::Status RankExecutor::Bind() {
     return absl::FailedPreconditionError(absl::StrCat("the plan has no memory for stage ", stage_));
   }
   const StageMemory& memory = program_.memory.stages[stage_];
-  ASSIGN_OR_RETURN(arena_, Arena::Create(memory));
+  ASSIGN_OR_RETURN(arena_, options_.memory_of != nullptr ? Arena::Share(memory, *options_.memory_of)
+                                                         : Arena::Create(memory, options_.reserve_bytes));
   for (const auto& [name, ref] : memory.states) {
     const State* state = program_.module->FindState(name);
     if (state == nullptr)

@@ -35,7 +35,9 @@ namespace moe {
 struct RankOptions {
   Backend backend = Backend::kCpu;
   ComputeGate* gate = nullptr;
-  bool poison = false;  // tests: fill frames with NaN before every action
+  bool poison = false;        // tests: fill frames with NaN before every action
+  int64_t reserve_bytes = 0;  // address space, where plans that share the memory want more than this one
+  const Arena* memory_of = nullptr;  // run in the memory of this arena; see Arena::Share
 };
 
 // Hooks around decision nodes; called on rank threads, thread-safe.

@@ -79,6 +79,13 @@ constexpr Line kLines[] = {
     {"cap", "pp=2 schedule=zb-h1 microbatches=4", 8, 20},
     {"drop 4", "pp=4 schedule=zb-h1 microbatches=8", 8, 5},
     {"drop", "pp=2 schedule=file:moe/testing/testdata/two_stages.csv microbatches=2", 8, 5},
+    {"cap", "pp=2 virtual_chunks=2 schedule=dualpipe microbatches=4", 8, 20},
+    {"drop 4 tied", "pp=4 dp=2 ep=2 virtual_chunks=2 schedule=dualpipe zero=1 microbatches=8", 16, 5},
+    {"drop tied",
+     "pp=2 tp=2 dp=2 etp=2 ep=2 sp vp virtual_chunks=2 schedule=dualpipe zero=3 microbatches=4 "
+     "checkpoint=selective",
+     8, 5},
+    {"odd cap", "pp=2 virtual_chunks=2 schedule=dualpipe microbatches=6 checkpoint=full", 6, 5},
     // A ragged bound below what routing reaches: the rows that do not fit are spilled.
     {"drop", "dp=4 ep=4 overload=0.6 microbatches=2", 8, 20},
     {"drop", "pp=2 dp=2 tp=2 etp=2 ep=2 overload=0.8 microbatches=2 checkpoint=selective", 8, 20},

@@ -115,13 +115,24 @@ class Cluster {
       boundaries_.clear();
       residuals_.clear();
       std::map<const Function*, Frame> frames;
-      for (const Function* f : chunks) RETURN_IF_ERROR(RunPhase(*f, Phase::kForward, j, &frames[f]));
-      for (const Function* f : forwards) RETURN_IF_ERROR(RunWhole(*f, j));
-      for (auto f = chunks.rbegin(); f != chunks.rend(); ++f) {
+      // Of a model that is there twice, the copy that the microbatch goes through.
+      const Schedule& schedule = program_.schedule;
+      const int copy = schedule.CopyOfMicrobatch(j);
+      const auto mine = [&](const std::vector<const Function*>& list) {
+        std::vector<const Function*> out;
+        for (const Function* f : list) {
+          if (schedule.copies == 1 || schedule.CopyOfChunk(Number(*f)) == copy) out.push_back(f);
+        }
+        return out;
+      };
+      const std::vector<const Function*> through = mine(chunks), back = mine(backwards);
+      for (const Function* f : through) RETURN_IF_ERROR(RunPhase(*f, Phase::kForward, j, &frames[f]));
+      for (const Function* f : mine(forwards)) RETURN_IF_ERROR(RunWhole(*f, j));
+      for (auto f = through.rbegin(); f != through.rend(); ++f) {
         RETURN_IF_ERROR(RunPhase(**f, Phase::kBackward, j, &frames[*f]));
       }
-      for (auto f = backwards.rbegin(); f != backwards.rend(); ++f) RETURN_IF_ERROR(RunWhole(**f, j));
-      for (const Function* f : weights) RETURN_IF_ERROR(RunWhole(*f, j));
+      for (auto f = back.rbegin(); f != back.rend(); ++f) RETURN_IF_ERROR(RunWhole(**f, j));
+      for (const Function* f : mine(weights)) RETURN_IF_ERROR(RunWhole(*f, j));
     }
     RETURN_IF_ERROR(RunTogether(updates));
     for (const Function* f : reports) RETURN_IF_ERROR(RunWhole(*f, -1));

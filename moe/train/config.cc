@@ -4,8 +4,10 @@
 #include <cstdlib>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "moe/base/file.h"
 #include "moe/base/status.h"
 #include "moe/base/textproto.h"
@@ -223,6 +225,21 @@ void SetStrategy(const Strategy& s, RunConfig& config) {
   }
 }
 
+absl::StatusOr<std::vector<int64_t>> LengthsOf(const RunConfig& config) {
+  const std::string& text = config.train().length_buckets();
+  std::vector<int64_t> out;
+  if (text.empty()) return std::vector<int64_t>{config.model().seq_length()};
+  for (const absl::string_view word : absl::StrSplit(text, ',')) {
+    int64_t length = 0;
+    if (!absl::SimpleAtoi(word, &length) || length < 2 || (!out.empty() && length <= out.back())) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "length_buckets = '", text, "': must be ascending lengths of at least 2, as in 64,128,256"));
+    }
+    out.push_back(length);
+  }
+  return out;
+}
+
 std::string RunConfigToText(const RunConfig& config) { return PrintTextproto(config); }
 
 std::string DefaultDataPath() {
@@ -256,6 +273,7 @@ std::string DescribeStrategy(const RunConfig& config) {
                                : s.schedule == "gpipe" ? "GPipe"
                                : s.schedule == "zb-h1" ? "ZB-H1"
                                : s.schedule == "zb-v"  ? "ZB-V"
+                               : s.schedule == "dualpipe" ? "DualPipe"
                                                        : s.schedule;
   absl::StrAppend(&line, "   ", schedule, ", ", s.microbatches,
                   s.microbatches == 1 ? " microbatch of " : " microbatches of ",

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -44,6 +45,9 @@ Target TargetOf(const RunConfig& resolved);
 // Microbatches of a step: global_batch_size / (micro_batch_size x data_parallel_size); 0 if that is no whole
 // number.
 int64_t NumMicrobatches(const RunConfig& resolved);
+
+// Lengths of `length_buckets`, or the model's own. InvalidArgument if the text is no ascending list.
+absl::StatusOr<std::vector<int64_t>> LengthsOf(const RunConfig& resolved);
 
 // All fields, zeros included; parses back to the same configuration over any defaults.
 std::string RunConfigToText(const RunConfig& config);

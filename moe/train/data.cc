@@ -23,10 +23,6 @@ uint64_t Mix(uint64_t x) {
   return x ^ (x >> 33);
 }
 
-uint64_t EpochKey(uint64_t seed, int64_t epoch) {
-  return Mix(Mix(seed + 0x9e3779b97f4a7c15ULL) ^ Mix(~epoch));
-}
-
 std::string WithCommas(int64_t n) {
   std::string digits = absl::StrCat(n), out;
   for (size_t i = 0; i < digits.size(); ++i) {
@@ -37,6 +33,10 @@ std::string WithCommas(int64_t n) {
 }
 
 }  // namespace
+
+uint64_t EpochKey(uint64_t seed, int64_t epoch) {
+  return Mix(Mix(seed + 0x9e3779b97f4a7c15ULL) ^ Mix(~epoch));
+}
 
 std::vector<int32_t> ByteTokenizer::Encode(absl::string_view text) const {
   std::vector<int32_t> tokens;
@@ -75,14 +75,17 @@ TextDataset::TextDataset(std::string text, const TextOptions& options)
   train_bytes_ = size - static_cast<int64_t>(static_cast<double>(size) * options_.held_out);
 }
 
+absl::StatusOr<std::string> ReadTrainingText(const std::string& path) {
+  if (path.empty()) return absl::InvalidArgumentError("no training text: data_path is empty");
+  absl::StatusOr<std::string> text = ReadFile(path);
+  if (text.ok()) return text;
+  return Annotate(text.status(),
+                  "no training text (./setup.sh makes the default one, --data_path names another)");
+}
+
 absl::StatusOr<std::unique_ptr<TextDataset>> TextDataset::Load(const TextOptions& options) {
-  if (options.path.empty()) return absl::InvalidArgumentError("no training text: data_path is empty");
-  absl::StatusOr<std::string> text = ReadFile(options.path);
-  if (!text.ok()) {
-    return Annotate(text.status(),
-                    "no training text (./setup.sh makes the default one, --data_path names another)");
-  }
-  return FromText(*std::move(text), options);
+  ASSIGN_OR_RETURN(std::string text, ReadTrainingText(options.path));
+  return FromText(std::move(text), options);
 }
 
 absl::StatusOr<std::unique_ptr<TextDataset>> TextDataset::FromText(std::string text,
@@ -112,11 +115,13 @@ absl::StatusOr<std::unique_ptr<TextDataset>> TextDataset::FromText(std::string t
   return data;
 }
 
-int64_t TextDataset::samples_per_epoch() const {
+int64_t TextDataset::samples_per_epoch(int64_t length) const {
+  if (length != options_.seq_length) return 0;
   return (static_cast<int64_t>(train().size()) - 1) / options_.seq_length;
 }
 
-int64_t TextDataset::held_out_samples() const {
+int64_t TextDataset::held_out_samples(int64_t length) const {
+  if (length != options_.seq_length) return 0;
   const int64_t labels = std::max<int64_t>(static_cast<int64_t>(held_out().size()) - 1, 0);
   return (labels + options_.seq_length - 1) / options_.seq_length;
 }
@@ -143,7 +148,7 @@ void TextDataset::FillRow(absl::string_view part, int64_t begin, int64_t row, Ba
 
 absl::Status TextDataset::Fill(int64_t first, Batch& batch) const {
   RETURN_IF_ERROR(CheckBatch(first, batch));
-  const int64_t n = samples_per_epoch();
+  const int64_t n = samples_per_epoch(options_.seq_length);
   for (int64_t row = 0; row < batch.samples; ++row) {
     const int64_t sample = first + row;
     const int64_t window = PermutedIndex(sample % n, n, EpochKey(options_.seed, sample / n));
@@ -160,16 +165,18 @@ absl::Status TextDataset::FillHeldOut(int64_t first, Batch& batch) const {
   return absl::OkStatus();
 }
 
-std::string TextDataset::Describe() const {
-  const size_t slash = options_.path.find_last_of('/');
-  const std::string name = slash == std::string::npos ? options_.path : options_.path.substr(slash + 1);
-  const double bytes = static_cast<double>(text_.size());
-  const std::string size = bytes >= 1e6   ? absl::StrFormat("%.1f MB", bytes / 1e6)
-                           : bytes >= 1e3 ? absl::StrFormat("%.1f kB", bytes / 1e3)
-                                          : absl::StrCat(text_.size(), " bytes");
-  return absl::StrFormat("%s  %s, %s tokens (%.3g%% held out)", name, size, WithCommas(text_.size()),
-                         100 * options_.held_out);
+std::string DescribeText(const TextOptions& options, size_t size) {
+  const size_t slash = options.path.find_last_of('/');
+  const std::string name = slash == std::string::npos ? options.path : options.path.substr(slash + 1);
+  const double bytes = static_cast<double>(size);
+  const std::string shown = bytes >= 1e6   ? absl::StrFormat("%.1f MB", bytes / 1e6)
+                            : bytes >= 1e3 ? absl::StrFormat("%.1f kB", bytes / 1e3)
+                                           : absl::StrCat(size, " bytes");
+  return absl::StrFormat("%s  %s, %s tokens (%.3g%% held out)", name, shown, WithCommas(size),
+                         100 * options.held_out);
 }
+
+std::string TextDataset::Describe() const { return DescribeText(options_, text_.size()); }
 
 std::string TextDataset::Fingerprint() const {
   return absl::StrFormat("byte-%016x-%d-%d", XXH64(text_.data(), text_.size(), 0), train_bytes_,

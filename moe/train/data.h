@@ -60,19 +60,22 @@ class Dataset {
  public:
   virtual ~Dataset() = default;
   virtual int64_t vocab_size() const = 0;
-  virtual int64_t seq_length() const = 0;
+  // Lengths of its samples, ascending; most datasets have one. Samples are numbered for each length apart.
+  virtual std::vector<int64_t> lengths() const = 0;
   // Train samples of one epoch. Sample indices go on beyond it, into further epochs of other orders.
-  virtual int64_t samples_per_epoch() const = 0;
+  virtual int64_t samples_per_epoch(int64_t length) const = 0;
   // Held-out samples; the last one may be padded.
-  virtual int64_t held_out_samples() const = 0;
-  // Fills the batch with train samples [first, first + batch.samples). InvalidArgument if first is negative
-  // or the batch has another sequence length.
+  virtual int64_t held_out_samples(int64_t length) const = 0;
+  // Fills the batch with train samples [first, first + batch.samples) of its length. InvalidArgument if first
+  // is negative or the dataset does not have that length.
   virtual absl::Status Fill(int64_t first, Batch& batch) const = 0;
   // The same of the held-out part, in its own order. Samples from held_out_samples() on are padding only.
   virtual absl::Status FillHeldOut(int64_t first, Batch& batch) const = 0;
   virtual std::string Describe() const = 0;  // "english.txt  4.1 MB, 4,139,038 tokens (5% held out)"
   virtual std::string Fingerprint()
       const = 0;  // of the tokens and the split; a resumed run must have the same
+  virtual absl::string_view train() const = 0;
+  virtual absl::string_view held_out() const = 0;
 };
 
 struct TextOptions {
@@ -81,6 +84,13 @@ struct TextOptions {
   int64_t seq_length = 128;
   uint64_t seed = 1;
 };
+
+// The text itself; NotFound with advice.
+absl::StatusOr<std::string> ReadTrainingText(const std::string& path);
+// "english.txt  4.1 MB, 4,139,038 tokens (5% held out)"
+std::string DescribeText(const TextOptions& options, size_t bytes);
+// Key of the order of samples in an epoch.
+uint64_t EpochKey(uint64_t seed, int64_t epoch);
 
 // A plain text file through the byte tokenizer. The train part is cut into windows of seq_length + 1 tokens
 // that overlap by one, so each token is a label once per epoch; each epoch visits them in an order of its
@@ -93,16 +103,16 @@ class TextDataset : public Dataset {
   static absl::StatusOr<std::unique_ptr<TextDataset>> FromText(std::string text, const TextOptions& options);
 
   int64_t vocab_size() const override { return 256; }
-  int64_t seq_length() const override { return options_.seq_length; }
-  int64_t samples_per_epoch() const override;
-  int64_t held_out_samples() const override;
+  std::vector<int64_t> lengths() const override { return {options_.seq_length}; }
+  int64_t samples_per_epoch(int64_t length) const override;
+  int64_t held_out_samples(int64_t length) const override;
   absl::Status Fill(int64_t first, Batch& batch) const override;
   absl::Status FillHeldOut(int64_t first, Batch& batch) const override;
   std::string Describe() const override;
   std::string Fingerprint() const override;
 
-  absl::string_view train() const { return absl::string_view(text_).substr(0, train_bytes_); }
-  absl::string_view held_out() const { return absl::string_view(text_).substr(train_bytes_); }
+  absl::string_view train() const override { return absl::string_view(text_).substr(0, train_bytes_); }
+  absl::string_view held_out() const override { return absl::string_view(text_).substr(train_bytes_); }
 
  private:
   TextDataset(std::string text, const TextOptions& options);

@@ -59,7 +59,7 @@ TEST(TextDatasetTest, LabelsFollowTokensAndEpochsCoverEverything) {
                        TextDataset::FromText(Digits(100), {.path = "t", .held_out = 0.1, .seq_length = S}));
   EXPECT_EQ(data->train().size(), 90u);
   EXPECT_EQ(data->held_out().size(), 10u);
-  const int64_t n = data->samples_per_epoch();
+  const int64_t n = data->samples_per_epoch(data->lengths()[0]);
   ASSERT_EQ(n, 12);  // 12 x 7 = 84 <= 89
   std::vector<std::vector<int32_t>> orders;
   for (int64_t epoch = 0; epoch < 2; ++epoch) {
@@ -110,7 +110,7 @@ TEST(TextDatasetTest, ASampleDependsOnItsIndexAlone) {
 TEST(TextDatasetTest, HeldOutIsReadOnceInOrderAndPadded) {
   ASSERT_OK_AND_ASSIGN(auto data,
                        TextDataset::FromText(Digits(100), {.path = "t", .held_out = 0.1, .seq_length = 4}));
-  ASSERT_EQ(data->held_out_samples(), 3);  // 9 labels
+  ASSERT_EQ(data->held_out_samples(data->lengths()[0]), 3);  // 9 labels
   Batch batch(4, 4);
   ASSERT_OK(data->FillHeldOut(0, batch));
   EXPECT_THAT(batch.tokens, ElementsAre(90, 91, 92, 93, 94, 95, 96, 97, 98, 0, 0, 0, 0, 0, 0, 0));

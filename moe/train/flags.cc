@@ -80,7 +80,7 @@ ABSL_FLAG(std::string, strategy, "",
   X(std::string, hierarchical_collectives, strategy, hierarchical_collectives,                              \
     "Collectives across nodes in two levels: on, off, or auto, by cost.")                                   \
   X(std::string, schedule, strategy, schedule,                                                              \
-    "1f1b, gpipe, interleaved, zb-h1, zb-v or file:PATH of a table.")                                       \
+    "1f1b, gpipe, interleaved, zb-h1, zb-v, dualpipe or file:PATH of a table.")                                       \
   X(int64_t, virtual_pipeline_model_parallel_size, strategy, virtual_pipeline_model_parallel_size,          \
     "Chunks of layers per stage.")                                                                          \
   X(std::string, recompute_granularity, strategy, recompute_granularity,                                    \
@@ -144,6 +144,11 @@ ABSL_FLAG(std::string, strategy, "",
   X(int64_t, save_interval, train, save_interval, "Steps between checkpoints; 0: at the end only.")         \
   X(int64_t, max_consecutive_skips, train, max_consecutive_skips,                                           \
     "Non-finite steps in a row that stop the run.")                                                         \
+  X(std::string, length_buckets, train, length_buckets,                                                     \
+    "Lengths as in 64,128,256: samples are lines of the text, each padded to the shortest that holds it; a "  \
+    "plan is compiled for each. Empty: windows of seq_length.")                                             \
+  X(int64_t, micro_batch_interval, train, micro_batch_interval,                                             \
+    "Steps between rounds of measuring, with --adaptive_micro_batch_size; 0: one round.")                   \
   X(std::string, run_dir, train, run_dir, "Folder of the run; empty: runs/<date-time>.")                    \
   X(std::string, resume, train, resume, "A checkpoint, or a folder of checkpoints whose latest is taken.")
 
@@ -156,6 +161,10 @@ ABSL_FLAG(std::string, strategy, "",
   X(sequence_parallel, strategy, sequence_parallel,                                                          \
     "Norms and residuals sharded by sequence over tensor ranks.")                                            \
   X(vocab_parallel, strategy, vocab_parallel, "Embedding and head sharded by vocabulary over tensor ranks.") \
+  X(allow_shorter_sequences, train, allow_shorter_sequences,                                                 \
+    "Halve the sequence where no micro_batch_size fits the memory limit.")                                   \
+  X(adaptive_micro_batch_size, train, adaptive_micro_batch_size,                                             \
+    "Measure several microbatch sizes while training, and keep the fastest.")                                \
   X(split_tensor_by_kv_heads, strategy, split_tensor_by_kv_heads,                                            \
     "With more tensor ranks than key-value heads, split those ranks by heads and repeat the rest.")
 

@@ -63,6 +63,8 @@ std::string ProgressLine(const StepMetrics& m, absl::Time now, absl::TimeZone zo
       m.skipped_iterations, m.nan_iterations);
   const double left = static_cast<double>(m.train_iters - m.iteration) * m.milliseconds / 1000;
   absl::StrAppend(&line, " tok/s: ", Thousands(m.tokens_per_second), " | ETA: ", ShowDuration(left), " |");
+  if (m.seq_length > 0) absl::StrAppend(&line, " sequence length: ", m.seq_length, " |");
+  if (m.micro_batch_size > 0) absl::StrAppend(&line, " micro batch size: ", m.micro_batch_size, " |");
   if (m.mfu > 0) absl::StrAppendFormat(&line, " MFU: %.1f%% |", 100 * m.mfu);
   if (m.has_experts) {
     absl::StrAppendFormat(&line, " load max/mean: %.2f | dropped: %.1f%% | aux loss: %.3f |",
@@ -84,6 +86,8 @@ std::string MetricsJson(const StepMetrics& m) {
       .Add("tflops_per_device", m.tflops_per_device)
       .Add("skipped_iterations", m.skipped_iterations)
       .Add("nan_iterations", m.nan_iterations);
+  if (m.seq_length > 0) line.Add("seq_length", m.seq_length);
+  if (m.micro_batch_size > 0) line.Add("micro_batch_size", m.micro_batch_size);
   if (m.mfu > 0) line.Add("mfu", m.mfu);
   if (m.loss_scale > 0) line.Add("loss_scale", m.loss_scale);
   if (m.has_experts) {

@@ -27,6 +27,8 @@ struct StepMetrics {
   double mfu = 0;                // share of the devices' peak; 0: unknown, and then not shown
   double learning_rate = 0;
   int64_t global_batch_size = 0;
+  int64_t seq_length = 0;        // shown only where a run has several lengths; 0: it does not
+  int64_t micro_batch_size = 0;  // shown only where it changes; 0: it does not
   double lm_loss = 0;
   double grad_norm = 0;
   double loss_scale = 0;           // 0: none, and then not shown

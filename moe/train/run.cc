@@ -27,6 +27,8 @@
 #include "moe/runtime/local.h"
 #include "moe/train/checkpoint.h"
 #include "moe/train/process_group.h"
+#include "moe/train/line_data.h"
+#include "moe/train/plan_search.h"
 #include "moe/train/session_state.h"
 #include "moe/train/summary.h"
 #include "moe/train/trainer.h"
@@ -89,6 +91,17 @@ absl::Status CheckResume(const RunConfig& config, const Module& logical) {
   RETURN_IF_ERROR(CheckSameModel(checkpoint->meta().model_config, config.model()));
   RETURN_IF_ERROR(checkpoint->CheckTensors(PersistentTensors(logical), {"adam."}));
   return checkpoint->Verify();
+}
+
+absl::StatusOr<std::unique_ptr<Dataset>> LoadData(const TextOptions& options,
+                                                  const std::vector<int64_t>& lengths, bool by_lines) {
+  if (!by_lines) return TextDataset::Load(options);
+  return LineDataset::Load(options, lengths);
+}
+
+// "seq128_mb4"
+std::string PlanName(const RunConfig& config) {
+  return absl::StrCat("seq", config.model().seq_length(), "_mb", config.train().micro_batch_size());
 }
 
 // A folder for this run, made and proven writable. An earlier run in it is continued or left alone, never
@@ -259,31 +272,30 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   RETURN_IF_ERROR(ValidateRunConfig(config));
   RETURN_IF_ERROR(CheckPasses(options));
   const TrainConfig& train = config.train();
+  if (train.adaptive_micro_batch_size() && options.job != nullptr) {
+    return absl::InvalidArgumentError(
+        "adaptive_micro_batch_size wants all ranks in one process: each process would decide by times of its own");
+  }
   if (options.eval_only && train.resume().empty()) {
     return absl::InvalidArgumentError("--eval_only needs the checkpoint to evaluate; add --resume=DIR");
   }
-  ASSIGN_OR_RETURN(const std::unique_ptr<TextDataset> data,
-                   TextDataset::Load({.path = train.data_path(),
-                                      .held_out = train.held_out_fraction(),
-                                      .seq_length = config.model().seq_length(),
-                                      .seed = train.seed()}));
+  const TextOptions text = {.path = train.data_path(),
+                            .held_out = train.held_out_fraction(),
+                            .seq_length = config.model().seq_length(),
+                            .seed = train.seed()};
+  // A text that cannot be used is refused before anything is compiled.
+  ASSIGN_OR_RETURN(std::vector<int64_t> lengths, LengthsOf(config));
+  const bool by_lines = !train.length_buckets().empty();
+  ASSIGN_OR_RETURN(std::unique_ptr<Dataset> data, LoadData(text, lengths, by_lines));
   if (config.model().vocab_size() < data->vocab_size()) {
     return absl::InvalidArgumentError(
         absl::StrCat("vocab_size = ", config.model().vocab_size(), " is less than the ", data->vocab_size(),
                      " different tokens of a text read as bytes; it must be at least ", data->vocab_size()));
   }
-  const Strategy strategy = StrategyOf(config);
-  BuildOptions build;
-  build.global_batch = train.global_batch_size();
-  build.microbatches = strategy.microbatches;
-  build.seed = static_cast<int64_t>(train.seed());
-  build.beta1 = train.adam_beta1();
-  build.beta2 = train.adam_beta2();
-  build.eps = train.adam_eps();
-  build.weight_decay = train.weight_decay();
-  build.clip_grad = train.clip_grad();
-  ASSIGN_OR_RETURN(std::unique_ptr<Module> module, BuildModel(config.model(), build));
-  if (!train.resume().empty()) RETURN_IF_ERROR(CheckResume(config, *module));
+  if (!train.resume().empty()) {
+    ASSIGN_OR_RETURN(const std::unique_ptr<Module> module, BuildLogical(config));
+    RETURN_IF_ERROR(CheckResume(config, *module));
+  }
   std::string dir;
   if (!options.eval_only) {
     if (leads) {
@@ -306,38 +318,87 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   }
   speaker.Break();
 
-  const double flops = ModelFlopsPerStep(*module);
   CompileOptions compile;
   compile.pipeline = options.passes;
   compile.passes.disable_passes = options.disable_passes;
-  if (leads) {
-    compile.passes.dump_to = options.dump_to.empty() && !dir.empty() ? JoinPath(dir, "ir") : options.dump_to;
-  }
   compile.passes.dump_pass_re = options.dump_pass_re;
   compile.passes.validate = options.validate;
   compile.target = TargetOf(config);
-  compile.workspace = WorkspaceHook(Backend::kCpu, strategy.overload);
-  compile.model_text = ModelConfigToText(config.model());
-  compile.train_text = RunConfigToText(config);
-  ASSIGN_OR_RETURN(const Compiled compiled, Compile(std::move(module), strategy, compile));
+  compile.memory_limit = StrategyOf(config).memory_limit;
+  compile.workspace = WorkspaceHook(Backend::kCpu, StrategyOf(config).overload);
+  std::string dump_to;
+  if (leads) dump_to = options.dump_to.empty() && !dir.empty() ? JoinPath(dir, "ir") : options.dump_to;
+  bool first_dump = true;
+  ASSIGN_OR_RETURN(
+      PlannedRun planned_run, PlanRun(config, compile, [&](const RunConfig& c, CompileOptions* o) {
+        // The other plans of a run go into folders of their own, by length and microbatch.
+        o->passes.dump_to = first_dump || dump_to.empty() ? dump_to : JoinPath(dump_to, PlanName(c));
+        first_dump = false;
+      }));
+  const PlannedStep& main_plan = planned_run.buckets[0].plans[planned_run.buckets[0].first];
+  if (planned_run.buckets.size() != lengths.size() || main_plan.config.model().seq_length() != lengths[0]) {
+    // Memory did not allow the lengths that were asked for.
+    lengths.clear();
+    for (const PlannedBucket& b : planned_run.buckets) {
+      lengths.push_back(b.plans[0].config.model().seq_length());
+    }
+    TextOptions shorter = text;
+    shorter.seq_length = lengths[0];
+    ASSIGN_OR_RETURN(data, LoadData(shorter, lengths, by_lines));
+  }
+  if (!by_lines) config = main_plan.config;
+  const Compiled& compiled = main_plan.compiled;
   const Program& program = compiled.plan.program;
+  for (const std::string& line : planned_run.said) speaker.Say("plan", line);
   speaker.Say("compile", PassTable(compiled.passes, compiled.milliseconds));
   speaker.Break();
   if (!dir.empty() && leads) {
     RETURN_IF_ERROR(SavePlan(compiled.plan, dir));
     RETURN_IF_ERROR(WritePictures(program, dir, speaker));
+    for (const PlannedBucket& b : planned_run.buckets) {
+      for (const PlannedStep& p : b.plans) {
+        if (&p == &main_plan) continue;
+        const std::string folder = JoinPath(JoinPath(dir, "plans"), PlanName(p.config));
+        RETURN_IF_ERROR(MakeFolders(folder));
+        RETURN_IF_ERROR(SavePlan(p.compiled.plan, folder));
+        RETURN_IF_ERROR(WritePictures(p.compiled.plan.program, folder, speaker));
+      }
+    }
   }
 
   const Mesh& mesh = program.module->mesh();
   ExecutorOptions devices;
   devices.timeout = options.device_timeout;
   devices.stop = options.stop;
+  for (const PlannedBucket& b : planned_run.buckets) {
+    for (const PlannedStep& p : b.plans) devices.room_for.push_back(&p.compiled.plan.program);
+  }
   if (options.job != nullptr) {
     ASSIGN_OR_RETURN(group, ProcessGroup::Connect(options.job, mesh.num_ranks(), options.device_timeout));
     RETURN_IF_ERROR(group->CheckSame("plan", SerializePlan(compiled.plan)));
     devices.local = &group->local();
   }
   ASSIGN_OR_RETURN(const std::unique_ptr<Executor> executor, Executor::Create(program, devices));
+  std::vector<std::unique_ptr<Executor>> others;  // of the other plans, in the same memory
+  std::vector<StepBucket> buckets;
+  devices.room_for.clear();
+  devices.memory_of = executor.get();
+  for (const PlannedBucket& b : planned_run.buckets) {
+    StepBucket bucket;
+    bucket.seq_length = b.plans[0].config.model().seq_length();
+    bucket.global_batch = b.plans[0].config.train().global_batch_size();
+    bucket.flops_per_step = b.flops_per_step;
+    bucket.first_plan = b.first;
+    for (const PlannedStep& p : b.plans) {
+      Executor* runs = executor.get();
+      if (&p != &main_plan) {
+        ASSIGN_OR_RETURN(others.emplace_back(), Executor::Create(p.compiled.plan.program, devices));
+        runs = others.back().get();
+      }
+      bucket.plans.push_back({runs, StrategyOf(p.config).microbatches, p.config.train().micro_batch_size()});
+    }
+    buckets.push_back(std::move(bucket));
+  }
   RETURN_IF_ERROR(executor->InitializeState(train.seed()));
 
   int64_t done = 0;
@@ -355,8 +416,18 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   hooks.run_dir = dir;
   hooks.writes = leads;
   hooks.stop = executor->stop();
-  hooks.flops_per_step = flops;
   hooks.devices = executor->num_ranks();
+  hooks.tuning_interval = train.micro_batch_interval();
+  hooks.tuned = [&](int b, int plan, const std::vector<double>& seconds) {
+    std::vector<std::string> times;
+    for (size_t p = 0; p < seconds.size(); ++p) {
+      times.push_back(absl::StrFormat("%d: %.0f ms%s", buckets[b].plans[p].micro_batch_size, 1e3 * seconds[p],
+                                      static_cast<int>(p) == plan ? " (kept)" : ""));
+    }
+    speaker.Say("tuned",
+                absl::StrCat(buckets.size() > 1 ? absl::StrCat("length ", buckets[b].seq_length, ", ") : "",
+                             "micro_batch_size ", absl::StrJoin(times, ", ")));
+  };
   hooks.progress = [&](const StepMetrics& m) { speaker.Progress(m); };
   hooks.evaluated = [&](int64_t step, double loss) { speaker.Evaluated(step, loss); };
   hooks.before_step = [&](int64_t step) {
@@ -364,7 +435,7 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
     tracer.Before(step);
   };
   hooks.after_step = [&](int64_t step) { tracer.After(step); };
-  Trainer trainer(config, *program.module, executor.get(), data.get(), hooks);
+  Trainer trainer(config, *program.module, buckets, data.get(), hooks);
   const auto explain = [&](const absl::Status& status) {
     if (options.job != nullptr) options.job->GiveUp(status);  // the others may not know yet
     return Explain(status, *executor, group.get(), mesh, dir, trainer.last_checkpoint());
@@ -396,7 +467,9 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   const int64_t steps = result.last_step - result.first_step;
   nlohmann::ordered_json summary = {{"kind", "summary"}, {"step", trainer.step()}};
   std::string line = "no held-out text";
-  if (data->held_out_samples() > 0) {
+  int64_t held_out = 0;
+  for (const int64_t length : lengths) held_out += data->held_out_samples(length);
+  if (held_out > 0) {
     const absl::StatusOr<double> evaluated = trainer.Evaluate();
     if (absl::IsCancelled(evaluated.status()) && !options.eval_only) {
       speaker.Say("stopped", absl::StrCat("in the evaluation; repeat it with --eval_only --resume=", dir));

@@ -37,6 +37,16 @@ double WorstLoad(const Reports& reports) {
   return worst;
 }
 
+// Steps of an epoch that each bucket takes.
+std::vector<double> StepShares(const std::vector<StepBucket>& buckets, const Dataset& data) {
+  std::vector<double> shares;
+  for (const StepBucket& b : buckets) {
+    shares.push_back(static_cast<double>(data.samples_per_epoch(b.seq_length)) /
+                     static_cast<double>(std::max<int64_t>(1, b.global_batch)));
+  }
+  return shares;
+}
+
 }  // namespace
 
 double ModelFlopsPerStep(const Module& logical) {
@@ -49,9 +59,17 @@ double ModelFlopsPerStep(const Module& logical) {
   return 3 * flops * static_cast<double>(AttrInt(logical.attributes(), "microbatches", 1));
 }
 
-Trainer::Trainer(const RunConfig& resolved, const Module& module, Session* session, const Dataset* data,
-                 TrainerOptions options)
-    : config_(resolved), module_(module), session_(session), data_(data), options_(std::move(options)) {
+Trainer::Trainer(const RunConfig& resolved, const Module& module, std::vector<StepBucket> buckets,
+                 const Dataset* data, TrainerOptions options)
+    : config_(resolved),
+      module_(module),
+      buckets_(std::move(buckets)),
+      order_(StepShares(buckets_, *data)),
+      data_(data),
+      options_(std::move(options)) {
+  for (const StepBucket& b : buckets_) {
+    tuners_.emplace_back(static_cast<int>(b.plans.size()), b.first_plan, options_.tuning_interval);
+  }
   meta_.model_config = ModelConfigToText(config_.model());
   meta_.run_config = RunConfigToText(config_);
   meta_.seed = config_.train().seed();
@@ -64,11 +82,34 @@ Trainer::Trainer(const RunConfig& resolved, const Module& module, Session* sessi
                                            .hysteresis = t.hysteresis()});
     meta_.loss_scale = loss_scale_->state();
   }
+  if (buckets_.size() == 1) return;
+  // Which samples a step has follows from the batches of all lengths.
+  for (const StepBucket& b : buckets_) absl::StrAppend(&meta_.data_fingerprint, "-", b.global_batch);
+}
+
+Trainer::Trainer(const RunConfig& resolved, const Module& module, Session* session, const Dataset* data,
+                 TrainerOptions options)
+    : Trainer(resolved, module,
+              {{.seq_length = resolved.model().seq_length(),
+                .global_batch = resolved.train().global_batch_size(),
+                .plans = {{session, std::max<int64_t>(1, NumMicrobatches(resolved)),
+                           resolved.train().micro_batch_size()}}}},
+              data, std::move(options)) {}
+
+const StepPlan& Trainer::PlanOf(int bucket) const { return buckets_[bucket].plans[tuners_[bucket].plan()]; }
+
+Trainer::Next Trainer::NextStep() const {
+  // With one length the samples simply go on, also where an earlier part of the run had other batches.
+  if (buckets_.size() == 1) return {0, meta_.consumed_samples};
+  order_.MoveTo(meta_.step);
+  const int b = order_.next();
+  return {b, order_.used(b) * buckets_[b].global_batch};
 }
 
 absl::Status Trainer::Resume(const std::string& path) {
   ASSIGN_OR_RETURN(const std::string dir, FindCheckpoint(path));
-  ASSIGN_OR_RETURN(const CheckpointMeta saved, RestoreSession(dir, config_.model(), module_, *session_));
+  ASSIGN_OR_RETURN(const CheckpointMeta saved,
+                   RestoreSession(dir, config_.model(), module_, *buckets_[0].plans[0].session));
   if (saved.data_fingerprint != meta_.data_fingerprint) {
     return absl::FailedPreconditionError(
         absl::StrCat("checkpoint ", dir, " was trained on another text or split (", saved.data_fingerprint,
@@ -96,14 +137,15 @@ absl::Status Trainer::Resume(const std::string& path) {
 
 absl::Status Trainer::LoadWeights(const std::string& path) {
   ASSIGN_OR_RETURN(const std::string dir, FindCheckpoint(path));
-  ASSIGN_OR_RETURN(const CheckpointMeta saved,
-                   RestoreSession(dir, config_.model(), module_, *session_, /*moments=*/false));
+  ASSIGN_OR_RETURN(
+      const CheckpointMeta saved,
+      RestoreSession(dir, config_.model(), module_, *buckets_[0].plans[0].session, /*moments=*/false));
   meta_.step = saved.step;
   last_checkpoint_ = dir;
   return absl::OkStatus();
 }
 
-StepInputs Trainer::InputsOf(const Batch& batch, double* valid) const {
+StepInputs Trainer::InputsOf(const Batch& batch, int64_t microbatches, double* valid) {
   StepInputs in;
   in.tokens = batch.tokens;
   in.labels = batch.labels;
@@ -111,18 +153,19 @@ StepInputs Trainer::InputsOf(const Batch& batch, double* valid) const {
   in.positions.resize(batch.seq_length);
   std::iota(in.positions.begin(), in.positions.end(), 0);
   *valid = std::accumulate(batch.mask.begin(), batch.mask.end(), 0.0);
-  in.scalars = {
-      {"inv_tokens", 1 / std::max(1.0, *valid)},
-      {"inv_microbatches", 1.0 / static_cast<double>(std::max<int64_t>(1, NumMicrobatches(config_)))}};
+  in.scalars = {{"inv_tokens", 1 / std::max(1.0, *valid)},
+                {"inv_microbatches", 1.0 / static_cast<double>(microbatches)}};
   return in;
 }
 
 absl::StatusOr<StepInputs> Trainer::NextInputs() const {
   const TrainConfig& t = config_.train();
-  Batch batch(t.global_batch_size(), config_.model().seq_length());
-  RETURN_IF_ERROR(data_->Fill(meta_.consumed_samples, batch));
+  const Next next = NextStep();
+  const StepBucket& bucket = buckets_[next.bucket];
+  Batch batch(bucket.global_batch, bucket.seq_length);
+  RETURN_IF_ERROR(data_->Fill(next.first, batch));
   double valid = 0;
-  StepInputs in = InputsOf(batch, &valid);
+  StepInputs in = InputsOf(batch, PlanOf(next.bucket).microbatches, &valid);
   in.scalars["learning_rate"] = LearningRate(
       {.peak = t.lr(), .floor = t.min_lr(), .warmup = t.lr_warmup_iters(), .total = t.train_iters()},
       meta_.step + 1);
@@ -141,20 +184,33 @@ absl::StatusOr<StepMetrics> Trainer::Step() {
   const TrainConfig& t = config_.train();
   ASSIGN_OR_RETURN(const StepInputs inputs, NextInputs());
   const int64_t step = meta_.step + 1;
+  const int b = NextStep().bucket;
+  const StepBucket& bucket = buckets_[b];
+  const StepPlan& plan = PlanOf(b);
   if (options_.before_step) options_.before_step(step);
   const absl::Time start = absl::Now();
-  absl::StatusOr<Reports> reports = session_->TrainStep(inputs);
+  absl::StatusOr<Reports> reports = plan.session->TrainStep(inputs);
   const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
   if (!reports.ok()) return Annotate(reports.status(), absl::StrCat("step ", step));
   if (options_.after_step) options_.after_step(step);
 
   StepMetrics m;
   m.iteration = meta_.step = step;
-  m.consumed_samples = meta_.consumed_samples += t.global_batch_size();
+  m.consumed_samples = meta_.consumed_samples += bucket.global_batch;
   m.train_iters = t.train_iters();
   m.milliseconds = 1e3 * seconds;
+  m.tokens_per_second = std::round(1 / inputs.scalars.at("inv_tokens")) / seconds;
+  m.tflops_per_device = bucket.flops_per_step / seconds / static_cast<double>(options_.devices) / 1e12;
+  if (buckets_.size() > 1) m.seq_length = bucket.seq_length;
+  if (bucket.plans.size() > 1) m.micro_batch_size = plan.micro_batch_size;
+  if (tuners_[b].Record(seconds) && options_.tuned) {
+    std::vector<double> medians;
+    for (size_t p = 0; p < bucket.plans.size(); ++p)
+      medians.push_back(tuners_[b].Median(static_cast<int>(p)));
+    options_.tuned(b, tuners_[b].plan(), medians);
+  }
   m.learning_rate = inputs.scalars.at("learning_rate");
-  m.global_batch_size = t.global_batch_size();
+  m.global_batch_size = bucket.global_batch;
   m.lm_loss = Scalar(*reports, "lm loss", std::nan(""));
   m.grad_norm = Scalar(*reports, "grad norm");
   const bool applied = Scalar(*reports, "finite", 1) != 0;
@@ -188,30 +244,31 @@ absl::StatusOr<TrainResult> Trainer::Train() {
   if (!options_.run_dir.empty() && options_.writes) {
     ASSIGN_OR_RETURN(metrics, MetricsWriter::Open(JoinPath(options_.run_dir, "metrics.jsonl"), meta_.step));
   }
-  const double tokens = static_cast<double>(t.global_batch_size() * config_.model().seq_length());
-  double since = 0;  // seconds since the last progress line
+  double since = 0, tokens_since = 0, tflop_since = 0;  // since the last progress line: seconds, and so on
   int64_t steps_since = 0;
+  double tokens = 0;
   int64_t saved_at = -1;
   while (meta_.step < t.train_iters() && !Stopped()) {
     ASSIGN_OR_RETURN(StepMetrics m, Step());
     result.losses.push_back(m.lm_loss);
     result.last_step = m.iteration;
-    result.seconds += m.milliseconds / 1e3;
-    since += m.milliseconds / 1e3;
+    const double seconds = m.milliseconds / 1e3;
+    result.seconds += seconds;
+    tokens += m.tokens_per_second * seconds;
+    since += seconds;
+    tokens_since += m.tokens_per_second * seconds;
+    tflop_since += m.tflops_per_device * seconds;
     ++steps_since;
     const bool last = m.iteration == t.train_iters() || Stopped();
     const bool logs = m.iteration % t.log_interval() == 0 || last;
     StepMetrics shown = m;
     shown.milliseconds = 1e3 * since / static_cast<double>(steps_since);
-    for (StepMetrics* s : {&m, &shown}) {
-      const double seconds = s->milliseconds / 1e3;
-      s->tokens_per_second = tokens / seconds;
-      s->tflops_per_device = options_.flops_per_step / seconds / static_cast<double>(options_.devices) / 1e12;
-    }
+    shown.tokens_per_second = tokens_since / since;
+    shown.tflops_per_device = tflop_since / since;
     if (metrics) RETURN_IF_ERROR(metrics->Write(m));
     if (logs) {
       if (options_.progress) options_.progress(shown);
-      since = 0;
+      since = tokens_since = tflop_since = 0;
       steps_since = 0;
     }
     if (meta_.consecutive_skips >= t.max_consecutive_skips()) {
@@ -236,9 +293,9 @@ absl::StatusOr<TrainResult> Trainer::Train() {
     }
   }
   result.interrupted = Stopped() && meta_.step < t.train_iters();
-  const double steps = static_cast<double>(result.last_step - result.first_step);
-  result.tokens_per_second = result.seconds > 0 ? steps * tokens / result.seconds : 0;
-  if (!options_.run_dir.empty() && saved_at != meta_.step && steps > 0) RETURN_IF_ERROR(Save().status());
+  result.tokens_per_second = result.seconds > 0 ? tokens / result.seconds : 0;
+  const bool any = result.last_step > result.first_step;
+  if (!options_.run_dir.empty() && saved_at != meta_.step && any) RETURN_IF_ERROR(Save().status());
   result.checkpoint = last_checkpoint_;
   if (metrics) RETURN_IF_ERROR(metrics->Close());
   return result;
@@ -246,33 +303,43 @@ absl::StatusOr<TrainResult> Trainer::Train() {
 
 absl::StatusOr<double> Trainer::Evaluate(int64_t samples) {
   if (samples == 0) samples = config_.train().eval_samples();
-  const int64_t available = data_->held_out_samples();
+  int64_t available = 0;
+  for (const StepBucket& b : buckets_) available += data_->held_out_samples(b.seq_length);
   if (available == 0) {
     return absl::FailedPreconditionError("there is no held-out text; set --held_out_fraction above 0");
   }
-  samples = samples > 0 ? std::min(samples, available) : available;
-  Batch batch(config_.train().global_batch_size(), config_.model().seq_length());
   double sum = 0, count = 0;
-  for (int64_t first = 0; first < samples; first += batch.samples) {
-    if (Stopped()) return absl::CancelledError("the evaluation was interrupted");
-    RETURN_IF_ERROR(data_->FillHeldOut(first, batch));
-    for (int64_t row = std::min(batch.samples, samples - first); row < batch.samples; ++row) {
-      std::fill_n(batch.mask.begin() + row * batch.seq_length, batch.seq_length, 0.0f);
+  for (size_t i = 0; i < buckets_.size(); ++i) {
+    const StepBucket& bucket = buckets_[i];
+    // Of several lengths, each gives its share.
+    int64_t here = data_->held_out_samples(bucket.seq_length);
+    if (samples > 0 && samples < available) here = (here * samples + available - 1) / available;
+    Batch batch(bucket.global_batch, bucket.seq_length);
+    for (int64_t first = 0; first < here; first += batch.samples) {
+      if (Stopped()) return absl::CancelledError("the evaluation was interrupted");
+      RETURN_IF_ERROR(data_->FillHeldOut(first, batch));
+      for (int64_t row = std::min(batch.samples, here - first); row < batch.samples; ++row) {
+        std::fill_n(batch.mask.begin() + row * batch.seq_length, batch.seq_length, 0.0f);
+      }
+      double valid = 0;
+      const StepPlan& plan = PlanOf(static_cast<int>(i));
+      const StepInputs inputs = InputsOf(batch, plan.microbatches, &valid);
+      if (valid == 0) continue;
+      absl::StatusOr<Reports> reports = plan.session->EvalStep(inputs);
+      if (!reports.ok()) {
+        return Annotate(reports.status(), absl::StrCat("evaluation, held-out sample ", first));
+      }
+      sum += valid * Scalar(*reports, "lm loss", std::nan(""));
+      count += valid;
     }
-    double valid = 0;
-    const StepInputs inputs = InputsOf(batch, &valid);
-    if (valid == 0) continue;
-    absl::StatusOr<Reports> reports = session_->EvalStep(inputs);
-    if (!reports.ok()) return Annotate(reports.status(), absl::StrCat("evaluation, held-out sample ", first));
-    sum += valid * Scalar(*reports, "lm loss", std::nan(""));
-    count += valid;
   }
   return count > 0 ? sum / count : std::nan("");
 }
 
 absl::StatusOr<std::string> Trainer::Save() {
   const std::string dir = JoinPath(JoinPath(options_.run_dir, "checkpoint"), CheckpointName(meta_.step));
-  RETURN_IF_ERROR(Annotate(SaveSession(dir, meta_, module_, *session_, options_.writes), absl::StrCat("checkpoint ", dir)));
+  RETURN_IF_ERROR(Annotate(SaveSession(dir, meta_, module_, *buckets_[0].plans[0].session, options_.writes),
+                           absl::StrCat("checkpoint ", dir)));
   last_checkpoint_ = dir;
   return dir;
 }

@@ -29,10 +29,28 @@
 #include "moe/train/checkpoint.h"
 #include "moe/train/config.h"
 #include "moe/train/data.h"
+#include "moe/train/line_data.h"
 #include "moe/train/loss_scale.h"
 #include "moe/train/metrics.h"
+#include "moe/train/micro_batch_tuner.h"
 
 namespace moe {
+
+// A session, and in how many microbatches it takes a step's samples.
+struct StepPlan {
+  Session* session = nullptr;
+  int64_t microbatches = 1;
+  int64_t micro_batch_size = 1;
+};
+
+// What trains on the samples of one length: plans that do the same work over the same state, in microbatches
+// of different sizes. Where there are several, MicroBatchTuner moves among them.
+struct StepBucket {
+  int64_t seq_length = 0, global_batch = 0;
+  double flops_per_step = 0;  // of the model; see ModelFlopsPerStep. 0: TFLOP/s is not known
+  std::vector<StepPlan> plans;
+  int first_plan = 0;
+};
 
 struct TrainerOptions {
   std::string run_dir;  // metrics.jsonl and checkpoint/ go here; "": nothing is written
@@ -42,9 +60,12 @@ struct TrainerOptions {
   std::function<void(int64_t step, double held_out_loss)> evaluated;
   // Around every step, with its number; for tracing.
   std::function<void(int64_t step)> before_step, after_step;
+  // After a round of measuring micro-batch sizes: bucket, and the median seconds of a step with each of its
+  // plans.
+  std::function<void(int bucket, int plan, const std::vector<double>& seconds)> tuned;
   const std::atomic<bool>* stop = nullptr;  // set: the step is finished, a checkpoint saved, training ends
-  double flops_per_step = 0;                // of the model; see ModelFlopsPerStep. 0: TFLOP/s is not known
   int64_t devices = 1;
+  int64_t tuning_interval = 0;  // steps between rounds of measuring; 0: one round
 };
 
 struct TrainResult {
@@ -62,6 +83,10 @@ double ModelFlopsPerStep(const Module& logical);
 
 class Trainer {
  public:
+  // One bucket for each length of the data; all sessions share one state, which `module` describes.
+  Trainer(const RunConfig& resolved, const Module& module, std::vector<StepBucket> buckets,
+          const Dataset* data, TrainerOptions options = {});
+  // For data of one length.
   Trainer(const RunConfig& resolved, const Module& module, Session* session, const Dataset* data,
           TrainerOptions options = {});
 
@@ -89,13 +114,21 @@ class Trainer {
   absl::StatusOr<StepInputs> NextInputs() const;
 
  private:
-  StepInputs InputsOf(const Batch& batch, double* valid) const;
+  struct Next {  // the step that is to come
+    int bucket = 0;
+    int64_t first = 0;  // of its samples, among those of its length
+  };
+  Next NextStep() const;
+  const StepPlan& PlanOf(int bucket) const;
+  static StepInputs InputsOf(const Batch& batch, int64_t microbatches, double* valid);
   absl::StatusOr<StepMetrics> Step();
   bool Stopped() const { return options_.stop != nullptr && options_.stop->load(); }
 
   const RunConfig config_;
   const Module& module_;
-  Session* const session_;
+  const std::vector<StepBucket> buckets_;
+  std::vector<MicroBatchTuner> tuners_;  // of each bucket
+  mutable BucketOrder order_;
   const Dataset* const data_;
   const TrainerOptions options_;
   CheckpointMeta meta_;

@@ -127,10 +127,10 @@ constexpr Degree kDegrees[] = {
      &StrategyConfig::set_expert_tensor_parallel_size},
 };
 
-constexpr char kSchedules[] = "1f1b, gpipe, interleaved, zb-h1, zb-v, file:PATH";
+constexpr char kSchedules[] = "1f1b, gpipe, interleaved, zb-h1, zb-v, dualpipe, file:PATH";
 bool IsSchedule(const std::string& s) {
   return s == "1f1b" || s == "gpipe" || s == "interleaved" || s == "zb-h1" || s == "zb-v" ||
-         (absl::StartsWith(s, "file:") && s.size() > 5);
+         s == "dualpipe" || (absl::StartsWith(s, "file:") && s.size() > 5);
 }
 // Chunks per stage that a schedule can have.
 struct ChunkRange {
@@ -139,7 +139,7 @@ struct ChunkRange {
 };
 ChunkRange ChunksOf(const std::string& schedule) {
   if (schedule == "1f1b" || schedule == "zb-h1") return {1, 1};
-  if (schedule == "zb-v") return {2, 2};
+  if (schedule == "zb-v" || schedule == "dualpipe") return {2, 2};
   return {schedule == "interleaved" ? 2 : 1, kMaxDegree};
 }
 bool IsDispatcher(const std::string& s) { return s == "alltoall" || s == "allgather" || s == "auto"; }
@@ -291,7 +291,13 @@ void CheckModelFits(const Sizes& z, const StrategyConfig& s, Collector& out) {
   const int64_t pp = s.pipeline_model_parallel_size(), tp = s.tensor_model_parallel_size();
   const int64_t cp = s.context_parallel_size(), ep = s.expert_model_parallel_size();
   const int64_t etp = s.expert_tensor_parallel_size(), chunks = s.virtual_pipeline_model_parallel_size();
-  if (z.layers >= 1 && pp * chunks > z.layers) {
+  // dualpipe has each layer in two chunks.
+  const bool twice = s.schedule() == "dualpipe";
+  if (twice && pp % 2 != 0) {
+    out.Add("pipeline_model_parallel_size = ", pp, " with schedule dualpipe, which pairs the stages").legal =
+        absl::StrCat("an even number, as ", pp + 1);
+  }
+  if (z.layers >= 1 && pp * (twice ? 1 : chunks) > z.layers) {
     const std::string of =
         chunks > 1 ? absl::StrCat(pp * chunks, " chunks (", pp, " stages x ", chunks, ") leaves a chunk")
                    : absl::StrCat(pp, " pipeline stages leaves a stage");
@@ -301,7 +307,6 @@ void CheckModelFits(const Sizes& z, const StrategyConfig& s, Collector& out) {
   }
   for (const auto& [field, size] : z.OfTensor()) {
     if (size < 1 || size % tp == 0) continue;
-    if (field == "vocab_blocks" && z.vocab % tp != 0) continue;  // told of the vocabulary already
     out.Add("tensor_model_parallel_size = ", tp, " does not divide ", field, " = ", size).legal =
         ShowNear(Keep(Divisors(size), [&](int64_t t) { return z.TensorFits(t); }), tp);
   }
@@ -334,6 +339,17 @@ void CheckModelFits(const Sizes& z, const StrategyConfig& s, Collector& out) {
   if (z.expert_ffn > 0 && z.expert_ffn % etp != 0) {
     out.Add("expert_tensor_parallel_size = ", etp, " does not divide moe_ffn_hidden_size = ", z.expert_ffn)
         .legal = ShowNear(Divisors(z.expert_ffn), etp);
+  }
+}
+
+void CheckPart(absl::string_view flag, int64_t part, absl::string_view ranks, int64_t all, bool sharded,
+               Collector& out) {
+  if (part == 0) return;
+  if (part < 0 || all % part != 0) {
+    out.Add(flag, " = ", part, " does not divide ", ranks, " = ", all).legal =
+        absl::StrCat(ShowNear(Divisors(all), part), ", or 0 for all of them");
+  } else if (!sharded) {
+    out.Add(flag, " = ", part, ", but this state is not sharded").legal = "0, or a ZeRO stage of 1, 2 or 3";
   }
 }
 
@@ -408,17 +424,6 @@ void CheckWorld(const Sizes& z, const StrategyConfig& s, Collector& out) {
 }
 
 // Hybrid sharding: `part` of the `all` data ranks of a class of parameters share one copy of its state.
-void CheckPart(absl::string_view flag, int64_t part, absl::string_view ranks, int64_t all, bool sharded,
-               Collector& out) {
-  if (part == 0) return;
-  if (part < 0 || all % part != 0) {
-    out.Add(flag, " = ", part, " does not divide ", ranks, " = ", all).legal =
-        absl::StrCat(ShowNear(Divisors(all), part), ", or 0 for all of them");
-  } else if (!sharded) {
-    out.Add(flag, " = ", part, ", but this state is not sharded").legal = "0, or a ZeRO stage of 1, 2 or 3";
-  }
-}
-
 void CheckBatch(const RunConfig& config, Collector& out) {
   const int64_t global = config.train().global_batch_size(), micro = config.train().micro_batch_size();
   const int64_t dp = config.strategy().data_parallel_size();
@@ -428,6 +433,14 @@ void CheckBatch(const RunConfig& config, Collector& out) {
   if (!micro_ok) out.Add("micro_batch_size = ", micro).legal = legal_size;
   if (!global_ok || !micro_ok) return;
   const int64_t microbatches = NumMicrobatches(config), pp = config.strategy().pipeline_model_parallel_size();
+  if (microbatches > 0 && config.strategy().schedule() == "dualpipe" &&
+      (microbatches % 2 != 0 || microbatches < 2 * pp)) {
+    out.Add(microbatches, " microbatches (global_batch_size ", global, " / ", micro * dp,
+            ") with schedule dualpipe, which sends half of them down and half up the stages")
+        .legal =
+        absl::StrCat("an even number of at least 2 x pipeline_model_parallel_size = ", 2 * pp,
+                     ": global_batch_size of ", std::max(2 * pp, (microbatches + 1) / 2 * 2) * micro * dp);
+  }
   if (microbatches > 0 && config.strategy().schedule() == "interleaved" && microbatches % pp != 0) {
     const int64_t per = micro * dp;  // samples in a microbatch, so that `global` is microbatches x per
     std::string& legal = out.Add(microbatches, " microbatches (global_batch_size ", global, " / ", per,
@@ -576,6 +589,24 @@ std::vector<ConfigProblem> TrainConfigProblems(const RunConfig& config) {
   within("min_loss_scale", t.min_loss_scale(), t.min_loss_scale() > 0, "above 0");
   within("initial_loss_scale", t.initial_loss_scale(), t.initial_loss_scale() >= t.min_loss_scale(),
          absl::StrCat("min_loss_scale = ", t.min_loss_scale(), " or more"));
+  at_least("micro_batch_interval", t.micro_batch_interval(), 0);
+  if (const absl::Status lengths = LengthsOf(config).status(); !lengths.ok()) {
+    out.Add(lengths.message());
+  } else if (!t.length_buckets().empty() && config.model().routing_groups_per_sequence() > 1) {
+    for (const int64_t length : *LengthsOf(config)) {
+      if (length % config.model().routing_groups_per_sequence() == 0) continue;
+      out.Add("length_buckets: routing_groups_per_sequence = ", config.model().routing_groups_per_sequence(),
+              " does not divide ", length)
+          .legal = "multiples of it";
+    }
+  }
+  const std::string& scope = config.model().aux_loss_scope();
+  if (t.adaptive_micro_batch_size() && config.model().num_experts() > 0 && !scope.empty() &&
+      scope != "sequence") {
+    out.Add("adaptive_micro_batch_size with moe_aux_loss_scope = ", scope,
+            ", a loss that changes with the size of a microbatch")
+        .legal = "moe_aux_loss_scope = sequence";
+  }
   within("held_out_fraction", t.held_out_fraction(), t.held_out_fraction() >= 0 && t.held_out_fraction() < 1,
          "at least 0, below 1");
   within("lr", t.lr(), t.lr() >= 0, "0 or more");
