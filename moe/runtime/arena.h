@@ -52,7 +52,8 @@ class Arena {
     while (now < to && !mark.compare_exchange_weak(now, to, std::memory_order_relaxed)) {
     }
   }
-  char* base_ = nullptr;
+  void* map_ = nullptr;   // reserved_ bytes
+  char* base_ = nullptr;  // in it, at a multiple of a huge page
   int64_t planned_ = 0, reserved_ = 0;
   std::atomic<int64_t> used_{0}, spill_used_{0}, spill_peak_{0};
   int64_t start_[8] = {};
