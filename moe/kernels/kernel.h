@@ -91,9 +91,6 @@ struct KernelContext {
   int64_t Offset(absl::string_view factor) const { return offset[rule->Find(factor)]; }
 };
 
-// kBlas: the reference with whole matrix products, for models whose naive reference takes too long. It is
-// held against kReference like the others.
-enum class Backend : uint8_t { kReference, kBlas, kCpu, kCuda };
 // Gives every ragged result the cell sizes of the first ragged operand, and places its rows.
 inline absl::Status PlaceLikeOperand(KernelContext& c) {
   const Tensor* like = nullptr;
@@ -113,7 +110,9 @@ inline absl::Status PlaceLikeOperand(KernelContext& c) {
 
 inline bool IsScalar(const Tensor& t) { return t.dims.empty(); }
 
-enum class Backend : uint8_t { kReference, kCpu, kCuda };
+// kBlas: the reference with whole matrix products, for models whose naive reference takes too long. It is
+// held against kReference like the others.
+enum class Backend : uint8_t { kReference, kBlas, kCpu, kCuda };
 absl::string_view BackendName(Backend b);
 
 using KernelFn = absl::Status (*)(KernelContext& c);
