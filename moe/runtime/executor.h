@@ -85,7 +85,6 @@ class Executor : public LogicalSession, private DecisionHook {
 
  private:
   explicit Executor(const Program& program);
-  explicit Executor(const Program& program) : program_(program) {}
   const Module& module() const override { return *program_.module; }
   absl::StatusOr<std::vector<double>> ReadStored(const State& state) override;
   absl::Status WriteStored(const State& state, absl::Span<const double> values) override;
