@@ -49,7 +49,6 @@ const std::vector<ChoiceField>& Choices() {
 constexpr IntField kByteSizes[] = {{"checkpoint_budget", &Strategy::checkpoint_budget},
                                    {"memory_limit", &Strategy::memory_limit}};
 constexpr std::pair<absl::string_view, int> kByteUnits[] = {{"GiB", 30}, {"MiB", 20}, {"KiB", 10}};
-                                {"virtual_chunks", &Strategy::virtual_chunks}};
 struct WireField {
   const char* name;
   std::string Strategy::*field;
