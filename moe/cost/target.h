@@ -17,10 +17,6 @@ struct Target {
   double node_bytes_per_second =
       1.25e9;  // of one device, to other nodes; the mesh says which ranks share a node
   double node_latency_seconds = 2e-5;
-  double flops = 1e11;             // of one device
-  double bytes_per_second = 1e10;  // of its memory
-  double link_bytes_per_second = 5e9;
-  double link_latency_seconds = 5e-6;
   int64_t bucket_bytes = 0;  // Strategy::bucket where it does not say
   // Whether communication runs beside compute on engines of its own. In-process devices move data with the
   // cores that compute.
