@@ -77,8 +77,7 @@ class Rewriter {
     b.scope = dispatch->scope;
     b.provenance = {kPass, "experts -> expert slots"};
     ASSIGN_OR_RETURN(Node * chosen, b.CreateNode("moe.choose_replicas", {expert, slot, map}, {},
-                                                 absl::StrCat(dispatch->scope, ".expert_slot")));
-    chosen->SetResultName(1, absl::StrCat(slot.name(), "_there"));
+                                                 absl::StrCat(dispatch->scope, ".replica")));
     const std::vector<Use> uses = expert.node->uses(expert.index);
     for (const Use& use : uses) {
       Node* n = use.user;

@@ -55,11 +55,11 @@ TEST_F(ExpertSlotsTest, AnEmptySlotTakesNothingAndCostsNoSum) {
     // CHECK: func @step
     // CHECK: %e = moe.top_k
     // CHECK: moe.slots(%e) {capacity = 6, experts = 3}
-    // CHECK: %layers.0.moe.expert_slot, %s_there = moe.choose_replicas(%e, %s, %layers.0.moe.expert_map)
-    // CHECK: moe.dispatch(%x, %layers.0.moe.expert_slot, %s_there) {experts = 4, slots = 6} : f32[4, 2, 1, 6, 4]
+    // CHECK: %layers.0.moe.replica.expert_slot, %layers.0.moe.replica.slot = moe.choose_replicas(%e, %s, %layers.0.moe.expert_map)
+    // CHECK: moe.dispatch(%x, %layers.0.moe.replica.expert_slot, %layers.0.moe.replica.slot) {experts = 4, slots = 6} : f32[4, 2, 1, 6, 4]
     // CHECK: math.einsum(%d, %w) {{.*}} : f32[4, 2, 1, 6, 5]
     // CHECK: moe.count(%e) {experts = 3} : s32[3]
-    // CHECK: moe.combine_do(%y, %top, %layers.0.moe.expert_slot, %s_there) {experts = 4, slots = 6}
+    // CHECK: moe.combine_do(%y, %top, %layers.0.moe.replica.expert_slot, %layers.0.moe.replica.slot) {experts = 4, slots = 6}
     // CHECK: optim.accumulate(%gw, %dw) : f32[4, 4, 5]
     // CHECK: func @update
     // CHECK-NOT: moe.sum_replicas

@@ -10,7 +10,7 @@
 
 namespace moe {
 namespace {
-constexpr int64_t kPage = 4096;
+constexpr int64_t kPage = 4096, kHugePage = 2 << 20;
 }
 
 Arena::Arena(const StageMemory& m) {
@@ -38,7 +38,7 @@ int64_t Arena::BytesOf(const StageMemory& memory) { return Arena(memory).reserve
 
 absl::StatusOr<std::unique_ptr<Arena>> Arena::Create(const StageMemory& m, int64_t reserve) {
   std::unique_ptr<Arena> a(new Arena(m));
-  const int64_t bytes = std::max(a->reserved_, reserve);
+  const int64_t bytes = std::max(a->reserved_, reserve) + kHugePage;  // to start at a multiple of a huge page
   void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) {
     return absl::ResourceExhaustedError(absl::StrCat(
@@ -47,16 +47,21 @@ absl::StatusOr<std::unique_ptr<Arena>> Arena::Create(const StageMemory& m, int64
         ", frame ", m.frame_bytes, ") and ", m.spill_bytes, " bytes of spill room: ", std::strerror(errno)));
   }
   a->mapping_ = std::make_shared<Mapping>();
-  a->mapping_->base = a->base_ = static_cast<char*>(p);
+  a->mapping_->base = p;
   a->mapping_->bytes = bytes;
+  const uintptr_t start = reinterpret_cast<uintptr_t>(p);
+  a->base_ = static_cast<char*>(p) + ((start + kHugePage - 1) / kHugePage * kHugePage - start);
+  // Ranks take turns on a core, and their arenas together have far more small pages than a core keeps
+  // addresses of. Only what the plan fills is asked for; it is a hint.
+  if (a->planned_ >= kHugePage) madvise(a->base_, a->planned_ / kHugePage * kHugePage, MADV_HUGEPAGE);
   return a;
 }
 
 absl::StatusOr<std::unique_ptr<Arena>> Arena::Share(const StageMemory& m, const Arena& other) {
   std::unique_ptr<Arena> a(new Arena(m));
-  if (a->reserved_ > other.mapping_->bytes) {
+  if (a->reserved_ > other.mapping_->bytes - kHugePage) {
     return absl::ResourceExhaustedError(absl::StrCat("a plan of ", a->reserved_,
-                                                     " bytes does not fit into the ", other.mapping_->bytes,
+                                                     " bytes does not fit into the ", other.mapping_->bytes - kHugePage,
                                                      " bytes reserved for those that share its state"));
   }
   a->mapping_ = other.mapping_;
@@ -70,7 +75,7 @@ char* Arena::At(Space space, int64_t offset) const {
 
 void Arena::ReleaseSpill() {
   if (spill_used_ == 0) return;
-  madvise(base_ + start_[5], reserved_ - start_[5], MADV_DONTNEED);
+  madvise(base_ + start_[5], static_cast<char*>(map_) + reserved_ - (base_ + start_[5]), MADV_DONTNEED);
   spill_used_ = 0;
 }
 

@@ -55,7 +55,7 @@ class Arena {
  private:
   struct Mapping {  // the address space; lives as long as an arena in it
     ~Mapping();
-    char* base = nullptr;
+    void* base = nullptr;
     int64_t bytes = 0;
   };
   explicit Arena(const StageMemory& memory);

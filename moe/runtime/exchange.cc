@@ -311,7 +311,7 @@ absl::Status Exchange::CommunicateEncoded(const StepLayout& l, Step& s, const ch
       break;
     case StepKind::kAllToAll:
     case StepKind::kPermute:
-    case StepKind::kRotate:
+    case StepKind::kRotate:  // laid out as a permute
       status = s.wire->AllToAll(s.communicator, in, s.send, out, s.receive, encoded, what);
       break;
     case StepKind::kZero:

@@ -22,7 +22,6 @@ struct Executor::Crew {
   std::string job;
   StepInputs inputs;  // a copy: a rank that is left behind may still look at it
   std::vector<absl::Status> statuses;
-  std::vector<bool> returned;
 };
 
 Executor::Executor(const Program& program) : program_(program), crew_(std::make_shared<Crew>()) {}
@@ -70,7 +69,6 @@ absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(const Program& progra
   }
   for (auto& rank : e->ranks_) rank->decisions = e.get();
   e->crew_->statuses.resize(worlds.size());
-  e->crew_->returned.assign(worlds.size(), true);
   for (size_t i = 0; i < worlds.size(); ++i) {
     e->threads_.emplace_back(&RankLoop, e->crew_, e->ranks_[i].get(), e->worlds_[i].get(), e->gate_.get(), i);
   }
@@ -121,7 +119,6 @@ void Executor::RankLoop(std::shared_ptr<Crew> crew, RankExecutor* rank, World* w
     lock.lock();
     if (!status.ok()) ++crew->failing;
     crew->statuses[at] = std::move(status);
-    crew->returned[at] = true;
     if (--crew->running == 0 || crew->failing > 0) crew->done.notify_all();
   }
 }
@@ -133,7 +130,6 @@ absl::Status Executor::RunRanks(const std::string& name, const StepInputs& input
   crew_->running = num_local_ranks();
   crew_->failing = 0;
   crew_->statuses.assign(ranks_.size(), absl::OkStatus());
-  crew_->returned.assign(ranks_.size(), false);
   ++crew_->generation;
   crew_->start.notify_all();
   crew_->done.wait(lock, [&] { return crew_->running == 0 || crew_->failing > 0; });

@@ -46,6 +46,7 @@ int64_t WireTransfer::WorkspaceBytes(WireFormat wire, DType dtype, StepKind kind
     case StepKind::kAllGather:
     case StepKind::kAllToAll:
     case StepKind::kPermute:
+    case StepKind::kRotate:
       return bound(in) + bound(out);
     case StepKind::kReduceScatter:
       return bound(in) + bound(group_size * out);

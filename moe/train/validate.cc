@@ -85,7 +85,6 @@ struct Sizes {
     slots = s.expert_slots() != 0      ? Sane(s.expert_slots())
             : !s.expert_map().empty() ? (map.ok() ? static_cast<int64_t>(map->size()) : 0)
                                       : experts;
-    blocks = s.vocab_parallel() ? Sane(m.vocab_blocks()) : 0;
     seq_parallel = config.strategy().sequence_parallel();
     split_kv = config.strategy().split_tensor_by_kv_heads();
   }
@@ -93,8 +92,7 @@ struct Sizes {
   std::vector<std::pair<std::string, int64_t>> OfTensor() const {
     return {{"num_attention_heads", heads},
             {"ffn_hidden_size", dense_ffn},
-            {"shared_expert_ffn_hidden_size", shared_ffn},
-            {"vocab_blocks", blocks}};
+            {"shared_expert_ffn_hidden_size", shared_ffn}};
   }
   bool TensorFits(int64_t tp) const {
     for (const auto& [field, size] : OfTensor()) {
@@ -104,7 +102,7 @@ struct Sizes {
   }
   int64_t heads = 0, kv_heads = 0, experts = 0, layers = 0, seq = 0;
   int64_t slots = 0;  // that experts are stored in
-  int64_t expert_ffn = 0, dense_ffn = 0, shared_ffn = 0, blocks = 0;
+  int64_t expert_ffn = 0, dense_ffn = 0, shared_ffn = 0;
   bool seq_parallel = false, split_kv = true;
 };
 
@@ -272,7 +270,7 @@ void CheckExpertSlots(const Sizes& z, const StrategyConfig& s, Collector& out) {
   }
   const absl::StatusOr<std::vector<int64_t>> map = ParseExpertMap(s.expert_map());
   if (!s.expert_map().empty() && !map.ok()) {
-    out.Add(map.status().message());
+    out.Add(map.status().message()).legal = "experts and -1, separated by commas";
     return;
   }
   if (s.expert_slots() < 0) {
@@ -284,7 +282,11 @@ void CheckExpertSlots(const Sizes& z, const StrategyConfig& s, Collector& out) {
   strategy.expert_slots = s.expert_slots();
   if (!s.expert_map().empty()) strategy.expert_map = *map;
   const absl::Status status = ExpertMapOf(strategy, z.experts).status();
-  if (!status.ok()) out.Add(status.message());
+  if (status.ok()) return;
+  const int64_t least = (z.experts + strategy.ep - 1) / strategy.ep * strategy.ep;
+  out.Add(status.message()).legal =
+      absl::StrCat("--expert_slots=", least, " or a larger multiple of ", strategy.ep,
+                   ", with an entry of --expert_map each, if that is given, and every expert among them");
 }
 
 void CheckModelFits(const Sizes& z, const StrategyConfig& s, Collector& out) {

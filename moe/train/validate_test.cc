@@ -110,9 +110,8 @@ TEST(ValidateTest, HeadsAndFeaturesOverTensorRanks) {
   EXPECT_OK(ValidateRunConfig(With("strategy { tensor_model_parallel_size: 8 }")));  // above the kv heads
   ExpectProblems("strategy { tensor_model_parallel_size: 8 split_tensor_by_kv_heads: false }", 1,
                  "without split_tensor_by_kv_heads the first must divide the second", "legal here: 1, 2, 4");
-  ExpectProblems("model { vocab_blocks: 1 } strategy { vocab_parallel: true }", 1,
-                 "does not divide vocab_blocks = 1");
-  // A vocabulary that does not divide is padded.
+  // A vocabulary, or its blocks, that do not divide are padded.
+  EXPECT_OK(ValidateRunConfig(With("model { vocab_blocks: 1 } strategy { vocab_parallel: true }")));
   EXPECT_OK(ValidateRunConfig(With("model { vocab_size: 1009 } strategy { vocab_parallel: true }")));
   ExpectProblems("model { first_dense_layers: 1 ffn_hidden_size: 65 shared_expert_ffn_hidden_size: 33 }", 2,
                  "does not divide ffn_hidden_size = 65",
@@ -233,7 +232,6 @@ TEST(ValidateTest, EveryProblemSaysWhatIsLegal) {
                            "4 does not divide num_attention_heads = 6",
                            "4 does not divide ffn_hidden_size = 65",
                            "4 does not divide shared_expert_ffn_hidden_size = 33",
-                           "4 does not divide vocab_size = 1009",
                            "context_parallel_size = 2 does not divide seq_length = 127",
                            "expert_model_parallel_size = 5 does not divide num_experts = 6",
                            "expert_tensor_parallel_size = 4 does not divide moe_ffn_hidden_size = 190",

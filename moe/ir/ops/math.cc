@@ -214,6 +214,7 @@ void RegisterMathOps(OpRegistry* r) {
              .Attr("order", AttrKind::kInts)
              .RuleFrom([](const Node& n) { return BlocksOfDim(n, /*fixed=*/true); })
              .Verify(VerifyOrder)
+             .ComputesIn(Precision::kFollows)
              .LinearIn({0})
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
                const std::vector<int64_t>& order = n->Ints("order");
@@ -234,6 +235,7 @@ void RegisterMathOps(OpRegistry* r) {
              .RuleFrom([](const Node& n) { return BlocksOfDim(n, /*fixed=*/false); })
              .FactorFrom("r", "blocks")
              .Exchanges("r")
+             .ComputesIn(Precision::kFollows)
              .LinearIn({0})
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
                Value d = dys[0];  // n - 1 places forward is one back

@@ -18,11 +18,12 @@ absl::Status AddRmsNorm(KernelContext& c) {
   const int64_t h = c.Extent("h"), rows = c.Extent("b") * c.Extent("s");
   const double eps = c.node->Float("eps");
   const Simd<T>& simd = Simd<T>::Get();
-  for (int64_t i = 0; i < rows; ++i) {
+  constexpr int64_t kRows = 8;  // stay in the nearest cache between the two
+  for (int64_t i = 0; i < rows; i += kRows) {
+    const int64_t n = std::min(kRows, rows - i);
     T* sum = c.out[0].As<T>() + i * h;
-    simd.add(c.in[0].As<T>() + i * h, c.in[1].As<T>() + i * h, sum, h);
-    const double r = 1 / std::sqrt(static_cast<double>(simd.dot(sum, sum, h)) / h + eps);
-    simd.scaled_mul(static_cast<T>(r), sum, c.in[2].As<T>(), c.out[1].As<T>() + i * h, h);
+    simd.add(c.in[0].As<T>() + i * h, c.in[1].As<T>() + i * h, sum, n * h);
+    simd.rms_norm(sum, c.in[2].As<T>(), eps, c.out[1].As<T>() + i * h, h, n);
   }
   return absl::OkStatus();
 }

@@ -39,32 +39,16 @@ absl::Status EmbedGrad(KernelContext& c) {
 }
 
 template <typename T>
-T InverseRms(const T* x, int64_t h, double eps) {
-  return static_cast<T>(1 / std::sqrt(static_cast<double>(Simd<T>::Get().dot(x, x, h)) / h + eps));
-}
-
-template <typename T>
 absl::Status RmsNorm(KernelContext& c) {
-  const int64_t h = c.Extent("h"), rows = c.Extent("b") * c.Extent("s");
-  const double eps = c.node->Float("eps");
-  for (int64_t i = 0; i < rows; ++i) {
-    const T* x = c.in[0].As<T>() + i * h;
-    Simd<T>::Get().scaled_mul(InverseRms(x, h, eps), x, c.in[1].As<T>(), c.out[0].As<T>() + i * h, h);
-  }
+  Simd<T>::Get().rms_norm(c.in[0].As<T>(), c.in[1].As<T>(), c.node->Float("eps"), c.out[0].As<T>(),
+                          c.Extent("h"), c.Extent("b") * c.Extent("s"));
   return absl::OkStatus();
 }
 
 template <typename T>
 absl::Status RmsNormDx(KernelContext& c) {
-  const int64_t h = c.Extent("h"), rows = c.Extent("b") * c.Extent("s");
-  const double eps = c.node->Float("eps");
-  const T* w = c.in[1].As<T>();
-  const Simd<T>& simd = Simd<T>::Get();
-  for (int64_t i = 0; i < rows; ++i) {
-    const T *x = c.in[0].As<T>() + i * h, *dy = c.in[2].As<T>() + i * h;
-    const T r = InverseRms(x, h, eps);
-    simd.rms_norm_dx(x, w, dy, r, r * r * r * simd.dot3(x, w, dy, h) / h, c.out[0].As<T>() + i * h, h);
-  }
+  Simd<T>::Get().rms_norm_dx(c.in[0].As<T>(), c.in[1].As<T>(), c.in[2].As<T>(), c.node->Float("eps"),
+                             c.out[0].As<T>(), c.Extent("h"), c.Extent("b") * c.Extent("s"));
   return absl::OkStatus();
 }
 
@@ -86,10 +70,8 @@ absl::Status RmsNormDw(KernelContext& c) {
   std::fill(dw, dw + h, T(0));
   for (int64_t first = 0; first < rows; first += kRowsPerPiece) {
     std::fill(piece, piece + h, T(0));
-    for (int64_t i = first; i < std::min(rows, first + kRowsPerPiece); ++i) {
-      const T* x = c.in[0].As<T>() + i * h;
-      simd.add_scaled_mul(InverseRms(x, h, eps), x, c.in[1].As<T>() + i * h, piece, h);
-    }
+    simd.rms_norm_dw(c.in[0].As<T>() + first * h, c.in[1].As<T>() + first * h, eps, piece, h,
+                     std::min(kRowsPerPiece, rows - first));
     simd.add(dw, piece, dw, h);
   }
   return absl::OkStatus();

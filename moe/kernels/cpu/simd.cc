@@ -1,5 +1,6 @@
 #include "moe/kernels/cpu/simd.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <type_traits>
@@ -121,11 +122,20 @@ HWY_ATTR T Dot(const T* x, const T* y, int64_t n) {
 template <typename T>
 HWY_ATTR T Dot3(const T* x, const T* y, const T* z, int64_t n) {
   const Tag<T> d;
-  auto sum = hn::Zero(d);
-  auto* s = &sum;
-  ForVectors<T>(n,
-                [=](auto load, auto) HWY_ATTR { *s = hn::MulAdd(hn::Mul(load(x), load(y)), load(z), *s); });
-  return hn::GetLane(hn::SumOfLanes(d, sum));
+  const int64_t lanes = hn::Lanes(d);
+  auto sum0 = hn::Zero(d), sum1 = hn::Zero(d);
+  int64_t i = 0;
+  for (; i + 2 * lanes <= n; i += 2 * lanes) {
+    const auto xy0 = hn::Mul(hn::LoadU(d, x + i), hn::LoadU(d, y + i));
+    const auto xy1 = hn::Mul(hn::LoadU(d, x + i + lanes), hn::LoadU(d, y + i + lanes));
+    sum0 = hn::MulAdd(xy0, hn::LoadU(d, z + i), sum0);
+    sum1 = hn::MulAdd(xy1, hn::LoadU(d, z + i + lanes), sum1);
+  }
+  const T *xi = x + i, *yi = y + i, *zi = z + i;
+  auto* s = &sum0;
+  ForVectors<T>(
+      n - i, [=](auto load, auto) HWY_ATTR { *s = hn::MulAdd(hn::Mul(load(xi), load(yi)), load(zi), *s); });
+  return hn::GetLane(hn::SumOfLanes(d, hn::Add(sum0, sum1)));
 }
 
 template <typename T>
@@ -205,13 +215,55 @@ HWY_ATTR void SwigluGrad(const T* gate, const T* up, const T* dy, T* dgate, T* d
   });
 }
 
+// Rows go in blocks: their sums first, then their square roots, so that none waits for another.
+constexpr int64_t kNormRows = 8;
+
 template <typename T>
-HWY_ATTR void RmsNormDx(const T* x, const T* w, const T* dy, T r, T k, T* dx, int64_t n) {
+HWY_ATTR void InverseRms(const T* x, double eps, int64_t n, int64_t rows, T* r) {
+  T squares[kNormRows];
+  for (int64_t i = 0; i < rows; ++i) squares[i] = Dot(x + i * n, x + i * n, n);
+  for (int64_t i = 0; i < rows; ++i) {
+    r[i] = static_cast<T>(1 / std::sqrt(static_cast<double>(squares[i]) / n + eps));
+  }
+}
+
+template <typename T>
+HWY_ATTR void RmsNorm(const T* x, const T* w, double eps, T* y, int64_t n, int64_t rows) {
+  T r[kNormRows];
+  for (int64_t first = 0; first < rows; first += kNormRows) {
+    const int64_t block = std::min(kNormRows, rows - first), at = first * n;
+    InverseRms(x + at, eps, n, block, r);
+    for (int64_t i = 0; i < block; ++i) ScaledMul(r[i], x + at + i * n, w, y + at + i * n, n);
+  }
+}
+
+template <typename T>
+HWY_ATTR void RmsNormDx(const T* x, const T* w, const T* dy, double eps, T* dx, int64_t n, int64_t rows) {
   const Tag<T> d;
-  const auto vr = hn::Set(d, r), vk = hn::Set(d, k);
-  ForVectors<T>(n, [=](auto load, auto store) HWY_ATTR {
-    store(hn::NegMulAdd(vk, load(x), hn::Mul(vr, hn::Mul(load(dy), load(w)))), dx);
-  });
+  T r[kNormRows], sum[kNormRows];
+  for (int64_t first = 0; first < rows; first += kNormRows) {
+    const int64_t block = std::min(kNormRows, rows - first), at = first * n;
+    InverseRms(x + at, eps, n, block, r);
+    for (int64_t i = 0; i < block; ++i) sum[i] = Dot3(x + at + i * n, w, dy + at + i * n, n);
+    for (int64_t i = 0; i < block; ++i) {
+      const T *xi = x + at + i * n, *dyi = dy + at + i * n;
+      T* dxi = dx + at + i * n;
+      const auto vr = hn::Set(d, r[i]), vk = hn::Set(d, r[i] * r[i] * r[i] * sum[i] / n);
+      ForVectors<T>(n, [=](auto load, auto store) HWY_ATTR {
+        store(hn::NegMulAdd(vk, load(xi), hn::Mul(vr, hn::Mul(load(dyi), load(w)))), dxi);
+      });
+    }
+  }
+}
+
+template <typename T>
+HWY_ATTR void RmsNormDw(const T* x, const T* dy, double eps, T* dw, int64_t n, int64_t rows) {
+  T r[kNormRows];
+  for (int64_t first = 0; first < rows; first += kNormRows) {
+    const int64_t block = std::min(kNormRows, rows - first), at = first * n;
+    InverseRms(x + at, eps, n, block, r);
+    for (int64_t i = 0; i < block; ++i) AddScaledMul(r[i], x + at + i * n, dy + at + i * n, dw, n);
+  }
 }
 
 template <typename T>
@@ -273,16 +325,16 @@ void Fill(Simd<T>* s) {
   s->shift = &Shift<T>;
   s->axpy = &Axpy<T>;
   s->scaled_mul = &ScaledMul<T>;
-  s->add_scaled_mul = &AddScaledMul<T>;
   s->dot = &Dot<T>;
-  s->dot3 = &Dot3<T>;
   s->max = &Max<T>;
   s->exp_sum = &ExpSum<T>;
   s->silu = &Silu<T>;
   s->silu_grad = &SiluGrad<T>;
   s->swiglu = &Swiglu<T>;
   s->swiglu_grad = &SwigluGrad<T>;
+  s->rms_norm = &RmsNorm<T>;
   s->rms_norm_dx = &RmsNormDx<T>;
+  s->rms_norm_dw = &RmsNormDw<T>;
   s->rotate = &Rotate<T>;
   s->softmax_ds = &SoftmaxDs<T>;
   s->adamw = &AdamW<T>;

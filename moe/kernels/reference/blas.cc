@@ -151,10 +151,12 @@ absl::Status Einsum(KernelContext& c) {
   return Contract(c) ? absl::OkStatus() : ReduceProducts<double>(c, Reduce::kSum);
 }
 
-// One head of one sequence at a time: q [s, d], k and v [t, d], the scores [s, t] whole.
+// One head of one sequence at a time: q [s, d], k and v [t, d], the scores [s, t] whole. Blocks of a sequence
+// that do not see one another count as samples of their own; only positions are told apart.
 struct Heads {
   explicit Heads(const KernelContext& c)
-      : b(c.Extent("b")),
+      : blocks(c.ExtentOr("r", 1)),
+        b(c.Extent("b") * blocks),
         s(c.Extent("s")),
         t(c.Extent("t")),
         d(c.Extent("d")),
@@ -163,7 +165,9 @@ struct Heads {
         q_position(c.in[3].As<int32_t>()),
         k_position(c.in[4].As<int32_t>()),
         scale(1 / std::sqrt(static_cast<double>(d))) {}
-  bool Sees(int64_t i, int64_t j) const { return k_position[j] <= q_position[i]; }
+  bool Sees(int64_t ib, int64_t i, int64_t j) const {
+    return k_position[ib % blocks * t + j] <= q_position[ib % blocks * s + i];
+  }
   // f(batch, head of q, head of k and v)
   template <typename F>
   void ForEach(F f) const {
@@ -185,7 +189,7 @@ struct Heads {
       for (int64_t j = 0; j < d; ++j) row[j] += x[i * d + j];
     }
   }
-  int64_t b, s, t, d, kv, per_kv;
+  int64_t blocks, b, s, t, d, kv, per_kv;
   const int32_t *q_position, *k_position;
   double scale;
 };
@@ -204,11 +208,11 @@ absl::Status Attention(KernelContext& c) {
       double* row = p.data() + i * h.t;
       double max = -1e30, sum = 0;
       for (int64_t j = 0; j < h.t; ++j) {
-        row[j] = h.Sees(i, j) ? h.scale * row[j] : -1e30;
+        row[j] = h.Sees(ib, i, j) ? h.scale * row[j] : -1e30;
         max = std::max(max, row[j]);
       }
       for (int64_t j = 0; j < h.t; ++j) {
-        row[j] = h.Sees(i, j) ? std::exp(row[j] - max) : 0;
+        row[j] = h.Sees(ib, i, j) ? std::exp(row[j] - max) : 0;
         sum += row[j];
       }
       for (int64_t j = 0; j < h.t; ++j) row[j] = sum > 0 ? row[j] / sum : 0;
@@ -239,8 +243,8 @@ absl::Status AttentionGrad(KernelContext& c) {
       for (int64_t j = 0; j < h.d; ++j) delta += dy[i * h.d + j] * o[i * h.d + j];
       for (int64_t j = 0; j < h.t; ++j) {
         double &pij = p[i * h.t + j], &ds = dp[i * h.t + j];
-        pij = h.Sees(i, j) ? std::exp(h.scale * pij - lse) : 0;
-        ds = h.Sees(i, j) ? pij * (ds - delta) * h.scale : 0;
+        pij = h.Sees(ib, i, j) ? std::exp(h.scale * pij - lse) : 0;
+        ds = h.Sees(ib, i, j) ? pij * (ds - delta) * h.scale : 0;
       }
     }
     Product(false, false, h.s, h.d, h.t, dp.data(), k.data(), false, dq.data());
