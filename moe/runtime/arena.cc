@@ -75,7 +75,7 @@ char* Arena::At(Space space, int64_t offset) const {
 
 void Arena::ReleaseSpill() {
   if (spill_used_ == 0) return;
-  madvise(base_ + start_[5], static_cast<char*>(map_) + reserved_ - (base_ + start_[5]), MADV_DONTNEED);
+  madvise(base_ + start_[5], reserved_ - start_[5], MADV_DONTNEED);
   spill_used_ = 0;
 }
 
