@@ -592,10 +592,11 @@ std::vector<ConfigProblem> TrainConfigProblems(const RunConfig& config) {
   within("initial_loss_scale", t.initial_loss_scale(), t.initial_loss_scale() >= t.min_loss_scale(),
          absl::StrCat("min_loss_scale = ", t.min_loss_scale(), " or more"));
   at_least("micro_batch_interval", t.micro_batch_interval(), 0);
-  if (const absl::Status lengths = LengthsOf(config).status(); !lengths.ok()) {
-    out.Add(lengths.message());
+  const absl::StatusOr<std::vector<int64_t>> lengths = LengthsOf(config);
+  if (!lengths.ok()) {
+    out.Add(lengths.status().message());
   } else if (!t.length_buckets().empty() && config.model().routing_groups_per_sequence() > 1) {
-    for (const int64_t length : *LengthsOf(config)) {
+    for (const int64_t length : *lengths) {
       if (length % config.model().routing_groups_per_sequence() == 0) continue;
       out.Add("length_buckets: routing_groups_per_sequence = ", config.model().routing_groups_per_sequence(),
               " does not divide ", length)
