@@ -35,7 +35,8 @@ void RegisterBuiltinPasses(PassRegistry* registry) {
   registry->Add({"common-subexpressions", "Merges nodes of one phase that compute the same.",
                  ForEachFunction(MergeCommonSubexpressions)});
   registry->Add({"compress", "Marks exchanges whose values travel narrower than they are.", Compress});
-  registry->Add({"expert-slots", "Stores experts by slots, empty ones and replicas among them, as the strategy says.",
+  registry->Add({"expert-slots",
+                 "Stores experts by slots, empty ones and replicas among them, as the strategy says.",
                  StoreByExpertSlots});
   registry->Add({"context-parallel",
                  "Orders the sequence over context ranks; attention as a ring, or with gathered keys.",
@@ -77,7 +78,8 @@ PassRegistry& Passes() {
 
 std::string DefaultPipeline() {
   return "autodiff,expert-slots,pad-vocabulary,context-parallel,mixed-precision,partition-stages,shard,"
-         "insert-collectives,compress,checkpoint,fuse,split-experts,split-phases,split-backward,bucket-collectives,overlap,schedule,plan-memory,certify";
+         "insert-collectives,compress,checkpoint,fuse,split-experts,split-phases,split-backward,bucket-"
+         "collectives,overlap,schedule,plan-memory,certify";
 }
 
 absl::StatusOr<std::vector<PassResult>> RunPipeline(absl::string_view pipeline, Program& program,

@@ -80,8 +80,16 @@ bool FlightRecord::Waits() const {
 
 std::string PlaceOf(const Mesh& mesh, int64_t rank) {
   std::vector<std::string> parts = {absl::StrCat("stage ", mesh.Stage(rank))};
+  // By the names that users give, where the mesh has them; its own axes may be finer.
+  bool named = false;
+  for (const char* name : {"dp", "cp", "tp"}) {
+    const AxisList axes = mesh.Alias(name);
+    named = named || !axes.empty();
+    if (mesh.Size(axes) > 1) parts.push_back(absl::StrCat(name, " ", mesh.Index(rank, axes)));
+  }
   for (AxisId a : mesh.SpmdAxes()) {
-    if (mesh.size(a) > 1) parts.push_back(absl::StrCat(mesh.name(a), " ", mesh.Coordinate(rank, a)));
+    if (!named && mesh.size(a) > 1)
+      parts.push_back(absl::StrCat(mesh.name(a), " ", mesh.Coordinate(rank, a)));
   }
   return absl::StrJoin(parts, ", ");
 }
@@ -191,10 +199,14 @@ Diagnosis Diagnose(const std::vector<FlightRecord>& records) {
   }
   std::vector<std::string> about;
   if (call != nullptr) {
-    d.text = absl::StrCat("rank ", speaker->rank, " (", speaker->place, ") waits ", Seconds(call->seconds),
-                          " in ", call->op, " for ", call->what,
-                          speaker->actions.empty() ? "" : absl::StrCat(", action ", speaker->actions[0].name),
-                          "\n");
+    // Transfers are named after what they do; their action may be another one, since they have threads of
+    // their own.
+    const bool transfer = call->op == "send" || call->op == "receive";
+    d.text = absl::StrCat(
+        "rank ", speaker->rank, " (", speaker->place, ") waits ", Seconds(call->seconds), " in ",
+        transfer ? "" : absl::StrCat(call->op, " for "), call->what,
+        transfer || speaker->actions.empty() ? "" : absl::StrCat(", action ", speaker->actions[0].name),
+        "\n");
     std::vector<int64_t> present;
     Missing(*call, speaker->rank, by_rank, &present);
     present.erase(

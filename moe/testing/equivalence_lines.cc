@@ -140,6 +140,8 @@ constexpr Line kLines[] = {
      8, 5},
     {"cap tied", "pp=2 dp=2 ep=2 microbatches=4 overlap=on bucket=65536", 8, 5},
     {"odd", "dp=7 ep=7 overlap=on", 7, 5},
+    {"cap", "tp=2 dp=2 ep=4 sp zero=3 overlap=on moe_chunks=2", 8, 5},
+    {"drop", "pp=2 dp=2 ep=2 microbatches=2 overlap=on moe_chunks=4 checkpoint=full", 8, 5},
     {"odd tied", "pp=2 dp=3 zero=3 microbatches=2 overlap=on bucket=65536", 6, 5},
     // How tokens reach experts elsewhere.
     {"cap", "dp=8 ep=8 dispatcher=allgather", 8, 5},
@@ -158,7 +160,8 @@ constexpr Line kLines[] = {
     {"odd cap", "tp=2 dp=2 ep=4 sp zero=1 expert_map=6:-1:2:3:4:5:1:0", 6, 5},
     {"odd", "pp=2 dp=2 ep=2 expert_map=0:1:2:3:4:5:6:0 microbatches=3", 6, 5},
     {"cap", "dp=4 ep=4 expert_map=0:1:2:3:4:5:6:7:7:0:0:-1 zero=1", 8, 20},
-    {"drop", "pp=2 dp=2 tp=2 etp=2 ep=2 expert_map=3:0:1:2:4:5:6:7:3:3 microbatches=2 checkpoint=full", 8, 20},
+    {"drop", "pp=2 dp=2 tp=2 etp=2 ep=2 expert_map=3:0:1:2:4:5:6:7:3:3 microbatches=2 checkpoint=full", 8,
+     20},
     {"drop", "dp=8 ep=4 expert_map=0:1:2:3:4:5:6:7:0:1:2:3:4:5:6:7 zero=3", 8, 20},
     {"drop", "dp=4 ep=2 expert_map=7:6:5:4:3:2:1:0 zero=2 microbatches=2 checkpoint=selective", 8, 20},
     {"drop", "tp=2 dp=4 ep=8 sp vp expert_slots=16 overload=0.6", 8, 20},

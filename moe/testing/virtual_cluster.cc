@@ -572,7 +572,7 @@ class Cluster {
           }
           ASSIGN_OR_RETURN(std::unique_ptr<Exchange> e,
                            Exchange::Create(parts[0].from.type(), parts[0].to, parts[0].steps, mesh_,
-                                            RankOf(stage, r), world, "comm"));
+                                            RankOf(stage, r), world, "comm", WireOf(n)));
           const Bytes workspace(e->WorkspaceBytes());
           return e->Run(x[0], y[0], workspace.size() > 0 ? workspace.data() : nullptr, workspace.size(),
                         n.result_name());
@@ -639,7 +639,8 @@ class Cluster {
       ForEachRun(LocalBlock(s.type, mesh_, RankOf(s.stage, r)), [&](int64_t to, int64_t from, int64_t n) {
         std::copy_n(s.local[r].begin() + from, n, stored.begin() + to);
       });
-      ASSIGN_OR_RETURN(s.local[r], rows->ToLogical(stored, AttrString(state.attributes, "kind") == "gradient"));
+      ASSIGN_OR_RETURN(s.local[r],
+                       rows->ToLogical(stored, AttrString(state.attributes, "kind") == "gradient"));
     }
     s.type = LogicalType(module_, state);
     return s;

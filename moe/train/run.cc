@@ -377,6 +377,9 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
     ASSIGN_OR_RETURN(group, ProcessGroup::Connect(options.job, mesh.num_ranks(), options.device_timeout));
     RETURN_IF_ERROR(group->CheckSame("plan", SerializePlan(compiled.plan)));
     devices.local = &group->local();
+    // The processes of a host share its cores.
+    const int64_t cores = std::max(1u, std::thread::hardware_concurrency());
+    devices.compute_threads = static_cast<int>(std::max<int64_t>(1, cores / options.job->local_count()));
   }
   ASSIGN_OR_RETURN(const std::unique_ptr<Executor> executor, Executor::Create(program, devices));
   std::vector<std::unique_ptr<Executor>> others;  // of the other plans, in the same memory

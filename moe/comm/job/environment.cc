@@ -13,12 +13,13 @@ namespace {
 
 struct Launcher {
   const char* name;
-  const char *rank, *count, *local_rank;
+  const char *rank, *count, *local_rank, *local_count;
 };
 constexpr Launcher kLaunchers[] = {
-    {"torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK"},
-    {"Slurm", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"},
-    {"Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"},
+    {"torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"},
+    {"Slurm", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_TASKS_PER_NODE"},
+    {"Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK",
+     "OMPI_COMM_WORLD_LOCAL_SIZE"},
 };
 
 constexpr int64_t kMaxProcesses = 1 << 20;
@@ -69,6 +70,12 @@ absl::StatusOr<std::optional<ProcessPlace>> FindProcess(const Environment& envir
     if (!wrong.empty()) {
       return absl::InvalidArgumentError(
           absl::StrCat("the environment of ", l.name, " makes no sense: ", absl::StrJoin(wrong, "; ")));
+    }
+    // Slurm may say "4(x2),3": of the first hosts, and near enough of the others.
+    const std::string local = get(l.local_count);
+    if (!absl::SimpleAtoi(local.substr(0, local.find_first_of("(,")), &p.local_count) || p.local_count < 1 ||
+        p.local_count > p.count) {
+      p.local_count = p.count;
     }
     if (p.count == 1) return std::optional<ProcessPlace>();
     p.master_address = get("MASTER_ADDR");

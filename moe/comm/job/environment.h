@@ -3,9 +3,10 @@
 //
 //   ASSIGN_OR_RETURN(std::optional<ProcessPlace> place, FindProcess(SystemEnvironment()));
 //
-//   torchrun   RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT
-//   Slurm      SLURM_PROCID SLURM_LOCALID SLURM_NTASKS; the first host of SLURM_JOB_NODELIST is the master
-//   Open MPI   OMPI_COMM_WORLD_RANK _LOCAL_RANK _SIZE _LOCAL_SIZE; alone on one host that is the master
+//   torchrun   RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT
+//   Slurm      SLURM_PROCID SLURM_LOCALID SLURM_NTASKS SLURM_TASKS_PER_NODE; the first host of
+//   SLURM_JOB_NODELIST is the master Open MPI   OMPI_COMM_WORLD_RANK _LOCAL_RANK _SIZE _LOCAL_SIZE; alone on
+//   one host that is the master
 //
 // MASTER_ADDR and MASTER_PORT, where set, win for all three. Plain functions.
 #pragma once
@@ -25,6 +26,7 @@ Environment SystemEnvironment();
 
 struct ProcessPlace {
   int64_t rank = 0, count = 1, local_rank = 0;
+  int64_t local_count = 1;     // of this host; `count` where that is not known
   std::string found_in;        // "torchrun"
   std::string master_address;  // a name or an address; "" if it is not known
   int master_port = 29500;

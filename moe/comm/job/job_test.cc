@@ -30,6 +30,7 @@ TEST(FindProcess, Torchrun) {
   ASSERT_OK_AND_ASSIGN(const auto p, Find({{"RANK", "5"},
                                            {"WORLD_SIZE", "8"},
                                            {"LOCAL_RANK", "1"},
+                                           {"LOCAL_WORLD_SIZE", "4"},
                                            {"MASTER_ADDR", "10.0.0.1"},
                                            {"MASTER_PORT", "1234"},
                                            {"TORCHELASTIC_RUN_ID", "run7"},
@@ -40,6 +41,7 @@ TEST(FindProcess, Torchrun) {
   EXPECT_EQ(p->rank, 5);
   EXPECT_EQ(p->count, 8);
   EXPECT_EQ(p->local_rank, 1);
+  EXPECT_EQ(p->local_count, 4);
   EXPECT_EQ(p->master_address, "10.0.0.1");
   EXPECT_EQ(p->master_port, 1234);
   EXPECT_EQ(p->token, "run7");
@@ -50,10 +52,12 @@ TEST(FindProcess, Slurm) {
   ASSERT_OK_AND_ASSIGN(const auto p, Find({{"SLURM_PROCID", "3"},
                                            {"SLURM_NTASKS", "4"},
                                            {"SLURM_LOCALID", "1"},
+                                           {"SLURM_TASKS_PER_NODE", "2(x2)"},
                                            {"SLURM_JOB_ID", "99"},
                                            {"SLURM_JOB_NODELIST", "gpu[04-07,9]"}}));
   ASSERT_TRUE(p.has_value());
   EXPECT_EQ(p->found_in, "Slurm");
+  EXPECT_EQ(p->local_count, 2);
   EXPECT_EQ(p->rank, 3);
   EXPECT_EQ(p->master_address, "gpu04");
   EXPECT_EQ(p->token, "99");

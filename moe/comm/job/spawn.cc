@@ -81,6 +81,7 @@ int SpawnProcesses(int count, char** argv, const SpawnOptions& options, std::ost
     const pid_t pid = Start(argv, {{"RANK", absl::StrCat(r)},
                                    {"LOCAL_RANK", absl::StrCat(r)},
                                    {"WORLD_SIZE", absl::StrCat(count)},
+                                   {"LOCAL_WORLD_SIZE", absl::StrCat(count)},
                                    {"MASTER_ADDR", "127.0.0.1"},
                                    {"MASTER_PORT", absl::StrCat((*server)->port())},
                                    {"SWITCHYARD_SPAWNED", "1"},

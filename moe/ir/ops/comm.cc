@@ -7,8 +7,8 @@
 
 // Conversions between placements. Their result types are given by whoever creates them
 // (Builder::CreateTyped); operand and result type together say what moves. `steps` is the text form of
-// conversion_steps.h, `wire` the format in which values travel (wire_format.h); where a node has several parts
-// (conversion_parts.h), `parts` has the steps of each.
+// conversion_steps.h, `wire` the format in which values travel (wire_format.h); where a node has several
+// parts (conversion_parts.h), `parts` has the steps of each.
 //
 // A conversion that other work shall hide stands in two halves. comm.start is the exchange, on the
 // communication queue; what it gives is a future. comm.done, on the compute queue, is where the value is
@@ -46,10 +46,28 @@ std::vector<Type> PartTypes(const Node& n, bool future) {
   return types;
 }
 
+absl::Status KnownWire(const Node& n) {
+  const std::string wire = n.StringOr("wire", "");
+  if (!ParseWireFormat(wire)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("unknown wire format '", wire, "'; legal are bf16 and f8e4m3"));
+  }
+  if (!wire.empty() && !IsFloat(n.operand(0).type().dtype)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("no wire format for ", DTypeName(n.operand(0).type().dtype)));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status VerifyParts(const Node& n) {
-  if (static_cast<int>(n.Strings("parts").size()) == n.num_operands()) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(n.Strings("parts").size(), " parts for ", n.num_operands(), " operands"));
+  if (static_cast<int>(n.Strings("parts").size()) != n.num_operands()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(n.Strings("parts").size(), " parts for ", n.num_operands(), " operands"));
+  }
+  if (n.num_operands() > 1 && n.Has("wire")) {
+    return absl::InvalidArgumentError("parts that travel together are not encoded");
+  }
+  return KnownWire(n);
 }
 
 // Somebody waits for every exchange, once, and holds its source.
@@ -72,19 +90,6 @@ absl::Status VerifyStart(const Node& n) {
 absl::Status VerifyDone(const Node& n) {
   if (!n.operand(0).type().future) return absl::InvalidArgumentError("its first operand is no future");
   if (n.queue != Queue::kCompute) return absl::InvalidArgumentError("waits on the queue compute");
-  return absl::OkStatus();
-}
-
-absl::Status KnownWire(const Node& n) {
-  const std::string wire = n.StringOr("wire", "");
-  if (!ParseWireFormat(wire)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("unknown wire format '", wire, "'; legal are bf16 and f8e4m3"));
-  }
-  if (!wire.empty() && !IsFloat(n.operand(0).type().dtype)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("no wire format for ", DTypeName(n.operand(0).type().dtype)));
-  }
   return absl::OkStatus();
 }
 
