@@ -16,7 +16,7 @@ namespace {
 bool OfTheModel(const Node& n) {
   const std::string& pass = n.provenance.pass;
   return pass.empty() || pass == "autodiff" || pass == "context-parallel" || pass == "expert-slots" ||
-         pass == "partition-stages";
+         pass == "mixed-precision" || pass == "partition-stages";
 }
 
 using Names = std::set<std::pair<std::string, std::string>>;  // op, first result
