@@ -160,7 +160,7 @@ class Splitter {
   }
 
   Attributes Cut(const Type& whole) const {
-    return {{"parts", parts_}, {"ways", ways_ > 0 ? ways_ : mesh_.Size(whole.placement.dims[0])}};
+    return {{"chunks", parts_}, {"ways", ways_ > 0 ? ways_ : mesh_.Size(whole.placement.dims[0])}};
   }
 
   absl::StatusOr<std::vector<Value>> PartsOf(Value v, Node* user) {

@@ -579,7 +579,7 @@ void MoeCases(Cases* out) {
       const int64_t parts = c.s.experts % 2 ? c.s.experts : 2;
       Type part = d.type();
       part.dims[0] /= parts;
-      c.TypedOp("moe.split_experts", {d}, {{"parts", parts}, {"ways", c.s.experts / parts}},
+      c.TypedOp("moe.split_experts", {d}, {{"chunks", parts}, {"ways", c.s.experts / parts}},
                 std::vector<Type>(parts, part));
     });
     add("moe.join_experts" + suffix, [=](CaseBuilder& c) {
@@ -588,7 +588,7 @@ void MoeCases(Cases* out) {
         parts.push_back(c.DispatchedTokens(dropless, {c.s.hidden}));  // ragged: all rows are in one part
       const auto count = static_cast<int64_t>(parts.size());
       c.Op("moe.join_experts", std::move(parts),
-           {{"parts", count}, {"ways", c.s.experts % 2 ? int64_t{1} : 2}});
+           {{"chunks", count}, {"ways", c.s.experts % 2 ? int64_t{1} : 2}});
     });
     add("moe.undispatch" + suffix, [=](CaseBuilder& c) {
       const Value slot = c.Slots(dropless), d = c.DispatchedTokens(dropless, {c.s.hidden});

@@ -33,7 +33,7 @@ constexpr int64_t kMaxExpertParts = 16;
 // Experts r (p l): r blocks, those of the ranks, of p parts of l experts; a part has r l of them. The other
 // dims are x1, x2, ...
 absl::StatusOr<std::string> RuleOfExpertParts(const Node& n, bool split) {
-  const int64_t parts = n.Int("parts");
+  const int64_t parts = n.Int("chunks");
   const Type& type = n.operand(0).type();
   if (parts < 1 || parts > kMaxExpertParts || type.rank() < 1) {
     return absl::InvalidArgumentError(
@@ -47,8 +47,8 @@ absl::StatusOr<std::string> RuleOfExpertParts(const Node& n, bool split) {
 }
 
 absl::Status VerifyExpertParts(const Node& n, int parts) {
-  if (n.Int("parts") == parts) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("parts = ", n.Int("parts"), ", and there are ", parts));
+  if (n.Int("chunks") == parts) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("chunks = ", n.Int("chunks"), ", and there are ", parts));
 }
 
 }  // namespace
@@ -169,16 +169,16 @@ void RegisterMoeOps(OpRegistry* r) {
              .Rule("b c t k ->")
              .NoGradient());
   r->Add(OpDef("moe.split_experts")
-             .Doc("Cuts dim 0, experts in `ways` blocks, in parts: part k has the k-th of `parts` equal runs "
+             .Doc("Cuts dim 0, experts in `ways` blocks, in parts: part k has the k-th of `chunks` equal runs "
                   "of each "
                   "block. Also of ragged values.")
              .Operands({"x"})
              .Results({"part"})
              .VariadicResults()
-             .Attr("parts", AttrKind::kInt)
+             .Attr("chunks", AttrKind::kInt)
              .Attr("ways", AttrKind::kInt)
              .RuleFrom([](const Node& n) { return RuleOfExpertParts(n, true); })
-             .FactorFrom("p", "parts")
+             .FactorFrom("p", "chunks")
              .FactorFrom("r", "ways")
              .Verify([](const Node& n) { return VerifyExpertParts(n, n.num_results()); })
              .LinearInAll()
@@ -188,10 +188,10 @@ void RegisterMoeOps(OpRegistry* r) {
              .Operands({"part"})
              .Variadic()
              .Results({"x"})
-             .Attr("parts", AttrKind::kInt)
+             .Attr("chunks", AttrKind::kInt)
              .Attr("ways", AttrKind::kInt)
              .RuleFrom([](const Node& n) { return RuleOfExpertParts(n, false); })
-             .FactorFrom("p", "parts")
+             .FactorFrom("p", "chunks")
              .FactorFrom("r", "ways")
              .Verify([](const Node& n) { return VerifyExpertParts(n, n.num_operands()); })
              .JointlyLinear()
