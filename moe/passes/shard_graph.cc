@@ -151,7 +151,9 @@ class GraphBuilder {
     }
 
     if (n->StringOr("tag", "") == kReplicaSum) {
-      if (const StatePlacement* s = StateOf(n->operand(0).node->attributes()); s != nullptr && s->is_gradient) {
+      const Node* gradient = n->operand(0).node;
+      while (gradient->Is("comm.stage_reduce")) gradient = gradient->operand(0).node;
+      if (const StatePlacement* s = StateOf(gradient->attributes()); s != nullptr && s->is_gradient) {
         g_.values[x.results[0]].gradient_of = planner_.Intern(seeds_.ReplicaSum(s->settled, n->type()));
       }
     }

@@ -107,13 +107,17 @@ TEST(Strategy, TextRoundTrips) {
   EXPECT_EQ(S(s.ToString()).overload, 1.25);
   s.checkpoint = "selective+nn.attention", s.checkpoint_budget = 3 << 19, s.memory_limit = 1000001;
   s.dispatcher = "allgather";
+  s.expert_slots = 4, s.expert_map = {1, -1, 0, 1};
   EXPECT_EQ(S(s.ToString()).ToString(), s.ToString());
   EXPECT_EQ(S("checkpoint_budget=1.5MiB").checkpoint_budget, 3 << 19);
   EXPECT_EQ(S("memory_limit=80GiB").ToString(), "memory_limit=80GiB");
   EXPECT_EQ(S("dp=2, tp=4 sp").ToString(), "dp=2 tp=4 sp");
+  EXPECT_EQ(S("expert_map=0:1:-1:0").expert_map, (std::vector<int64_t>{0, 1, -1, 0}));
 }
 
 TEST(Strategy, BadWords) {
+  ExpectError(ParseStrategy("expert_map=0:x"), absl::StatusCode::kInvalidArgument, "'x' is no expert");
+  ExpectError(ParseStrategy("expert_slots=0"), absl::StatusCode::kInvalidArgument, "expert_slots=0", "1 to");
   ExpectError(ParseStrategy("dp=0"), absl::StatusCode::kInvalidArgument, "dp=0", "positive");
   ExpectError(ParseStrategy("zero=4"), absl::StatusCode::kInvalidArgument, "zero=4", "0, 1, 2 or 3");
   ExpectError(ParseStrategy("cp_attention=rings"), absl::StatusCode::kInvalidArgument, "auto, gather, ring");
