@@ -124,25 +124,22 @@ std::string Mesh::Show(absl::Span<const AxisId> axes) const {
 std::string Mesh::ShowSet(absl::Span<const AxisId> axes) const {
   std::vector<AxisId> left(axes.begin(), axes.end());
   std::sort(left.begin(), left.end());
-  std::vector<std::string> names = {"tp", "dp", "cp", "ep", "etp", "edp", "kvh"};
-  for (const auto& [name, _] : aliases_) {
-    if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
-  }
   std::map<AxisId, std::string> parts;  // by the most major axis of each
   while (!left.empty()) {
-    const std::string* best = nullptr;
+    const char* best = nullptr;
     std::vector<AxisId> covered;
-    for (const std::string& name : names) {
+    for (const char* name : {"tp", "dp", "cp", "ep", "etp", "edp", "kvh"}) {
       const AxisList list = Alias(name);
       std::vector<AxisId> of(list.begin(), list.end());
       std::sort(of.begin(), of.end());
-      if (of.size() <= covered.size() || !std::includes(left.begin(), left.end(), of.begin(), of.end()))
+      if (of.size() <= covered.size() || !std::includes(left.begin(), left.end(), of.begin(), of.end())) {
         continue;
-      best = &name;
+      }
+      best = name;
       covered = std::move(of);
     }
     if (best == nullptr) covered = {left.front()};
-    parts[covered.front()] = best != nullptr ? *best : name(covered.front());
+    parts[covered.front()] = best != nullptr ? best : name(covered.front());
     std::vector<AxisId> rest;
     std::set_difference(left.begin(), left.end(), covered.begin(), covered.end(), std::back_inserter(rest));
     left = std::move(rest);

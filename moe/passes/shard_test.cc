@@ -135,7 +135,7 @@ TEST(Shard, ActivationCollectivesOfOtherStrategies) {
 TEST(Shard, MovesNoMoreThanPlansWrittenByHand) {
   const struct {
     ModelConfig config;
-    const char* strategy;
+    std::string strategy;
     double by_hand;
   } cases[] = {
       {SmallMoe(), "tp=4 dp=2", 36},
@@ -164,9 +164,9 @@ TEST(Shard, MovesNoMoreThanPlansWrittenByHand) {
       {SmallDropless(), "tp=2 dp=4 etp=2 ep=2 sp", 39},
       {SmallMoe(), "tp=2 dp=4 ep=4 sp vp zero=1", 32},
       {SmallDropless(), "tp=2 dp=4 ep=4 sp vp zero=3", 32},
-      {SmallMoe(), "cp=2 dp=4", 6},
-      {SmallMoe(), "cp=2 tp=2 dp=2 ep=8 sp vp", 40},
-      {SmallMoe(), "cp=2 tp=2 dp=4 ep=8 sp vp zero=1", 20},
+      {SmallMoe(), "cp=2 dp=4" + kGathered, 6},
+      {SmallMoe(), "cp=2 tp=2 dp=2 ep=8 sp vp" + kGathered, 40},
+      {SmallMoe(), "cp=2 tp=2 dp=4 ep=8 sp vp zero=1" + kGathered, 20},
       {SmallMoe(), "tp=4 dp=4 ep=8 sp vp zero=3", 37},
   };
   for (const auto& c : cases) {
