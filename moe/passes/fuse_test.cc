@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "moe/base/status_matchers.h"
+#include "moe/ir/registry.h"
 #include "moe/ir/verifier.h"
 #include "moe/testing/pass_test.h"
 #include "moe/testing/sharded_model.h"
