@@ -188,6 +188,7 @@ std::vector<double> LossesAfterMove(const std::string& dtype, const std::string&
   const auto configured = [&](const std::string& strategy) {
     RunConfig config = SmallConfig(strategy, dtype);
     config.mutable_model()->set_vocab_size(vocab);
+    config.mutable_model()->clear_vocab_blocks();  // follow from the vocabulary
     return config;
   };
   const std::string dir = Folder("move");
