@@ -99,7 +99,7 @@ TEST_F(BadInputTest, ModuleFiles) {
     std::vector<std::string> parts;
   };
   const Case cases[] = {
-      {head + "  %y = math.add(%x, ", {"bad.moe:3:20", "end of the text"}},
+      {head + "  %y = math.add(%x, ", {"bad.moe:3:21", "end of the text"}},
       {head.substr(0, 40), {"bad.moe:2"}},
       {"", {"bad.moe:1:1", "module @name"}},
       {in_body("%y = math.ad(%x, %x)"), {"bad.moe:3:8", "unknown op 'math.ad'", "math.add"}},

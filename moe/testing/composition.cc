@@ -1,5 +1,7 @@
 #include "moe/testing/composition.h"
 
+#include <algorithm>
+#include <iterator>
 #include <map>
 
 #include "absl/strings/match.h"
@@ -46,6 +48,24 @@ constexpr Feature kFeatures[] = {
     {"zb-v", [](const Subject& x) { return x.s.schedule == "zb-v" && x.s.pp > 1; }},
     {"selective", [](const Subject& x) { return x.s.checkpoint == "selective"; }},
     {"full", [](const Subject& x) { return x.s.checkpoint == "full"; }},
+    {"auto", [](const Subject& x) { return absl::StartsWith(x.s.checkpoint, "auto"); }},
+    {"op list", [](const Subject& x) { return absl::StrContains(x.s.checkpoint, "."); }},
+    {"hybrid zero", [](const Subject& x) { return x.s.zero_dp > 0 || x.s.expert_zero_dp > 0; }},
+    {"allgather", [](const Subject& x) { return x.s.dispatcher == "allgather" && x.s.ep > 1; }},
+    {"slots", [](const Subject& x) { return x.s.expert_slots > 0 || !x.s.expert_map.empty(); }},
+    {"ring", [](const Subject& x) { return x.s.cp_attention == "ring" && x.s.cp > 1; }},
+    {"zig-zag", [](const Subject& x) { return x.s.cp_order == "zigzag" && x.s.cp > 1; }},
+    {"nodes", [](const Subject& x) { return x.s.devices_per_node > 0 && x.s.hierarchical == "on"; }},
+    {"overlap", [](const Subject& x) { return x.s.overlap == "on"; }},
+    {"buckets", [](const Subject& x) { return x.s.bucket > 0; }},
+    {"moe chunks", [](const Subject& x) { return x.s.moe_chunks > 1; }},
+    {"bf16", [](const Subject& x) { return x.s.precision == "bf16"; }},
+    {"f16", [](const Subject& x) { return x.s.precision == "f16"; }},
+    {"compressed",
+     [](const Subject& x) {
+       return !x.s.compress_dispatch.empty() || !x.s.compress_combine.empty() ||
+              !x.s.compress_gather.empty() || !x.s.compress_grad.empty();
+     }},
     {"capacity", [](const Subject& x) { return x.m.num_experts() > 0 && x.m.capacity_factor() > 0; }},
     {"dropless", [](const Subject& x) { return x.m.num_experts() > 0 && x.m.capacity_factor() == 0; }},
     {"spill",
@@ -100,11 +120,16 @@ Composition Compose(const std::vector<EquivalenceCase>& cases) {
       x.s = *ParseStrategy(c.strategy);
       if (const auto m = ParseModelConfig(c.model, c.name); m.ok()) x.m = *m;
       // Features that show only with others (sp without tp) are asked with these.
-      x.s.tp = std::max<int64_t>(x.s.tp, 2), x.s.pp = std::max<int64_t>(x.s.pp, 2);
+      const Subject alone = x;
       Subject around = plain;
-      around.s.tp = around.s.pp = 2;
+      for (Subject* s : {&x, &around}) {
+        for (int64_t Strategy::*degree : {&Strategy::tp, &Strategy::pp, &Strategy::cp, &Strategy::ep}) {
+          s->s.*degree = std::max<int64_t>(s->s.*degree, 2);
+        }
+      }
       for (size_t f = 0; f < kCount; ++f) {
-        if (kFeatures[f].has(x) && !kFeatures[f].has(around)) features[side].push_back(f);
+        const bool by_itself = kFeatures[f].has(alone) && !kFeatures[f].has(plain);
+        if (by_itself || (kFeatures[f].has(x) && !kFeatures[f].has(around))) features[side].push_back(f);
       }
     }
     for (const size_t a : features[0]) {
@@ -116,7 +141,8 @@ Composition Compose(const std::vector<EquivalenceCase>& cases) {
   // One of several, of which there is only one at a time.
   const std::vector<std::vector<std::string>> exclusive = {{"zero 1", "zero 2", "zero 3"},
                                                            {"gpipe", "interleaved", "zb-h1", "zb-v"},
-                                                           {"selective", "full"},
+                                                           {"selective", "full", "auto", "op list"},
+                                                           {"bf16", "f16"},
                                                            {"capacity", "dropless", "spill"}};
   for (const auto& group : exclusive) {
     for (size_t a = 0; a < kCount; ++a) {
@@ -152,7 +178,8 @@ std::string CompositionTable() {
           cell = "untested";
         } else {
           if (letters.count(reason) == 0) {
-            letters[reason] = std::string(1, static_cast<char>('a' + letters.size()));
+            letters[reason] = absl::StrCat(letters.size() < 26 ? "" : "a",
+                                           std::string(1, static_cast<char>('a' + letters.size() % 26)));
             reasons.push_back(reason);
           }
           cell = letters[reason];

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "moe/base/status_matchers.h"
+#include "moe/passes/strategy.h"
 #include "moe/testing/equivalence.h"
 #include "moe/testing/strategy_space.h"
 
@@ -18,8 +19,8 @@ class CoveringTest : public ::testing::TestWithParam<int> {};
 
 TEST_P(CoveringTest, EqualsTheReference) {
   const Point& p = MatrixPoints()[GetParam()];
-  EquivalenceCase c = MatrixSpace().Case(p);
-  SCOPED_TRACE(c.name);
+  EquivalenceCase c = MatrixSpace().Case(MatrixSpace().Exact(p));
+  SCOPED_TRACE(MatrixSpace().Describe(p));
   c.steps = 3;
   c.twice = GetParam() % 4 == 0;
   ASSERT_OK_AND_ASSIGN(const EquivalenceResult r, CheckEquivalence(c));
@@ -28,12 +29,19 @@ TEST_P(CoveringTest, EqualsTheReference) {
   EXPECT_LT(r.worst_parameter, 1e-7) << r.ToString();  // AdamW's first steps amplify gradient error
   EXPECT_TRUE(r.repeated_bitwise);
   EXPECT_EQ(r.planned_peak, r.measured_peak) << r.ToString();
+  // And in f32, or as narrow as the point says.
+  c.strategy = MatrixSpace().Case(p).strategy;
   c.f32 = true;
   c.twice = false;
+  const bool narrow = IsNarrow(*ParseStrategy(c.strategy));
   ASSERT_OK_AND_ASSIGN(const EquivalenceResult f32, CheckEquivalence(c));
-  EXPECT_LT(f32.worst_gradient, 1e-5) << f32.ToString();
-  EXPECT_LT(f32.worst_loss, 1e-4) << f32.ToString();
-  std::cout << c.name << "\n  f64 " << r.ToString() << "\n  f32 " << f32.ToString() << std::endl;
+  if (!narrow) {
+    EXPECT_LT(f32.worst_gradient, 1e-5) << f32.ToString();
+  }
+  EXPECT_LT(f32.worst_loss, narrow ? 2e-2 : 1e-4) << f32.ToString();
+  EXPECT_EQ(f32.planned_peak, f32.measured_peak) << f32.ToString();
+  std::cout << MatrixSpace().Describe(p) << "\n  f64 " << r.ToString()
+            << (narrow ? "\n  narrow " : "\n  f32 ") << f32.ToString() << std::endl;
 }
 
 INSTANTIATE_TEST_SUITE_P(Strategies, CoveringTest,

@@ -248,14 +248,16 @@ std::string LineModel(const std::string& key) {
 
 std::vector<EquivalenceCase> WrittenCases() {
   std::vector<EquivalenceCase> cases;
-  for (const Line& line : kLines) {
-    EquivalenceCase c;
-    c.name = line.strategy;
-    c.model = LineModel(line.model);
-    c.strategy = line.strategy;
-    c.global_batch = line.global_batch;
-    c.steps = line.steps;
-    cases.push_back(c);
+  for (const absl::Span<const Line> lines : {Lines(), NarrowLines()}) {
+    for (const Line& line : lines) {
+      EquivalenceCase c;
+      c.name = line.strategy;
+      c.model = LineModel(line.model);
+      c.strategy = line.strategy;
+      c.global_batch = line.global_batch;
+      c.steps = line.steps;
+      cases.push_back(c);
+    }
   }
   for (const StarvedLine& line : kStarved) {
     EquivalenceCase c;

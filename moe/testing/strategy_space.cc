@@ -59,7 +59,20 @@ std::vector<Dimension> Features() {
             {"", "schedule=gpipe", "schedule=interleaved virtual_chunks=2", "schedule=zb-h1",
              "schedule=zb-v virtual_chunks=2"},
             "pp"),
-      Words("checkpoint", {"", "checkpoint=selective", "checkpoint=full"}),
+      Words("checkpoint", {"", "checkpoint=selective", "checkpoint=full",
+                           "checkpoint=auto checkpoint_budget=1MiB", "checkpoint=nn.rms_norm+nn.attention"}),
+      Words("zero_dp", {"", "zero_dp=2"}, "zero"),
+      Words("dispatcher", {"", "dispatcher=alltoall", "dispatcher=allgather"}, "ep"),
+      Words("expert_slots", {"", "expert_slots=8", "expert_slots=16"}),
+      Words("cp_attention", {"", "cp_attention=ring", "cp_attention=gather"}, "cp"),
+      Words("cp_order", {"", "cp_order=zigzag"}, "cp"),
+      Words("nodes", {"", "devices_per_node=2 hierarchical=on"}),
+      Words("overlap", {"", "overlap=on"}),
+      Words("bucket", {"", "bucket=4096"}),
+      Words("moe_chunks", {"", "moe_chunks=2"}, "ep"),
+      Words("precision", {"", "bf16", "f16"}),
+      Words("wires",
+            {"", "compress_dispatch=f8 compress_combine=bf16", "compress_gather=bf16 compress_grad=f8"}),
       Words("ep_order", {"", "ep_order=reversed"}),
       Words("kv axis", {"", "no_kv_axis"}),
       {"workload",
@@ -314,6 +327,11 @@ std::vector<Point> StrategySpace::CoverPairs(uint64_t seed, std::vector<Impossib
   return rows;
 }
 
+Point StrategySpace::Exact(Point p) const {
+  for (const char* dimension : {"precision", "wires"}) p[Find(dimension)] = 0;
+  return p;
+}
+
 Point StrategySpace::Shrink(Point p, const std::function<bool(const Point&)>& fails) const {
   for (bool smaller = true; smaller;) {
     smaller = false;
@@ -352,7 +370,7 @@ const StrategySpace& MatrixSpace() {
                   {"num_layers: 4 hidden_size: 32 num_attention_heads: 8 num_key_value_heads: 2 "
                    "ffn_hidden_size: 48 vocab_size: 64 seq_length: 16 num_experts: 8 moe_ffn_hidden_size: 16 "
                    "first_dense_layers: 1 routing_groups_per_sequence: 4",
-                   "num_layers: 3 hidden_size: 328 num_attention_heads: 6 num_key_value_heads: 2 "
+                   "num_layers: 5 hidden_size: 328 num_attention_heads: 6 num_key_value_heads: 2 "
                    "head_dim: 10 ffn_hidden_size: 72 vocab_size: 1009 seq_length: 12 num_experts: 7 "
                    "moe_ffn_hidden_size: 36 moe_layer_freq: 2 routing_groups_per_sequence: 2"})}),
       16);

@@ -75,6 +75,10 @@ class StrategySpace {
   // no legal point of many tried has; the latter go to `impossible`.
   std::vector<Point> CoverPairs(uint64_t seed, std::vector<ImpossiblePair>* impossible = nullptr) const;
 
+  // The point without what computes or travels narrower than the model, so that f64 tells a bug from
+  // rounding.
+  Point Exact(Point p) const;
+
   // The simplest point reached from `p` by steps towards plain values such that `fails` stays true.
   Point Shrink(Point p, const std::function<bool(const Point&)>& fails) const;
 
