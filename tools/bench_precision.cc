@@ -150,8 +150,10 @@ absl::StatusOr<Trained> Train(const BenchOptions& options, const std::string& wo
 // The same training, narrower in one respect at a time: what it does to the loss.
 absl::Status BenchTraining(const BenchOptions& options) {
   const std::string base = "dp=4 ep=4 zero=3 microbatches=2";
-  const std::vector<std::string> variants = {"",
-                                             "bf16",
+  // In f32 too, but summed in another order: how far rounding alone carries a run, routing and all.
+  const std::vector<std::string> controls = {"dp=2 ep=2 zero=3 microbatches=2", "dp=4 ep=2 microbatches=1",
+                                             "tp=2 dp=2 etp=2 ep=2 microbatches=4"};
+  const std::vector<std::string> variants = {"bf16",
                                              "f16",
                                              "compress_dispatch=bf16",
                                              "compress_dispatch=f8",
@@ -169,19 +171,23 @@ absl::Status BenchTraining(const BenchOptions& options) {
                    {"words", "loss, mean of steps 51-60", "difference to f32", "largest difference of a step",
                     "MB per rank and step", "CPU ms per step", "peak MiB"});
   Trained f32;
-  for (const std::string& words : variants) {
-    ASSIGN_OR_RETURN(const Trained t, Train(options, absl::StrCat(base, " ", words)));
-    if (words.empty()) f32 = t;
+  const auto add = [&](const std::string& name, const std::string& strategy) -> absl::Status {
+    ASSIGN_OR_RETURN(const Trained t, Train(options, strategy));
+    if (f32.losses.empty()) f32 = t;
     double last = 0, last_f32 = 0, largest = 0;
     for (int64_t i = 0; i < kSteps; ++i) {
       largest = std::max(largest, std::abs(t.losses[i] - f32.losses[i]));
       if (i >= kSteps - kLast) last += t.losses[i] / kLast, last_f32 += f32.losses[i] / kLast;
     }
-    table.Add({words.empty() ? "f32" : words, absl::StrFormat("%.4f", last), absl::StrFormat("%+.4f", last - last_f32),
+    table.Add({name, absl::StrFormat("%.4f", last), absl::StrFormat("%+.4f", last - last_f32),
                absl::StrFormat("%.4f", largest), absl::StrFormat("%.2f", t.wire_bytes / 1e6),
                absl::StrFormat("%.0f", 1e3 * t.cpu_seconds),
                absl::StrFormat("%.1f", static_cast<double>(t.peak) / (1 << 20))});
-  }
+    return absl::OkStatus();
+  };
+  RETURN_IF_ERROR(add("f32", base));
+  for (const std::string& control : controls) RETURN_IF_ERROR(add(absl::StrCat("f32, as ", control), control));
+  for (const std::string& words : variants) RETURN_IF_ERROR(add(words, absl::StrCat(base, " ", words)));
   table.Print(options.json);
   return absl::OkStatus();
 }

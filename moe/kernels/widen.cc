@@ -23,6 +23,9 @@ int64_t RoundUp(int64_t n) { return (n + 63) / 64 * 64; }
 // Elements of a tensor that its own memory holds.
 int64_t Capacity(const Tensor& t) { return t.is_ragged() ? t.capacity_rows * t.row_elements : t.elements(); }
 
+// Elements widened at a time. A ragged value may have more rows than its own memory holds.
+int64_t BlockOf(const Tensor& t) { return t.is_ragged() ? kBlock : std::min(kBlock, t.elements()); }
+
 // The op maps elements one by one, so that a part of its operands gives a part of its results.
 bool GoesInBlocks(const Node& n) { return n.op().elementwise; }
 
@@ -79,7 +82,7 @@ absl::Status RunBlocks(const Kernel& wide, KernelContext& c, KernelContext& f32,
     *block = AsF32(t);
     block->ragged = -1;
     if (!IsNarrow(t)) return absl::OkStatus();
-    ASSIGN_OR_RETURN(block->data, workspace.Take(std::min(kBlock, Capacity(t)) * sizeof(float)));
+    ASSIGN_OR_RETURN(block->data, workspace.Take(BlockOf(t) * sizeof(float)));
     return absl::OkStatus();
   };
   f32.in.resize(c.in.size());
@@ -176,7 +179,7 @@ int64_t WidenedWorkspace(const Kernel& wide, const Node& n, const ShardingRule& 
   const auto add = [&](const Tensor& t, Tensors* to) {
     to->push_back(AsF32(t));
     if (!IsNarrow(t)) return;
-    const int64_t elements = GoesInBlocks(n) ? std::min(kBlock, Capacity(t)) : Capacity(t);
+    const int64_t elements = GoesInBlocks(n) ? BlockOf(t) : Capacity(t);
     bytes += RoundUp(elements * static_cast<int64_t>(sizeof(float)));
   };
   for (const Tensor& t : in) add(t, &wide_in);
