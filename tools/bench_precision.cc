@@ -151,7 +151,7 @@ absl::StatusOr<Trained> Train(const BenchOptions& options, const std::string& wo
 absl::Status BenchTraining(const BenchOptions& options) {
   const std::string base = "dp=4 ep=4 zero=3 microbatches=2";
   // In f32 too, but summed in another order: how far rounding alone carries a run, routing and all.
-  const std::vector<std::string> controls = {"dp=2 ep=2 zero=3 microbatches=2", "dp=4 ep=2 microbatches=1",
+  const std::vector<std::string> controls = {"dp=2 ep=2 zero=3 microbatches=2", "dp=2 microbatches=4",
                                              "tp=2 dp=2 etp=2 ep=2 microbatches=4"};
   const std::vector<std::string> variants = {"bf16",
                                              "f16",
