@@ -318,6 +318,11 @@ void CheckModelFits(const Sizes& z, const StrategyConfig& s, Collector& out) {
                        : ": without split_tensor_by_kv_heads the first must divide the second")
         .legal = ShowNear(Keep(Divisors(z.heads), [&](int64_t t) { return z.TensorFits(t); }), tp);
   }
+  if (s.cp_order() == "zigzag" && z.seq >= 1 && z.seq % cp == 0 && z.seq % (2 * cp) != 0) {
+    out.Add("cp_order = zigzag cuts a sequence into 2 x context_parallel_size = ", 2 * cp,
+            " blocks, which does not divide seq_length = ", z.seq)
+        .legal = "cp_order = contiguous or auto";
+  }
   if (z.seq >= 1 && z.seq % cp != 0) {
     out.Add("context_parallel_size = ", cp, " does not divide seq_length = ", z.seq).legal =
         ShowNear(Divisors(z.seq), cp);
@@ -344,6 +349,7 @@ void CheckModelFits(const Sizes& z, const StrategyConfig& s, Collector& out) {
   }
 }
 
+// Hybrid sharding: `part` of the `all` data ranks of a class of parameters share one copy of its state.
 void CheckPart(absl::string_view flag, int64_t part, absl::string_view ranks, int64_t all, bool sharded,
                Collector& out) {
   if (part == 0) return;
@@ -353,6 +359,11 @@ void CheckPart(absl::string_view flag, int64_t part, absl::string_view ranks, in
   } else if (!sharded) {
     out.Add(flag, " = ", part, ", but this state is not sharded").legal = "0, or a ZeRO stage of 1, 2 or 3";
   }
+}
+
+// The part of the data ranks that shares one copy of the state, or all where it does not fit.
+int64_t Part(int64_t part, int64_t all, bool sharded) {
+  return sharded && part > 0 && all % part == 0 ? part : 0;
 }
 
 void CheckWorld(const Sizes& z, const StrategyConfig& s, Collector& out) {
@@ -409,6 +420,9 @@ void CheckWorld(const Sizes& z, const StrategyConfig& s, Collector& out) {
   if (!KvFits(z.kv_heads, tp, z.split_kv)) return;  // told already
   RunConfig config;
   *config.mutable_strategy() = s;
+  StrategyConfig& parts = *config.mutable_strategy();  // what is wrong with these is told already
+  parts.set_zero_dp_size(Part(s.zero_dp_size(), dp * cp, s.zero_stage() > 0));
+  parts.set_expert_zero_dp_size(Part(s.expert_zero_dp_size(), stage / (ep * etp), expert_stage > 0));
   const Strategy strategy = StrategyOf(config);
   const std::string fold = FoldProblem(strategy, z.kv_heads);
   if (fold.empty()) return;
@@ -425,7 +439,6 @@ void CheckWorld(const Sizes& z, const StrategyConfig& s, Collector& out) {
                   : absl::StrCat("expert_model_parallel_size of ", ShowNear(eps, ep), " with these others");
 }
 
-// Hybrid sharding: `part` of the `all` data ranks of a class of parameters share one copy of its state.
 void CheckBatch(const RunConfig& config, Collector& out) {
   const int64_t global = config.train().global_batch_size(), micro = config.train().micro_batch_size();
   const int64_t dp = config.strategy().data_parallel_size();
@@ -515,11 +528,6 @@ std::string DescribeNearest(const RunConfig& from, const RunConfig& to) {
     add("micro_batch_size", to.train().micro_batch_size());
   }
   return absl::StrCat(text, "\n  ", absl::StrJoin(flags, " "));
-}
-
-// The part of the data ranks that shares one copy of the state, or all where it does not fit.
-int64_t Part(int64_t part, int64_t all, bool sharded) {
-  return sharded && part > 0 && all % part == 0 ? part : 0;
 }
 
 // Candidates by distance from what is wanted, nearest first; smaller ones first among equals.

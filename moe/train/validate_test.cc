@@ -127,6 +127,22 @@ TEST(ValidateTest, Sequence) {
                  "routing_groups_per_sequence = 5 does not divide seq_length = 128");
 }
 
+TEST(ValidateTest, OrderOfTheSequenceStateAndNodes) {
+  ExpectProblems(
+      "model { seq_length: 6 routing_groups_per_sequence: 1 } "
+      "strategy { context_parallel_size: 2 cp_order: 'zigzag' }",
+      1, "2 x context_parallel_size = 4 blocks, which does not divide seq_length = 6", "contiguous or auto");
+  ExpectProblems(
+      "strategy { cp_attention: 'rings' cp_order: 'zag' hierarchical_collectives: 'yes' devices_per_node: -1 }",
+      4, "cp_attention = 'rings'", "auto, gather, ring", "cp_order = 'zag'", "hierarchical_collectives = 'yes'",
+      "devices_per_node = -1");
+  ExpectProblems("strategy { zero_stage: 1 zero_dp_size: 3 }", 1,
+                 "zero_dp_size = 3 does not divide data_parallel_size x context_parallel_size = 2");
+  ExpectProblems("strategy { zero_dp_size: 2 }", 1, "zero_dp_size = 2, but this state is not sharded");
+  ExpectProblems("strategy { zero_stage: 2 expert_zero_dp_size: 2 }", 1,
+                 "expert_zero_dp_size = 2 does not divide");
+}
+
 TEST(ValidateTest, World) {
   EXPECT_OK(ValidateRunConfig(With("strategy { world_size: 8 }")));
   ExpectProblems("strategy { world_size: 16 }", 1, "2 x 2 x 1 x 2 = 8 is not the world size 16",
