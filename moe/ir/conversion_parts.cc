@@ -29,7 +29,10 @@ bool CrossesFunctions(const Node& n) {
   return false;
 }
 
-bool HasConversionParts(const Node& n) { return n.Has("steps") || n.Has("parts"); }
+bool HasConversionParts(const Node& n) {
+  // "axes" tells conversions from others that have parts, of experts say.
+  return n.Has("axes") && (n.Has("steps") || n.Has("parts"));
+}
 
 absl::StatusOr<std::vector<ConversionPart>> ConversionParts(const Node& n, const Mesh& mesh) {
   const std::vector<std::string> texts =

@@ -431,7 +431,7 @@ class Cluster {
     }
     if (n->Is("comm.done")) {
       out[0] = frame->values.at(n->operand(0));  // lies where the future does
-    } else if (n->Has("parts")) {
+    } else if (n->Has("axes") && n->Has("parts")) {
       RETURN_IF_ERROR(where(ExchangeParts(*n, *frame, stage, &out)));
     } else if (absl::StartsWith(n->op_name(), "comm.")) {
       RETURN_IF_ERROR(where(Communicate(*n, frame->values.at(n->operand(0)), stage, &out[0])));
