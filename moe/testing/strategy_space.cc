@@ -60,13 +60,13 @@ std::vector<Dimension> Features() {
              "schedule=zb-v virtual_chunks=2"},
             "pp"),
       Words("checkpoint", {"", "checkpoint=selective", "checkpoint=full",
-                           "checkpoint=auto checkpoint_budget=1MiB", "checkpoint=nn.rms_norm+nn.attention"}),
+                           "checkpoint=auto checkpoint_budget=4MiB", "checkpoint=nn.rms_norm+nn.attention"}),
       Words("zero_dp", {"", "zero_dp=2"}, "zero"),
       Words("dispatcher", {"", "dispatcher=alltoall", "dispatcher=allgather"}, "ep"),
       Words("expert_slots", {"", "expert_slots=8", "expert_slots=16"}),
       Words("cp_attention", {"", "cp_attention=ring", "cp_attention=gather"}, "cp"),
       Words("cp_order", {"", "cp_order=zigzag"}, "cp"),
-      Words("nodes", {"", "devices_per_node=2 hierarchical=on"}),
+      Words("nodes", {"", "devices_per_node=2 hierarchical=on"}, "dp"),
       Words("overlap", {"", "overlap=on"}),
       Words("bucket", {"", "bucket=4096"}),
       Words("moe_chunks", {"", "moe_chunks=2"}, "ep"),
@@ -364,15 +364,19 @@ Point StrategySpace::Shrink(Point p, const std::function<bool(const Point&)>& fa
 const StrategySpace& MatrixSpace() {
   static const StrategySpace& space = *new StrategySpace(
       kFields,
-      Join(
-          Join(Features(), ModelFeatures()),
-          {Fields("sizes", {"", "odd sizes"},
-                  {"num_layers: 4 hidden_size: 32 num_attention_heads: 8 num_key_value_heads: 2 "
-                   "ffn_hidden_size: 48 vocab_size: 64 seq_length: 16 num_experts: 8 moe_ffn_hidden_size: 16 "
-                   "first_dense_layers: 1 routing_groups_per_sequence: 4",
-                   "num_layers: 5 hidden_size: 328 num_attention_heads: 6 num_key_value_heads: 2 "
-                   "head_dim: 10 ffn_hidden_size: 72 vocab_size: 1009 seq_length: 12 num_experts: 7 "
-                   "moe_ffn_hidden_size: 36 moe_layer_freq: 2 routing_groups_per_sequence: 2"})}),
+      Join(Join(Features(), ModelFeatures()),
+           {{"sizes",
+             {{"", "",
+               "num_layers: 4 hidden_size: 32 num_attention_heads: 8 num_key_value_heads: 2 "
+               "ffn_hidden_size: 48 vocab_size: 64 seq_length: 16 num_experts: 8 moe_ffn_hidden_size: 16 "
+               "first_dense_layers: 1 routing_groups_per_sequence: 4",
+               "", ""},
+              // What is kept is larger, and so is the budget for it.
+              {"odd sizes", "checkpoint_budget=32MiB",
+               "num_layers: 5 hidden_size: 328 num_attention_heads: 6 num_key_value_heads: 2 "
+               "head_dim: 10 ffn_hidden_size: 72 vocab_size: 1009 seq_length: 12 num_experts: 7 "
+               "moe_ffn_hidden_size: 36 moe_layer_freq: 2 routing_groups_per_sequence: 2",
+               "", ""}}}}),
       16);
   return space;
 }

@@ -82,7 +82,7 @@ struct Sizes {
     shared_ffn = experts > 0 ? Sane(m.shared_expert_ffn_hidden_size()) : 0;
     const StrategyConfig& s = config.strategy();
     const absl::StatusOr<std::vector<int64_t>> map = ParseExpertMap(s.expert_map());
-    slots = s.expert_slots() != 0      ? Sane(s.expert_slots())
+    slots = s.expert_slots() != 0     ? Sane(s.expert_slots())
             : !s.expert_map().empty() ? (map.ok() ? static_cast<int64_t>(map->size()) : 0)
                                       : experts;
     seq_parallel = config.strategy().sequence_parallel();
@@ -335,8 +335,12 @@ void CheckModelFits(const Sizes& z, const StrategyConfig& s, Collector& out) {
   CheckExpertSlots(z, s, out);
   if (s.expert_slots() == 0 && s.expert_map().empty() && z.experts > 0 && z.experts % ep != 0) {
     out.Add("expert_model_parallel_size = ", ep, " does not divide num_experts = ", z.experts).legal =
-        absl::StrCat(ShowNear(Divisors(z.experts), ep), ", or --expert_slots=", (z.experts + ep - 1) / ep * ep,
-                     ", of which some stay empty");
+        absl::StrCat(ShowNear(Divisors(z.experts), ep),
+                     ", or --expert_slots=", (z.experts + ep - 1) / ep * ep, ", of which some stay empty");
+  }
+  if (z.slots > 0 && z.slots % ep == 0 && s.moe_chunks() > 1 && z.slots / ep % s.moe_chunks() != 0) {
+    out.Add("moe_chunks = ", s.moe_chunks(), " does not divide the ", z.slots / ep, " experts of a rank")
+        .legal = ShowNear(Divisors(z.slots / ep), s.moe_chunks());
   }
   if (z.experts == 0 && ep * etp > 1) {
     out.Add("expert_model_parallel_size = ", ep, ", expert_tensor_parallel_size = ", etp,
@@ -400,8 +404,9 @@ void CheckWorld(const Sizes& z, const StrategyConfig& s, Collector& out) {
   if (z.experts == 0) return;
   if (stage % (ep * etp) != 0) {
     const std::vector<int64_t> fit =
-        stage % etp == 0 ? Keep(Divisors(stage / etp), [&](int64_t e) { return z.slots > 0 && z.slots % e == 0; })
-                         : std::vector<int64_t>();
+        stage % etp == 0
+            ? Keep(Divisors(stage / etp), [&](int64_t e) { return z.slots > 0 && z.slots % e == 0; })
+            : std::vector<int64_t>();
     // Who counts experts as ranks of their own multiplies them into the world.
     const std::string product =
         absl::StrCat(cp > 1 ? "ep x tp x pp x dp x cp = " : "ep x tp x pp x dp = ", ep, " x ", tp, " x ", pp,

@@ -118,6 +118,12 @@ TEST(ValidateTest, HeadsAndFeaturesOverTensorRanks) {
                  "does not divide shared_expert_ffn_hidden_size = 33");
 }
 
+TEST(ValidateTest, PartsOfExperts) {
+  EXPECT_OK(ValidateRunConfig(With("strategy { moe_chunks: 2 }")));
+  ExpectProblems("strategy { moe_chunks: 3 }", 1, "moe_chunks = 3 does not divide the 4 experts of a rank",
+                 "legal here: 1, 2, 4");
+}
+
 TEST(ValidateTest, Sequence) {
   ExpectProblems("strategy { context_parallel_size: 3 }", 2, "do not fold",
                  "context_parallel_size = 3 does not divide seq_length = 128");
