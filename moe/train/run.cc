@@ -271,7 +271,7 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   RunConfig config = given;
   RETURN_IF_ERROR(ValidateRunConfig(config));
   RETURN_IF_ERROR(CheckPasses(options));
-  const TrainConfig& train = config.train();
+  const TrainConfig train = config.train();  // a copy: the plan may change `config`
   if (train.adaptive_micro_batch_size() && options.job != nullptr) {
     return absl::InvalidArgumentError(
         "adaptive_micro_batch_size wants all ranks in one process: each process would decide by times of its own");
