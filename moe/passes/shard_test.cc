@@ -433,6 +433,7 @@ TEST_F(ShardTextTest, ColumnThenRow) {
 }
 
 TEST_F(ShardTextTest, SequenceParallelResidualIsScattered) {
+  runs_ = false;  // a chunk without the one before it, which would give it act.0
   ExpectRewrite(Shard, R"(
     module @m mesh<tp=2>
     state @w2 : f32[32, 16] {kind = "parameter", role = "down"}
