@@ -54,6 +54,14 @@ std::string ShowNear(std::vector<int64_t> values, int64_t wanted) {
   return absl::StrCat(absl::StrJoin(values, ", "), " and others");
 }
 
+bool HasMoeLayer(const ModelConfig& model) {
+  if (model.num_experts() < 1 || model.moe_layer_freq() < 1) return false;
+  for (int64_t l = 0; l < std::min<int64_t>(model.num_layers(), 100'000); ++l) {
+    if (IsMoeLayer(model, l)) return true;
+  }
+  return false;
+}
+
 bool HasDenseLayer(const ModelConfig& model) {
   for (int64_t l = 0; l < std::min<int64_t>(model.num_layers(), 100'000); ++l) {
     if (!IsMoeLayer(model, l)) return true;
@@ -75,6 +83,7 @@ struct Sizes {
     heads = Sane(m.num_attention_heads());
     kv_heads = Sane(m.num_key_value_heads());
     experts = Sane(m.num_experts());
+    moe_layers = HasMoeLayer(m);
     layers = Sane(m.num_layers());
     seq = Sane(m.seq_length());
     expert_ffn = experts > 0 ? Sane(m.moe_ffn_hidden_size()) : 0;
@@ -101,7 +110,8 @@ struct Sizes {
     return KvFits(kv_heads, tp, split_kv) && (!seq_parallel || seq < 1 || seq % tp == 0);
   }
   int64_t heads = 0, kv_heads = 0, experts = 0, layers = 0, seq = 0;
-  int64_t slots = 0;  // that experts are stored in
+  int64_t slots = 0;        // that experts are stored in
+  bool moe_layers = false;  // experts without a layer that has them are none
   int64_t expert_ffn = 0, dense_ffn = 0, shared_ffn = 0;
   bool seq_parallel = false, split_kv = true;
 };
@@ -264,7 +274,7 @@ bool CheckDegrees(const StrategyConfig& s, Collector& out) {
 // Slots that experts are stored in, where they are asked for.
 void CheckExpertSlots(const Sizes& z, const StrategyConfig& s, Collector& out) {
   if (s.expert_slots() == 0 && s.expert_map().empty()) return;
-  if (z.experts == 0) {
+  if (!z.moe_layers) {
     out.Add("expert_slots or expert_map is given, but the model has no experts").legal = "neither";
     return;
   }

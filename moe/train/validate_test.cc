@@ -118,6 +118,11 @@ TEST(ValidateTest, HeadsAndFeaturesOverTensorRanks) {
                  "does not divide shared_expert_ffn_hidden_size = 33");
 }
 
+TEST(ValidateTest, ExpertsThatNoLayerHas) {
+  ExpectProblems("model { num_layers: 2 first_dense_layers: 2 ffn_hidden_size: 64 } strategy { expert_slots: 16 }",
+                 1, "the model has no experts", "--expert_slots=0");
+}
+
 TEST(ValidateTest, PartsOfExperts) {
   EXPECT_OK(ValidateRunConfig(With("strategy { moe_chunks: 2 }")));
   ExpectProblems("strategy { moe_chunks: 3 }", 1, "moe_chunks = 3 does not divide the 4 experts of a rank",
