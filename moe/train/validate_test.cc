@@ -84,9 +84,10 @@ TEST(ValidateTest, ExpertSlots) {
                  "9 expert slots do not divide over ep = 2; the next that do: 10",
                  "--expert_model_parallel_size=");
   ExpectProblems("strategy { expert_slots: 6 }", 1, "6 expert slots for 8 experts", "--expert_slots=0");
-  ExpectProblems("model { num_experts: 0 ffn_hidden_size: 256 } strategy { expert_model_parallel_size: 1 "
-                 "expert_tensor_parallel_size: 1 expert_slots: 8 }", 1, "the model has no experts",
-                 "--expert_slots=0");
+  ExpectProblems(
+      "model { num_experts: 0 ffn_hidden_size: 256 } strategy { expert_model_parallel_size: 1 "
+      "expert_tensor_parallel_size: 1 expert_slots: 8 }",
+      1, "the model has no experts", "--expert_slots=0");
   ExpectProblems("strategy { expert_slots: -2 }", 1, "expert_slots = -2");
   ExpectProblems("model { num_experts: 4 } strategy { expert_map: '0,1,2,2' }", 1, "expert 3 has no slot",
                  "--expert_map=");
@@ -119,8 +120,9 @@ TEST(ValidateTest, HeadsAndFeaturesOverTensorRanks) {
 }
 
 TEST(ValidateTest, ExpertsThatNoLayerHas) {
-  ExpectProblems("model { num_layers: 2 first_dense_layers: 2 ffn_hidden_size: 64 } strategy { expert_slots: 16 }",
-                 1, "the model has no experts", "--expert_slots=0");
+  ExpectProblems(
+      "model { num_layers: 2 first_dense_layers: 2 ffn_hidden_size: 64 } strategy { expert_slots: 16 }", 1,
+      "the model has no experts", "--expert_slots=0");
 }
 
 TEST(ValidateTest, PartsOfExperts) {
@@ -144,9 +146,10 @@ TEST(ValidateTest, OrderOfTheSequenceStateAndNodes) {
       "strategy { context_parallel_size: 2 cp_order: 'zigzag' }",
       1, "2 x context_parallel_size = 4 blocks, which does not divide seq_length = 6", "contiguous or auto");
   ExpectProblems(
-      "strategy { cp_attention: 'rings' cp_order: 'zag' hierarchical_collectives: 'yes' devices_per_node: -1 }",
-      4, "cp_attention = 'rings'", "auto, gather, ring", "cp_order = 'zag'", "hierarchical_collectives = 'yes'",
-      "devices_per_node = -1");
+      "strategy { cp_attention: 'rings' cp_order: 'zag' hierarchical_collectives: 'yes' devices_per_node: -1 "
+      "}",
+      4, "cp_attention = 'rings'", "auto, gather, ring", "cp_order = 'zag'",
+      "hierarchical_collectives = 'yes'", "devices_per_node = -1");
   ExpectProblems("strategy { zero_stage: 1 zero_dp_size: 3 }", 1,
                  "zero_dp_size = 3 does not divide data_parallel_size x context_parallel_size = 2");
   ExpectProblems("strategy { zero_dp_size: 2 }", 1, "zero_dp_size = 2, but this state is not sharded");
@@ -192,12 +195,13 @@ TEST(ValidateTest, ModelAndTraining) {
   ExpectProblems("train { clip_grad: nan }", 1, "clip_grad = nan");
   ExpectProblems(
       "strategy { schedule: 'zigzag' recompute_granularity: 'some' zero_stage: 4 expert_axis_order: 'x' }", 4,
-      "schedule = 'zigzag'", "1f1b, gpipe, interleaved, zb-h1, zb-v, file:PATH",
+      "schedule = 'zigzag'", "1f1b, gpipe, interleaved, zb-h1, zb-v, dualpipe, file:PATH",
       "recompute_granularity = 'some'", "zero_stage = 4", "--schedule=1f1b");
   ExpectProblems("strategy { recompute_granularity: 'auto' }", 1, "auto without a budget", "memory_limit");
   ExpectProblems("strategy { recompute_granularity: 'full+moe.top_k' }", 1, "moe.top_k is never recomputed");
-  ExpectProblems("strategy { memory_limit: '4GB' moe_token_dispatcher_type: 'flex' }", 2, "memory_limit = '4GB'",
-                 "38.5MiB", "moe_token_dispatcher_type = 'flex'", "alltoall, allgather, auto");
+  ExpectProblems("strategy { memory_limit: '4GB' moe_token_dispatcher_type: 'flex' }", 2,
+                 "memory_limit = '4GB'", "38.5MiB", "moe_token_dispatcher_type = 'flex'",
+                 "alltoall, allgather, auto");
   ExpectProblems("strategy { tensor_model_parallel_size: -2 }", 1, "tensor_model_parallel_size = -2", "1 to");
 }
 
@@ -255,25 +259,16 @@ TEST(ValidateTest, EveryProblemSaysWhatIsLegal) {
   for (const ConfigProblem& p : TrainConfigProblems(config)) problems.push_back(p);
   for (const ConfigProblem& p : problems) EXPECT_NE(p.legal, "") << p.what;
   const std::string message(ValidateRunConfig(config).message());
-  for (const char* part : {"num_layers = 3 on 4 pipeline stages",
-                           "4 does not divide num_attention_heads = 6",
-                           "4 does not divide ffn_hidden_size = 65",
-                           "4 does not divide shared_expert_ffn_hidden_size = 33",
-                           "context_parallel_size = 2 does not divide seq_length = 127",
-                           "expert_model_parallel_size = 5 does not divide num_experts = 6",
-                           "expert_tensor_parallel_size = 4 does not divide moe_ffn_hidden_size = 190",
-                           "pp x dp x cp x tp = 4 x 3 x 2 x 4 = 96 is not the world size 100",
-                           "does not divide the 24 ranks",
-                           "2 x 3 does not divide global_batch_size = 7",
-                           "zero_stage = 9",
-                           "expert_zero_stage = 5",
-                           "zigzag",
-                           "'some'",
-                           "expert_axis_order = 'x'",
-                           "moe_overload_factor = -1",
-                           "lr = -1",
-                           "train_iters = 0",
-                           "adam_beta2 = 2"}) {
+  for (const char* part :
+       {"num_layers = 3 on 4 pipeline stages", "4 does not divide num_attention_heads = 6",
+        "4 does not divide ffn_hidden_size = 65", "4 does not divide shared_expert_ffn_hidden_size = 33",
+        "context_parallel_size = 2 does not divide seq_length = 127",
+        "expert_model_parallel_size = 5 does not divide num_experts = 6",
+        "expert_tensor_parallel_size = 4 does not divide moe_ffn_hidden_size = 190",
+        "pp x dp x cp x tp = 4 x 3 x 2 x 4 = 96 is not the world size 100", "does not divide the 24 ranks",
+        "2 x 3 does not divide global_batch_size = 7", "zero_stage = 9", "expert_zero_stage = 5", "zigzag",
+        "'some'", "expert_axis_order = 'x'", "moe_overload_factor = -1", "lr = -1", "train_iters = 0",
+        "adam_beta2 = 2"}) {
     EXPECT_THAT(message, HasSubstr(part));
   }
   ExpectProblems(
