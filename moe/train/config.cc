@@ -103,6 +103,7 @@ RunConfig ResolveRunConfig(RunConfig config) {
     s.set_data_parallel_size(fits && s.world_size() >= others ? s.world_size() / others : 1);
   }
 
+  config.mutable_cluster();  // its zeros stand for the target's own figures
   TrainConfig& t = *config.mutable_train();
   if (t.data_path().empty()) t.set_data_path(DefaultDataPath());
   if (t.micro_batch_size() == 0) t.set_micro_batch_size(1);

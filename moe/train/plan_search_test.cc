@@ -24,7 +24,7 @@ namespace {
 constexpr char kModel[] = R"(
   name: "test" num_layers: 3 hidden_size: 24 num_attention_heads: 4 num_key_value_heads: 2 ffn_hidden_size: 32
   vocab_size: 256 seq_length: 32 num_experts: 4 moe_router_topk: 2 moe_ffn_hidden_size: 16 first_dense_layers: 1
-  norm_topk_prob: true capacity_factor: 1.5 aux_loss_coeff: 0.01 z_loss_coeff: 0.001 init_std: 0.1
+  norm_topk_prob: true capacity_factor: 1.5 aux_loss_coeff: 0.01 aux_loss_scope: "sequence" z_loss_coeff: 0.001 init_std: 0.1
 )";
 
 RunConfig SmallConfig(const std::string& strategy, int64_t global_batch = 16) {
@@ -33,7 +33,7 @@ RunConfig SmallConfig(const std::string& strategy, int64_t global_batch = 16) {
   EXPECT_OK(MergeTextproto(kModel, "model", *config.mutable_model()));
   config.mutable_model()->set_dtype("f64");
   TrainConfig& t = *config.mutable_train();
-  t.set_train_iters(8);
+  t.set_train_iters(12);
   t.set_global_batch_size(global_batch);
   t.set_lr(1e-2);
   t.set_min_lr(1e-3);
@@ -54,7 +54,7 @@ CompileOptions Options(int64_t memory_limit = 0) {
 std::unique_ptr<Dataset> Lines(std::vector<int64_t> lengths) {
   std::string text;
   for (int i = 0; i < 300; ++i) {
-    absl::StrAppend(&text, "line ", i % 7, std::string(i * 5 % 53, 'a' + i % 3), " of the text\n");
+    absl::StrAppend(&text, "l", i % 7, std::string(i * 5 % 53, 'a' + i % 3), "\n");
   }
   auto data = LineDataset::FromText(text, {.path = "t", .seed = 5}, std::move(lengths));
   EXPECT_OK(data);
