@@ -8,7 +8,7 @@ namespace {
 
 constexpr char kModule[] = R"(
 module @moe
-state @w : f32[3, 4, 5] {kind = "parameter", class = "expert"}
+state @w : f32[3, 4, 5] {kind = "parameter", class = "expert", init = "normal"}
 state @grad.w : f32[3, 4, 5] {kind = "gradient", of = "w"}
 state @adam.m.w : f32[3, 4, 5] {kind = "moment", of = "w"}
 state @adam.v.w : f32[3, 4, 5] {kind = "moment", of = "w"}
@@ -27,9 +27,9 @@ backward:
   return %y, %n, %gw2 {kind = "state", name = "grad.w"}
 }
 func @update(%w: f32[3, 4, 5] {kind = "state", name = "w"}, %g: f32[3, 4, 5] {kind = "state", name = "grad.w"},
-             %m: f32[3, 4, 5] {kind = "state", name = "adam.m.w"}, %v: f32[3, 4, 5] {kind = "state", name = "adam.v.w"},
-             %lr: f32[] {kind = "scalar", name = "learning_rate"}) {
+             %m: f32[3, 4, 5] {kind = "state", name = "adam.m.w"}, %v: f32[3, 4, 5] {kind = "state", name = "adam.v.w"}) {
 update:
+  %lr = math.constant() {dtype = "f32", value = 0.25} : f32[]
   %sq = math.sum_squares(%g) : f32[]
   %norm, %factor, %finite = optim.clip(%sq) {max_norm = 1.0} : f32[], f32[], f32[]
   %w2, %m2, %v2 = optim.adamw(%w, %g, %m, %v, %factor, %finite, %lr, %lr, %lr) {beta1 = 0.9, beta2 = 0.9, eps = 1e-8, weight_decay = 0.0} : f32[3, 4, 5], f32[3, 4, 5], f32[3, 4, 5]
