@@ -97,7 +97,7 @@ TEST(Inspect, ReadsPlanFilesAndPrintsJson) {
   ASSERT_FALSE(parsed.is_discarded()) << json.output;
   EXPECT_EQ(parsed.at("stages").size(), 2);
   const Outcome measured = RunShell(absl::StrCat(ToolPath("inspect"), " --run=", run, " --timeline=", folder,
-                                                 "/timeline.svg --times=measured --step=2"));
+                                                 "/timeline.svg --times=measured --step=1"));
   EXPECT_EQ(measured.code, 0) << measured.output;
   EXPECT_THAT(measured.output, HasSubstr("measured"));
   EXPECT_TRUE(FileExists(JoinPath(folder, "timeline.svg")));

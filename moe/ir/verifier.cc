@@ -313,6 +313,9 @@ void Verifier::CheckNode(const Node& node) {
     status = VerifyType(node.type(i), mesh_);
     if (!status.ok())
       return Problem(node.function(), &node, absl::StrCat("%", node.result_name(i), ": ", status.message()));
+    if (node.type(i).future && node.uses(i).empty()) {
+      Problem(node.function(), &node, absl::StrCat("nobody waits for the future %", node.result_name(i)));
+    }
   }
   if (!options_.unplaced_nodes || !IsUnplaced(node)) status = VerifyPlacement(node, mesh_);
   if (!status.ok()) Problem(node.function(), &node, status.message());

@@ -21,7 +21,7 @@ class CompressTest : public PassTest {
 constexpr char kExchanges[] = R"(
     module @m mesh<ep=2, dp=2>
     state @w : f32[8@dp, 4] {kind = "parameter"}
-    state @grad.w : f32[8@dp, 4] {kind = "gradient", of = w}
+    state @grad.w : f32[8@dp, 4] {kind = "gradient", of = "w"}
     func @chunk0(%t: f32[4@ep, 1, 8, 16], %e: s32[4@ep, 1, 8, 2], %s: s32[4@ep, 1, 8, 2], %p: f32[4@ep, 1, 8, 2],
                  %w: f32[8@dp, 4] {kind = "state", name = "w"},
                  %g: f32[8@dp, 4] {kind = "state", name = "grad.w"}, %x: f32[8, 4] partial(dp)) {

@@ -19,7 +19,7 @@ class MixedPrecisionTest : public PassTest {
  protected:
   static PassContext To(const std::string& dtype) {
     PassContext context;
-    context.options["to"] = dtype;
+    context.strategy.precision = dtype;
     return context;
   }
 };

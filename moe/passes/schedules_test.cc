@@ -94,9 +94,9 @@ TEST(SchedulesTest, IllegalCountsAreNamedWithTheNearestLegalOnes) {
          "virtual_chunks=2, not 1; an even number of stages, not pp = 3; an even number of "
          "microbatches, at least 2 pp = 6, not 5");
   expect(With(4, 2, 8, "zb-h1"), "one chunk per stage, virtual_chunks = 2");
-  expect(With(4, 2, 8, "1f1b"), "legal with it: gpipe, interleaved, zb-v (2), file:PATH");
+  expect(With(4, 2, 8, "1f1b"), "legal with it: gpipe, interleaved, zb-v (2), dualpipe (2), file:PATH");
   expect(With(4, 1, 8, "zb-v"), "legal is virtual_chunks=2");
-  expect(With(4, 1, 8, "zigzag"), "gpipe, 1f1b, interleaved, zb-h1, zb-v and file:PATH");
+  expect(With(4, 1, 8, "zigzag"), "gpipe, 1f1b, interleaved, zb-h1, zb-v, dualpipe and file:PATH");
 }
 
 TEST(SchedulesTest, HalvesOfABackwardAreChecked) {

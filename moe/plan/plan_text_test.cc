@@ -59,7 +59,7 @@ TEST(PlanText, Memory) {
     // CHECK: buffers @backward0: frame [[FRAME:[0-9]+]], live at most {{[0-9]+}}
     // CHECK: %labels: input {{[0-9]+}} + 128
     // CHECK: buffers @forward0: frame {{[0-9]+}}, live at most
-    // CHECK: %act.0: boundary 0 + 8192
+    // CHECK: %{{[a-z0-9_.]+}}: boundary 0 + 8192
   )");
   ExpectLines("pp=2 microbatches=4 schedule=gpipe", R"(
     // CHECK: memory stage 0:
