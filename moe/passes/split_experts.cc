@@ -218,7 +218,12 @@ class Splitter {
   // For readers that want the value whole.
   absl::Status Join(Node* n, int r) {
     std::map<Phase, Value> joined;
-    const std::vector<Use> uses = n->uses(r);
+    // In the order of the nodes: what is joined in front of a reader also serves those behind it.
+    std::map<const Node*, int> place;
+    for (const auto& node : f_.body()) place.emplace(node.get(), static_cast<int>(place.size()));
+    std::vector<Use> uses = n->uses(r);
+    const auto at = [&](const Use& u) { return place.count(u.user) ? place[u.user] : 1 << 30; };
+    std::stable_sort(uses.begin(), uses.end(), [&](const Use& a, const Use& b) { return at(a) < at(b); });
     for (const Use& u : uses) {
       if (region_.count(u.user)) continue;
       const Phase phase = u.user->Is("return") ? n->phase : u.user->phase;

@@ -27,7 +27,7 @@ TEST(Fuzz, ShrinksToWhatMatters) {
   const StrategySpace& space = FuzzSpace();
   const auto fails = [&](const Point& p) {
     const EquivalenceCase c = space.Case(p);
-    return c.strategy.find("tp=2") != std::string::npos && c.strategy.find("zero=") != std::string::npos;
+    return c.strategy.find("tp=2") != std::string::npos && c.strategy.find(" zero=") != std::string::npos;
   };
   Draw draw(3);
   Point p;

@@ -87,7 +87,6 @@ INSTANTIATE_TEST_SUITE_P(
                            "pp=2 dp=2 ep=2 zero=1 microbatches=2 bucket=65536 overlap=on moe_chunks=2"},
                       Case{"f32", "pp=2 dp=2 tp=2 ep=4 sp vp microbatches=2 schedule=gpipe"},
                       Case{"f32", "pp=2 dp=2 tp=2 ep=4 sp vp zero=1 microbatches=2 bf16 checkpoint=selective"},
-                      Case{"f32", "dp=4 ep=2 zero=3 f16 compress_dispatch=f8 compress_gather=f8 compress_grad=bf16"},
                       Case{"tied", "pp=2 tp=2 etp=2 sp microbatches=2 schedule=zb-h1 zero=1"},
                       Case{"moe", "dp=4 ep=4 zero=1 expert_map=0:1:2:3:4:5:6:7:3:3:-1:0"},
                       Case{"odd words", "pp=2 tp=2 vp microbatches=2 etp=2 expert_slots=10"}));
