@@ -11,6 +11,7 @@ using ::testing::HasSubstr;
 
 class CompressTest : public PassTest {
  protected:
+  void SetUp() override { runs_ = false; }  // what travels narrower is not the same number
   static PassContext With(const std::string& words) {
     PassContext context;
     context.strategy = *ParseStrategy(words);
@@ -25,12 +26,13 @@ constexpr char kExchanges[] = R"(
     func @chunk0(%t: f32[4@ep, 1, 8, 16], %e: s32[4@ep, 1, 8, 2], %s: s32[4@ep, 1, 8, 2], %p: f32[4@ep, 1, 8, 2],
                  %w: f32[8@dp, 4] {kind = "state", name = "w"},
                  %g: f32[8@dp, 4] {kind = "state", name = "grad.w"}, %x: f32[8, 4] partial(dp)) {
+      // CHECK: %d = moe.dispatch(%t, %e, %s)
       %d = moe.dispatch(%t, %e, %s) {experts = 4, slots = 4, dropless = false} : f32[4, 4@ep, 1, 4, 16]
       %there = comm.all_to_all(%d) {axes = [ep], steps = "all_to_all ep:1>0"} @comm : f32[4@ep, 4, 1, 4, 16]
       %a = math.silu(%there) : f32[4@ep, 4, 1, 4, 16]
       %back = comm.all_to_all(%a) {axes = [ep], steps = "all_to_all ep:0>1"} @comm : f32[4, 4@ep, 1, 4, 16]
       %y = moe.combine(%back, %p, %e, %s) {dropless = false} : f32[4@ep, 1, 8, 16]
-      %whole = comm.all_gather(%w) {axes = [dp], steps = "all_gather dp:0>"} @comm : f32[8, 4]
+      %whole = comm.all_gather(%w) {axes = [dp], steps = "all_gather dp:0>-"} @comm : f32[8, 4]
       %u = math.silu(%whole) : f32[8, 4]
       %part = comm.reduce_scatter(%x) {axes = [dp], steps = "reduce_scatter dp:sum>0"} @comm : f32[8@dp, 4]
       %n = optim.accumulate(%g, %part) : f32[8@dp, 4]
@@ -83,7 +85,7 @@ TEST_F(CompressTest, WhatIsAsNarrowAlreadyStays) {
     state @w : f32[8@dp, 4] {kind = "parameter"}
     func @chunk0(%w: f32[8@dp, 4] {kind = "state", name = "w"}) {
       %c = math.cast(%w) {dtype = "bf16"} : bf16[8@dp, 4]
-      %whole = comm.all_gather(%c) {axes = [dp], steps = "all_gather dp:0>"} @comm : bf16[8, 4]
+      %whole = comm.all_gather(%c) {axes = [dp], steps = "all_gather dp:0>-"} @comm : bf16[8, 4]
       return %whole
     })",
                   With("compress_gather=bf16"));
