@@ -131,6 +131,7 @@ TEST_F(InsertCollectivesTest, LevelsByCost) {
     })",
                 Hierarchical("auto"));
   // Much data: the bytes across are the same, those inside come on top.
+  runs_ = false;  // a thousand million bytes on sixteen ranks
   ExpectRewrite(InsertCollectives, R"(
     module @m mesh<b=4, a=4; node=a>
     func @f(%x: f32[16384@b.a, 16384]) {
