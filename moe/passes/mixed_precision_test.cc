@@ -33,13 +33,15 @@ constexpr char kLayer[] = R"(
     state @grad.w : f32[4,3] {kind = "gradient", of = "w"}
     func @step(%x: f32[2,5,4], %w: f32[4,3] {kind = "state", name = "w"}, %n: f32[4] {kind = "state", name = "n"},
                %r: f32[4,3] {kind = "state", name = "r"}, %g: f32[4,3] {kind = "state", name = "grad.w"}) {
-      // The norm's weight stays f32. CHECK: %x.bf16 = math.cast(%x)
+      // The norm's weight stays f32.
+      // CHECK: %x.bf16 = math.cast(%x)
       // CHECK: %h = nn.rms_norm(%x.bf16, %n) {eps = 1e-05} : bf16[2, 5, 4]
       %h = nn.rms_norm(%x, %n) {eps = 1e-05} : f32[2,5,4]
       // CHECK: %w.bf16 = math.cast(%w)
       // CHECK: %y = math.einsum(%h, %w.bf16) {eq = "b s h, h f -> b s f"} : bf16[2, 5, 3]
       %y = math.einsum(%h, %w) {eq = "b s h, h f -> b s f"} : f32[2,5,3]
-      // A router reads wide. CHECK: %h.f32 = math.cast(%h)
+      // A router reads wide.
+      // CHECK: %h.f32 = math.cast(%h)
       // CHECK: %l = math.einsum(%h.f32, %r) {eq = "b s h, h f -> b s f"} : f32[2, 5, 3]
       %l = math.einsum(%h, %r) {eq = "b s h, h f -> b s f"} : f32[2,5,3]
     backward:
@@ -48,7 +50,8 @@ constexpr char kLayer[] = R"(
       %dw = math.einsum(%h, %y) {eq = "b s h, b s f -> h f"} : f32[4,3]
       // CHECK-NEXT: optim.accumulate(%g, %dw) : f32[4, 3]
       %gn = optim.accumulate(%g, %dw) : f32[4,3]
-      // Cast again, not kept. CHECK: %[[W:.*]] = math.cast(%w)
+      // Cast again, not kept.
+      // CHECK: %[[W:.*]] = math.cast(%w)
       // CHECK: %dx = math.einsum(%y, %[[W]]) {eq = "b s f, h f -> b s h"} : bf16[2, 5, 4]
       %dx = math.einsum(%y, %w) {eq = "b s f, h f -> b s h"} : f32[2,5,4]
       return %l, %gn {kind = "state", name = "grad.w"}, %dx
