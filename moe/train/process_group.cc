@@ -3,6 +3,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <csignal>
 #include <utility>
 
 #include "absl/strings/numbers.h"
@@ -46,6 +47,8 @@ std::vector<FlightRecord> Unpack(const std::string& text, double* age) {
 
 absl::StatusOr<std::unique_ptr<ProcessGroup>> ProcessGroup::Connect(Job* job, int64_t num_ranks,
                                                                     absl::Duration timeout) {
+  // Writing to a process that has died is an error of the call, not the end of this one.
+  std::signal(SIGPIPE, SIG_IGN);
   if (num_ranks % job->count() != 0) {
     std::vector<int64_t> legal;
     for (int64_t p = 1; p <= num_ranks; ++p) {
