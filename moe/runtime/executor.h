@@ -73,6 +73,7 @@ class Executor : public LogicalSession, private DecisionHook {
   int64_t num_local_ranks() const { return static_cast<int64_t>(ranks_.size()); }
   const RankExecutor& rank(int64_t local) const { return *ranks_[local]; }
   const Program& program() const { return program_; }
+  bool failed() const { return !failed_.ok(); }  // in an earlier step; it cannot go on
   // Highest byte in use on any rank of this process of each stage, to compare with the plan; 0 of other
   // stages.
   std::vector<int64_t> MeasuredPeakPerStage() const;

@@ -73,28 +73,40 @@ class Search {
   }
 
   absl::StatusOr<PlannedStep> Try(const RunConfig& config) {
-    ASSIGN_OR_RETURN(PlannedStep step, Plan(config, options_));
-    least_ = std::min(least_, step.peak_bytes());
     ++tried_;
+    ASSIGN_OR_RETURN(PlannedStep step, Plan(config, Aimed(config), options_));
+    least_ = std::min(least_, step.peak_bytes());
     return step;
   }
   // The same plan, for keeps: with the run's own options.
   absl::StatusOr<PlannedStep> Keep(const RunConfig& config, CompileOptions options) {
     options.layout = options_.layout;
     options.alongside = options_.alongside;
-    return Plan(config, options);
+    const Strategy strategy = Aimed(config);
+    if (strategy.memory_limit > 0) options.memory_limit = strategy.memory_limit;
+    return Plan(config, strategy, options);
   }
   int TakeTried() { return std::exchange(tried_, 0); }
 
  private:
-  static absl::StatusOr<PlannedStep> Plan(const RunConfig& config, const CompileOptions& options) {
+  // The limit is the search's to hold: what is over it is measured, not refused. A choice of what to
+  // recompute aims at the share that a plan may take.
+  Strategy Aimed(const RunConfig& config) const {
+    Strategy strategy = StrategyOf(config);
+    strategy.memory_limit =
+        strategy.checkpoint == "auto" ? static_cast<int64_t>(kShareOfLimit * static_cast<double>(limit_)) : 0;
+    return strategy;
+  }
+
+  static absl::StatusOr<PlannedStep> Plan(const RunConfig& config, const Strategy& strategy,
+                                          const CompileOptions& options) {
     PlannedStep step;
     step.config = config;
     ASSIGN_OR_RETURN(std::unique_ptr<Module> module, BuildLogical(config));
     CompileOptions mine = options;
     mine.model_text = ModelConfigToText(config.model());
     mine.train_text = RunConfigToText(config);
-    ASSIGN_OR_RETURN(step.compiled, Compile(std::move(module), StrategyOf(config), mine));
+    ASSIGN_OR_RETURN(step.compiled, Compile(std::move(module), strategy, mine));
     const Program& program = step.compiled.plan.program;
     const Timeline t = PlanTimeline(program, CostDurations(program, options.target));
     step.predicted_seconds = t.end - t.begin;
@@ -112,7 +124,8 @@ absl::Status NothingFits(const Search& search, const RunConfig& config, int64_t 
   return absl::ResourceExhaustedError(absl::StrCat(
       "no plan for sequences of ", config.model().seq_length(), " tokens takes at most ",
       absl::StrFormat("%.0f%%", 100 * kShareOfLimit), " of the memory limit of ", MiB(limit),
-      " per rank; the smallest that was found takes ", MiB(search.least()),
+      " per rank; the smallest that was found takes ",
+      search.least() == std::numeric_limits<int64_t>::max() ? "more" : MiB(search.least()),
       ". More ranks, recompute_granularity=full, a zero_stage above ", config.strategy().zero_stage(),
       config.train().allow_shorter_sequences() ? "" : ", or --allow_shorter_sequences", " would take less"));
 }
@@ -131,17 +144,23 @@ absl::StatusOr<PlannedBucket> PlanOne(Search& search, RunConfig config, int64_t 
       RunConfig trial = config;
       trial.mutable_train()->set_micro_batch_size(size);
       if (size != sizes[0] && !StrategyProblems(trial).empty()) continue;
-      ASSIGN_OR_RETURN(PlannedStep step, search.Try(trial));
-      if (!search.Fits(step)) {
-        if (why.empty()) why = search.OverLimit(step);
+      absl::StatusOr<PlannedStep> step = search.Try(trial);
+      if (!step.ok()) {
+        // Recomputation by budget refuses what no recomputation makes fit.
+        if (!search.limited() || trial.strategy().recompute_granularity() != "auto") return step.status();
+        if (why.empty()) why = std::string(step.status().message());
+        continue;
+      }
+      if (!search.Fits(*step)) {
+        if (why.empty()) why = search.OverLimit(*step);
         continue;
       }
       if (size != sizes[0]) {
         said->push_back(absl::StrCat("micro_batch_size ", sizes[0], " -> ", size, ": ", why, "; now ",
-                                     MiB(step.peak_bytes())));
+                                     MiB(step->peak_bytes())));
       }
       PlannedBucket bucket;
-      bucket.plans.push_back(std::move(step));
+      bucket.plans.push_back(*std::move(step));
       return bucket;
     }
     const int64_t length = config.model().seq_length();
@@ -290,9 +309,10 @@ absl::StatusOr<PlannedRun> PlanRun(
             trial.mutable_train()->set_micro_batch_size(size);
             trial.mutable_strategy()->set_recompute_granularity(recompute);
             if (!StrategyProblems(trial).empty()) break;
-            ASSIGN_OR_RETURN(PlannedStep step, search.Try(trial));
-            if (search.Fits(step)) {
-              fitting.push_back(std::move(step));
+            absl::StatusOr<PlannedStep> step = search.Try(trial);
+            if (!step.ok() && trial.strategy().recompute_granularity() != "auto") return step.status();
+            if (step.ok() && search.Fits(*step)) {
+              fitting.push_back(*std::move(step));
               break;
             }
             if (recompute == std::string("full")) break;

@@ -230,6 +230,24 @@ TEST(PlanRun, MicroBatchGoesDownWhenMemoryIsShort) {
   EXPECT_THAT(run.said[0], ::testing::HasSubstr("is over 90% of the limit"));
 }
 
+// As the command line gives it: the strategy carries the limit, which `certify` holds a plan to.
+TEST(PlanRun, TheLimitOfTheStrategyIsMetNotRefused) {
+  for (const char* recompute : {"none", "auto"}) {
+    RunConfig config = SmallConfig("dp=2 ep=2");
+    config.mutable_strategy()->set_recompute_granularity(recompute);
+    RunConfig half = config;
+    half.mutable_train()->set_micro_batch_size(2);
+    half.mutable_strategy()->set_recompute_granularity("none");
+    const int64_t limit = static_cast<int64_t>(static_cast<double>(Peak(half)) / 0.9) + 1;
+    config.mutable_strategy()->set_memory_limit(absl::StrCat(limit));
+    ASSERT_OK_AND_ASSIGN(const PlannedRun run, PlanRun(config, Options(StrategyOf(config).memory_limit)));
+    EXPECT_LE(run.buckets[0].plans[0].peak_bytes(), 0.9 * limit) << recompute;
+    config.mutable_strategy()->set_memory_limit("64KiB");
+    ExpectError(PlanRun(config, Options(StrategyOf(config).memory_limit)),
+                absl::StatusCode::kResourceExhausted, "no plan for sequences of 32 tokens");
+  }
+}
+
 TEST(PlanRun, ThenTheSequenceIfAllowed) {
   RunConfig config = SmallConfig("dp=2 ep=2");
   RunConfig shorter = config;
