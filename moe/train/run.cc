@@ -26,9 +26,9 @@
 #include "moe/runtime/executor.h"
 #include "moe/runtime/local.h"
 #include "moe/train/checkpoint.h"
-#include "moe/train/process_group.h"
 #include "moe/train/line_data.h"
 #include "moe/train/plan_search.h"
+#include "moe/train/process_group.h"
 #include "moe/train/session_state.h"
 #include "moe/train/summary.h"
 #include "moe/train/trainer.h"
@@ -132,31 +132,42 @@ absl::StatusOr<std::string> OpenRunDirectory(const TrainConfig& train) {
 // Records the first steps after warm-up of the caches, and what they say.
 class StepTracer {
  public:
-  StepTracer(Executor* executor, const Program& program, int64_t done, int64_t steps)
-      : executor_(executor),
-        first_(done + 1 + std::min<int64_t>(10, std::max<int64_t>(0, steps - done - kTracedSteps))) {
-    int64_t nodes = 0;
-    for (const auto& f : program.module->functions()) nodes += f->num_nodes();
-    events_ = kTracedSteps * (nodes + 100) * std::max(1, program.schedule.microbatches);
-  }
+  // Of several plans, whichever run the steps to be recorded.
+  StepTracer(std::vector<Executor*> executors, int64_t done, int64_t steps)
+      : executors_(std::move(executors)),
+        first_(done + 1 + std::min<int64_t>(10, std::max<int64_t>(0, steps - done - kTracedSteps))) {}
   void Before(int64_t step) {
-    if (step == first_) executor_->StartTrace(events_);
+    if (step != first_) return;
+    for (Executor* e : executors_) {
+      const Program& program = e->program();
+      int64_t nodes = 0;
+      for (const auto& f : program.module->functions()) nodes += f->num_nodes();
+      e->StartTrace(kTracedSteps * (nodes + 100) * std::max(1, program.schedule.microbatches));
+    }
   }
   void After(int64_t step) {
     if (step < first_ || done_) return;
     if (step + 1 >= first_ + kTracedSteps) {
-      executor_->StopTrace();
+      for (Executor* e : executors_) e->StopTrace();
       done_ = true;
     }
-    any_ = true;
   }
-  bool any() const { return any_; }
+  // The one with most events; null without any.
+  const Executor* traced() const {
+    const Executor* best = nullptr;
+    size_t most = 0;
+    for (const Executor* e : executors_) {
+      size_t events = 0;
+      for (const TraceRecorder* recorder : e->trace()) events += recorder->events().size();
+      if (events > most) most = events, best = e;
+    }
+    return best;
+  }
 
  private:
-  Executor* const executor_;
+  const std::vector<Executor*> executors_;
   const int64_t first_;
-  int64_t events_ = 0;
-  bool done_ = false, any_ = false;
+  bool done_ = false;
 };
 
 absl::Status WritePictures(const Program& program, const std::string& dir, Speaker& speaker) {
@@ -274,7 +285,8 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   const TrainConfig train = config.train();  // a copy: the plan may change `config`
   if (train.adaptive_micro_batch_size() && options.job != nullptr) {
     return absl::InvalidArgumentError(
-        "adaptive_micro_batch_size wants all ranks in one process: each process would decide by times of its own");
+        "adaptive_micro_batch_size wants all ranks in one process: each process would decide by times of its "
+        "own");
   }
   if (options.eval_only && train.resume().empty()) {
     return absl::InvalidArgumentError("--eval_only needs the checkpoint to evaluate; add --resume=DIR");
@@ -346,10 +358,16 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
     shorter.seq_length = lengths[0];
     ASSIGN_OR_RETURN(data, LoadData(shorter, lengths, by_lines));
   }
-  if (!by_lines) config = main_plan.config;
+  if (!by_lines && !planned_run.said.empty()) {
+    config = main_plan.config;  // what was changed to fit is what the run is
+    if (leads && !dir.empty()) {
+      RETURN_IF_ERROR(WriteFile(JoinPath(dir, "config.textproto"), RunConfigToText(config)));
+    }
+  }
   const Compiled& compiled = main_plan.compiled;
   const Program& program = compiled.plan.program;
   for (const std::string& line : planned_run.said) speaker.Say("plan", line);
+  if (!planned_run.said.empty() && !by_lines) speaker.Say("mesh", DescribeStrategy(config));
   speaker.Say("compile", PassTable(compiled.passes, compiled.milliseconds));
   speaker.Break();
   if (!dir.empty() && leads) {
@@ -414,7 +432,9 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   const absl::Cleanup reported = [&] {
     if (group != nullptr) group->StopReporting();
   };
-  StepTracer tracer(executor.get(), program, done, train.train_iters());
+  std::vector<Executor*> executors = {executor.get()};
+  for (const auto& other : others) executors.push_back(other.get());
+  StepTracer tracer(executors, done, train.train_iters());
   TrainerOptions hooks;
   hooks.run_dir = dir;
   hooks.writes = leads;
@@ -434,14 +454,18 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   hooks.progress = [&](const StepMetrics& m) { speaker.Progress(m); };
   hooks.evaluated = [&](int64_t step, double loss) { speaker.Evaluated(step, loss); };
   hooks.before_step = [&](int64_t step) {
-    executor->NameStep(step);
+    for (Executor* e : executors) e->NameStep(step);
     tracer.Before(step);
   };
   hooks.after_step = [&](int64_t step) { tracer.After(step); };
   Trainer trainer(config, *program.module, buckets, data.get(), hooks);
   const auto explain = [&](const absl::Status& status) {
     if (options.job != nullptr) options.job->GiveUp(status);  // the others may not know yet
-    return Explain(status, *executor, group.get(), mesh, dir, trainer.last_checkpoint());
+    // Of several plans, the one that failed knows what its ranks were doing.
+    const auto failed =
+        std::find_if(executors.begin(), executors.end(), [](Executor* e) { return e->failed(); });
+    const Executor& told = failed == executors.end() ? *executor : **failed;
+    return Explain(status, told, group.get(), mesh, dir, trainer.last_checkpoint());
   };
   if (!train.resume().empty()) {
     RETURN_IF_ERROR(options.eval_only ? trainer.LoadWeights(train.resume()) : trainer.Resume(train.resume()));
@@ -514,24 +538,34 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
     return absl::OkStatus();
   }
 
-  std::vector<int64_t> measured = executor->MeasuredPeakPerStage();
+  // Of several plans, the one that takes most.
+  const Executor* fullest = executor.get();
+  const auto peak = [](const Executor& e) {
+    int64_t most = 0;
+    for (const StageMemory& stage : e.program().memory.stages) most = std::max(most, stage.peak_bytes());
+    return most;
+  };
+  for (const Executor* e : executors) {
+    if (peak(*e) > peak(*fullest)) fullest = e;
+  }
+  std::vector<int64_t> measured = fullest->MeasuredPeakPerStage();
   if (group != nullptr) {
     ASSIGN_OR_RETURN(measured, group->Max(measured, "peak memory"));
   }
   if (!leads) return absl::OkStatus();
   std::vector<int64_t> planned;
-  for (const StageMemory& stage : program.memory.stages) planned.push_back(stage.peak_bytes());
+  for (const StageMemory& stage : fullest->program().memory.stages) planned.push_back(stage.peak_bytes());
   std::string end = absl::StrFormat("%.0f s", absl::ToDoubleSeconds(absl::Now() - start));
   if (steps > 0) absl::StrAppend(&end, "   ", CountText(std::llround(result.tokens_per_second)), " tok/s");
-  if (tracer.any()) {
+  if (const Executor* traced = tracer.traced()) {
     const StepShares shares =
-        SharesOf(executor->trace(), static_cast<int>(std::max(1u, std::thread::hardware_concurrency())));
+        SharesOf(traced->trace(), static_cast<int>(std::max(1u, std::thread::hardware_concurrency())));
     absl::StrAppend(&end, "   step: ", SharesText(shares));
     for (int i = 0; i < kNumCategories; ++i) {
       summary["shares"][std::string(CategoryName(static_cast<Category>(i)))] = shares.share[i];
     }
     summary["hidden_communication"] = shares.communication.hidden();
-    const std::string trace = ChromeTrace(executor->trace());
+    const std::string trace = ChromeTrace(traced->trace());
     RETURN_IF_ERROR(WriteFile(JoinPath(dir, "trace.json"), trace));
     const absl::StatusOr<Timeline> measured = MeasuredTimeline(trace, program.module->mesh());
     if (measured.ok()) {
