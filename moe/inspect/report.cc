@@ -189,8 +189,9 @@ std::string StoredRowsLines(const Program& program) {
   }
   std::string out;
   for (const auto& [map, layers] : maps) {
-    std::string text = absl::StrCat(experts, " in ", map.size(), " slots",
-                                    maps.size() > 1 ? absl::StrCat(" of ", absl::StrJoin(layers, ", ")) : "", ":");
+    std::string text =
+        absl::StrCat(experts, " in ", map.size(), " slots",
+                     maps.size() > 1 ? absl::StrCat(" of ", absl::StrJoin(layers, ", ")) : "", ":");
     const size_t part = std::max<size_t>(1, map.size() / ep);
     for (size_t i = 0; i < map.size(); ++i) {
       absl::StrAppend(&text, i > 0 && i % part == 0 ? " | " : " ", map[i] < 0 ? "-" : absl::StrCat(map[i]));

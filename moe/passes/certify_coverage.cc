@@ -147,7 +147,8 @@ absl::Status CheckStates(const ProgramFrame& f) {
         return Uncertified("@", w.function->name(), " writes @", s->name, ", which does not live on ",
                            StageName(*f.module, w.stage));
       }
-      if (kind == "expert_map") return Uncertified("@", w.function->name(), " writes the expert map @", s->name);
+      if (kind == "expert_map")
+        return Uncertified("@", w.function->name(), " writes the expert map @", s->name);
       const bool in_update = w.phase == Write::kUpdate;
       const bool right = kind == "parameter" || kind == "moment" ? in_update
                          : kind == "gradient"                    ? w.phase == Write::kBackward

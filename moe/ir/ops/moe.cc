@@ -11,8 +11,9 @@
 // [expert e, batch b, group c, slot p, hidden h]; with dropless = true the slot dim is ragged. Choices are
 // [b, c, t, k]: expert (s32, -1 for a padded token) and slot (s32, -1 for a dropped or padded token).
 //
-// Where experts are stored by expert slots (passes/expert_slots), moe.choose_replicas turns the experts of choices into
-// expert slots, and the expert dim of everything between dispatch and combine is the dim of expert slots.
+// Where experts are stored by expert slots (passes/expert_slots), moe.choose_replicas turns the experts of
+// choices into expert slots, and the expert dim of everything between dispatch and combine is the dim of
+// expert slots.
 
 namespace moe {
 namespace {
@@ -112,8 +113,10 @@ void RegisterMoeOps(OpRegistry* r) {
              .NoGradient()
              .Effects(kDecision));
   r->Add(OpDef("moe.choose_replicas")
-             .Doc("The expert slot of each choice by the map expert slot -> expert (-1: empty), and its slot there. "
-                  "Of n replicas, the token with global index i takes number i mod n. Slots are counted again, in order "
+             .Doc("The expert slot of each choice by the map expert slot -> expert (-1: empty), and its slot "
+                  "there. "
+                  "Of n replicas, the token with global index i takes number i mod n. Slots are counted "
+                  "again, in order "
                   "of token, then k; what has none, or an expert without expert slots, keeps none.")
              .Operands({"expert", "slot", "expert_map"})
              .Results({"expert_slot", "slot"})
@@ -122,7 +125,8 @@ void RegisterMoeOps(OpRegistry* r) {
              .NoGradient()
              .Effects(kDecision));
   r->Add(OpDef("moe.sum_replicas")
-             .Doc("The sum of the rows of x, by expert slots, that are replicas of each expert; by experts. Empty "
+             .Doc("The sum of the rows of x, by expert slots, that are replicas of each expert; by experts. "
+                  "Empty "
                   "slots are left out.")
              .Operands({"x", "expert_map"})
              .Results({"y"})
@@ -135,8 +139,8 @@ void RegisterMoeOps(OpRegistry* r) {
                                                     {{"expert_slots", n->operand(0).type().dims[0]}}));
                return absl::OkStatus();
              }));
-  // Not declared linear: a partial must be reduced before it is copied, or a back end that adds up in an order of its
-  // own could tell replicas apart.
+  // Not declared linear: a partial must be reduced before it is copied, or a back end that adds up in an
+  // order of its own could tell replicas apart.
   r->Add(OpDef("moe.copy_to_replicas")
              .Doc("Rows by experts, copied to the expert slots that hold them; zeros in empty ones.")
              .Operands({"x", "expert_map"})
@@ -168,21 +172,22 @@ void RegisterMoeOps(OpRegistry* r) {
              .ResultDTypes({"s32"})
              .Rule("b c t k ->")
              .NoGradient());
-  r->Add(OpDef("moe.split_experts")
-             .Doc("Cuts dim 0, experts in `ways` blocks, in parts: part k has the k-th of `chunks` equal runs "
-                  "of each "
-                  "block. Also of ragged values.")
-             .Operands({"x"})
-             .Results({"part"})
-             .VariadicResults()
-             .Attr("chunks", AttrKind::kInt)
-             .Attr("ways", AttrKind::kInt)
-             .RuleFrom([](const Node& n) { return RuleOfExpertParts(n, true); })
-             .FactorFrom("p", "chunks")
-             .FactorFrom("r", "ways")
-             .Verify([](const Node& n) { return VerifyExpertParts(n, n.num_results()); })
-             .LinearInAll()
-             .NoGradient());
+  r->Add(
+      OpDef("moe.split_experts")
+          .Doc("Cuts dim 0, experts in `ways` blocks, in parts: part k has the k-th of `chunks` equal runs "
+               "of each "
+               "block. Also of ragged values.")
+          .Operands({"x"})
+          .Results({"part"})
+          .VariadicResults()
+          .Attr("chunks", AttrKind::kInt)
+          .Attr("ways", AttrKind::kInt)
+          .RuleFrom([](const Node& n) { return RuleOfExpertParts(n, true); })
+          .FactorFrom("p", "chunks")
+          .FactorFrom("r", "ways")
+          .Verify([](const Node& n) { return VerifyExpertParts(n, n.num_results()); })
+          .LinearInAll()
+          .NoGradient());
   r->Add(OpDef("moe.join_experts")
              .Doc("Inverse of moe.split_experts.")
              .Operands({"part"})

@@ -34,7 +34,8 @@ void ForEachHead(const KernelContext& c, const Tensor& o, const Tensor& lse, F f
   head.lse_stride = k * g;
   head.scale = static_cast<T>(1 / std::sqrt(static_cast<double>(head.d)));
   head.workspace = static_cast<T*>(c.workspace);
-  // Blocks of the sequence that do not see one another count as samples of their own; only positions tell them apart.
+  // Blocks of the sequence that do not see one another count as samples of their own; only positions tell
+  // them apart.
   const int64_t blocks = c.ExtentOr("r", 1);
   for (int64_t ib = 0; ib < c.Extent("b") * blocks; ++ib) {
     head.q_positions = c.in[3].As<int32_t>() + ib % blocks * head.s;

@@ -135,7 +135,8 @@ int64_t ReplicasWorkspace(const Node&, const ShardingRule& rule, absl::Span<cons
 absl::Status ChooseReplicas(KernelContext& c) {
   const int64_t k = c.Extent("k"), t = c.Extent("t"), groups = c.Extent("b") * c.Extent("c");
   const int64_t local = c.Extent("c"), all_groups = c.global_extent[c.rule->Find("c")], slots = c.Extent("w");
-  const int32_t *expert = c.in[0].As<int32_t>(), *slot = c.in[1].As<int32_t>(), *table = c.in[2].As<int32_t>();
+  const int32_t *expert = c.in[0].As<int32_t>(), *slot = c.in[1].As<int32_t>(),
+                *table = c.in[2].As<int32_t>();
   int32_t *expert_slot = c.out[0].As<int32_t>(), *new_slot = c.out[1].As<int32_t>();
   // No expert has a higher number than there are slots: each has at least one.
   int32_t *count = static_cast<int32_t*>(c.workspace), *start = count + slots, *replicas = start + slots + 1;

@@ -97,10 +97,12 @@ absl::Status Slots(KernelContext& c) {
 absl::Status ChooseReplicas(KernelContext& c) {
   const int64_t k = c.Extent("k"), t = c.Extent("t"), groups = c.Extent("b") * c.Extent("c");
   const int64_t all_groups = c.global_extent[c.rule->Find("c")];  // of a sequence
-  const int32_t *expert = c.in[0].As<int32_t>(), *slot = c.in[1].As<int32_t>(), *table = c.in[2].As<int32_t>();
+  const int32_t *expert = c.in[0].As<int32_t>(), *slot = c.in[1].As<int32_t>(),
+                *table = c.in[2].As<int32_t>();
   int32_t *expert_slot = c.out[0].As<int32_t>(), *new_slot = c.out[1].As<int32_t>();
   for (int64_t g = 0; g < groups; ++g) {
-    const int64_t group = (c.Offset("b") + g / c.Extent("c")) * all_groups + c.Offset("c") + g % c.Extent("c");
+    const int64_t group =
+        (c.Offset("b") + g / c.Extent("c")) * all_groups + c.Offset("c") + g % c.Extent("c");
     for (int64_t i = g * t * k; i < (g + 1) * t * k; ++i) {
       std::vector<int32_t> replicas;
       for (int64_t w = 0; w < c.Extent("w"); ++w) {
@@ -111,7 +113,8 @@ absl::Status ChooseReplicas(KernelContext& c) {
       new_slot[i] = -1;
       if (slot[i] < 0 || replicas.empty()) continue;
       new_slot[i] = 0;
-      for (int64_t j = g * t * k; j < i; ++j) new_slot[i] += new_slot[j] >= 0 && expert_slot[j] == expert_slot[i];
+      for (int64_t j = g * t * k; j < i; ++j)
+        new_slot[i] += new_slot[j] >= 0 && expert_slot[j] == expert_slot[i];
     }
   }
   return absl::OkStatus();
@@ -140,7 +143,8 @@ absl::Status SumReplicas(KernelContext& c) {
   const ReplicaLoop l(c);
   std::vector<double> sum(l.experts * l.row, 0.0);
   for (int64_t q = 0; q < l.slots; ++q) {
-    for (int64_t i = 0; i < l.row && l.Expert(q) >= 0; ++i) sum[l.Expert(q) * l.row + i] += c.in[0].As<T>()[q * l.row + i];
+    for (int64_t i = 0; i < l.row && l.Expert(q) >= 0; ++i)
+      sum[l.Expert(q) * l.row + i] += c.in[0].As<T>()[q * l.row + i];
   }
   for (size_t i = 0; i < sum.size(); ++i) c.out[0].As<T>()[i] = static_cast<T>(sum[i]);
   return absl::OkStatus();
