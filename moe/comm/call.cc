@@ -6,7 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "moe/base/status.h"
-#include "moe/comm/reduce.h"
+#include "moe/device/reduce.h"
 
 namespace moe {
 namespace {

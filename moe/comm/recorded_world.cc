@@ -118,9 +118,9 @@ class RecordedWorld::Recorded : public Communicator {
 RecordedWorld::RecordedWorld(World* inner) : inner_(inner) {}
 RecordedWorld::~RecordedWorld() = default;
 
-absl::StatusOr<Communicator*> RecordedWorld::Group(absl::Span<const int64_t> ranks,
-                                                   absl::string_view channel) {
-  ASSIGN_OR_RETURN(Communicator * inner, inner_->Group(ranks, channel));
+absl::StatusOr<Communicator*> RecordedWorld::Group(absl::Span<const int64_t> ranks, absl::string_view channel,
+                                                   Stream* stream) {
+  ASSIGN_OR_RETURN(Communicator * inner, inner_->Group(ranks, channel, stream));
   absl::MutexLock lock(&mutex_);
   std::unique_ptr<Recorded>& group =
       groups_[{std::string(channel), std::vector<int64_t>(ranks.begin(), ranks.end())}];

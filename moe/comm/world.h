@@ -16,6 +16,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "moe/comm/communicator.h"
+#include "moe/device/device.h"
 
 namespace moe {
 
@@ -28,8 +29,13 @@ class World {
   // The communicator of this rank in the group of `ranks`, in that order (group rank i is ranks[i]). The same
   // group and channel give the same communicator. Every member asks for the same groups in the same order; a
   // back end may connect its members here, so ask while loading. Error: InvalidArgument if this rank is no
-  // member, or a rank is out of range or listed twice.
-  virtual absl::StatusOr<Communicator*> Group(absl::Span<const int64_t> ranks, absl::string_view channel) = 0;
+  // member, or a rank is out of range or listed twice; Unimplemented if the back end cannot work on the
+  // stream's memory.
+  //
+  // With a stream, buffers are memory of its device, and a call returns when its work is given to the stream,
+  // or later. Without one they are the host's. All members agree.
+  virtual absl::StatusOr<Communicator*> Group(absl::Span<const int64_t> ranks, absl::string_view channel,
+                                              Stream* stream = nullptr) = 0;
 
   // Fails every pending and later call of every communicator, of all ranks where the back end can reach them.
   virtual void Abort(absl::Status reason) = 0;

@@ -136,4 +136,17 @@ std::vector<const Kernel*> KernelRegistry::All() const {
   return all;
 }
 
+namespace {
+std::vector<void (*)(KernelRegistry&)>& Linked() {
+  static auto& linked = *new std::vector<void (*)(KernelRegistry&)>;
+  return linked;
+}
+}  // namespace
+
+KernelRegistration::KernelRegistration(void (*add)(KernelRegistry&)) { Linked().push_back(add); }
+
+void RegisterLinkedKernels(KernelRegistry& r) {
+  for (const auto add : Linked()) add(r);
+}
+
 }  // namespace moe

@@ -25,6 +25,8 @@
 
 namespace moe {
 
+class Stream;  // moe/device/device.h
+
 // A local tensor, row-major. Ragged values ([E, B, C, ~P, H...]) carry the sizes of their (e, b, c) cells,
 // and rows packed in (e, b, c, slot) order: rows of one expert are contiguous.
 struct Tensor {
@@ -82,6 +84,10 @@ struct KernelContext {
   std::vector<Tensor> in, out;
   void* workspace = nullptr;  // workspace_bytes, 64-byte aligned
   int64_t workspace_bytes = 0;
+  // Where a kernel of Backend::kCuda puts its work, all of it on memory of the stream's device, sizes of
+  // ragged values among it: it returns before they are known, and finds its rows by itself
+  // (moe/kernels/cuda). Null for the others.
+  Stream* stream = nullptr;
 
   int64_t Extent(absl::string_view factor) const { return extent[rule->Find(factor)]; }
   int64_t ExtentOr(absl::string_view factor, int64_t otherwise) const {
@@ -153,8 +159,15 @@ class KernelRegistry {
 void RegisterReferenceKernels(KernelRegistry& r);  // f64, f32
 void RegisterBlasKernels(KernelRegistry& r);       // f64, f32
 void RegisterCpuKernels(KernelRegistry& r);        // f32, f64
-// bf16 and f16, for every op that has an f32 kernel and none of its own in them.
+// bf16 and f16, for every op that has a kernel of the host in f32 and none of its own in them.
 void RegisterWidenedKernels(KernelRegistry& r);
 const KernelRegistry& Kernels();  // all that are linked in; built once
+
+// How kernels that a binary may or may not have make themselves known, when they are linked in (alwayslink):
+// one object at namespace scope. Kernels() calls it.
+struct KernelRegistration {
+  explicit KernelRegistration(void (*add)(KernelRegistry&));
+};
+void RegisterLinkedKernels(KernelRegistry& r);
 
 }  // namespace moe

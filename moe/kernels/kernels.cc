@@ -8,6 +8,7 @@ const KernelRegistry& Kernels() {
     RegisterReferenceKernels(*r);
     RegisterBlasKernels(*r);
     RegisterCpuKernels(*r);
+    RegisterLinkedKernels(*r);
     RegisterWidenedKernels(*r);
     return r;
   }();

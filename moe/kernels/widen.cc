@@ -205,7 +205,7 @@ absl::Status RunWidened(const Kernel& wide, KernelContext& c) {
 
 void RegisterWidenedKernels(KernelRegistry& r) {
   for (const Kernel* k : r.All()) {
-    if (k->dtype != DType::kF32 || k->fn == nullptr) continue;
+    if (k->dtype != DType::kF32 || k->fn == nullptr || k->backend == Backend::kCuda) continue;
     for (DType dtype : {DType::kBF16, DType::kF16}) {
       if (r.Find(k->op, k->backend, dtype) != nullptr) continue;
       Kernel narrow;

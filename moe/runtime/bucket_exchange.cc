@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "moe/base/status.h"
+#include "moe/device/copy_rows.h"
 #include "moe/runtime/exchange.h"
 
 namespace moe {

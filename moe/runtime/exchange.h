@@ -35,9 +35,6 @@
 
 namespace moe {
 
-// Copies a box of elements of so many bytes.
-void CopyStrided(const StridedCopy& copy, const char* from, char* to, int64_t element);
-
 // Scratch bytes of an exchange: its layout's, and what travels in a narrower wire format.
 int64_t ExchangeWorkspaceBytes(const ConversionLayout& layout, WireFormat wire, double overload);
 

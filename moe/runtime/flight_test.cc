@@ -114,8 +114,9 @@ class StuckWorld : public World {
   explicit StuckWorld(World* inner) : inner_(inner) {}
   int64_t rank() const override { return inner_->rank(); }
   int64_t num_ranks() const override { return inner_->num_ranks(); }
-  absl::StatusOr<Communicator*> Group(absl::Span<const int64_t> ranks, absl::string_view channel) override {
-    absl::StatusOr<Communicator*> inner = inner_->Group(ranks, channel);
+  absl::StatusOr<Communicator*> Group(absl::Span<const int64_t> ranks, absl::string_view channel,
+                                      Stream* stream) override {
+    absl::StatusOr<Communicator*> inner = inner_->Group(ranks, channel, stream);
     if (!inner.ok()) return inner;
     stuck_.push_back(std::make_unique<Stuck>(*inner, &stop));
     return stuck_.back().get();

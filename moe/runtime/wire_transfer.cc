@@ -4,8 +4,8 @@
 #include <cstring>
 
 #include "moe/base/status.h"
+#include "moe/device/wire_codec.h"
 #include "moe/kernels/convert.h"
-#include "moe/runtime/wire_codec.h"
 
 namespace moe {
 namespace {

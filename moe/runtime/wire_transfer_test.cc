@@ -12,7 +12,7 @@
 #include "moe/base/status.h"
 #include "moe/base/status_matchers.h"
 #include "moe/comm/in_process/in_process.h"
-#include "moe/runtime/wire_codec.h"
+#include "moe/device/wire_codec.h"
 
 namespace moe {
 namespace {

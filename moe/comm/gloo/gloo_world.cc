@@ -26,7 +26,12 @@ GlooWorld::~GlooWorld() {
   groups_.clear();
 }
 
-absl::StatusOr<Communicator*> GlooWorld::Group(absl::Span<const int64_t> ranks, absl::string_view channel) {
+absl::StatusOr<Communicator*> GlooWorld::Group(absl::Span<const int64_t> ranks, absl::string_view channel,
+                                               Stream* stream) {
+  if (stream != nullptr && stream->kind() != DeviceKind::kHost) {
+    return absl::UnimplementedError(
+        absl::StrCat("Gloo moves the host's memory, not that of ", DeviceKindName(stream->kind())));
+  }
   ASSIGN_OR_RETURN(const int at, PositionInGroup(rank_, num_ranks_, ranks));
   absl::MutexLock lock(&mutex_);
   std::unique_ptr<GlooGroup>& group =

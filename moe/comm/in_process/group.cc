@@ -10,7 +10,7 @@
 #include "absl/time/clock.h"
 #include "moe/base/status.h"
 #include "moe/comm/compute_gate.h"
-#include "moe/comm/reduce.h"
+#include "moe/device/reduce.h"
 
 namespace moe {
 namespace {

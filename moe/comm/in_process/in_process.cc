@@ -2,6 +2,7 @@
 
 #include <glog/logging.h>
 
+#include "absl/strings/str_cat.h"
 #include "moe/base/status.h"
 #include "moe/comm/call.h"
 #include "moe/comm/in_process/group.h"
@@ -13,7 +14,12 @@ class InProcessWorld::View : public World {
   View(InProcessWorld* world, int64_t rank) : world_(world), rank_(rank) {}
   int64_t rank() const override { return rank_; }
   int64_t num_ranks() const override { return world_->num_ranks(); }
-  absl::StatusOr<Communicator*> Group(absl::Span<const int64_t> ranks, absl::string_view channel) override {
+  absl::StatusOr<Communicator*> Group(absl::Span<const int64_t> ranks, absl::string_view channel,
+                                      Stream* stream) override {
+    if (stream != nullptr && stream->kind() != DeviceKind::kHost) {
+      return absl::UnimplementedError(absl::StrCat(
+          "the in-process world moves the host's memory, not that of ", DeviceKindName(stream->kind())));
+    }
     return world_->Member(rank_, ranks, channel);
   }
   void Abort(absl::Status reason) override { world_->Abort(std::move(reason)); }

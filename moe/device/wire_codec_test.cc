@@ -1,4 +1,4 @@
-#include "moe/runtime/wire_codec.h"
+#include "moe/device/wire_codec.h"
 
 #include <gtest/gtest.h>
 

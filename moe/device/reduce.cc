@@ -1,4 +1,4 @@
-#include "moe/comm/reduce.h"
+#include "moe/device/reduce.h"
 
 #include <glog/logging.h>
 
