@@ -46,6 +46,8 @@ class Event {
   virtual ~Event() = default;
 };
 
+class Device;
+
 // A recorded sequence of work, launched as one.
 class WorkGraph {
  public:
@@ -57,6 +59,7 @@ class Stream {
  public:
   virtual ~Stream() = default;
   virtual DeviceKind kind() const = 0;
+  virtual Device* device() const = 0;
   virtual void* native() const = 0;  // cudaStream_t; null on the host
 
   // Any direction; host memory that is not staging memory may make the call wait. No overlap.
@@ -101,6 +104,11 @@ class Device {
   virtual absl::StatusOr<std::unique_ptr<DeviceMemory>> AllocateStaging(int64_t bytes) = 0;
   virtual absl::StatusOr<std::unique_ptr<Stream>> NewStream(absl::string_view name) = 0;
   virtual absl::StatusOr<std::unique_ptr<Event>> NewEvent() = 0;
+  // An event that keeps the time at which it is reached; dearer than the other kind.
+  virtual absl::StatusOr<std::unique_ptr<Event>> NewTimedEvent() = 0;
+  // Seconds between two timed events of this device, by its clock. Waits until both are reached. Error:
+  // FailedPrecondition for one that was never recorded, or is not timed.
+  virtual absl::StatusOr<double> SecondsBetween(const Event& from, const Event& to) = 0;
 };
 
 // Devices of a kind that this process can use; 0 if there are none or the back end is not linked in.

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/time/clock.h"
 #include "moe/base/status_matchers.h"
 
 namespace moe {
@@ -35,8 +36,25 @@ TEST(Device, HostStreamsWorkAtOnce) {
   EXPECT_THAT(std::vector<float>(sum, sum + 4), ::testing::ElementsAre(1, 3, 33, 44));
   ASSERT_OK(stream->Fill(sum, 0, 8));
   EXPECT_EQ(sum[1], 0);
+  EXPECT_EQ(stream->device(), device.get());
   ExpectError(stream->BeginGraph(), absl::StatusCode::kFailedPrecondition, "no graphs");
   ExpectError(device->Allocate(-1), absl::StatusCode::kResourceExhausted, "-1");
+}
+
+TEST(Device, TimedEventsTellHowLongWorkTook) {
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Device> device, OpenDevice(DeviceKind::kHost, 0));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Stream> stream, device->NewStream("compute"));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Event> begin, device->NewTimedEvent());
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Event> end, device->NewTimedEvent());
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Event> untimed, device->NewEvent());
+  ASSERT_OK(stream->Record(begin.get()));
+  absl::SleepFor(absl::Milliseconds(2));
+  ASSERT_OK(stream->Record(untimed.get()));
+  ExpectError(device->SecondsBetween(*begin, *end), absl::StatusCode::kFailedPrecondition, "never recorded");
+  ASSERT_OK(stream->Record(end.get()));
+  ASSERT_OK_AND_ASSIGN(const double seconds, device->SecondsBetween(*begin, *end));
+  EXPECT_GE(seconds, 1e-3);
+  ExpectError(device->SecondsBetween(*begin, *untimed), absl::StatusCode::kFailedPrecondition, "not timed");
 }
 
 }  // namespace

@@ -5,6 +5,8 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "moe/device/copy_rows.h"
 #include "moe/device/reduce.h"
 #include "moe/device/wire_codec.h"
@@ -27,7 +29,10 @@ class HostMemory : public DeviceMemory {
   const int64_t bytes_;
 };
 
-class HostEvent : public Event {};
+struct HostEvent : Event {
+  absl::Time reached = absl::InfinitePast();  // by its last Record; of timed events alone
+  bool timed = false;
+};
 
 absl::Status NoGraphs() {
   return absl::FailedPreconditionError("the host has no graphs: its streams do their work at once");
@@ -35,7 +40,9 @@ absl::Status NoGraphs() {
 
 class HostStream : public Stream {
  public:
+  explicit HostStream(Device* device) : device_(device) {}
   DeviceKind kind() const override { return DeviceKind::kHost; }
+  Device* device() const override { return device_; }
   void* native() const override { return nullptr; }
   absl::Status Copy(void* to, const void* from, int64_t bytes) override {
     if (bytes > 0) std::memcpy(to, from, bytes);
@@ -65,12 +72,19 @@ class HostStream : public Stream {
     DecodeWire(wire, from, n, begin, count, to);
     return absl::OkStatus();
   }
-  absl::Status Record(Event*) override { return absl::OkStatus(); }
+  absl::Status Record(Event* event) override {
+    HostEvent* e = static_cast<HostEvent*>(event);
+    if (e->timed) e->reached = absl::Now();
+    return absl::OkStatus();
+  }
   absl::Status Wait(const Event*) override { return absl::OkStatus(); }
   absl::Status Synchronize() override { return absl::OkStatus(); }
   absl::Status BeginGraph() override { return NoGraphs(); }
   absl::StatusOr<std::unique_ptr<WorkGraph>> EndGraph() override { return NoGraphs(); }
   absl::Status Launch(WorkGraph*) override { return NoGraphs(); }
+
+ private:
+  Device* const device_;
 };
 
 class HostDevice : public Device {
@@ -94,9 +108,23 @@ class HostDevice : public Device {
     return Allocate(bytes);
   }
   absl::StatusOr<std::unique_ptr<Stream>> NewStream(absl::string_view) override {
-    return std::make_unique<HostStream>();
+    return std::make_unique<HostStream>(this);
   }
   absl::StatusOr<std::unique_ptr<Event>> NewEvent() override { return std::make_unique<HostEvent>(); }
+  absl::StatusOr<std::unique_ptr<Event>> NewTimedEvent() override {
+    auto event = std::make_unique<HostEvent>();
+    event->timed = true;
+    return event;
+  }
+  absl::StatusOr<double> SecondsBetween(const Event& from, const Event& to) override {
+    const absl::Time begin = static_cast<const HostEvent&>(from).reached;
+    const absl::Time end = static_cast<const HostEvent&>(to).reached;
+    if (begin == absl::InfinitePast() || end == absl::InfinitePast()) {
+      return absl::FailedPreconditionError(
+          "no time is known of an event that is not timed or was never recorded");
+    }
+    return absl::ToDoubleSeconds(end - begin);
+  }
 };
 
 }  // namespace
