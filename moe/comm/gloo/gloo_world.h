@@ -60,7 +60,7 @@ class GlooWorld : public World {
   int64_t rank() const override { return rank_; }
   int64_t num_ranks() const override { return num_ranks_; }
   absl::StatusOr<Communicator*> Group(absl::Span<const int64_t> ranks, absl::string_view channel,
-                                      Stream* stream) override;
+                                      Stream* stream = nullptr) override;
   void Abort(absl::Status reason) override;
 
  private:
