@@ -1,8 +1,19 @@
-"""cuda_library: .cu sources compiled by nvcc and linked as a cc_library. Not defined where there is no toolkit.
+"""cuda_library: sources for CUDA, compiled twice.
 
-    cuda_library(name = "scale_cuda", srcs = ["scale.cu"], hdrs = ["scale.h"])
+    cuda_library(
+        name = "scale",
+        srcs = ["scale.cu", "launch.cc"],
+        hdrs = ["scale.h"],
+        deps = ["//moe/base:status"],           # of both
+        cuda_deps = ["//moe/device/cuda:cuda"],  # cuda libraries: "x" of "scale", "x_emulated" of "scale_emulated"
+        cuda_libs = ["cublaslt"],                # of the toolkit: targets of @local_cuda and of moe/device/cuda/emulated
+    )
 
-The objects are linked statically: in a shared library the static CUDA runtime would be lost, and with it symbols that
+makes `scale`, by nvcc (.cu) and the host's compiler (.cc) against the toolkit, only where there is one; and
+`scale_emulated`, by the host's compiler against moe/device/cuda/emulated, always. A binary links one of the two worlds.
+cuda_test makes `name`, tagged gpu, and `name_emulated` likewise; `if_cuda` chooses in other rules.
+
+Objects are linked statically: in a shared library the static CUDA runtime would be lost, and with it symbols that
 nvcc's own stubs need.
 """
 
@@ -10,29 +21,141 @@ load("@local_cuda//:defs.bzl", "CUDA_HOME", "HAVE_CUDA")
 
 _ARCHITECTURES = ["-gencode=arch=compute_90a,code=sm_90a"]
 
-_COMMAND = "{home}/bin/nvcc -std=c++20 -O3 --expt-relaxed-constexpr -Xcompiler -fPIC -I. {architectures} " + \
-           "-c $(location {src}) -o $@"
+_OPTIONS = [
+    "-std=c++20",
+    "-O3",
+    "--expt-relaxed-constexpr",
+    "--extra-device-vectorization",
+    "-Xcompiler=-fPIC,-Wall,-Wno-unused-parameter,-Wno-sign-compare",
+]
 
-def cuda_library(name, srcs, hdrs = [], deps = [], **kwargs):
-    """srcs: .cu files; hdrs: headers that they and users include; deps: of the resulting cc_library."""
-    if not HAVE_CUDA:
-        return
+_EMULATED = "//moe/device/cuda/emulated:"
+
+def if_cuda(then, otherwise = []):
+    """`then` where there is a toolkit."""
+    return then if HAVE_CUDA else otherwise
+
+def emulated(label):
+    """The emulated library of a cuda library."""
+    if ":" not in label:
+        label = label + ":" + label.split("/")[-1]
+    return label + "_emulated"
+
+def _cuda_objects_impl(ctx):
     objects = []
-    for src in srcs:
-        out = src.replace(".cu", ".cu.o")
-        objects.append(out)
-        native.genrule(
-            name = name + "_" + src.replace(".", "_"),
-            srcs = [src] + hdrs,
-            outs = [out],
-            cmd = _COMMAND.format(home = CUDA_HOME, architectures = " ".join(_ARCHITECTURES), src = src),
-            message = "nvcc " + src,
+    contexts = [dep[CcInfo].compilation_context for dep in ctx.attr.deps]
+    flags = []
+    for c in contexts:
+        flags += ["-D" + d for d in c.defines.to_list()]
+        flags += ["-isystem " + i for i in c.system_includes.to_list()]
+        flags += ["-I" + i for i in c.includes.to_list()]
+        flags += ["-I" + i for i in c.quote_includes.to_list()]
+    unique = {f: None for f in flags}.keys()
+    for src in ctx.files.srcs:
+        out = ctx.actions.declare_file(ctx.label.name + "/" + src.basename + ".o")
+        ctx.actions.run_shell(
+            outputs = [out],
+            inputs = depset(ctx.files.srcs + ctx.files.hdrs, transitive = [c.headers for c in contexts]),
+            command = " ".join(
+                [CUDA_HOME + "/bin/nvcc"] + _OPTIONS + _ARCHITECTURES + ctx.attr.options +
+                ["-I."] + list(unique) + ["-c", src.path, "-o", out.path],
+            ),
+            mnemonic = "Nvcc",
+            progress_message = "nvcc " + src.short_path,
+            use_default_shell_env = True,
         )
+        objects.append(out)
+    return [DefaultInfo(files = depset(objects))]
+
+_cuda_objects = rule(
+    implementation = _cuda_objects_impl,
+    attrs = {
+        "srcs": attr.label_list(allow_files = [".cu"]),
+        "hdrs": attr.label_list(allow_files = True),
+        "deps": attr.label_list(providers = [CcInfo]),
+        "options": attr.string_list(),
+    },
+)
+
+def _is_header(src):
+    return src.endswith(".h") or src.endswith(".cuh")
+
+def cuda_library(
+        name,
+        srcs = [],
+        hdrs = [],
+        deps = [],
+        cuda_deps = [],
+        cuda_libs = [],
+        options = [],
+        testonly = False,
+        alwayslink = False,
+        linkopts = [],
+        **kwargs):
+    """Args beyond cc_library's: see above. options: of nvcc, beside the usual ones. Headers may be among srcs."""
+    headers = [s for s in srcs if _is_header(s)]
+    kernels = [s for s in srcs if s.endswith(".cu")]
+    others = [s for s in srcs if s not in headers and s not in kernels]
+
+    if HAVE_CUDA:
+        real_deps = deps + cuda_deps + ["@local_cuda//:" + lib for lib in cuda_libs + ["cudart"]]
+        objects = []
+        if kernels:
+            _cuda_objects(
+                name = name + "_objects",
+                srcs = kernels,
+                hdrs = headers + hdrs,
+                deps = real_deps,
+                options = options,
+                testonly = testonly,
+            )
+            objects = [name + "_objects"]
+        native.cc_library(
+            name = name,
+            srcs = objects + others + headers,
+            hdrs = hdrs,
+            linkstatic = True,
+            deps = real_deps,
+            testonly = testonly,
+            alwayslink = alwayslink,
+            linkopts = linkopts,
+            **kwargs
+        )
+
+    copies = []
+    for src in kernels:
+        copy = name + "_emulated/" + src + ".cc"
+        native.genrule(
+            name = name + "_emulated_" + src.replace(".", "_"),
+            srcs = [src],
+            outs = [copy],
+            cmd = "(echo '#line 1 \"$<\"'; cat $<) > $@",
+            testonly = testonly,
+        )
+        copies.append(copy)
     native.cc_library(
-        name = name,
-        srcs = objects,
+        name = name + "_emulated",
+        srcs = copies + others + headers,
         hdrs = hdrs,
         linkstatic = True,
-        deps = deps + ["@local_cuda//:cudart"],
+        deps = deps + [emulated(d) for d in cuda_deps] + [_EMULATED + lib for lib in cuda_libs + ["cudart"]],
+        testonly = testonly,
+        alwayslink = alwayslink,
         **kwargs
     )
+
+def cuda_test(name, srcs, deps = [], cuda_deps = [], cuda_libs = [], tags = [], **kwargs):
+    """A test of both worlds, from .cc and .cu files. `name`, where there is a toolkit, must skip itself without a device."""
+    cuda_library(
+        name = name + "_lib",
+        srcs = srcs,
+        deps = deps,
+        cuda_deps = cuda_deps,
+        cuda_libs = cuda_libs,
+        testonly = True,
+        alwayslink = True,
+    )
+    main = ["//third_party/system:gtest_main"]
+    if HAVE_CUDA:
+        native.cc_test(name = name, deps = [name + "_lib"] + main, tags = tags + ["gpu"], linkstatic = True, **kwargs)
+    native.cc_test(name = name + "_emulated", deps = [name + "_lib_emulated"] + main, tags = tags, linkstatic = True, **kwargs)
