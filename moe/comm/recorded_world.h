@@ -50,6 +50,7 @@ class RecordedWorld : public World {
   int64_t num_ranks() const override { return inner_->num_ranks(); }
   absl::StatusOr<Communicator*> Group(absl::Span<const int64_t> ranks, absl::string_view channel,
                                       Stream* stream = nullptr) override;
+  absl::Status Failure() override { return inner_->Failure(); }
   void Abort(absl::Status reason) override { inner_->Abort(std::move(reason)); }
 
   // Of every communicator that was called at all; by channel and group.

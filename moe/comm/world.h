@@ -33,9 +33,14 @@ class World {
   // stream's memory.
   //
   // With a stream, buffers are memory of its device, and a call returns when its work is given to the stream,
-  // or later. Without one they are the host's. All members agree.
+  // or later. Without one they are the host's. All members agree. A group that is asked for again with
+  // another stream works on that one from then on.
   virtual absl::StatusOr<Communicator*> Group(absl::Span<const int64_t> ranks, absl::string_view channel,
                                               Stream* stream = nullptr) = 0;
+
+  // What went wrong with work that was given to streams by calls that have returned. Ask after
+  // Stream::Synchronize and before results are believed.
+  virtual absl::Status Failure() { return absl::OkStatus(); }
 
   // Fails every pending and later call of every communicator, of all ranks where the back end can reach them.
   virtual void Abort(absl::Status reason) = 0;

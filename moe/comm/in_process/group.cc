@@ -22,9 +22,26 @@ const char* At(const void* p, int64_t element, DType dtype) {
 }
 char* At(void* p, int64_t element, DType dtype) { return static_cast<char*>(p) + element * ByteSize(dtype); }
 
-void Copy(void* to, const void* from, int64_t count, DType dtype) {
-  if (count > 0 && to != from) std::memcpy(to, from, count * ByteSize(dtype));
-}
+// The two ways to do a round's work. Empty copies and copies in place cost nothing.
+struct HostWork {
+  void Copy(void* to, const void* from, int64_t count, DType dtype) {
+    if (count > 0 && to != from) std::memcpy(to, from, count * ByteSize(dtype));
+  }
+  void Reduce(const Pointers& in, void* out, int64_t count, DType dtype, Reduction kind) {
+    ReduceInOrder(in, out, count, dtype, kind);
+  }
+};
+
+struct StreamWork {  // after the first error nothing more is done
+  void Copy(void* to, const void* from, int64_t count, DType dtype) {
+    if (count > 0 && to != from) status.Update(stream->Copy(to, from, count * ByteSize(dtype)));
+  }
+  void Reduce(const Pointers& in, void* out, int64_t count, DType dtype, Reduction kind) {
+    if (count > 0) status.Update(stream->Reduce(in, out, count, dtype, kind));
+  }
+  Stream* stream;
+  absl::Status status;
+};
 
 int64_t Sum(absl::Span<const int64_t> counts) {
   return std::accumulate(counts.begin(), counts.end(), int64_t{0});
@@ -52,17 +69,103 @@ class Member : public CallCommunicator {
 }  // namespace
 
 InProcessGroup::InProcessGroup(std::vector<int64_t> ranks, InProcessOptions options)
-    : ranks_(std::move(ranks)), options_(options), calls_(ranks_.size()), entered_(ranks_.size(), false) {
+    : ranks_(std::move(ranks)),
+      options_(options),
+      sides_(ranks_.size()),
+      calls_(ranks_.size()),
+      entered_(ranks_.size(), false) {
   for (int i = 0; i < size(); ++i) members_.push_back(std::make_unique<Member>(this, i));
 }
 
 std::string InProcessGroup::Name() const { return GroupName(ranks_); }
+
+absl::Status InProcessGroup::Bind(int rank, Stream* stream) {
+  Side side;
+  side.stream = stream;
+  for (std::unique_ptr<Event>* event : {&side.entered, &side.done, &side.gathered}) {
+    ASSIGN_OR_RETURN(*event, stream->device()->NewEvent());
+  }
+  absl::MutexLock lock(&mutex_);
+  if (entered_[rank]) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("rank ", ranks_[rank], " of ", Name(), " changes its stream during a call"));
+  }
+  if (sides_[rank].stream != stream) sides_[rank] = std::move(side);
+  return absl::OkStatus();
+}
+
+template <typename Work>
+void InProcessGroup::Share(int rank, Work& work) const {
+  const Call& me = calls_[rank];
+  const DType dtype = me.dtype;
+  const auto reduce = [&](int64_t begin, int64_t count, void* out) {
+    Pointers in;
+    for (const Call& call : calls_) in.push_back(At(call.in, begin, dtype));
+    work.Reduce(in, out, count, dtype, me.kind);
+  };
+  switch (me.op) {
+    case Call::kAllReduce: {
+      const auto [begin, end] = ReduceSegment(me.count, size(), rank);
+      reduce(begin, end - begin, At(me.out, begin, dtype));
+      break;
+    }
+    case Call::kReduceScatter:
+      reduce(rank * me.count, me.count, me.out);
+      break;
+    case Call::kReduceScatterV:
+      reduce(Sum(me.counts.subspan(0, rank)), me.counts[rank], me.out);
+      break;
+    case Call::kAllGather:
+      for (int p = 0; p < size(); ++p)
+        work.Copy(At(me.out, p * me.count, dtype), calls_[p].in, me.count, dtype);
+      break;
+    case Call::kAllGatherV: {
+      int64_t at = 0;
+      for (int p = 0; p < size(); ++p) {
+        work.Copy(At(me.out, at, dtype), calls_[p].in, me.counts[p], dtype);
+        at += me.counts[p];
+      }
+      break;
+    }
+    case Call::kAllToAll:
+      for (int p = 0; p < size(); ++p) {
+        work.Copy(At(me.out, p * me.count, dtype), At(calls_[p].in, rank * me.count, dtype), me.count, dtype);
+      }
+      break;
+    case Call::kAllToAllV: {
+      int64_t at = 0;
+      for (int p = 0; p < size(); ++p) {
+        const int64_t from = Sum(calls_[p].counts.subspan(0, rank));
+        work.Copy(At(me.out, at, dtype), At(calls_[p].in, from, dtype), me.receive_counts[p], dtype);
+        at += me.receive_counts[p];
+      }
+      break;
+    }
+    case Call::kBroadcast:
+      work.Copy(me.out, calls_[me.root].in, me.count, dtype);
+      break;
+    case Call::kBarrier:
+      break;
+  }
+}
+
+template <typename Work>
+void InProcessGroup::Gather(int rank, Work& work) const {
+  const Call& me = calls_[rank];
+  for (int p = 0; p < size(); ++p) {
+    if (p == rank) continue;
+    const auto [begin, end] = ReduceSegment(me.count, size(), p);
+    work.Copy(At(me.out, begin, me.dtype), At(calls_[p].out, begin, me.dtype), end - begin, me.dtype);
+  }
+}
 
 absl::Status InProcessGroup::Run(int rank, const Call& call) {
   if (absl::Status wrong = CheckCall(call, size()); !wrong.ok()) return Annotate(wrong, CallToString(call));
   uint64_t epoch;
   bool last, split;
   absl::Status status;
+  const Side& side = sides_[rank];
+  if (side.stream != nullptr) RETURN_IF_ERROR(side.stream->Record(side.entered.get()));
   {
     absl::MutexLock lock(&mutex_);
     if (!failed_.ok()) return failed_;
@@ -79,9 +182,17 @@ absl::Status InProcessGroup::Run(int rank, const Call& call) {
   }
   if (last) {
     status = CheckCalls();
-    // Dividing the work pays only where somebody else can do his part at once.
-    split = status.ok() && size() > 1 && RoundBytes() > options_.small_bytes && ComputeGate::HasIdleTokens();
-    if (status.ok() && !split) DoAll();
+    if (!on_streams()) {
+      // Dividing the work pays only where somebody else can do his part at once.
+      split =
+          status.ok() && size() > 1 && RoundBytes() > options_.small_bytes && ComputeGate::HasIdleTokens();
+      if (status.ok() && !split) DoAllOnHost();
+    } else {
+      split = status.ok() && std::any_of(sides_.begin(), sides_.end(), [&](const Side& other) {
+                return other.stream->device() != side.stream->device();
+              });
+      if (status.ok() && !split) status = DoAllOnStream(rank);
+    }
     absl::MutexLock lock(&mutex_);
     formed_ = false;
     round_status_ = status;
@@ -92,12 +203,64 @@ absl::Status InProcessGroup::Run(int rank, const Call& call) {
     status = WaitForRound(rank, epoch, &split);
   }
   if (!split) return status;
-  Share(rank);
+  if (on_streams()) return ShareOnStreams(rank);
+  HostWork work;
+  Share(rank, work);
   if (call.op == Call::kAllReduce) {
     FinishShare(rank, /*leave=*/false);
-    Gather(rank);
+    Gather(rank, work);
   }
   FinishShare(rank, /*leave=*/true);
+  return absl::OkStatus();
+}
+
+absl::Status InProcessGroup::ShareOnStreams(int rank) {
+  Side& side = sides_[rank];
+  StreamWork work{side.stream, absl::OkStatus()};
+  // Errors do not keep the others waiting.
+  for (const Side& other : sides_) {
+    if (&other != &side) work.status.Update(side.stream->Wait(other.entered.get()));
+  }
+  Share(rank, work);
+  work.status.Update(side.stream->Record(side.done.get()));
+  const bool gathers = calls_[rank].op == Call::kAllReduce;
+  FinishShare(rank, /*leave=*/false);
+  for (const Side& other : sides_) {
+    if (&other != &side) work.status.Update(side.stream->Wait(other.done.get()));
+  }
+  if (gathers) {
+    Gather(rank, work);
+    work.status.Update(side.stream->Record(side.gathered.get()));
+    FinishShare(rank, /*leave=*/false);
+    for (const Side& other : sides_) {
+      if (&other != &side) work.status.Update(side.stream->Wait(other.gathered.get()));
+    }
+  }
+  // No event is recorded again before all have waited for it.
+  FinishShare(rank, /*leave=*/true);
+  return work.status;
+}
+
+absl::Status InProcessGroup::DoAllOnStream(int rank) const {
+  const Side& side = sides_[rank];
+  for (const Side& other : sides_) {
+    if (&other != &side) RETURN_IF_ERROR(side.stream->Wait(other.entered.get()));
+  }
+  StreamWork work{side.stream, absl::OkStatus()};
+  const Call& first = calls_[0];
+  if (first.op == Call::kAllReduce) {
+    Pointers in;
+    for (const Call& call : calls_) in.push_back(call.in);
+    work.Reduce(in, first.out, first.count, first.dtype, first.kind);
+    for (int r = 1; r < size(); ++r) work.Copy(calls_[r].out, first.out, first.count, first.dtype);
+  } else {
+    for (int r = 0; r < size(); ++r) Share(r, work);
+  }
+  RETURN_IF_ERROR(work.status);
+  RETURN_IF_ERROR(side.stream->Record(side.done.get()));
+  for (const Side& other : sides_) {
+    if (&other != &side) RETURN_IF_ERROR(other.stream->Wait(side.done.get()));
+  }
   return absl::OkStatus();
 }
 
@@ -189,63 +352,11 @@ int64_t InProcessGroup::RoundBytes() const {
   return elements * ByteSize(calls_[0].dtype);
 }
 
-void InProcessGroup::Share(int rank) const {
-  const Call& me = calls_[rank];
-  const DType dtype = me.dtype;
-  const auto reduce = [&](int64_t begin, int64_t count, void* out) {
-    Pointers in;
-    for (const Call& call : calls_) in.push_back(At(call.in, begin, dtype));
-    ReduceInOrder(in, out, count, dtype, me.kind);
-  };
-  switch (me.op) {
-    case Call::kAllReduce: {
-      const auto [begin, end] = ReduceSegment(me.count, size(), rank);
-      reduce(begin, end - begin, At(me.out, begin, dtype));
-      break;
-    }
-    case Call::kReduceScatter:
-      reduce(rank * me.count, me.count, me.out);
-      break;
-    case Call::kReduceScatterV:
-      reduce(Sum(me.counts.subspan(0, rank)), me.counts[rank], me.out);
-      break;
-    case Call::kAllGather:
-      for (int p = 0; p < size(); ++p) Copy(At(me.out, p * me.count, dtype), calls_[p].in, me.count, dtype);
-      break;
-    case Call::kAllGatherV: {
-      int64_t at = 0;
-      for (int p = 0; p < size(); ++p) {
-        Copy(At(me.out, at, dtype), calls_[p].in, me.counts[p], dtype);
-        at += me.counts[p];
-      }
-      break;
-    }
-    case Call::kAllToAll:
-      for (int p = 0; p < size(); ++p) {
-        Copy(At(me.out, p * me.count, dtype), At(calls_[p].in, rank * me.count, dtype), me.count, dtype);
-      }
-      break;
-    case Call::kAllToAllV: {
-      int64_t at = 0;
-      for (int p = 0; p < size(); ++p) {
-        const int64_t from = Sum(calls_[p].counts.subspan(0, rank));
-        Copy(At(me.out, at, dtype), At(calls_[p].in, from, dtype), me.receive_counts[p], dtype);
-        at += me.receive_counts[p];
-      }
-      break;
-    }
-    case Call::kBroadcast:
-      Copy(me.out, calls_[me.root].in, me.count, dtype);
-      break;
-    case Call::kBarrier:
-      break;
-  }
-}
-
-void InProcessGroup::DoAll() const {
+void InProcessGroup::DoAllOnHost() const {
+  HostWork work;
   const Call& first = calls_[0];
   if (first.op != Call::kAllReduce) {
-    for (int r = 0; r < size(); ++r) Share(r);
+    for (int r = 0; r < size(); ++r) Share(r, work);
     return;
   }
   // What is copied has just been written, and is still in the nearest cache.
@@ -256,17 +367,8 @@ void InProcessGroup::DoAll() const {
     for (int r = 0; r < size(); ++r) in[r] = At(calls_[r].in, begin, first.dtype);
     ReduceInOrder(in, At(first.out, begin, first.dtype), count, first.dtype, first.kind);
     for (int r = 1; r < size(); ++r) {
-      Copy(At(calls_[r].out, begin, first.dtype), At(first.out, begin, first.dtype), count, first.dtype);
+      work.Copy(At(calls_[r].out, begin, first.dtype), At(first.out, begin, first.dtype), count, first.dtype);
     }
-  }
-}
-
-void InProcessGroup::Gather(int rank) const {
-  const Call& me = calls_[rank];
-  for (int p = 0; p < size(); ++p) {
-    if (p == rank) continue;
-    const auto [begin, end] = ReduceSegment(me.count, size(), p);
-    Copy(At(me.out, begin, me.dtype), At(calls_[p].out, begin, me.dtype), end - begin, me.dtype);
   }
 }
 
@@ -283,6 +385,8 @@ absl::Status InProcessGroup::Exchange(int rank, bool send, void* data, int64_t b
   const std::tuple<int, int, int64_t> key(from, to, tag);
   Post* other = nullptr;
   Post mine;
+  if (sides_[rank].stream != nullptr)
+    RETURN_IF_ERROR(sides_[rank].stream->Record(sides_[rank].entered.get()));
   {
     absl::MutexLock lock(&mutex_);
     if (!failed_.ok()) return failed_;
@@ -292,6 +396,7 @@ absl::Status InProcessGroup::Exchange(int rank, bool send, void* data, int64_t b
       queue.erase(queue.begin());
       other->taken = true;
     } else {
+      mine.rank = rank;
       mine.send = send;
       mine.data = data;
       mine.bytes = bytes;
@@ -302,7 +407,7 @@ absl::Status InProcessGroup::Exchange(int rank, bool send, void* data, int64_t b
   if (other != nullptr) {
     absl::Status status;
     if (other->bytes == bytes) {
-      if (bytes > 0) std::memcpy(send ? other->data : data, send ? data : other->data, bytes);
+      if (bytes > 0) status = CopyMessage(send, rank, data, *other, bytes);
     } else {
       status = absl::FailedPreconditionError(
           absl::StrCat(describe(send, bytes, what), " meets ", describe(!send, other->bytes, other->what)));
@@ -333,6 +438,21 @@ absl::Status InProcessGroup::Exchange(int rank, bool send, void* data, int64_t b
     }
   }
   return mine.status;
+}
+
+absl::Status InProcessGroup::CopyMessage(bool send, int rank, void* data, const Post& other, int64_t bytes) {
+  void* const to = send ? other.data : data;
+  const void* const from = send ? data : other.data;
+  const Side& mine = sides_[rank];
+  const Side& theirs = sides_[other.rank];
+  if (mine.stream == nullptr) {
+    std::memcpy(to, from, bytes);
+    return absl::OkStatus();
+  }
+  RETURN_IF_ERROR(mine.stream->Wait(theirs.entered.get()));
+  RETURN_IF_ERROR(mine.stream->Copy(to, from, bytes));
+  RETURN_IF_ERROR(mine.stream->Record(mine.done.get()));
+  return theirs.stream->Wait(mine.done.get());
 }
 
 void InProcessGroup::Abort(absl::Status reason) {

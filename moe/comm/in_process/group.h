@@ -4,6 +4,12 @@
 // forms the round; from then on all members finish it, whatever else happens, because peers read each other's
 // buffers. Abort and timeouts therefore only reach members of rounds that are not formed yet. Point-to-point
 // messages meet in a queue per (source, destination, tag); the side that comes second copies.
+//
+// With streams the threads meet in the same way, and then only give work to the streams: each member records
+// an event when it enters, the work of a round waits for those, and what the members give to their streams
+// afterwards waits for the work. While a thread is inside a call, its stream belongs to the group: who does
+// the work makes the others' streams wait for it. On one device the last to arrive gives all the work to its
+// stream; on several each member its share.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +29,7 @@
 #include "moe/comm/communicator.h"
 #include "moe/comm/compute_gate.h"
 #include "moe/comm/in_process/in_process.h"
+#include "moe/device/device.h"
 
 namespace moe {
 
@@ -34,6 +41,10 @@ class InProcessGroup {
 
   int size() const { return static_cast<int>(ranks_.size()); }
   Communicator* member(int rank) { return members_[rank].get(); }
+
+  // From now on buffers of this member are memory of the stream's device; all members do so or none. Not
+  // while the member is in a call.
+  absl::Status Bind(int rank, Stream* stream);
 
   absl::Status Run(int rank, const Call& call);
   absl::Status Exchange(int rank, bool send, void* data, int64_t bytes, int peer, int64_t tag,
@@ -48,6 +59,7 @@ class InProcessGroup {
     int64_t bytes = 0;
     absl::string_view what;
     bool taken = false;  // the other side copies now
+    int rank = 0;
     bool done = false;
     absl::Status status;
     ComputeGate::Condition changed;
@@ -61,16 +73,32 @@ class InProcessGroup {
   void NextEpoch() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status CheckCalls() const;  // do the calls of a full round fit together?
   int64_t RoundBytes() const;       // read by all members together
-  void Share(int rank) const;       // the part of `rank` in the round's work
-  void Gather(int rank) const;      // second part of an all_reduce
-  void DoAll() const;               // the parts of all ranks
+  // Work: how data are moved and reduced, see group.cc.
+  template <typename Work>
+  void Share(int rank, Work& work) const;  // the part of `rank` in the round's work
+  template <typename Work>
+  void Gather(int rank, Work& work) const;  // second part of an all_reduce
+  void DoAllOnHost() const;                 // the parts of all ranks
+  absl::Status DoAllOnStream(int rank) const;
+  absl::Status ShareOnStreams(int rank);
+  bool on_streams() const { return sides_[0].stream != nullptr; }
+  absl::Status CopyMessage(bool send, int rank, void* data, const Post& other, int64_t bytes);
   absl::Status WaitedTooLong() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Fail(absl::Status reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::string Name() const;  // "group [0, 2, 4]"
 
+  // A member's side of the device.
+  struct Side {
+    Stream* stream = nullptr;
+    std::unique_ptr<Event> entered;  // what came before the call is done
+    std::unique_ptr<Event> done;     // its work, or its share, is done
+    std::unique_ptr<Event> gathered;
+  };
+
   const std::vector<int64_t> ranks_;
   const InProcessOptions options_;
   std::vector<std::unique_ptr<Communicator>> members_;
+  std::vector<Side> sides_;  // each written by its member, before it enters
 
   absl::Mutex mutex_;
   ComputeGate::Condition epoch_changed_;

@@ -16,11 +16,7 @@ class InProcessWorld::View : public World {
   int64_t num_ranks() const override { return world_->num_ranks(); }
   absl::StatusOr<Communicator*> Group(absl::Span<const int64_t> ranks, absl::string_view channel,
                                       Stream* stream) override {
-    if (stream != nullptr && stream->kind() != DeviceKind::kHost) {
-      return absl::UnimplementedError(absl::StrCat(
-          "the in-process world moves the host's memory, not that of ", DeviceKindName(stream->kind())));
-    }
-    return world_->Member(rank_, ranks, channel);
+    return world_->Member(rank_, ranks, channel, stream);
   }
   void Abort(absl::Status reason) override { world_->Abort(std::move(reason)); }
 
@@ -37,15 +33,17 @@ InProcessWorld::InProcessWorld(int64_t num_ranks, InProcessOptions options) : op
 InProcessWorld::~InProcessWorld() = default;
 
 absl::StatusOr<Communicator*> InProcessWorld::Member(int64_t rank, absl::Span<const int64_t> ranks,
-                                                     absl::string_view channel) {
+                                                     absl::string_view channel, Stream* stream) {
   ASSIGN_OR_RETURN(const int at, PositionInGroup(rank, num_ranks(), ranks));
+  const bool on_device = stream != nullptr && stream->kind() != DeviceKind::kHost;
   absl::MutexLock lock(&mutex_);
   std::unique_ptr<InProcessGroup>& group =
-      groups_[{std::vector<int64_t>(ranks.begin(), ranks.end()), std::string(channel)}];
+      groups_[{std::vector<int64_t>(ranks.begin(), ranks.end()), std::string(channel), on_device}];
   if (group == nullptr) {
     group = std::make_unique<InProcessGroup>(std::vector<int64_t>(ranks.begin(), ranks.end()), options_);
     if (!aborted_.ok()) group->Abort(aborted_);
   }
+  if (on_device) RETURN_IF_ERROR(group->Bind(at, stream));
   return group->member(at);
 }
 

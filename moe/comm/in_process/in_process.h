@@ -16,13 +16,17 @@
 // stays failed. Calls that do not fit together give FailedPrecondition on every member, naming both, and
 // leave the group usable.
 //
+// With a stream, buffers are memory of its device, and the streams' own Copy and Reduce do the work, in the
+// same order: ranks that share a GPU, or have GPUs that can read each other's memory. The threads of the
+// ranks meet as ever, but do not wait for the work; events keep anybody from using a buffer too early.
+//
 // The world owns everything it gives out and outlives the threads that use it. Thread-safe.
 #pragma once
 
 #include <map>
 #include <memory>
 #include <string>
-#include <utility>
+#include <tuple>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -62,12 +66,13 @@ class InProcessWorld {
  private:
   class View;
   absl::StatusOr<Communicator*> Member(int64_t rank, absl::Span<const int64_t> ranks,
-                                       absl::string_view channel);
+                                       absl::string_view channel, Stream* stream);
 
   const InProcessOptions options_;
   std::vector<std::unique_ptr<World>> views_;
   absl::Mutex mutex_;
-  std::map<std::pair<std::vector<int64_t>, std::string>, std::unique_ptr<InProcessGroup>> groups_
+  // By ranks, channel, and whether it works on streams.
+  std::map<std::tuple<std::vector<int64_t>, std::string, bool>, std::unique_ptr<InProcessGroup>> groups_
       ABSL_GUARDED_BY(mutex_);
   absl::Status aborted_ ABSL_GUARDED_BY(mutex_);
 };

@@ -4,14 +4,18 @@
 
 #include <atomic>
 #include <memory>
+#include <random>
 #include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "moe/base/status.h"
 #include "moe/base/status_matchers.h"
 #include "moe/comm/compute_gate.h"
 #include "moe/comm/conformance.h"
+#include "moe/comm/staged_world.h"
+#include "moe/device/delayed_device.h"
 
 namespace moe {
 namespace {
@@ -39,6 +43,76 @@ INSTANTIATE_TEST_SUITE_P(InProcess, CommunicatorConformance,
                          ::testing::Values(Backend("Default", InProcessOptions().small_bytes),
                                            Backend("Split", 0), Backend("LastDoesAll", int64_t{1} << 40)),
                          CommBackendName);
+
+// Over devices whose streams are late: what no event orders comes out wrong.
+CommBackend Delayed(std::string name, int devices) {
+  CommBackend backend;
+  backend.name = std::move(name);
+  backend.make = [devices](int n, absl::Duration timeout) -> absl::StatusOr<std::unique_ptr<WorldSet>> {
+    std::vector<std::shared_ptr<Device>> all, of_rank;
+    for (int d = 0; d < devices; ++d) all.push_back(NewDelayedDevice(d, std::random_device()()));
+    for (int r = 0; r < n; ++r) of_rank.push_back(all[r % devices]);
+    return StageOnDevices(std::make_unique<Worlds>(n, InProcessOptions{.timeout = timeout}), of_rank);
+  };
+  return backend;
+}
+INSTANTIATE_TEST_SUITE_P(OverDevices, CommunicatorConformance,
+                         ::testing::Values(Delayed("One", 1), Delayed("Several", 3)), CommBackendName);
+
+// Nobody waits for the streams between calls; only events keep one call's work behind that of the last.
+TEST(InProcess, WorkOfStreamsIsOrderedByEventsAlone) {
+  constexpr int kRanks = 4, kSteps = 40;
+  constexpr int64_t kCount = 1000;
+  for (int devices : {1, 2}) {
+    std::vector<std::unique_ptr<Device>> all;
+    for (int d = 0; d < devices; ++d) all.push_back(NewDelayedDevice(d, std::random_device()()));
+    InProcessWorld world(kRanks);
+    const std::vector<absl::Status> statuses = RunRanks(kRanks, [&](int r) -> absl::Status {
+      Device* device = all[r % devices].get();
+      ASSIGN_OR_RETURN(const std::unique_ptr<Stream> stream, device->NewStream("comm"));
+      ASSIGN_OR_RETURN(Communicator * c, world.rank(r)->Group({0, 1, 2, 3}, "comm", stream.get()));
+      ASSIGN_OR_RETURN(const std::unique_ptr<DeviceMemory> memory, device->Allocate(3 * kRanks * kCount * 8));
+      int64_t* const a = reinterpret_cast<int64_t*>(memory->data());
+      int64_t *const b = a + kRanks * kCount, *const d = b + kRanks * kCount;
+      std::vector<int64_t> host(kCount, r + 1);
+      RETURN_IF_ERROR(stream->Copy(a, host.data(), kCount * 8));
+      const int next = (r + 1) % kRanks, previous = (r + kRanks - 1) % kRanks;
+      for (int step = 0; step < kSteps; ++step) {
+        // Whatever a call has read or written is overwritten at once, with numbers that win every maximum.
+        constexpr unsigned char kHuge = 0x7e;
+        const auto overwrite = [&](int64_t* x) { return stream->Fill(x, kHuge, kRanks * kCount * 8); };
+        RETURN_IF_ERROR(c->AllReduce(a, b, kCount, DType::kS64, Reduction::kSum, "sum"));
+        RETURN_IF_ERROR(stream->Copy(a, b, kCount * 8));
+        RETURN_IF_ERROR(overwrite(b));
+        RETURN_IF_ERROR(c->AllGather(a, b, kCount, DType::kS64, "gather"));
+        RETURN_IF_ERROR(overwrite(a));
+        RETURN_IF_ERROR(c->AllToAll(b, d, kCount, DType::kS64, "exchange"));
+        RETURN_IF_ERROR(overwrite(b));
+        for (const bool send : {r % 2 == 0, r % 2 != 0}) {
+          RETURN_IF_ERROR(send ? c->Send(d, kRanks * kCount * 8, next, 0, "m")
+                               : c->Recv(b, kRanks * kCount * 8, previous, 0, "m"));
+        }
+        RETURN_IF_ERROR(overwrite(d));
+        RETURN_IF_ERROR(c->ReduceScatter(b, a, kCount, DType::kS64, Reduction::kMax, "max"));
+        RETURN_IF_ERROR(overwrite(b));
+        RETURN_IF_ERROR(c->Broadcast(a, kCount, DType::kS64, step % kRanks, "root"));
+        RETURN_IF_ERROR(stream->Copy(host.data(), a, kCount * 8));
+        RETURN_IF_ERROR(stream->Synchronize());
+        int64_t want = 10;
+        for (int i = 0; i < step; ++i) want = want * kRanks % 1000003;
+        for (int64_t i = 0; i < kCount; ++i) {
+          if (host[i] % 1000003 != want) {
+            return absl::InternalError(absl::StrCat("step ", step, ": ", host[i], ", not ", want));
+          }
+        }
+        for (int64_t& x : host) x %= 1000003;
+        RETURN_IF_ERROR(stream->Copy(a, host.data(), kCount * 8));
+      }
+      return stream->Synchronize();
+    });
+    for (const absl::Status& s : statuses) EXPECT_OK(s);
+  }
+}
 
 TEST(InProcess, AGroupSurvivesAMismatch) {
   InProcessWorld world(2);
