@@ -29,6 +29,9 @@ _OPTIONS = [
     "-Xcompiler=-fPIC,-Wall,-Wno-unused-parameter,-Wno-sign-compare",
 ]
 
+# nvcc knows pragmas that the host's compiler does not (unroll).
+_COPTS = ["-Wno-unknown-pragmas"]
+
 _EMULATED = "//moe/device/cuda/emulated:"
 
 def if_cuda(then, otherwise = []):
@@ -114,6 +117,7 @@ def cuda_library(
             name = name,
             srcs = objects + others + headers,
             hdrs = hdrs,
+            copts = _COPTS,
             linkstatic = True,
             deps = real_deps,
             testonly = testonly,
@@ -137,6 +141,7 @@ def cuda_library(
         name = name + "_emulated",
         srcs = copies + others + headers,
         hdrs = hdrs,
+        copts = _COPTS,
         linkstatic = True,
         deps = deps + [emulated(d) for d in cuda_deps] + [_EMULATED + lib for lib in cuda_libs + ["cudart"]],
         testonly = testonly,
