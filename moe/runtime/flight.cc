@@ -49,7 +49,11 @@ std::string Ranks(const std::vector<int64_t>& ranks) {
 
 std::string LastAction(const FlightRecord& r) {
   if (r.unknown) return "it never said anything";
-  if (r.actions.empty()) return "it had not begun a step";
+  if (r.actions.empty()) {
+    return r.stale ? absl::StrCat("it had not begun a step when it was last heard of, ", Seconds(r.silent),
+                                  " before")
+                   : "it had not begun a step";
+  }
   return absl::StrCat("its last action was ", r.actions[0].name,
                       r.node.empty() ? "" : absl::StrCat(" (", r.node, ")"), ", ",
                       Seconds(r.actions[0].ago + r.silent), " ago");
