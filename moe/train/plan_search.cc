@@ -200,6 +200,21 @@ std::vector<RunConfig> Layouts(const RunConfig& base) {
   return out;
 }
 
+// Whether the loss is another one with microbatches of another size.
+bool DependsOnMicroBatch(const RunConfig& config) {
+  const std::string& scope = config.model().aux_loss_scope();
+  return config.model().aux_loss_coeff() != 0 && (scope.empty() || scope == "microbatch");
+}
+
+bool ChangesMicroBatch(const PlannedRun& run, int64_t size) {
+  for (const PlannedBucket& bucket : run.buckets) {
+    for (const PlannedStep& step : bucket.plans) {
+      if (step.config.train().micro_batch_size() != size) return true;
+    }
+  }
+  return false;
+}
+
 }  // namespace
 
 int64_t PlannedStep::peak_bytes() const {
@@ -364,6 +379,12 @@ absl::StatusOr<PlannedRun> PlanRun(
     }
     bucket.flops_per_step = ModelFlopsPerStep(*BuildLogical(bucket.plans[0].config).value());
     run.buckets.push_back(std::move(bucket));
+  }
+  if (DependsOnMicroBatch(config) && ChangesMicroBatch(run, config.train().micro_batch_size())) {
+    run.said.push_back(
+        "the load-balancing loss is over the microbatch (aux_loss_scope), so it changes with "
+        "micro_batch_size; "
+        "with the scopes sequence and global_batch it would not");
   }
   return run;
 }

@@ -215,7 +215,7 @@ TEST(PlanRun, WithoutALimitTheConfigurationIsKept) {
 }
 
 TEST(PlanRun, MicroBatchGoesDownWhenMemoryIsShort) {
-  const RunConfig config = SmallConfig("dp=2 ep=2");
+  RunConfig config = SmallConfig("dp=2 ep=2");
   const int64_t micro = config.train().micro_batch_size();
   ASSERT_EQ(micro, 4);
   RunConfig half = config;
@@ -225,9 +225,13 @@ TEST(PlanRun, MicroBatchGoesDownWhenMemoryIsShort) {
   ASSERT_OK_AND_ASSIGN(const PlannedRun run, PlanRun(config, Options(limit)));
   EXPECT_EQ(run.buckets[0].plans[0].config.train().micro_batch_size(), 2);
   EXPECT_LE(run.buckets[0].plans[0].peak_bytes(), 0.9 * limit);
-  ASSERT_EQ(run.said.size(), 1u);
+  ASSERT_FALSE(run.said.empty());
   EXPECT_THAT(run.said[0], ::testing::HasSubstr("micro_batch_size 4 -> 2"));
   EXPECT_THAT(run.said[0], ::testing::HasSubstr("is over 90% of the limit"));
+  EXPECT_EQ(run.said.size(), 1u) << "its loss is over sequences";
+  config.mutable_model()->set_aux_loss_scope("microbatch");
+  ASSERT_OK_AND_ASSIGN(const PlannedRun other, PlanRun(config, Options(limit)));
+  EXPECT_THAT(other.said.back(), ::testing::HasSubstr("aux_loss_scope"));
 }
 
 // As the command line gives it: the strategy carries the limit, which `certify` holds a plan to.
