@@ -75,9 +75,10 @@ class DelayedStream : public Stream {
   absl::Status Encode(WireFormat wire, DType dtype, const void* from, int64_t n, char* to) override {
     return Give([=, this] { return inner_->Encode(wire, dtype, from, n, to); });
   }
-  absl::Status Decode(WireFormat wire, const char* from, int64_t n, int64_t begin, int64_t count,
-                      float* to) override {
-    return Give([=, this] { return inner_->Decode(wire, from, n, begin, count, to); });
+  absl::Status Decode(WireFormat wire, absl::Span<const char* const> from, int64_t n, Reduction kind,
+                      DType dtype, void* to) override {
+    const std::vector<const char*> sources(from.begin(), from.end());
+    return Give([=, this] { return inner_->Decode(wire, sources, n, kind, dtype, to); });
   }
   absl::Status Record(Event* event) override {
     const std::shared_ptr<Progress> p = static_cast<DelayedEvent*>(event)->progress;
@@ -155,11 +156,12 @@ class DelayedDevice : public Device {
   std::string description() const override { return absl::StrCat("delayed host ", ordinal_); }
   bool host_accessible() const override { return false; }
   bool has_graphs() const override { return false; }
-  absl::StatusOr<std::unique_ptr<DeviceMemory>> Allocate(int64_t bytes) override {
-    return host_->Allocate(bytes);
+  absl::Status Use() override { return absl::OkStatus(); }
+  absl::StatusOr<std::unique_ptr<DeviceMemory>> Allocate(int64_t bytes, int64_t filled) override {
+    return host_->Allocate(bytes, filled);
   }
   absl::StatusOr<std::unique_ptr<DeviceMemory>> AllocateStaging(int64_t bytes) override {
-    return host_->Allocate(bytes);
+    return host_->AllocateStaging(bytes);
   }
   absl::StatusOr<std::unique_ptr<Stream>> NewStream(absl::string_view name) override {
     ASSIGN_OR_RETURN(std::unique_ptr<Stream> inner, host_->NewStream(name));

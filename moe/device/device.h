@@ -10,7 +10,8 @@
 // A stream does its work in the order in which it was given; work of two streams is ordered by events alone.
 // On the host every call has done its work when it returns, and events are nothing. On CUDA calls return once
 // the work is enqueued, and errors of the work come out of a later call. The host may use memory that a
-// stream works on after Synchronize, and only if `host_accessible`. All numbers are bytes unless stated.
+// stream works on after Synchronize, and only if `host_accessible`; staging memory it may use always. All
+// numbers are bytes unless stated.
 //
 // A device outlives its memory, streams and events. Streams are used by one thread at a time.
 #pragma once
@@ -39,6 +40,8 @@ class DeviceMemory {  // freed with it
   virtual ~DeviceMemory() = default;
   virtual char* data() const = 0;  // aligned to 256; null of 0 bytes
   virtual int64_t bytes() const = 0;
+  // What lies in [begin, begin + bytes) is no longer wanted. The host gives whole pages back to the system.
+  virtual void Forget(int64_t begin, int64_t bytes) {}
 };
 
 class Event {
@@ -73,10 +76,12 @@ class Stream {
   // to[i] = sum or maximum of from[0][i], from[1][i], ... in this order, as moe/device/reduce.h has it.
   virtual absl::Status Reduce(absl::Span<const void* const> from, void* to, int64_t count, DType dtype,
                               Reduction kind) = 0;
-  // As moe/device/wire_codec.h has it.
+  // As moe/device/wire_codec.h has it: n values of `dtype` (f64, f32, bf16, f16) to their encoded block.
   virtual absl::Status Encode(WireFormat wire, DType dtype, const void* from, int64_t n, char* to) = 0;
-  virtual absl::Status Decode(WireFormat wire, const char* from, int64_t n, int64_t begin, int64_t count,
-                              float* to) = 0;
+  // to[i] = sum or maximum of the decoded from[0][i], from[1][i], ... in this order, in f32, rounded once to
+  // `dtype`. Each is an encoded block of n values.
+  virtual absl::Status Decode(WireFormat wire, absl::Span<const char* const> from, int64_t n, Reduction kind,
+                              DType dtype, void* to) = 0;
 
   virtual absl::Status Record(Event* event) = 0;      // reached when all work so far is done
   virtual absl::Status Wait(const Event* event) = 0;  // work from here on waits for the event's last Record
@@ -98,8 +103,13 @@ class Device {
   virtual bool host_accessible() const = 0;     // the host may read and write its memory
   virtual bool has_graphs() const = 0;
 
+  // The calling thread gives this device's streams work from now on. Every thread says so before it does.
+  virtual absl::Status Use() = 0;
+
+  // The first `filled` of the bytes will be written in any case; all of them if negative. The host has only
+  // address space until they are, a GPU has all of them at once.
   // Error: ResourceExhausted, with what was asked for and what is free.
-  virtual absl::StatusOr<std::unique_ptr<DeviceMemory>> Allocate(int64_t bytes) = 0;
+  virtual absl::StatusOr<std::unique_ptr<DeviceMemory>> Allocate(int64_t bytes, int64_t filled = -1) = 0;
   // Host memory that streams copy from and to without waiting (pinned).
   virtual absl::StatusOr<std::unique_ptr<DeviceMemory>> AllocateStaging(int64_t bytes) = 0;
   virtual absl::StatusOr<std::unique_ptr<Stream>> NewStream(absl::string_view name) = 0;

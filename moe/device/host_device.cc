@@ -2,6 +2,8 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
@@ -10,24 +12,46 @@
 #include "moe/device/copy_rows.h"
 #include "moe/device/reduce.h"
 #include "moe/device/wire_codec.h"
+#include "moe/kernels/convert.h"
 
 namespace moe {
 namespace {
 
+constexpr int64_t kPage = 4096, kHugePage = 2 << 20;
+
+int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
 // Pages come when they are touched.
 class HostMemory : public DeviceMemory {
  public:
-  HostMemory(void* data, int64_t bytes) : data_(static_cast<char*>(data)), bytes_(bytes) {}
+  HostMemory(char* data, int64_t bytes, char* mapped, int64_t mapped_bytes)
+      : data_(data), bytes_(bytes), mapped_(mapped), mapped_bytes_(mapped_bytes) {}
   ~HostMemory() override {
-    if (data_ != nullptr) munmap(data_, bytes_);
+    if (mapped_ != nullptr) munmap(mapped_, mapped_bytes_);
   }
   char* data() const override { return data_; }
   int64_t bytes() const override { return bytes_; }
+  void Forget(int64_t begin, int64_t bytes) override {
+    const int64_t first = RoundUp(begin, kPage), end = (begin + bytes) / kPage * kPage;
+    if (first < end) madvise(data_ + first, end - first, MADV_DONTNEED);
+  }
 
  private:
   char* const data_;
   const int64_t bytes_;
+  char* const mapped_;
+  const int64_t mapped_bytes_;
 };
+
+constexpr int64_t kPart = 8 * kWireBlock;  // elements decoded at a time
+
+void StoreFloats(DType dtype, const float* x, int64_t count, char* to) {
+  if (dtype == DType::kF64) {
+    for (int64_t i = 0; i < count; ++i) reinterpret_cast<double*>(to)[i] = x[i];
+  } else {
+    FromF32(dtype, x, to, count);
+  }
+}
 
 struct HostEvent : Event {
   absl::Time reached = absl::InfinitePast();  // by its last Record; of timed events alone
@@ -67,9 +91,21 @@ class HostStream : public Stream {
     EncodeWire(wire, dtype, from, n, to);
     return absl::OkStatus();
   }
-  absl::Status Decode(WireFormat wire, const char* from, int64_t n, int64_t begin, int64_t count,
-                      float* to) override {
-    DecodeWire(wire, from, n, begin, count, to);
+  absl::Status Decode(WireFormat wire, absl::Span<const char* const> from, int64_t n, Reduction kind,
+                      DType dtype, void* to) override {
+    float sum[kPart], part[kPart];
+    for (int64_t i = 0; i < n; i += kPart) {
+      const int64_t m = std::min(kPart, n - i);
+      DecodeWire(wire, from[0], n, i, m, sum);
+      for (size_t p = 1; p < from.size(); ++p) {
+        DecodeWire(wire, from[p], n, i, m, part);
+        for (int64_t j = 0; j < m; ++j) {
+          sum[j] = kind == Reduction::kMax ? (part[j] > sum[j] || part[j] != part[j] ? part[j] : sum[j])
+                                           : sum[j] + part[j];
+        }
+      }
+      StoreFloats(dtype, sum, m, static_cast<char*>(to) + i * ByteSize(dtype));
+    }
     return absl::OkStatus();
   }
   absl::Status Record(Event* event) override {
@@ -94,18 +130,31 @@ class HostDevice : public Device {
   std::string description() const override { return "cpu"; }
   bool host_accessible() const override { return true; }
   bool has_graphs() const override { return false; }
-  absl::StatusOr<std::unique_ptr<DeviceMemory>> Allocate(int64_t bytes) override {
-    if (bytes == 0) return std::make_unique<HostMemory>(nullptr, 0);
+  absl::Status Use() override { return absl::OkStatus(); }
+  absl::StatusOr<std::unique_ptr<DeviceMemory>> Allocate(int64_t bytes, int64_t filled) override {
+    if (bytes == 0) return std::make_unique<HostMemory>(nullptr, 0, nullptr, 0);
+    if (filled < 0) filled = bytes;
+    // Ranks take turns on a core, and their arenas together have far more small pages than a core keeps
+    // addresses of. Only what is filled is asked for in huge ones; it is a hint.
+    const bool huge = filled >= kHugePage;
+    const int64_t mapped = bytes + (huge ? kHugePage : 0);
     void* p = bytes < 0 ? MAP_FAILED
-                        : mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                        : mmap(nullptr, mapped, PROT_READ | PROT_WRITE,
                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) {
-      return absl::ResourceExhaustedError(absl::StrCat("no address space for ", bytes, " bytes"));
+      return absl::ResourceExhaustedError(
+          absl::StrCat("no address space for ", bytes, " bytes: ", std::strerror(errno)));
     }
-    return std::make_unique<HostMemory>(p, bytes);
+    char* data = static_cast<char*>(p);
+    if (huge) {
+      const int64_t start = static_cast<int64_t>(reinterpret_cast<uintptr_t>(p));
+      data += RoundUp(start, kHugePage) - start;
+      madvise(data, filled / kHugePage * kHugePage, MADV_HUGEPAGE);
+    }
+    return std::make_unique<HostMemory>(data, bytes, static_cast<char*>(p), mapped);
   }
   absl::StatusOr<std::unique_ptr<DeviceMemory>> AllocateStaging(int64_t bytes) override {
-    return Allocate(bytes);
+    return Allocate(bytes, 0);
   }
   absl::StatusOr<std::unique_ptr<Stream>> NewStream(absl::string_view) override {
     return std::make_unique<HostStream>(this);
