@@ -1,0 +1,87 @@
+// DeviceWorlds: how the ranks of this process reach the others when their values lie on devices: which device
+// each rank has, and the world between them.
+//
+//   DeviceWorldsOptions options;
+//   options.kind = DeviceKind::kCuda;
+//   options.num_ranks = 8;
+//   ASSIGN_OR_RETURN(auto worlds, DeviceWorlds::Open(options));
+//   LOG(INFO) << worlds->Describe();                 // "8 ranks, a GPU each, by NCCL 2.28.9"
+//   for (int64_t i = 0; i < worlds->size(); ++i) { ... worlds->world(i), worlds->device(i) ... }
+//
+// A rank with a GPU to itself goes by NCCL. More ranks than GPUs are possible in one process alone: they
+// share them, and go by the in-process world, as they do on the host. So do ranks with a GPU each in one
+// process where NCCL is missing, which Describe then says.
+//
+// Owns the worlds and devices; they outlive the streams and memory of those who use them. Store and host
+// worlds outlive it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "moe/comm/in_process/in_process.h"
+#include "moe/comm/store/store.h"
+#include "moe/comm/world.h"
+#include "moe/device/device.h"
+
+namespace moe {
+
+struct DeviceWorldsOptions {
+  DeviceKind kind = DeviceKind::kHost;
+  int64_t num_ranks = 1;  // of the run; dealt to the processes in order, the same number to each
+  // Of a run of several processes: how many, which this is, and the same among those of this machine.
+  int64_t processes = 1, process = 0, local_processes = 1, local_process = 0;
+  Store* store = nullptr;    // of the job; needed with several processes
+  std::vector<World*> host;  // of the local ranks, for the host's memory; needed with several processes
+  absl::Duration timeout = absl::Seconds(60);
+  bool canonical_order = false;  // see nccl_world.h
+};
+
+// Which device each rank of this process has, and how they meet. A function of numbers alone.
+struct DevicePlacement {
+  std::vector<int> ordinals;
+  bool nccl = false;  // else all in this process
+};
+// Errors: Unavailable without devices; InvalidArgument where ranks of several processes would have to share a
+// device, or cannot be dealt evenly, saying which numbers would do.
+absl::StatusOr<DevicePlacement> PlaceRanks(const DeviceWorldsOptions& options, int devices);
+
+class DeviceWorlds {
+ public:
+  // Errors: those of OpenDevice, PlaceRanks and NCCL.
+  static absl::StatusOr<std::unique_ptr<DeviceWorlds>> Open(const DeviceWorldsOptions& options);
+
+  int64_t size() const { return static_cast<int64_t>(worlds_.size()); }
+  World* world(int64_t i) const { return worlds_[i]; }  // of the i-th rank of this process
+  Device* device(int64_t i) const { return rank_devices_[i]; }
+  std::string Describe() const { return description_; }
+
+ private:
+  DeviceWorlds() = default;
+
+  std::vector<std::unique_ptr<Device>> devices_;  // each once
+  std::vector<Device*> rank_devices_;
+  std::unique_ptr<MemoryStore> store_;
+  std::unique_ptr<InProcessWorld> in_process_;
+  std::vector<std::unique_ptr<World>> owned_;
+  std::vector<World*> worlds_;
+  std::string description_;
+};
+
+// How NCCL makes itself known, where it is linked in (alwayslink): one object at namespace scope.
+struct NcclBackend {
+  absl::StatusOr<std::string> (*version)();  // "2.28.9", or why there is none
+  absl::StatusOr<std::unique_ptr<World>> (*connect)(int64_t rank, int64_t num_ranks, Store* store,
+                                                    World* host, absl::Duration timeout,
+                                                    bool canonical_order);
+};
+struct NcclBackendRegistration {
+  explicit NcclBackendRegistration(NcclBackend backend);
+};
+
+}  // namespace moe

@@ -1,0 +1,155 @@
+#include "moe/comm/nccl/nccl_world.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "moe/base/status.h"
+#include "moe/comm/call.h"
+#include "moe/comm/device_worlds.h"
+#include "moe/comm/nccl/nccl_group.h"
+
+namespace moe {
+namespace {
+
+constexpr absl::Duration kWatchEvery = absl::Milliseconds(50);
+constexpr char kAbortKey[] = "nccl/abort";
+
+const NcclBackendRegistration registration({
+    []() -> absl::StatusOr<std::string> {
+      ASSIGN_OR_RETURN(const NcclApi* nccl, LoadNccl());
+      return NcclVersionName(nccl->version);
+    },
+    [](int64_t rank, int64_t num_ranks, Store* store, World* host, absl::Duration timeout,
+       bool canonical_order) -> absl::StatusOr<std::unique_ptr<World>> {
+      NcclOptions options;
+      options.timeout = timeout;
+      options.connect_timeout = std::max(timeout, absl::Seconds(60));
+      options.canonical_order = canonical_order;
+      return NcclWorld::Connect(rank, num_ranks, store, host, options);
+    },
+});
+
+uint64_t Hash(absl::string_view text) {
+  uint64_t h = 0xcbf29ce484222325;
+  for (const char c : text) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+  return h;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<NcclWorld>> NcclWorld::Connect(int64_t rank, int64_t num_ranks, Store* store,
+                                                              World* host, const NcclOptions& options) {
+  ASSIGN_OR_RETURN(const NcclApi* nccl, LoadNccl());
+  std::unique_ptr<NcclWorld> w(new NcclWorld(nccl, rank, num_ranks, store, host, options));
+  w->group_watcher_ = std::thread([p = w.get()] { p->WatchGroups(); });
+  w->abort_watcher_ = std::thread([p = w.get()] { p->WatchForAbort(); });
+  return w;
+}
+
+NcclWorld::NcclWorld(const NcclApi* nccl, int64_t rank, int64_t num_ranks, Store* store, World* host,
+                     const NcclOptions& options)
+    : nccl_(nccl), rank_(rank), num_ranks_(num_ranks), store_(store), host_(host), options_(options) {}
+
+NcclWorld::~NcclWorld() {
+  stop_.Cancel();
+  if (group_watcher_.joinable()) group_watcher_.join();
+  if (abort_watcher_.joinable()) abort_watcher_.join();
+}
+
+absl::StatusOr<Communicator*> NcclWorld::Group(absl::Span<const int64_t> ranks, absl::string_view channel,
+                                               Stream* stream) {
+  if (stream == nullptr || stream->kind() == DeviceKind::kHost) {
+    if (host_ == nullptr) return absl::UnimplementedError("NCCL moves memory of GPUs, not the host's");
+    return host_->Group(ranks, channel, stream);
+  }
+  if (stream->native() == nullptr) return absl::InvalidArgumentError("NCCL works on CUDA's streams alone");
+  ASSIGN_OR_RETURN(const int at, PositionInGroup(rank_, num_ranks_, ranks));
+  const std::pair<std::vector<int64_t>, std::string> key({ranks.begin(), ranks.end()}, std::string(channel));
+  {
+    absl::MutexLock lock(&mutex_);
+    if (const auto it = groups_.find(key); it != groups_.end()) {
+      RETURN_IF_ERROR(it->second->Bind(stream));
+      return it->second.get();
+    }
+  }
+  const std::string text = absl::StrCat(absl::StrJoin(ranks, ","), "/", channel);
+  const std::string name = absl::StrCat("nccl/", absl::Hex(Hash(text), absl::kZeroPad16));
+  auto group = std::make_unique<NcclGroup>(nccl_, store_, name, key.first, at, options_);
+  RETURN_IF_ERROR(group->Bind(stream));
+  if (group->size() > 1) {
+    ASSIGN_OR_RETURN(const ncclUniqueId id, AgreeOnId(name));
+    RETURN_IF_ERROR(group->Connect(id));
+  }
+  absl::MutexLock lock(&mutex_);
+  if (!aborted_.ok()) group->Abort(aborted_);
+  return groups_.emplace(key, std::move(group)).first->second.get();
+}
+
+absl::StatusOr<ncclUniqueId> NcclWorld::AgreeOnId(const std::string& name) {
+  ncclUniqueId id;
+  absl::StatusOr<std::string> agreed = store_->Get(name, absl::ZeroDuration());
+  if (absl::IsDeadlineExceeded(agreed.status())) {
+    // Who comes first makes it: the members may all be formed by one thread, in any order.
+    if (const ncclResult_t made = nccl_->GetUniqueId(&id); made != ncclSuccess) {
+      return absl::UnavailableError(
+          absl::StrCat("NCCL gives no id for a communicator: ", nccl_->GetErrorString(made)));
+    }
+    RETURN_IF_ERROR(store_->SetOnce(name, absl::string_view(id.internal, sizeof(id.internal))).status());
+    agreed = store_->Get(name, options_.connect_timeout);
+  }
+  RETURN_IF_ERROR(agreed.status());
+  if (agreed->size() != sizeof(id.internal)) {
+    return absl::InternalError(absl::StrCat("'", name, "' of ", store_->Describe(), " is no id of NCCL"));
+  }
+  std::memcpy(id.internal, agreed->data(), sizeof(id.internal));
+  return id;
+}
+
+absl::Status NcclWorld::Failure() {
+  absl::MutexLock lock(&mutex_);
+  if (!aborted_.ok()) return aborted_;
+  for (auto& [key, group] : groups_) RETURN_IF_ERROR(group->Check());
+  return host_ == nullptr ? absl::OkStatus() : host_->Failure();
+}
+
+void NcclWorld::AbortHere(const absl::Status& reason) {
+  absl::MutexLock lock(&mutex_);
+  if (!aborted_.ok()) return;
+  aborted_ = absl::AbortedError(reason.ToString());
+  for (auto& [key, group] : groups_) group->Abort(reason);
+}
+
+void NcclWorld::Abort(absl::Status reason) {
+  if (reason.ok()) reason = absl::AbortedError("no reason given");
+  AbortHere(reason);
+  if (host_ != nullptr) host_->Abort(reason);
+  const std::string text = absl::StrCat("rank ", rank_, " ended the run: ", reason.ToString());
+  store_->SetOnce(kAbortKey, absl::string_view(text).substr(0, kMaxStoreValue)).status().IgnoreError();
+}
+
+void NcclWorld::WatchGroups() {
+  while (!stop_.SleepFor(kWatchEvery)) {
+    std::vector<NcclGroup*> groups;  // they live as long as the world
+    {
+      absl::MutexLock lock(&mutex_);
+      for (auto& [key, group] : groups_) groups.push_back(group.get());
+    }
+    for (NcclGroup* group : groups) group->Watch();
+  }
+}
+
+void NcclWorld::WatchForAbort() {
+  while (!stop_.cancelled()) {
+    const absl::StatusOr<std::string> text = store_->Get(kAbortKey, absl::Seconds(30), &stop_);
+    if (text.ok()) return AbortHere(absl::AbortedError(*text));
+    if (absl::IsCancelled(text.status())) return;
+    if (!absl::IsDeadlineExceeded(text.status())) {
+      return AbortHere(absl::UnavailableError(
+          absl::StrCat("the rendezvous at ", store_->Describe(), " is gone: ", text.status().message())));
+    }
+  }
+}
+
+}  // namespace moe
