@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <set>
 
 #include "absl/strings/str_cat.h"
@@ -58,36 +59,52 @@ double Load(DType dtype, const char* at) {
   }
 }
 
-// Aligned memory with a guard behind it.
+// Aligned memory with a guard behind it: the host's, or a device's with an image of it on the host.
 class Buffer {
  public:
-  explicit Buffer(int64_t bytes) : bytes_(bytes), memory_(bytes + kGuardBytes + 64, kPoison) {
-    std::fill_n(data() + bytes, kGuardBytes, static_cast<char>(kGuard));
+  explicit Buffer(int64_t bytes) : bytes_(bytes), image_(bytes + kGuardBytes + 64, kPoison) {
+    std::fill_n(host() + bytes, kGuardBytes, static_cast<char>(kGuard));
   }
-  char* data() {
-    const auto at = reinterpret_cast<uintptr_t>(memory_.data());
+  char* host() {
+    const auto at = reinterpret_cast<uintptr_t>(image_.data());
     return reinterpret_cast<char*>((at + 63) / 64 * 64);
   }
+  char* data() { return memory_ == nullptr ? host() : memory_->data(); }  // where kernels find it
+  absl::Status PutOn(Device* device) {
+    if (device == nullptr) return absl::OkStatus();
+    ASSIGN_OR_RETURN(memory_, device->Allocate(bytes_ + kGuardBytes));
+    return absl::OkStatus();
+  }
+  absl::Status Upload(Stream* stream) {
+    return memory_ == nullptr ? absl::OkStatus()
+                              : stream->Copy(memory_->data(), host(), bytes_ + kGuardBytes);
+  }
+  absl::Status Download(Stream* stream) {
+    return memory_ == nullptr ? absl::OkStatus()
+                              : stream->Copy(host(), memory_->data(), bytes_ + kGuardBytes);
+  }
   bool GuardIntact() {
-    return std::all_of(data() + bytes_, data() + bytes_ + kGuardBytes,
+    return std::all_of(host() + bytes_, host() + bytes_ + kGuardBytes,
                        [](char c) { return static_cast<unsigned char>(c) == kGuard; });
   }
 
  private:
   int64_t bytes_;
-  std::vector<unsigned char> memory_;
+  std::vector<unsigned char> image_;
+  std::unique_ptr<DeviceMemory> memory_;
 };
 
-struct Bound {  // a tensor and its memory
-  Tensor tensor;
+struct Bound {    // a tensor and its memory
+  Tensor tensor;  // on the host
+  Tensor seen;    // by kernels
   std::vector<Buffer> buffers;
   bool GuardsIntact() {
     return std::all_of(buffers.begin(), buffers.end(), [](Buffer& b) { return b.GuardIntact(); });
   }
 };
 
-// Space for `rows` rows of a ragged value in its arena, and for all in its spill.
-Bound Allocate(const HostValue& shape, int64_t arena_rows, int64_t all_rows) {
+// Space for `arena_rows` rows of a ragged value in its arena, and for all in its spill.
+absl::StatusOr<Bound> Allocate(const HostValue& shape, int64_t arena_rows, int64_t all_rows, Device* device) {
   Bound b;
   Tensor& t = b.tensor;
   t.dtype = shape.dtype;
@@ -96,18 +113,27 @@ Bound Allocate(const HostValue& shape, int64_t arena_rows, int64_t all_rows) {
   const int64_t element = ByteSize(shape.dtype);
   if (shape.ragged < 0) {
     b.buffers.emplace_back(t.elements() * element);
-    t.data = b.buffers[0].data();
-    return b;
+  } else {
+    t.cells = shape.cells();
+    t.row_elements = shape.row_elements();
+    t.capacity_rows = arena_rows;
+    b.buffers.emplace_back(t.cells * sizeof(int32_t));
+    b.buffers.emplace_back(arena_rows * t.row_elements * element);
+    b.buffers.emplace_back(all_rows * t.row_elements * element);
   }
-  t.cells = shape.cells();
-  t.row_elements = shape.row_elements();
-  t.capacity_rows = arena_rows;
-  b.buffers.emplace_back(t.cells * sizeof(int32_t));
-  b.buffers.emplace_back(arena_rows * t.row_elements * element);
-  b.buffers.emplace_back(all_rows * t.row_elements * element);
-  t.sizes = reinterpret_cast<int32_t*>(b.buffers[0].data());
-  t.arena_rows = b.buffers[1].data();
-  if (all_rows > arena_rows) t.spill_rows = b.buffers[2].data();
+  for (Buffer& buffer : b.buffers) RETURN_IF_ERROR(buffer.PutOn(device));
+  b.seen = t;
+  const auto point = [&](Tensor& to, auto at) {
+    if (shape.ragged < 0) {
+      to.data = at(b.buffers[0]);
+      return;
+    }
+    to.sizes = reinterpret_cast<int32_t*>(at(b.buffers[0]));
+    to.arena_rows = at(b.buffers[1]);
+    if (all_rows > arena_rows) to.spill_rows = at(b.buffers[2]);
+  };
+  point(b.tensor, [](Buffer& x) { return x.host(); });
+  point(b.seen, [](Buffer& x) { return x.data(); });
   return b;
 }
 
@@ -133,15 +159,19 @@ absl::StatusOr<std::vector<HostValue>> RunNodeOnRank(const Node& n, const Kernel
     c.offset.push_back(c.extent[f] * mesh.Index(rank, assignment[f]));
   }
   std::vector<Bound> in, out;
+  const auto arena_rows = [&](int64_t rows) {
+    return options.spill_from_row >= 0 ? std::min(rows, options.spill_from_row) : rows;
+  };
   for (const HostValue& v : operands) {
     const int64_t rows = v.ragged < 0 || v.row_elements() == 0 ? 0 : v.data.size() / v.row_elements();
-    in.push_back(Allocate(v, rows, rows));
-    Tensor& t = in.back().tensor;
+    ASSIGN_OR_RETURN(Bound bound, Allocate(v, arena_rows(rows), rows, options.device));
+    Tensor& t = bound.tensor;
     for (size_t i = 0; i < v.sizes.size(); ++i) t.sizes[i] = v.sizes[i];
     if (t.is_ragged()) RETURN_IF_ERROR(t.PlaceRows());
     for (size_t i = 0; i < v.data.size(); ++i)
       Store(v.dtype, v.data[i], static_cast<char*>(t.data) + i * ByteSize(v.dtype));
-    c.in.push_back(t);
+    c.in.push_back(options.device == nullptr ? t : bound.seen);
+    in.push_back(std::move(bound));
   }
   for (int r = 0; r < n.num_results(); ++r) {
     HostValue shape;
@@ -154,19 +184,36 @@ absl::StatusOr<std::vector<HostValue>> RunNodeOnRank(const Node& n, const Kernel
     }
     int64_t rows = 0;
     if (shape.ragged >= 0) rows = shape.dims[1] * shape.dims[2] * n.type(r).ragged_bound;
-    const int64_t arena = options.spill_from_row >= 0 ? std::min(rows, options.spill_from_row) : rows;
-    out.push_back(Allocate(shape, arena, rows));
+    ASSIGN_OR_RETURN(Bound bound, Allocate(shape, arena_rows(rows), rows, options.device));
     const auto alias = n.op().in_place.find(r);
-    if (options.in_place && alias != n.op().in_place.end())
-      out.back().tensor.data = in[alias->second].tensor.data;
-    c.out.push_back(out.back().tensor);
+    if (options.in_place && alias != n.op().in_place.end()) {
+      bound.tensor.data = in[alias->second].tensor.data;
+      bound.seen.data = in[alias->second].seen.data;
+    }
+    c.out.push_back(options.device == nullptr ? bound.tensor : bound.seen);
+    out.push_back(std::move(bound));
   }
   c.workspace_bytes = kernel.WorkspaceBytes(n, *c.rule, c.extent, c.in, c.out);
-  Buffer workspace(c.workspace_bytes);
-  c.workspace = c.workspace_bytes > 0 ? workspace.data() : nullptr;
-  RETURN_IF_ERROR(Annotate(kernel.Run(c), n.op_name()));
+  Bound workspace;
+  workspace.buffers.emplace_back(c.workspace_bytes);
+  RETURN_IF_ERROR(workspace.buffers[0].PutOn(options.device));
+  c.workspace = c.workspace_bytes > 0 ? workspace.buffers[0].data() : nullptr;
 
-  if (!workspace.GuardIntact())
+  std::vector<Bound*> all = {&workspace};
+  for (Bound& b : in) all.push_back(&b);
+  for (Bound& b : out) all.push_back(&b);
+  c.stream = options.stream;
+  for (Bound* b : all) {
+    for (Buffer& buffer : b->buffers) RETURN_IF_ERROR(buffer.Upload(c.stream));
+  }
+  RETURN_IF_ERROR(Annotate(kernel.Run(c), n.op_name()));
+  if (options.device != nullptr) RETURN_IF_ERROR(Annotate(c.stream->Synchronize(), n.op_name()));
+  for (Bound* b : all) {
+    for (Buffer& buffer : b->buffers) RETURN_IF_ERROR(buffer.Download(c.stream));
+  }
+  if (options.device != nullptr) RETURN_IF_ERROR(c.stream->Synchronize());
+
+  if (!workspace.GuardsIntact())
     return absl::InternalError(absl::StrCat(n.op_name(), " writes beyond its workspace"));
   for (size_t i = 0; i < in.size(); ++i) {
     if (!in[i].GuardsIntact())
@@ -176,7 +223,8 @@ absl::StatusOr<std::vector<HostValue>> RunNodeOnRank(const Node& n, const Kernel
   for (size_t r = 0; r < out.size(); ++r) {
     if (!out[r].GuardsIntact())
       return absl::InternalError(absl::StrCat(n.op_name(), " writes beyond result ", r));
-    const Tensor& t = c.out[r];
+    Tensor& t = out[r].tensor;
+    if (t.is_ragged()) RETURN_IF_ERROR(t.PlaceRows());
     HostValue v;
     v.dtype = t.dtype;
     v.dims = t.dims;

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "moe/device/device.h"
 #include "moe/ir/registry.h"
 #include "moe/kernels/kernel.h"
 #include "moe/testing/op_cases.h"
@@ -21,8 +22,12 @@ namespace moe {
 
 struct RunNodeOptions {
   bool in_place = false;  // results take over operands' storage where the op says so
-  int64_t spill_from_row =
-      -1;  // ragged results have room for so many rows in the arena, the rest spills; -1: for all
+  // Ragged values have room for so many rows in the arena, or else lie in the spill; -1: for all.
+  int64_t spill_from_row = -1;
+  // Where everything lies, and what the kernel works on, if not on the host: for kernels of Backend::kCuda.
+  // `data` of ragged tensors is not set then.
+  Device* device = nullptr;
+  Stream* stream = nullptr;
 };
 absl::StatusOr<std::vector<HostValue>> RunNode(const Node& n, const Kernel& kernel,
                                                const std::vector<HostValue>& operands,
