@@ -6,6 +6,7 @@
 // and no two threads write the same element.
 
 #include <algorithm>
+#include <type_traits>
 
 #include "moe/kernels/cuda/block_reduce.h"
 #include "moe/kernels/cuda/families.h"
@@ -19,7 +20,7 @@ namespace {
 struct Routing {
   const int32_t *expert, *slot;
   int64_t choices, k;  // of a group; of a token
-  int64_t groups, e, e0;
+  int64_t tokens, groups, e, e0;
   int64_t slots;         // dense: of a cell
   const int32_t* sizes;  // ragged: of the cells
   RaggedRows rows;       // null header: dense
@@ -42,6 +43,7 @@ Routing RoutingOf(const KernelContext& c, const Tensor& expert, const Tensor& sl
   r.k = c.Extent("k");
   r.choices = c.Extent("t") * r.k;
   r.groups = c.Extent("b") * c.Extent("c");
+  r.tokens = r.groups * c.Extent("t");
   r.e = c.Extent("e");
   r.e0 = c.Offset("e");
   r.slots = dispatched.is_ragged() ? 0 : dispatched.dims[3];
@@ -49,7 +51,14 @@ Routing RoutingOf(const KernelContext& c, const Tensor& expert, const Tensor& sl
   return r;
 }
 
-constexpr int kHeldChoices = 8;  // rows of a token's first choices stay in registers
+// Rows of a token's first choices stay in registers: as many as it has choices, up to 8, so that threads of
+// few choices have few registers and an SM many such threads.
+template <typename F>
+absl::Status WithHeldChoices(int64_t k, F f) {
+  if (k <= 2) return f(std::integral_constant<int, 2>());
+  if (k <= 4) return f(std::integral_constant<int, 4>());
+  return f(std::integral_constant<int, 8>());
+}
 
 // ---- to the slots
 
@@ -76,34 +85,45 @@ __global__ void ZeroRowsKernel(const uint8_t* taken, Reals d, int64_t rows, int6
   }
 }
 
+// d = x, in whole chunks of the same storage.
+template <int kHeld>
+__global__ void CopyScatterKernel(Routing r, Reals x, Reals d, int64_t h) {
+  if (r.rows.header != nullptr) d.data = r.rows.header->data[0];
+  for (int64_t token = FirstRow(); token < r.tokens; token += RowStep()) {
+    for (int64_t first = 0; first < r.k; first += kHeld) {
+      int64_t row[kHeld];
+#pragma unroll
+      for (int j = 0; j < kHeld; ++j) row[j] = first + j < r.k ? r.Row(token * r.k + first + j) : -1;
+      for (int64_t at = FirstChunk(); at < h; at += ChunkStep()) {
+        const RawChunk raw = LoadRaw(x, token * h + at);
+#pragma unroll
+        for (int j = 0; j < kHeld; ++j) {
+          if (row[j] >= 0) StoreRaw(d, row[j] * h + at, raw);
+        }
+      }
+    }
+  }
+}
+
 // d = x, or with `weight` x times that of the choice.
+template <int kHeld>
 __global__ void ScatterKernel(Routing r, Reals x, Reals weight, Reals d, int64_t h, bool aligned) {
   if (r.rows.header != nullptr) d.data = r.rows.header->data[0];
-  const int64_t tokens = r.groups * r.choices / (r.k > 0 ? r.k : 1);
-  const bool copies = weight.data == nullptr && x.storage == d.storage && aligned;
-  for (int64_t token = FirstRow(); token < tokens; token += RowStep()) {
-    for (int64_t first = 0; first < r.k; first += kHeldChoices) {
-      int64_t row[kHeldChoices];
-      float by[kHeldChoices];
+  for (int64_t token = FirstRow(); token < r.tokens; token += RowStep()) {
+    for (int64_t first = 0; first < r.k; first += kHeld) {
+      int64_t row[kHeld];
+      float by[kHeld];
 #pragma unroll
-      for (int j = 0; j < kHeldChoices; ++j) {
+      for (int j = 0; j < kHeld; ++j) {
         const int64_t choice = token * r.k + first + j;
         row[j] = first + j < r.k ? r.Row(choice) : -1;
         by[j] = row[j] >= 0 && weight.data != nullptr ? LoadOne(weight, choice) : 1.0f;
       }
       for (int64_t at = FirstChunk(); at < h; at += ChunkStep()) {
-        if (copies) {
-          const RawChunk raw = LoadRaw(x, token * h + at);
-#pragma unroll
-          for (int j = 0; j < kHeldChoices; ++j) {
-            if (row[j] >= 0) StoreRaw(d, row[j] * h + at, raw);
-          }
-          continue;
-        }
         const int n = ChunkSize(at, h);
         const Chunk v = Load(x, token * h + at, n, aligned);
 #pragma unroll
-        for (int j = 0; j < kHeldChoices; ++j) {
+        for (int j = 0; j < kHeld; ++j) {
           if (row[j] < 0) continue;
           Chunk y;
 #pragma unroll
@@ -151,8 +171,15 @@ absl::Status Scatter(KernelContext& c, const Tensor& x, const Tensor* weight, co
     RETURN_IF_ERROR(
         MOE_LAUNCH(ZeroRowsKernel, GridOf(l), BlockOf(l), 0, stream, taken, to, rows, h, aligned));
   }
-  const LaunchShape l = ChunkRowLaunch(r.groups * c.Extent("t"), h);
-  return MOE_LAUNCH(ScatterKernel, GridOf(l), BlockOf(l), 0, stream, r, from, by, to, h, aligned);
+  if (r.k == 0) return absl::OkStatus();
+  const LaunchShape l = ChunkRowLaunch(r.tokens, h);
+  return WithHeldChoices(r.k, [&](auto held) {
+    constexpr int kHeld = decltype(held)::value;
+    if (weight == nullptr && aligned && from.storage == to.storage) {
+      return MOE_LAUNCH(CopyScatterKernel<kHeld>, GridOf(l), BlockOf(l), 0, stream, r, from, to, h);
+    }
+    return MOE_LAUNCH(ScatterKernel<kHeld>, GridOf(l), BlockOf(l), 0, stream, r, from, by, to, h, aligned);
+  });
 }
 
 absl::Status Dispatch(KernelContext& c) { return Scatter(c, c.in[0], nullptr, c.in[1], c.in[2]); }
@@ -161,14 +188,14 @@ absl::Status CombineDo(KernelContext& c) { return Scatter(c, c.in[0], &c.in[1], 
 // ---- back from them
 
 // y = sum over the choices of a token, in their order, of weight times row.
+template <int kHeld>
 __global__ void GatherKernel(Routing r, Reals o, Reals weight, Reals y, int64_t h, bool aligned) {
   if (r.rows.header != nullptr) o.data = r.rows.header->data[0];
-  const int64_t tokens = r.groups * r.choices / (r.k > 0 ? r.k : 1);
-  for (int64_t token = FirstRow(); token < tokens; token += RowStep()) {
-    int64_t row[kHeldChoices];
-    float by[kHeldChoices];
+  for (int64_t token = FirstRow(); token < r.tokens; token += RowStep()) {
+    int64_t row[kHeld];
+    float by[kHeld];
 #pragma unroll
-    for (int j = 0; j < kHeldChoices; ++j) {
+    for (int j = 0; j < kHeld; ++j) {
       const int64_t choice = token * r.k + j;
       row[j] = j < r.k ? r.Row(choice) : -1;
       by[j] = row[j] >= 0 && weight.data != nullptr ? LoadOne(weight, choice) : 1.0f;
@@ -177,13 +204,13 @@ __global__ void GatherKernel(Routing r, Reals o, Reals weight, Reals y, int64_t 
       const int n = ChunkSize(at, h);
       Chunk sum = Filled(0);
       if (aligned) {  // all rows are under way before the first is added
-        RawChunk raw[kHeldChoices];
+        RawChunk raw[kHeld];
 #pragma unroll
-        for (int j = 0; j < kHeldChoices; ++j) {
+        for (int j = 0; j < kHeld; ++j) {
           if (row[j] >= 0) raw[j] = LoadRaw(o, row[j] * h + at);
         }
 #pragma unroll
-        for (int j = 0; j < kHeldChoices; ++j) {
+        for (int j = 0; j < kHeld; ++j) {
           if (row[j] < 0) continue;
           const Chunk v = Widen(o.storage, raw[j]);
 #pragma unroll
@@ -191,14 +218,14 @@ __global__ void GatherKernel(Routing r, Reals o, Reals weight, Reals y, int64_t 
         }
       } else {
 #pragma unroll
-        for (int j = 0; j < kHeldChoices; ++j) {
+        for (int j = 0; j < kHeld; ++j) {
           if (row[j] < 0) continue;
           const Chunk v = Load(o, row[j] * h + at, n, false);
 #pragma unroll
           for (int i = 0; i < kChunk; ++i) sum.x[i] += by[j] * v.x[i];
         }
       }
-      for (int64_t j = kHeldChoices; j < r.k; ++j) {
+      for (int64_t j = kHeld; j < r.k; ++j) {
         const int64_t choice = token * r.k + j, more = r.Row(choice);
         if (more < 0) continue;
         const float p = weight.data != nullptr ? LoadOne(weight, choice) : 1.0f;
@@ -228,9 +255,12 @@ absl::Status Gather(KernelContext& c, const Tensor* weight, const Tensor& expert
   if (weight != nullptr) {
     ASSIGN_OR_RETURN(by, RealsOf(*weight));
   }
-  const LaunchShape l = ChunkRowLaunch(r.groups * c.Extent("t"), h);
-  return MOE_LAUNCH(GatherKernel, GridOf(l), BlockOf(l), 0, CudaStreamOf(c), r, from, by, to, h,
-                    HasAlignedRows(o, h) && HasAlignedRows(c.out[0], h));
+  const LaunchShape l = ChunkRowLaunch(r.tokens, h);
+  const bool aligned = HasAlignedRows(o, h) && HasAlignedRows(c.out[0], h);
+  return WithHeldChoices(r.k, [&](auto held) {
+    return MOE_LAUNCH(GatherKernel<decltype(held)::value>, GridOf(l), BlockOf(l), 0, CudaStreamOf(c), r, from,
+                      by, to, h, aligned);
+  });
 }
 
 absl::Status Undispatch(KernelContext& c) { return Gather(c, nullptr, c.in[1], c.in[2]); }

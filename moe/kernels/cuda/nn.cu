@@ -30,12 +30,14 @@ struct RowShape {
 
 // y = x r weight with r = 1 / sqrt(mean(x^2) + eps); with `add`, of x + add as it is stored in `sum`.
 __global__ void RmsNormKernel(Reals x, Reals add, Reals weight, float eps, Reals sum, Reals y, RowShape s) {
+  const bool adds = add.data != nullptr;
+  const Reals normed = {adds ? sum.data : x.data, adds ? sum.storage : x.storage};
   for (int64_t row = FirstRow(); row < s.rows; row += RowStep()) {
     float squares = 0;
     for (int64_t at = FirstChunk(); at < s.width; at += ChunkStep()) {
       const int n = ChunkSize(at, s.width);
       Chunk v = Load(x, row * s.width + at, n, s.aligned);
-      if (add.data != nullptr) {
+      if (adds) {
         const Chunk a = Load(add, row * s.width + at, n, s.aligned);
 #pragma unroll
         for (int i = 0; i < kChunk; ++i) v.x[i] = Rounded(sum.storage, v.x[i] + a.x[i]);
@@ -47,7 +49,7 @@ __global__ void RmsNormKernel(Reals x, Reals add, Reals weight, float eps, Reals
     const float r = 1 / sqrtf(RowSum(squares) / s.width + eps);
     for (int64_t at = FirstChunk(); at < s.width; at += ChunkStep()) {  // its own chunks, near still
       const int n = ChunkSize(at, s.width);
-      Chunk v = Load(add.data != nullptr ? sum : x, row * s.width + at, n, s.aligned);
+      Chunk v = Load(normed, row * s.width + at, n, s.aligned);
       const Chunk w = Load(weight, at, n, s.aligned);
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) v.x[i] *= r * w.x[i];
