@@ -35,13 +35,14 @@ std::string LinearText(const OpDef& op) {
 
 std::string SupportTable(const OpRegistry& ops, const KernelRegistry& kernels) {
   std::string s =
-      "| op | reference f64 | f32 | bf16 | f16 | cpu f64 | f32 | bf16 | f16 |\n"
-      "|---|---|---|---|---|---|---|---|---|\n";
+      "| op | reference f64 | f32 | bf16 | f16 | cpu f64 | f32 | bf16 | f16 | cuda f32 | bf16 | f16 |\n"
+      "|---|---|---|---|---|---|---|---|---|---|---|---|\n";
   for (const OpDef* op : ops.All()) {
     if (absl::StartsWith(op->name, "comm.")) continue;
     absl::StrAppend(&s, "| `", op->name, "` |");
-    for (const Backend backend : {Backend::kReference, Backend::kCpu}) {
+    for (const Backend backend : {Backend::kReference, Backend::kCpu, Backend::kCuda}) {
       for (const DType dtype : {DType::kF64, DType::kF32, DType::kBF16, DType::kF16}) {
+        if (backend == Backend::kCuda && dtype == DType::kF64) continue;
         const Kernel* kernel = kernels.Find(op->name, backend, dtype);
         const bool integer = kernels.Find(op->name, backend, DType::kS32) != nullptr;
         absl::StrAppend(&s, kernel != nullptr && kernel->wide != nullptr ? " by f32 |"
@@ -65,9 +66,9 @@ std::string OpsPage(const OpRegistry& ops, const KernelRegistry& kernels) {
       "`s32`: the op works on integers alone and has one kernel. `by f32`: operands are widened, the f32 "
       "kernel "
       "computes,\n"
-      "results are rounded once. Conversions between placements (`comm.*`) "
-      "have none: the\n"
-      "runtime executes them.\n\n";
+      "results are rounded once. CUDA has no f64, and computes in f32 whatever the operands are. Conversions "
+      "between\n"
+      "placements (`comm.*`) have no kernels: the runtime executes them.\n\n";
   s += SupportTable(ops, kernels);
   std::string family;
   for (const OpDef* op : ops.All()) {
