@@ -206,7 +206,13 @@ absl::StatusOr<std::vector<HostValue>> RunNodeOnRank(const Node& n, const Kernel
   for (Bound* b : all) {
     for (Buffer& buffer : b->buffers) RETURN_IF_ERROR(buffer.Upload(c.stream));
   }
+  std::unique_ptr<WorkGraph> graph;
+  if (options.as_graph) RETURN_IF_ERROR(c.stream->BeginGraph());
   RETURN_IF_ERROR(Annotate(kernel.Run(c), n.op_name()));
+  if (options.as_graph) {
+    ASSIGN_OR_RETURN(graph, c.stream->EndGraph());
+    RETURN_IF_ERROR(Annotate(c.stream->Launch(graph.get()), n.op_name()));
+  }
   if (options.device != nullptr) RETURN_IF_ERROR(Annotate(c.stream->Synchronize(), n.op_name()));
   for (Bound* b : all) {
     for (Buffer& buffer : b->buffers) RETURN_IF_ERROR(buffer.Download(c.stream));

@@ -78,6 +78,7 @@ std::vector<Config> Configs() {
   add("NoTokenIsRouted", OpSizes())->masked = 1;
   add("InPlace", OpSizes())->run.in_place = true;
   add("RaggedRowsSpill", OpSizes())->run.spill_from_row = 3;
+  add("Recorded", OpSizes())->run.as_graph = true;
   return configs;
 }
 
@@ -101,8 +102,10 @@ class DeviceTest : public testing::Test {
     assignment.resize(rule->num_factors());
     ASSERT_OK_AND_ASSIGN(const Kernel* reference, Kernels().Lookup(*c.node, Backend::kReference));
     ASSERT_OK_AND_ASSIGN(const Kernel* kernel, Kernels().Lookup(*c.node, Backend::kCuda));
+    RunNodeOptions on_host = run;
+    on_host.as_graph = false;
     ASSERT_OK_AND_ASSIGN(const std::vector<HostValue> want,
-                         RunNodeOnRank(*c.node, *reference, assignment, mesh, rank, *operands, run));
+                         RunNodeOnRank(*c.node, *reference, assignment, mesh, rank, *operands, on_host));
     RunNodeOptions on_device = run;
     on_device.device = device_.get();
     on_device.stream = stream_.get();
