@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -69,6 +70,11 @@ Program CloneProgram(const Program& program) {
   return clone;
 }
 
+// The error with the pass's name in front, where the pass has not put it there.
+absl::Status ErrorOf(const absl::Status& status, const std::string& pass) {
+  return absl::StartsWith(status.message(), absl::StrCat(pass, ": ")) ? status : Annotate(status, pass);
+}
+
 // See PassContext::preview. Says nothing and verifies nothing: the passes will do both when they run in
 // earnest.
 absl::StatusOr<Program> Preview(const PassRegistry& registry, const std::vector<PipelineStep>& rest,
@@ -83,7 +89,7 @@ absl::StatusOr<Program> Preview(const PassRegistry& registry, const std::vector<
     if (std::find(off.begin(), off.end(), step.pass) != off.end()) continue;
     context.options = step.options;
     const absl::StatusOr<bool> changed = registry.Find(step.pass)->run(copy, context);
-    if (!changed.ok()) return Annotate(changed.status(), step.pass);
+    if (!changed.ok()) return ErrorOf(changed.status(), step.pass);
     for (const auto& function : copy.module->functions()) {
       if (*changed) RETURN_IF_ERROR(RemoveDeadNodes(*function, context).status());
     }
@@ -214,7 +220,7 @@ absl::StatusOr<std::vector<PassResult>> RunPipelineOf(const PassRegistry& regist
     context.counts = &result.counts;
     const auto start = std::chrono::steady_clock::now();
     const absl::StatusOr<bool> changed = registry.Find(step.pass)->run(program, context);
-    if (!changed.ok()) return Annotate(changed.status(), step.pass);
+    if (!changed.ok()) return ErrorOf(changed.status(), step.pass);
     result.changed = *changed;
     if (result.changed) {
       for (const auto& function : program.module->functions()) {

@@ -39,6 +39,9 @@ class PipelineTest : public ::testing::Test {
     registry_.Add({"fail", "", ForEachFunction([](Function&, const PassContext&) -> absl::StatusOr<bool> {
                      return absl::FailedPreconditionError("cannot");
                    })});
+    registry_.Add({"refuse", "", [](Program&, const PassContext&) -> absl::StatusOr<bool> {
+                     return absl::FailedPreconditionError("refuse: not this one");
+                   }});
     program_.module =
         *ParseModule("module @m\nfunc @f(%x: f32[8]) {\n  %y = math.silu(%x)\n  return %y\n}\n");
   }
@@ -89,6 +92,10 @@ TEST_F(PipelineTest, VerifiesAfterEachChange) {
 TEST_F(PipelineTest, NamesThePassAndTheFunctionOfAnError) {
   ExpectError(Run("double,fail"), absl::StatusCode::kFailedPrecondition, "fail: @f: cannot");
   ExpectError(Run("double,fuze"), kInvalid, "unknown pass 'fuze'", "break, double, fail, nothing");
+}
+
+TEST_F(PipelineTest, NamesOnceThePassThatNamesItself) {
+  EXPECT_EQ(Run("refuse").status().message(), "refuse: not this one");
 }
 
 TEST_F(PipelineTest, DisabledPassesDoNotRun) {
