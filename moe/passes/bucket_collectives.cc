@@ -78,7 +78,6 @@ class Bucketing {
   absl::StatusOr<std::string> Signature(const Node& n, bool* gathers) const {
     if (n.queue != Queue::kComm || !n.Has("steps") || n.num_operands() != 1 || n.type().ragged >= 0)
       return "";
-    if (n.Has("wire")) return "";  // values that travel encoded are packed already
     ASSIGN_OR_RETURN(const std::vector<ConversionPart> parts, ConversionParts(n, mesh_));
     const bool update = n.phase == Phase::kUpdate;
     std::vector<std::string> words = {std::string(DTypeName(n.type().dtype)),
@@ -100,6 +99,10 @@ class Bucketing {
     }
     for (const auto& [name, value] : n.attributes()) {
       if (IsHint(name) || name == "axes") continue;
+      if (name == "wire") {
+        words.push_back(absl::StrCat("as ", n.String("wire")));
+        continue;
+      }
       return "";  // something this pass does not know how to share
     }
     if (*gathers) {
@@ -228,8 +231,9 @@ class Bucketing {
     b.scope = LayerOfScope(bucket.members[0]->scope);
     b.provenance = {"bucket-collectives",
                     absl::StrCat(bucket.members.size(), " in one, ", bucket.bytes, " bytes")};
-    ASSIGN_OR_RETURN(Node * node, b.CreateTyped("comm.bucket", std::move(operands),
-                                                {{"axes", Axes{bucket.members[0]->axes()}}, {"parts", parts}},
+    Attributes attributes = {{"axes", Axes{bucket.members[0]->axes()}}, {"parts", parts}};
+    if (bucket.members[0]->Has("wire")) attributes["wire"] = bucket.members[0]->String("wire");
+    ASSIGN_OR_RETURN(Node * node, b.CreateTyped("comm.bucket", std::move(operands), std::move(attributes),
                                                 std::move(types), "bucket"));
     for (size_t i = 0; i < names.size(); ++i) {
       f_.ReplaceAllUses(bucket.members[i]->result(), node->result(static_cast<int>(i)));

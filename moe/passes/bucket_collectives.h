@@ -7,7 +7,9 @@
 // gathers of updated parameters, and gathers of parameters that one layer needs: of one kind, over the same
 // axes, of one dtype. A bucket holds at most Strategy::bucket bytes of what its ranks hold before a reduction
 // or after a gather; a tensor larger than that travels alone. A reduction waits for the last of its bucket, a
-// gather goes with the first. The order of every sum stays as it is, so results are bitwise the same.
+// gather goes with the first. What travels compressed shares buckets with what travels in the same format;
+// every member keeps its own blocks and scales. The order of every sum stays as it is, so results are bitwise
+// the same.
 #pragma once
 
 #include "absl/status/statusor.h"

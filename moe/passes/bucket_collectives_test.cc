@@ -38,6 +38,25 @@ TEST_F(BucketCollectivesTest, LeavesAloneWhatIsLarge) {
 
 TEST_F(BucketCollectivesTest, NoBytesNoBuckets) { ExpectUnchanged(BucketCollectives, kUpdate, Limit(0)); }
 
+// What travels in one format travels together; %c, which nothing narrows, goes alone.
+TEST_F(BucketCollectivesTest, OneWireFormatInABucket) {
+  ExpectRewrite(BucketCollectives, R"(
+    module @m mesh<dp=2>
+    func @update0(%x: f32[8, 4] partial(dp), %y: f32[6] partial(dp), %z: f32[6] partial(dp),
+                  %v: f32[40] partial(dp)) {
+      // CHECK: %c = comm.all_reduce(%z)
+      // CHECK: %a, %b = comm.bucket(%x, %y) {axes = [dp], parts = ["all_reduce dp:sum>-", "all_reduce dp:sum>-"], wire = "f8e4m3"}
+      // CHECK: %d = comm.all_reduce(%v) {axes = [dp], steps = "all_reduce dp:sum>-", wire = "bf16"}
+      update:
+      %a = comm.all_reduce(%x) {axes = [dp], steps = "all_reduce dp:sum>-", wire = "f8e4m3"} @comm : f32[8, 4]
+      %c = comm.all_reduce(%z) {axes = [dp], steps = "all_reduce dp:sum>-"} @comm : f32[6]
+      %b = comm.all_reduce(%y) {axes = [dp], steps = "all_reduce dp:sum>-", wire = "f8e4m3"} @comm : f32[6]
+      %d = comm.all_reduce(%v) {axes = [dp], steps = "all_reduce dp:sum>-", wire = "bf16"} @comm : f32[40]
+      return %a, %b, %c, %d
+    })",
+                Limit(1024));
+}
+
 // What a member needs cannot come from its own bucket: %n depends on %a, so it is in another one.
 TEST_F(BucketCollectivesTest, MembersDoNotDependOnEachOther) {
   ExpectRewrite(BucketCollectives, R"(

@@ -8,7 +8,9 @@
 #include "absl/strings/str_join.h"
 #include "moe/base/status.h"
 #include "moe/device/copy_rows.h"
+#include "moe/device/wire_codec.h"
 #include "moe/runtime/exchange.h"
+#include "moe/runtime/wire_transfer.h"
 
 namespace moe {
 namespace {
@@ -20,11 +22,19 @@ bool Scatters(StepKind kind) { return kind == StepKind::kReduceScatter || kind =
 // Does a block come from each peer? Otherwise the result comes whole.
 bool Gathers(StepKind kind) { return kind == StepKind::kAllGather || kind == StepKind::kAllToAll; }
 
+// Elements of an encoded all-reduce of `count` that a peer adds up.
+int64_t PartOfPeer(int64_t count, int peer, int ranks) {
+  const int64_t part = WirePart(count, ranks);
+  return std::clamp<int64_t>(count - peer * part, 0, part);
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<BucketExchange>> BucketExchange::Plan(absl::Span<const ConversionPart> parts,
-                                                                     const Mesh& mesh, int64_t rank) {
+                                                                     const Mesh& mesh, int64_t rank,
+                                                                     WireFormat wire) {
   std::unique_ptr<BucketExchange> e(new BucketExchange());
+  e->wire_ = wire;
   if (parts.empty()) return absl::InvalidArgumentError("a bucket without parts");
   e->dtype_ = parts[0].to.dtype;
   e->element_ = ByteSize(e->dtype_);
@@ -62,6 +72,12 @@ absl::StatusOr<std::unique_ptr<BucketExchange>> BucketExchange::Plan(absl::Span<
       s.all_out += l.row_out;
       s.all_block += Gathers(s.kind) || Scatters(s.kind) ? l.row_block : 0;
     }
+    for (int p = 0; wire != WireFormat::kNone && s.kind == StepKind::kAllReduce && p < s.group_size; ++p) {
+      int64_t bytes = 0;
+      for (const StepLayout* l : s.parts) bytes += e->Encoded(PartOfPeer(l->row_in, p, s.group_size));
+      s.encoded.push_back(bytes);
+    }
+    if (!s.encoded.empty()) s.own.assign(s.group_size, s.encoded[s.me]);
   }
   e->scratch_ = e->LayScratch();
   e->from_.resize(parts.size());
@@ -70,18 +86,36 @@ absl::StatusOr<std::unique_ptr<BucketExchange>> BucketExchange::Plan(absl::Span<
 }
 
 BucketExchange::Scratch BucketExchange::LayScratch() const {
-  int64_t send = 0, receive = 0, value = 0;
+  int64_t send = 0, receive = 0, block = 0, value = 0;  // bytes
   for (size_t i = 0; i < steps_.size(); ++i) {
     const Step& s = steps_[i];
-    send = std::max(send, s.all_in);
-    if (s.kind != StepKind::kAllReduce) receive = std::max(receive, s.all_out);  // which reduces in place
-    if (i + 1 < steps_.size()) value = std::max(value, s.all_out);
+    if (i + 1 < steps_.size()) value = std::max(value, s.all_out * element_);
+    if (wire_ == WireFormat::kNone) {
+      send = std::max(send, s.all_in * element_);
+      if (s.kind != StepKind::kAllReduce) {  // which reduces in place
+        receive = std::max(receive, s.all_out * element_);
+      }
+      continue;
+    }
+    int64_t to_one = 0, to_all = 0;
+    for (const StepLayout* l : s.parts) {
+      const bool reduces = s.kind == StepKind::kAllReduce;
+      const int64_t elements = reduces                          ? PartOfPeer(l->row_in, 0, s.group_size)
+                               : s.kind == StepKind::kAllGather ? l->row_in
+                                                                : l->row_block;
+      to_one += Encoded(elements);
+      block = std::max(block, elements * element_);
+    }
+    to_all = s.group_size * to_one;
+    send = std::max(send, s.kind == StepKind::kAllGather ? to_one : to_all);
+    receive = std::max(receive, to_all);
   }
   Scratch out;
   int64_t at = 0;
-  const auto take = [&](int64_t elements) { return std::exchange(at, at + RoundUp(elements * element_)); };
+  const auto take = [&](int64_t bytes) { return std::exchange(at, at + RoundUp(bytes)); };
   out.send = take(send);
   out.receive = take(receive);
+  out.block = take(block);
   out.values[0] = take(value);
   out.values[1] = take(steps_.size() > 2 ? value : 0);
   out.bytes = at;
@@ -91,8 +125,9 @@ BucketExchange::Scratch BucketExchange::LayScratch() const {
 absl::StatusOr<std::unique_ptr<BucketExchange>> BucketExchange::Create(absl::Span<const ConversionPart> parts,
                                                                        const Mesh& mesh, int64_t rank,
                                                                        World* world,
-                                                                       absl::string_view channel) {
-  ASSIGN_OR_RETURN(std::unique_ptr<BucketExchange> e, Plan(parts, mesh, rank));
+                                                                       absl::string_view channel,
+                                                                       WireFormat wire) {
+  ASSIGN_OR_RETURN(std::unique_ptr<BucketExchange> e, Plan(parts, mesh, rank, wire));
   for (Step& s : e->steps_) {
     ASSIGN_OR_RETURN(s.communicator, world->Group(s.parts[0]->group, channel));
   }
@@ -100,8 +135,8 @@ absl::StatusOr<std::unique_ptr<BucketExchange>> BucketExchange::Create(absl::Spa
 }
 
 absl::StatusOr<int64_t> BucketExchange::WorkspaceBytes(absl::Span<const ConversionPart> parts,
-                                                       const Mesh& mesh) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<BucketExchange> e, Plan(parts, mesh, 0));
+                                                       const Mesh& mesh, WireFormat wire) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<BucketExchange> e, Plan(parts, mesh, 0, wire));
   return e->scratch_.bytes;
 }
 
@@ -157,6 +192,75 @@ absl::Status BucketExchange::RunStep(const Step& s, absl::Span<const char* const
   return absl::OkStatus();
 }
 
+absl::Status BucketExchange::RunEncoded(const Step& s, absl::Span<const char* const> from,
+                                        absl::Span<char* const> to, char* send, char* receive, char* block,
+                                        absl::string_view what) {
+  const int n = s.group_size;
+  const size_t parts = s.parts.size();
+  char* end = send;
+  const auto encode = [&](const char* values, int64_t elements) {
+    EncodeWire(wire_, dtype_, values, elements, end);
+    end += Encoded(elements);
+  };
+  if (s.kind == StepKind::kAllGather) {
+    for (size_t j = 0; j < parts; ++j) encode(from[j], s.parts[j]->row_in);
+    RETURN_IF_ERROR(s.communicator->AllGather(send, receive, end - send, DType::kPred, what));
+    bytes_sent_ += (end - send) * (n - 1);
+  } else if (s.kind == StepKind::kAllReduce) {
+    for (int p = 0; p < n; ++p) {
+      for (size_t j = 0; j < parts; ++j) {
+        const int64_t count = s.parts[j]->row_in;
+        encode(from[j] + p * WirePart(count, n) * element_, PartOfPeer(count, p, n));
+      }
+    }
+    RETURN_IF_ERROR(s.communicator->AllToAllV(send, s.encoded, receive, s.own, DType::kPred, what));
+    bytes_sent_ += end - send - s.own[s.me];
+    end = send;
+    const char* received = receive;
+    for (size_t j = 0; j < parts; ++j) {
+      const int64_t mine = PartOfPeer(s.parts[j]->row_in, s.me, n);
+      ReduceWire(wire_, dtype_, received, s.own[s.me], n, mine, s.reduction, block);
+      received += Encoded(mine);
+      encode(block, mine);
+    }
+    RETURN_IF_ERROR(s.communicator->AllGatherV(send, s.own[s.me], receive, s.encoded, DType::kPred, what));
+    bytes_sent_ += s.own[s.me] * (n - 1);
+  } else {
+    for (int p = 0; p < n; ++p) {
+      for (size_t j = 0; j < parts; ++j) {
+        const StepLayout& l = *s.parts[j];
+        CopyStrided(l.pack_row, from[j] + l.pack_offset[p] * element_, block, element_);
+        encode(block, l.row_block);
+      }
+    }
+    const int64_t bytes = (end - send) / n;  // to each peer
+    RETURN_IF_ERROR(s.communicator->AllToAll(send, receive, bytes, DType::kPred, what));
+    bytes_sent_ += bytes * (n - 1);
+    if (s.kind == StepKind::kReduceScatter) {
+      for (size_t j = 0; j < parts; ++j) {
+        ReduceWire(wire_, dtype_, receive, bytes, n, s.parts[j]->row_block, s.reduction, to[j]);
+        receive += Encoded(s.parts[j]->row_block);
+      }
+      return absl::OkStatus();
+    }
+  }
+  for (int p = 0; p < n; ++p) {
+    for (size_t j = 0; j < parts; ++j) {
+      const StepLayout& l = *s.parts[j];
+      if (s.kind == StepKind::kAllReduce) {
+        const int64_t count = PartOfPeer(l.row_in, p, n);
+        DecodeWireTo(wire_, dtype_, receive, count, to[j] + p * WirePart(l.row_in, n) * element_);
+        receive += Encoded(count);
+        continue;
+      }
+      DecodeWireTo(wire_, dtype_, receive, l.row_block, block);
+      receive += Encoded(l.row_block);
+      CopyStrided(l.unpack_row, block, to[j] + l.unpack_offset[p] * element_, element_);
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status BucketExchange::Run(absl::Span<const Tensor> in, absl::Span<const Tensor> out, void* workspace,
                                  int64_t workspace_bytes, absl::string_view what) {
   bytes_sent_ = 0;
@@ -179,7 +283,10 @@ absl::Status BucketExchange::Run(absl::Span<const Tensor> in, absl::Span<const T
       to_[j] = i + 1 == steps_.size() ? static_cast<char*>(out[j].data) : base + at;
       at += steps_[i].parts[j]->row_out * element_;
     }
-    RETURN_IF_ERROR(RunStep(steps_[i], from_, to_, base + scratch_.send, base + scratch_.receive, what));
+    char *const send = base + scratch_.send, *const receive = base + scratch_.receive;
+    RETURN_IF_ERROR(wire_ == WireFormat::kNone
+                        ? RunStep(steps_[i], from_, to_, send, receive, what)
+                        : RunEncoded(steps_[i], from_, to_, send, receive, base + scratch_.block, what));
     std::copy(to_.begin(), to_.end(), from_.begin());
   }
   return absl::OkStatus();

@@ -1,7 +1,8 @@
 // BucketExchange: executes several comm.* conversions of one kind as one, on one rank: what each part sends
 // to a peer is packed together, one collective moves it, and the parts are taken apart again. Every element
 // meets the summands that it would meet alone, in the same order, so the results are bitwise those of the
-// parts one by one.
+// parts one by one. In a wire format each block of each part is encoded as it would be alone, with scales of
+// its own, and the codes travel together.
 //
 //   ASSIGN_OR_RETURN(auto e, BucketExchange::Create(parts, mesh, rank, world, "comm"));
 //   RETURN_IF_ERROR(e->Run(in, out, workspace, workspace_bytes, "%bucket"));
@@ -22,6 +23,7 @@
 #include "moe/comm/world.h"
 #include "moe/ir/conversion_layout.h"
 #include "moe/ir/conversion_parts.h"
+#include "moe/ir/wire_format.h"
 #include "moe/kernels/kernel.h"
 
 namespace moe {
@@ -32,9 +34,11 @@ class BucketExchange {
   // than all_reduce, reduce_scatter, all_gather and all_to_all; as of LayoutConversion.
   static absl::StatusOr<std::unique_ptr<BucketExchange>> Create(absl::Span<const ConversionPart> parts,
                                                                 const Mesh& mesh, int64_t rank, World* world,
-                                                                absl::string_view channel);
+                                                                absl::string_view channel,
+                                                                WireFormat wire = WireFormat::kNone);
   // Scratch bytes of such an exchange, the same on every rank.
-  static absl::StatusOr<int64_t> WorkspaceBytes(absl::Span<const ConversionPart> parts, const Mesh& mesh);
+  static absl::StatusOr<int64_t> WorkspaceBytes(absl::Span<const ConversionPart> parts, const Mesh& mesh,
+                                                WireFormat wire = WireFormat::kNone);
 
   // in[i] becomes out[i]; they do not overlap. Error: FailedPrecondition if tensors or the workspace do not
   // fit; those of the communicator.
@@ -52,22 +56,30 @@ class BucketExchange {
     Communicator* communicator = nullptr;
     std::vector<const StepLayout*> parts;
     int64_t all_in = 0, all_block = 0, all_out = 0;
+    std::vector<int64_t> encoded,
+        own;  // bytes of an all-reduce: of each peer's part; of this rank's, per peer
   };
 
   BucketExchange() = default;
   static absl::StatusOr<std::unique_ptr<BucketExchange>> Plan(absl::Span<const ConversionPart> parts,
-                                                              const Mesh& mesh, int64_t rank);
-  // Element of the scratch where it stands: what is sent, what is received, two homes for values between
-  // steps.
+                                                              const Mesh& mesh, int64_t rank,
+                                                              WireFormat wire);
+  // Byte of the scratch where it stands: what is sent, what is received, one block of a part before it is
+  // encoded or after it was decoded, two homes for values between steps.
   struct Scratch {
-    int64_t send = 0, receive = 0, values[2] = {0, 0}, bytes = 0;
+    int64_t send = 0, receive = 0, block = 0, values[2] = {0, 0}, bytes = 0;
   };
   Scratch LayScratch() const;
   absl::Status RunStep(const Step& s, absl::Span<const char* const> from, absl::Span<char* const> to,
                        char* send, char* receive, absl::string_view what);
+  // The same in a wire format; `block` has room for one block of any part.
+  absl::Status RunEncoded(const Step& s, absl::Span<const char* const> from, absl::Span<char* const> to,
+                          char* send, char* receive, char* block, absl::string_view what);
+  int64_t Encoded(int64_t elements) const { return WireBytes(wire_, dtype_, elements); }
 
   std::vector<ConversionLayout> layouts_;
   std::vector<Step> steps_;
+  WireFormat wire_ = WireFormat::kNone;
   DType dtype_ = DType::kF32;
   int64_t element_ = 0;  // bytes
   Scratch scratch_;

@@ -102,7 +102,7 @@ absl::StatusOr<int64_t> NodeWorkspace(const Node& n, const Mesh& mesh, Backend b
   if (n.Is("comm.stage_reduce") || n.Is("comm.done")) return 0;
   if (HasConversionParts(n)) {
     ASSIGN_OR_RETURN(const std::vector<ConversionPart> parts, ConversionParts(n, mesh));
-    if (parts.size() > 1) return BucketExchange::WorkspaceBytes(parts, mesh);
+    if (parts.size() > 1) return BucketExchange::WorkspaceBytes(parts, mesh, WireOf(n));
     ASSIGN_OR_RETURN(ConversionLayout layout,
                      LayoutConversion(parts[0].from.type(), parts[0].to, mesh, 0, parts[0].steps));
     return ExchangeWorkspaceBytes(layout, WireOf(n), overload);

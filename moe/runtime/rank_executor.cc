@@ -271,7 +271,7 @@ absl::Status RankExecutor::BindNode(const Node& n, const FunctionMemory& memory,
       if (parts.size() > 1) {
         std::unique_ptr<BucketExchange>& e = buckets_[key];
         if (e == nullptr) {
-          ASSIGN_OR_RETURN(e, BucketExchange::Create(parts, mesh_, rank_, world_, kQueue));
+          ASSIGN_OR_RETURN(e, BucketExchange::Create(parts, mesh_, rank_, world_, kQueue, WireOf(n)));
         }
         b.bucket = e.get();
       } else {

@@ -23,15 +23,40 @@ void Store(DType dtype, const float* x, int64_t begin, int64_t count, char* out)
   }
 }
 
-// Elements of each rank's part of an all-reduce: whole wire blocks.
-int64_t PartOf(int64_t count, int64_t ranks) { return RoundUp((count + ranks - 1) / ranks, kWireBlock); }
-
 // At most so many bytes for n elements in any number of `blocks` blocks.
 int64_t Bound(WireFormat wire, DType dtype, int64_t n, int64_t blocks) {
   return RoundUp(WireBytes(wire, dtype, n) + 4 * blocks, 64);
 }
 
 }  // namespace
+
+int64_t WirePart(int64_t count, int64_t ranks) { return RoundUp((count + ranks - 1) / ranks, kWireBlock); }
+
+void DecodeWireTo(WireFormat wire, DType dtype, const char* in, int64_t n, char* out) {
+  float part[kPart];
+  for (int64_t i = 0; i < n; i += kPart) {
+    const int64_t m = std::min(kPart, n - i);
+    DecodeWire(wire, in, n, i, m, part);
+    Store(dtype, part, i, m, out);
+  }
+}
+
+void ReduceWire(WireFormat wire, DType dtype, const char* in, int64_t stride, int ranks, int64_t n,
+                Reduction kind, char* out) {
+  float sum[kPart], part[kPart];
+  for (int64_t i = 0; i < n; i += kPart) {
+    const int64_t m = std::min(kPart, n - i);
+    DecodeWire(wire, in, n, i, m, sum);
+    for (int p = 1; p < ranks; ++p) {
+      DecodeWire(wire, in + p * stride, n, i, m, part);
+      for (int64_t j = 0; j < m; ++j) {
+        sum[j] = kind == Reduction::kMax ? (part[j] > sum[j] || part[j] != part[j] ? part[j] : sum[j])
+                                         : sum[j] + part[j];
+      }
+    }
+    Store(dtype, sum, i, m, out);
+  }
+}
 
 WireTransfer::WireTransfer(WireFormat wire, DType dtype, int group_size)
     : wire_(wire), dtype_(dtype), send_(group_size), receive_(group_size), counts_(group_size) {}
@@ -51,8 +76,8 @@ int64_t WireTransfer::WorkspaceBytes(WireFormat wire, DType dtype, StepKind kind
     case StepKind::kReduceScatter:
       return bound(in) + bound(group_size * out);
     case StepKind::kAllReduce: {
-      const int64_t all = group_size * PartOf(in, group_size);
-      return 2 * bound(all) + RoundUp(PartOf(in, group_size) * ByteSize(dtype), 64);
+      const int64_t all = group_size * WirePart(in, group_size);
+      return 2 * bound(all) + RoundUp(WirePart(in, group_size) * ByteSize(dtype), 64);
     }
   }
   return 0;
@@ -71,31 +96,10 @@ int64_t WireTransfer::Encode(const char* in, absl::Span<const int64_t> counts, s
 }
 
 void WireTransfer::Decode(const char* in, absl::Span<const int64_t> counts, char* out) const {
-  float part[kPart];
   for (const int64_t n : counts) {
-    for (int64_t i = 0; i < n; i += kPart) {
-      const int64_t m = std::min(kPart, n - i);
-      DecodeWire(wire_, in, n, i, m, part);
-      Store(dtype_, part, i, m, out);
-    }
+    DecodeWireTo(wire_, dtype_, in, n, out);
     in += Bytes(n);
     out += n * ByteSize(dtype_);
-  }
-}
-
-void WireTransfer::Reduce(const char* in, int64_t n, Reduction kind, char* out) const {
-  float sum[kPart], part[kPart];
-  for (int64_t i = 0; i < n; i += kPart) {
-    const int64_t m = std::min(kPart, n - i);
-    DecodeWire(wire_, in, n, i, m, sum);
-    for (size_t p = 1; p < send_.size(); ++p) {
-      DecodeWire(wire_, in + p * Bytes(n), n, i, m, part);
-      for (int64_t j = 0; j < m; ++j) {
-        sum[j] = kind == Reduction::kMax ? (part[j] > sum[j] || part[j] != part[j] ? part[j] : sum[j])
-                                         : sum[j] + part[j];
-      }
-    }
-    Store(dtype_, sum, i, m, out);
   }
 }
 
@@ -130,13 +134,13 @@ absl::Status WireTransfer::ReduceScatter(Communicator* c, const char* in, absl::
   std::fill(receive_.begin(), receive_.end(), Bytes(mine));
   RETURN_IF_ERROR(c->AllToAllV(scratch, send_, received, receive_, DType::kPred, what));
   bytes_sent_ = bytes - send_[c->rank()];
-  Reduce(received, mine, kind, out);
+  ReduceWire(wire_, dtype_, received, Bytes(mine), c->size(), mine, kind, out);
   return absl::OkStatus();
 }
 
 absl::Status WireTransfer::AllReduce(Communicator* c, const char* in, char* out, int64_t count,
                                      Reduction kind, char* scratch, absl::string_view what) {
-  const int64_t part = PartOf(count, c->size());
+  const int64_t part = WirePart(count, c->size());
   for (int p = 0; p < c->size(); ++p) counts_[p] = std::clamp<int64_t>(count - p * part, 0, part);
   const int64_t mine = counts_[c->rank()];
   char* const sum = scratch;

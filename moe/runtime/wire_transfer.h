@@ -24,6 +24,14 @@
 
 namespace moe {
 
+// Elements of each rank's part of an all-reduce of `count`, the last ones less: whole wire blocks.
+int64_t WirePart(int64_t count, int64_t ranks);
+// An encoded block of n elements, to `dtype`.
+void DecodeWireTo(WireFormat wire, DType dtype, const char* in, int64_t n, char* out);
+// Encoded blocks of n elements, one from each rank and `stride` bytes apart: their sum or maximum.
+void ReduceWire(WireFormat wire, DType dtype, const char* in, int64_t stride, int ranks, int64_t n,
+                Reduction kind, char* out);
+
 class WireTransfer {
  public:
   WireTransfer(WireFormat wire, DType dtype, int group_size);
@@ -51,8 +59,6 @@ class WireTransfer {
   int64_t Encode(const char* in, absl::Span<const int64_t> counts, std::vector<int64_t>& bytes,
                  char* to) const;
   void Decode(const char* in, absl::Span<const int64_t> counts, char* out) const;
-  // The reduction of one encoded block of n elements from every rank.
-  void Reduce(const char* in, int64_t n, Reduction kind, char* out) const;
 
   const WireFormat wire_;
   const DType dtype_;

@@ -120,12 +120,15 @@ constexpr Line kLines[] = {
     {"drop", "pp=2 dp=2 ep=2 zero=1 microbatches=4"},
     {"drop", "pp=2 dp=2 ep=2 zero=3 expert_zero=1 schedule=zb-h1 microbatches=4"},
     {"cap", "cp=2 tp=2 etp=2 sp zero=1"},
+    {"cap", "dp=4 ep=2 zero=3 microbatches=2 compress_gather=f8 compress_grad=bf16"},
+    {"drop", "pp=2 dp=2 ep=2 microbatches=2 compress_grad=f8"},
     {"drop", "dp=4 ep=4 overload=0.6 microbatches=2"},
 };
 // Experts in parts: of the same bits, too, but in plans of other nodes.
 TEST_P(SameBitsTest, InParts) {
   const ModelConfig model = GetParam().model == std::string("cap") ? SmallMoe() : SmallDropless();
-  ASSERT_OK_AND_ASSIGN(const Plan plain, CompilePlan(model, absl::StrCat(GetParam().strategy, " overlap=off")));
+  ASSERT_OK_AND_ASSIGN(const Plan plain,
+                       CompilePlan(model, absl::StrCat(GetParam().strategy, " overlap=off")));
   int exchanges = 0;
   for (const auto& f : plain.module().functions()) {
     for (const Node* n : f->NodesOf("comm.all_to_all")) exchanges += n->type().rank() == 5;

@@ -564,9 +564,10 @@ class Cluster {
             if (x.back().is_ragged()) RETURN_IF_ERROR(x.back().PlaceRows());
           }
           if (parts.size() > 1) {
-            ASSIGN_OR_RETURN(std::unique_ptr<BucketExchange> e,
-                             BucketExchange::Create(parts, mesh_, RankOf(stage, r), world, "comm"));
-            ASSIGN_OR_RETURN(const int64_t bytes, BucketExchange::WorkspaceBytes(parts, mesh_));
+            ASSIGN_OR_RETURN(
+                std::unique_ptr<BucketExchange> e,
+                BucketExchange::Create(parts, mesh_, RankOf(stage, r), world, "comm", WireOf(n)));
+            ASSIGN_OR_RETURN(const int64_t bytes, BucketExchange::WorkspaceBytes(parts, mesh_, WireOf(n)));
             const Bytes workspace(bytes);
             return e->Run(x, y, workspace.data(), workspace.size(), n.result_name());
           }

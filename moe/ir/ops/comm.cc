@@ -64,9 +64,6 @@ absl::Status VerifyParts(const Node& n) {
     return absl::InvalidArgumentError(
         absl::StrCat(n.Strings("parts").size(), " parts for ", n.num_operands(), " operands"));
   }
-  if (n.num_operands() > 1 && n.Has("wire")) {
-    return absl::InvalidArgumentError("parts that travel together are not encoded");
-  }
   return KnownWire(n);
 }
 
