@@ -78,18 +78,18 @@ TEST_P(EveryPassTest, KeepsTheMeaning) {
 
 INSTANTIATE_TEST_SUITE_P(
     Strategies, EveryPassTest,
-    ::testing::Values(Case{"moe", "dp=1"}, Case{"dense", "tp=2 dp=2 cp=2"},
-                      Case{"moe", "tp=2 dp=4 ep=8 sp zero=1"},
-                      Case{"tied", "pp=2 dp=2 tp=2 ep=2 etp=2 microbatches=4"},
-                      Case{"dropless", "tp=2 dp=4 ep=4 sp vp zero=3 checkpoint=selective"},
-                      Case{"dropless", "pp=2 dp=2 ep=2 microbatches=2 checkpoint=full overload=0.8"},
-                      Case{"dropless",
-                           "pp=2 dp=2 ep=2 zero=1 microbatches=2 bucket=65536 overlap=on moe_chunks=2"},
-                      Case{"f32", "pp=2 dp=2 tp=2 ep=4 sp vp microbatches=2 schedule=gpipe"},
-                      Case{"f32", "pp=2 dp=2 tp=2 ep=4 sp vp zero=1 microbatches=2 bf16 checkpoint=selective"},
-                      Case{"tied", "pp=2 tp=2 etp=2 sp microbatches=2 schedule=zb-h1 zero=1"},
-                      Case{"moe", "dp=4 ep=4 zero=1 expert_map=0:1:2:3:4:5:6:7:3:3:-1:0"},
-                      Case{"odd words", "pp=2 tp=2 vp microbatches=2 etp=2 expert_slots=10"}));
+    ::testing::Values(
+        Case{"moe", "dp=1"}, Case{"dense", "tp=2 dp=2 cp=2"}, Case{"moe", "tp=2 dp=4 ep=8 sp zero=1"},
+        Case{"tied", "pp=2 dp=2 tp=2 ep=2 etp=2 microbatches=4"},
+        Case{"dropless", "tp=2 dp=4 ep=4 sp vp zero=3 checkpoint=selective"},
+        Case{"dropless", "pp=2 dp=2 ep=2 microbatches=2 checkpoint=full overload=0.8"},
+        Case{"dropless", "pp=2 dp=2 ep=2 zero=1 microbatches=2 bucket=65536 overlap=on moe_chunks=2"},
+        Case{"f32", "pp=2 dp=2 tp=2 ep=4 sp vp microbatches=2 schedule=gpipe"},
+        Case{"f32", "pp=2 dp=2 tp=2 ep=4 sp vp zero=1 microbatches=2 bf16 checkpoint=selective"},
+        Case{"f32", "dp=4 ep=2 zero=3 f16 compress_dispatch=f8 compress_gather=f8 compress_grad=bf16"},
+        Case{"tied", "pp=2 tp=2 etp=2 sp microbatches=2 schedule=zb-h1 zero=1"},
+        Case{"moe", "dp=4 ep=4 zero=1 expert_map=0:1:2:3:4:5:6:7:3:3:-1:0"},
+        Case{"odd words", "pp=2 tp=2 vp microbatches=2 etp=2 expert_slots=10"}));
 
 // A registry of the built-in passes and one that is wrong.
 PassRegistry With(const char* name, Pass pass) {

@@ -15,6 +15,7 @@
 #include "absl/strings/strip.h"
 #include "moe/base/status.h"
 #include "moe/comm/in_process/in_process.h"
+#include "moe/comm/reduce.h"
 #include "moe/ir/conversion_parts.h"
 #include "moe/ir/conversion_steps.h"
 #include "moe/ir/state.h"
@@ -164,8 +165,10 @@ class Cluster {
   int64_t RankOf(int64_t stage, int64_t r) const { return stage * ranks_ + r; }
 
   static absl::Status CheckDType(const Type& type, absl::string_view name) {
-    if (type.dtype == DType::kF64 || type.dtype == DType::kF32 || type.dtype == DType::kS32)
+    if (type.dtype == DType::kF64 || type.dtype == DType::kF32 || type.dtype == DType::kBF16 ||
+        type.dtype == DType::kF16 || type.dtype == DType::kS32) {
       return absl::OkStatus();
+    }
     return absl::UnimplementedError(
         absl::StrCat("the virtual cluster has no ", DTypeName(type.dtype), ", the dtype of ", name));
   }
@@ -391,24 +394,19 @@ class Cluster {
   absl::Status StageReduce(const std::vector<int64_t>& stages,
                            const std::vector<std::pair<Node*, Frame*>>& members) {
     const Type& type = members[0].first->type();
-    const bool max = members[0].first->String("reduction") == "max";
+    const Reduction kind = members[0].first->String("reduction") == "max" ? Reduction::kMax : Reduction::kSum;
+    RETURN_IF_ERROR(CheckReducible(type.dtype, kind));
     Placed sum = Allocate(type);
     for (int64_t r = 0; r < ranks_; ++r) {
-      const int64_t n = type.LocalElements(mesh_);
-      for (int64_t i = 0; i < n; ++i) {
-        double x = 0;
-        for (size_t m = 0; m < members.size(); ++m) {
-          Node* node = members[m].first;
-          if (!(node->type() == type)) {
-            return absl::InternalError(
-                absl::StrCat("%", node->result_name(), ": stages reduce values of different types"));
-          }
-          const double y =
-              LoadElement(type.dtype, members[m].second->values.at(node->operand(0))[r]->data(), i);
-          x = m == 0 ? y : max ? std::max(x, y) : x + y;
+      std::vector<const void*> in;
+      for (const auto& [node, frame] : members) {
+        if (!(node->type() == type)) {
+          return absl::InternalError(
+              absl::StrCat("%", node->result_name(), ": stages reduce values of different types"));
         }
-        StoreElement(type.dtype, sum[r]->data(), i, x);
+        in.push_back(frame->values.at(node->operand(0))[r]->data());
       }
+      ReduceInOrder(in, sum[r]->data(), type.LocalElements(mesh_), type.dtype, kind);
     }
     for (size_t m = 0; m < members.size(); ++m) {
       members[m].second->values[members[m].first->result()] = sum;
@@ -522,7 +520,7 @@ class Cluster {
           [&](int64_t r, World* world) -> absl::Status {
             ASSIGN_OR_RETURN(std::unique_ptr<Exchange> e,
                              Exchange::Create(type, phases[i].type, phases[i].steps, mesh_, RankOf(stage, r),
-                                              world, "comm"));
+                                              world, "comm", WireOf(n)));
             Tensor x = TensorOf(type, *value[r]), y = TensorOf(phases[i].type, *next[r]);
             if (x.is_ragged()) RETURN_IF_ERROR(x.PlaceRows());
             const Bytes workspace(e->WorkspaceBytes());

@@ -10,7 +10,8 @@
 // nodes run with their local extents on every rank of their stage; lowered collectives run their own steps
 // through the exchanges of the runtime, one thread per rank, and comm.convert by what the planner would make
 // of it. Schedule and memory plan are ignored: microbatches one after the other, every value in a buffer of
-// its own.
+// its own. Kernels, dtypes and wire formats are those of the program, so that of a complete plan it gives what
+// the executor gives, to the bit.
 //
 // Initial states are pure functions of the seed, the state's name and the global element, so they do not
 // depend on the placement. Nothing is kept between runs.
