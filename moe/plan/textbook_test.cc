@@ -185,9 +185,9 @@ ModelConfig Dense(int64_t layers) {
   return c;
 }
 
-// The table of ZeRO with P parameters on N ranks. In mixed precision it reads 16P, 4P + 12P/N, 2P + 14P/N and
-// 16P/N: parameters and gradients of 2 bytes, 12 bytes of optimizer state (a master copy and two moments of
-// 4). In f32 the parameters are their own master copies: 4 bytes of parameters, 4 of gradients, 8 of moments.
+// The table of ZeRO (arXiv 1910.02054, figure 1) with P parameters on N ranks, 16P, 4P + 12P/N, 2P + 14P/N
+// and 16P/N, is of mixed precision, below. In f32 parameters are their own masters: 4 bytes of parameters, 4
+// of gradients, 8 of moments.
 TEST(Textbook, ZeroTableInF32) {
   const int64_t n = 4;
   const int64_t p = CountParameters(ResolveModelConfig(Dense(3))).total;
@@ -204,6 +204,48 @@ TEST(Textbook, ZeroTableInF32) {
     EXPECT_EQ(parameters, strategy == "dp=4 zero=3" ? 4 * p / n : 4 * p);
     EXPECT_EQ(gradients, strategy == "dp=4" || strategy == "dp=4 zero=1" ? 4 * p : 4 * p / n);
     EXPECT_EQ(moments, strategy == "dp=4" ? 8 * p : 8 * p / n);
+  }
+}
+
+// The same table in its own setting, computing in 16 bits. Published per parameter: 2 bytes of parameters, 2
+// of gradients, 12 of optimizer state, of which 4 are the f32 master and 8 the moments. Here the master is
+// the parameter (4) and nothing narrow is stored: a cast is made where it is used, in the frame, and is gone
+// after. Gradients are summed in f32 (4). So ZeRO-0 and -3 have the published sums from other terms; with
+// ZeRO-1 and -2 a whole f32 parameter stands on every rank where the publication has a 2-byte copy and a part
+// of the master.
+TEST(Textbook, ZeroTableInMixedPrecision) {
+  const int64_t n = 4;
+  const int64_t p = CountParameters(ResolveModelConfig(Dense(3))).total;
+  struct Row {
+    const char* strategy;
+    int64_t published;                        // bytes of a rank
+    int64_t narrow, narrow_gradient, master;  // of these
+    int64_t moments;                          // of these, and here
+    int64_t parameter, gradient;              // here
+    int64_t more;                             // here than published
+  };
+  const Row rows[] = {
+      {"dp=4", 16 * p, 2 * p, 2 * p, 4 * p, 8 * p, 4 * p, 4 * p, 0},
+      {"dp=4 zero=1", 4 * p + 12 * p / n, 2 * p, 2 * p, 4 * p / n, 8 * p / n, 4 * p, 4 * p,
+       4 * p - 4 * p / n},
+      {"dp=4 zero=2", 2 * p + 14 * p / n, 2 * p, 2 * p / n, 4 * p / n, 8 * p / n, 4 * p, 4 * p / n,
+       2 * p - 2 * p / n},
+      {"dp=4 zero=3", 16 * p / n, 2 * p / n, 2 * p / n, 4 * p / n, 8 * p / n, 4 * p / n, 4 * p / n, 0},
+  };
+  for (const char* precision : {"bf16", "f16"}) {
+    for (const Row& row : rows) {
+      SCOPED_TRACE(absl::StrCat(row.strategy, " ", precision));
+      EXPECT_EQ(row.narrow + row.narrow_gradient + row.master + row.moments, row.published);
+      ASSERT_OK_AND_ASSIGN(const Compiled c,
+                           CompileModel(Dense(3), absl::StrCat(row.strategy, " ", precision), 8));
+      const int64_t parameter = StateBytes(c.plan, "parameter"), gradient = StateBytes(c.plan, "gradient"),
+                    moments = StateBytes(c.plan, "moment");
+      EXPECT_EQ(parameter, row.parameter);
+      EXPECT_EQ(gradient, row.gradient);
+      EXPECT_EQ(moments, row.moments);
+      EXPECT_EQ(parameter + gradient + moments, row.published + row.more);
+      for (const auto& s : c.plan.module().states()) EXPECT_NE(ByteSize(s->type.dtype), 2) << s->name;
+    }
   }
 }
 
