@@ -106,7 +106,8 @@ class Bucketing {
       return "";  // something this pass does not know how to share
     }
     if (*gathers) {
-      const bool of_state = n.operand(0).node->Is("arg");
+      const Node& source = *n.operand(0).node;  // parameters, or narrow casts of them
+      const bool of_state = source.Is("arg") || (source.Is("math.cast") && source.operand(0).node->Is("arg"));
       if (!of_state &&
           !(update && UsedOnlyBy(n.operand(0), [&](const Node& u) { return &u == &n || u.Is("return"); })))
         return "";

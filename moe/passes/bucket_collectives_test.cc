@@ -122,5 +122,28 @@ TEST_F(BucketCollectivesTest, GathersOfALayer) {
                 Limit(4096));
 }
 
+// In mixed precision what is gathered is the cast.
+TEST_F(BucketCollectivesTest, GathersOfCasts) {
+  ExpectRewrite(BucketCollectives, R"(
+    module @m mesh<dp=2>
+    state @a : f32[8@dp] {kind = "parameter"}
+    state @b : f32[8@dp] {kind = "parameter"}
+    func @forward0(%x: f64[2, 1, 8], %a: f32[8@dp] {kind = "state", name = "a"},
+                   %b: f32[8@dp] {kind = "state", name = "b"}) {
+      // CHECK: %na = math.cast(%a)
+      // CHECK: %nb = math.cast(%b)
+      // CHECK: %ga, %gb = comm.bucket(%na, %nb)
+      // CHECK: %h = nn.rms_norm(%x, %ga)
+      %na = math.cast(%a) {dtype = "f64"} : f64[8@dp] at "layers.0.attn"
+      %ga = comm.all_gather(%na) {axes = [dp], steps = "all_gather dp:0>-"} @comm : f64[8] at "layers.0.attn"
+      %h = nn.rms_norm(%x, %ga) {eps = 1e-05} : f64[2, 1, 8] at "layers.0.attn"
+      %nb = math.cast(%b) {dtype = "f64"} : f64[8@dp] at "layers.0.mlp"
+      %gb = comm.all_gather(%nb) {axes = [dp], steps = "all_gather dp:0>-"} @comm : f64[8] at "layers.0.mlp"
+      %i = nn.rms_norm(%h, %gb) {eps = 1e-05} : f64[2, 1, 8] at "layers.0.mlp"
+      return %i
+    })",
+                Limit(4096));
+}
+
 }  // namespace
 }  // namespace moe

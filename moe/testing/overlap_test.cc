@@ -83,14 +83,19 @@ int CountNodes(const Plan& plan, const std::string& op) {
 }
 
 struct Line {
-  const char* model;
+  const char* model;  // cap, drop, or drop f32
   const char* strategy;
+  ModelConfig Model() const {
+    ModelConfig c = model == std::string("cap") ? SmallMoe() : SmallDropless();
+    if (model == std::string("drop f32")) c.set_dtype("f32");
+    return c;
+  }
 };
 
 class SameBitsTest : public ::testing::TestWithParam<Line> {};
 
 TEST_P(SameBitsTest, AsWithout) {
-  const ModelConfig model = GetParam().model == std::string("cap") ? SmallMoe() : SmallDropless();
+  const ModelConfig model = GetParam().Model();
   ASSERT_OK_AND_ASSIGN(const Plan plain,
                        CompilePlan(model, absl::StrCat(GetParam().strategy, " bucket=0 overlap=off")));
   ASSERT_EQ(CountNodes(plain, "comm.start") + CountNodes(plain, "comm.bucket"), 0);
@@ -122,11 +127,12 @@ constexpr Line kLines[] = {
     {"cap", "cp=2 tp=2 etp=2 sp zero=1"},
     {"cap", "dp=4 ep=2 zero=3 microbatches=2 compress_gather=f8 compress_grad=bf16"},
     {"drop", "pp=2 dp=2 ep=2 microbatches=2 compress_grad=f8"},
+    {"drop f32", "dp=4 ep=4 zero=3 microbatches=2 bf16"},
     {"drop", "dp=4 ep=4 overload=0.6 microbatches=2"},
 };
 // Experts in parts: of the same bits, too, but in plans of other nodes.
 TEST_P(SameBitsTest, InParts) {
-  const ModelConfig model = GetParam().model == std::string("cap") ? SmallMoe() : SmallDropless();
+  const ModelConfig model = GetParam().Model();
   ASSERT_OK_AND_ASSIGN(const Plan plain,
                        CompilePlan(model, absl::StrCat(GetParam().strategy, " overlap=off")));
   int exchanges = 0;
