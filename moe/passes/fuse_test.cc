@@ -3,10 +3,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "moe/base/status_matchers.h"
 #include "moe/ir/registry.h"
 #include "moe/ir/verifier.h"
@@ -215,33 +218,57 @@ TEST(FuseModelTest, FindsItsPatterns) {
   }
 }
 
-// The probability is an operand of combine, and of the gradient that dispatches: no pass over dispatched rows
-// scales or casts them.
-TEST(FuseModelTest, DispatchAndCombineCarryTheirScale) {
-  for (const char* strategy :
-       {"", "dp=4 ep=4", "tp=2 dp=4 ep=8 sp", "tp=2 dp=2 etp=2 ep=2 dispatcher=allgather"}) {
+// What stands beside a node, through conversions: producers of its operands and readers of its results.
+void Neighbours(const Node& n, std::vector<const Node*>* out) {
+  const auto is_conversion = [](const Node& x) { return absl::StartsWith(x.op_name(), "comm."); };
+  for (const Value& v : n.operands()) {
+    const Node* from = v.node;
+    while (is_conversion(*from)) from = from->operand(0).node;
+    out->push_back(from);
+  }
+  const std::function<void(const Node&)> readers = [&](const Node& x) {
+    for (const Use& u : x.uses()) {
+      out->push_back(u.user);
+      if (is_conversion(*u.user)) readers(*u.user);
+    }
+  };
+  readers(n);
+}
+
+// The probability is an operand of combine, and of the gradient that dispatches, and both read and write what
+// their neighbours do, also where these compute in 16 bits: no pass over dispatched rows scales or casts
+// them.
+TEST(FuseModelTest, DispatchAndCombineCarryTheirScaleAndDType) {
+  for (const char* strategy : {"", "dp=4 ep=4", "tp=2 dp=4 ep=8 sp", "tp=2 dp=4 ep=4 sp zero=3",
+                               "tp=2 dp=2 etp=2 ep=2 dispatcher=allgather"}) {
     for (ModelConfig config : {SmallMoe(), SmallDropless()}) {
-      SCOPED_TRACE(strategy);
-      config.set_norm_topk_prob(true);
-      ASSERT_OK_AND_ASSIGN(const std::unique_ptr<ShardedModel> model, CompileSharded(config, strategy));
-      ASSERT_OK(Fuse(model->program, PassContext()).status());
-      int scaled = 0;
-      for (const auto& f : model->module().functions()) {
-        for (const char* op :
-             {"moe.dispatch", "moe.undispatch", "moe.combine", "moe.combine_do", "moe.combine_dp"}) {
-          for (const Node* n : f->NodesOf(op)) {
-            scaled += n->op().FindResult("y") >= 0 || n->Is("moe.combine_do");
-            std::vector<const Node*> neighbours;
-            for (const Value& v : n->operands()) neighbours.push_back(v.node);
-            for (const Use& u : n->uses()) neighbours.push_back(u.user);
-            for (const Node* other : neighbours) {
-              EXPECT_FALSE(other->Is("math.scale") || other->Is("math.mul") || other->Is("math.cast"))
-                  << op << " beside " << other->op_name();
+      for (const char* precision : {"", "bf16", "f16"}) {
+        SCOPED_TRACE(absl::StrCat(strategy, " ", precision));
+        const bool narrow = precision[0] != 0;
+        config.set_norm_topk_prob(true);
+        config.set_shared_expert_ffn_hidden_size(16);
+        if (narrow) config.set_dtype("f32");
+        ASSERT_OK_AND_ASSIGN(const std::unique_ptr<ShardedModel> model,
+                             CompileSharded(config, absl::StrCat(strategy, " ", precision)));
+        ASSERT_OK(Fuse(model->program, PassContext()).status());
+        int found = 0;
+        for (const auto& f : model->module().functions()) {
+          for (const char* op :
+               {"moe.dispatch", "moe.undispatch", "moe.combine", "moe.combine_do", "moe.combine_dp"}) {
+            for (const Node* n : f->NodesOf(op)) {
+              ++found;
+              EXPECT_EQ(ByteSize(n->operand(0).type().dtype), narrow ? 2 : 8) << op;
+              std::vector<const Node*> neighbours;
+              Neighbours(*n, &neighbours);
+              for (const Node* other : neighbours) {
+                EXPECT_FALSE(other->Is("math.scale") || other->Is("math.mul") || other->Is("math.cast"))
+                    << op << " beside " << other->op_name() << " %" << other->result_name();
+              }
             }
           }
         }
+        EXPECT_EQ(found, 5);
       }
-      EXPECT_GE(scaled, 2);
     }
   }
 }

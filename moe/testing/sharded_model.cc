@@ -10,6 +10,7 @@
 #include "moe/passes/autodiff.h"
 #include "moe/passes/context_parallel.h"
 #include "moe/passes/insert_collectives.h"
+#include "moe/passes/mixed_precision.h"
 #include "moe/passes/partition_stages.h"
 #include "moe/passes/pass.h"
 #include "moe/passes/shard.h"
@@ -72,6 +73,7 @@ absl::StatusOr<std::unique_ptr<ShardedModel>> CompileSharded(const ModelConfig& 
   ASSIGN_OR_RETURN(m->program.module->mesh(), FoldMesh(context.strategy, resolved.num_key_value_heads()));
   RETURN_IF_ERROR(Autodiff(m->program, context).status());
   RETURN_IF_ERROR(ContextParallel(m->program, context).status());
+  RETURN_IF_ERROR(MixedPrecision(m->program, context).status());
   RETURN_IF_ERROR(PartitionStages(m->program, context).status());
   m->logical = CloneModule(*m->program.module);
   m->notes.clear();

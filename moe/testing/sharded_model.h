@@ -28,7 +28,8 @@ struct ShardedModel {
   const Module& module() const { return *program.module; }
 };
 
-// autodiff, partition-stages, shard, insert-collectives; verified after each.
+// autodiff, context-parallel, mixed-precision, partition-stages, shard, insert-collectives; verified after
+// the last two.
 absl::StatusOr<std::unique_ptr<ShardedModel>> CompileSharded(const ModelConfig& config,
                                                              const std::string& strategy,
                                                              int64_t global_batch = 8);
