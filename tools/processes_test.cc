@@ -127,12 +127,13 @@ class ProcessesTest : public ::testing::Test {
     return by_rank;
   }
   // Signals rank `victim` of `count` in the middle of a run, and expects every survivor to name it.
-  void ExpectNamed(int count, int victim, int signal, const std::string& timeout) {
+  void ExpectNamed(int count, int victim, int signal, const std::string& timeout,
+                   const std::string& more = "") {
     const std::string name = "broken";
     const pid_t pid = Start(
         name, Command(name, absl::StrCat("--spawn=", count, " --strategy=\"dp=", count,
                                          " ep=2\" --train_iters=100000 --save_interval=2 --device_timeout=",
-                                         timeout)));
+                                         timeout, more)));
     ASSERT_TRUE(WaitUntilLogged(name, 4)) << ReadFile(Path(name + ".err")).value_or("");
     const std::vector<pid_t> children = Children(pid);
     ASSERT_EQ(children.size(), count);
@@ -158,7 +159,8 @@ class ProcessesTest : public ::testing::Test {
     }
     EXPECT_TRUE(FileExists(JoinPath(Path(name), absl::StrCat("flight/rank_", victim, ".json"))));
     if (victim != 0) {
-      EXPECT_THAT(o.errors, ::testing::AnyOf(HasSubstr("its last action was"), HasSubstr("had not begun a step")));
+      EXPECT_THAT(o.errors,
+                  ::testing::AnyOf(HasSubstr("its last action was"), HasSubstr("had not begun a step")));
       EXPECT_THAT(o.errors, HasSubstr("resume with --resume="));
     }
     EXPECT_THAT(o.errors, HasSubstr(signal == SIGKILL ? "was ended by signal 9"
@@ -225,6 +227,42 @@ TEST_F(ProcessesTest, AProcessThatDiesIsNamedByEverySurvivor) { ExpectNamed(4, 2
 TEST_F(ProcessesTest, AProcessThatStopsIsNamedByEverySurvivor) { ExpectNamed(4, 3, SIGSTOP, "6"); }
 
 TEST_F(ProcessesTest, SoIsRankZero) { ExpectNamed(2, 0, SIGKILL, "30"); }
+
+// Lines of several lengths, each with a plan of its own.
+TEST_F(ProcessesTest, LengthBuckets) {
+  std::string lines;
+  for (int i = 0; i < 900; ++i) absl::StrAppend(&lines, std::string(4 + i * i % 24, 'a' + i % 7), "\n");
+  ASSERT_OK(WriteFile(Path("text.txt"), lines));
+  const std::string flags =
+      " --length_buckets=8,16,32 --strategy=\"pp=2 dp=2 tp=2 ep=2 zero=1\" --train_iters=6 --eval_interval=3";
+  const Outcome alone = Run("alone", flags);
+  ASSERT_EQ(alone.code, 0) << alone.errors;
+  const std::string metrics = ReadFile(JoinPath(Path("alone"), "metrics.jsonl")).value_or("");
+  for (const char* length : {"8", "16", "32"}) {
+    EXPECT_THAT(metrics, HasSubstr(absl::StrCat("\"seq_length\":", length, ",")));
+  }
+  for (const char* processes : {"2", "8"}) {
+    const std::string name = absl::StrCat("many", processes);
+    const Outcome many = Run(name, absl::StrCat(flags, " --save_interval=2 --spawn=", processes));
+    ASSERT_EQ(many.code, 0) << many.errors;
+    EXPECT_EQ(Losses(name), Losses("alone"));
+  }
+  // On from the middle, in another number of processes.
+  const Outcome resumed =
+      Run("resumed", absl::StrCat(flags, " --spawn=4 --resume=", Path("many2"), "/checkpoint/step_00000002"));
+  ASSERT_EQ(resumed.code, 0) << resumed.errors;
+  const std::vector<std::string> got = Losses("resumed"), want = Losses("alone");
+  ASSERT_GE(got.size(), 8);
+  EXPECT_EQ(got, std::vector<std::string>(want.end() - static_cast<int64_t>(got.size()), want.end()));
+}
+
+// Whichever plan it was in.
+TEST_F(ProcessesTest, AProcessThatStopsAmongSeveralLengths) {
+  std::string lines;
+  for (int i = 0; i < 900; ++i) absl::StrAppend(&lines, std::string(4 + i * i % 24, 'a' + i % 7), "\n");
+  ASSERT_OK(WriteFile(Path("text.txt"), lines));
+  ExpectNamed(2, 1, SIGSTOP, "6", " --length_buckets=8,16,32");
+}
 
 TEST_F(ProcessesTest, AWrongNumberOfProcessesIsRefused) {
   const Outcome o = Run("odd", "--strategy=\"dp=4 ep=2\" --train_iters=1 --spawn=3");

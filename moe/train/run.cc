@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <memory>
 #include <ostream>
 #include <thread>
@@ -176,6 +177,18 @@ absl::Status WritePictures(const Program& program, const std::string& dir, Speak
   const absl::Status drawn = WriteGraphSvg(program, {}, JoinPath(dir, "graph.svg"));
   if (!drawn.ok()) speaker.Say("note", absl::StrCat("no graph.svg: ", drawn.message()));
   return absl::OkStatus();
+}
+
+// Of several plans, the one whose ranks began something last.
+const Executor& RanLast(const std::vector<Executor*>& executors) {
+  const Executor* last = executors[0];
+  double least = std::numeric_limits<double>::infinity();
+  for (const Executor* e : executors) {
+    for (const FlightRecord& r : e->Flight()) {
+      if (!r.actions.empty() && r.actions[0].ago < least) least = r.actions[0].ago, last = e;
+    }
+  }
+  return *last;
 }
 
 // An error that others met only because of somebody else's.
@@ -393,7 +406,11 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   }
   if (options.job != nullptr) {
     ASSIGN_OR_RETURN(group, ProcessGroup::Connect(options.job, mesh.num_ranks(), options.device_timeout));
-    RETURN_IF_ERROR(group->CheckSame("plan", SerializePlan(compiled.plan)));
+    std::string plans;
+    for (const PlannedBucket& b : planned_run.buckets) {
+      for (const PlannedStep& p : b.plans) plans += SerializePlan(p.compiled.plan);
+    }
+    RETURN_IF_ERROR(group->CheckSame("plan", plans));
     devices.local = &group->local();
     // The processes of a host share its cores.
     const int64_t cores = std::max(1u, std::thread::hardware_concurrency());
@@ -428,12 +445,12 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
     ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(from));
     done = checkpoint->meta().step;
   }
-  if (group != nullptr) group->StartReporting([&executor] { return executor->Flight(); });
+  std::vector<Executor*> executors = {executor.get()};
+  for (const auto& other : others) executors.push_back(other.get());
+  if (group != nullptr) group->StartReporting([&executors] { return RanLast(executors).Flight(); });
   const absl::Cleanup reported = [&] {
     if (group != nullptr) group->StopReporting();
   };
-  std::vector<Executor*> executors = {executor.get()};
-  for (const auto& other : others) executors.push_back(other.get());
   StepTracer tracer(executors, done, train.train_iters());
   TrainerOptions hooks;
   hooks.run_dir = dir;
@@ -461,11 +478,7 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   Trainer trainer(config, *program.module, buckets, data.get(), hooks);
   const auto explain = [&](const absl::Status& status) {
     if (options.job != nullptr) options.job->GiveUp(status);  // the others may not know yet
-    // Of several plans, the one that failed knows what its ranks were doing.
-    const auto failed =
-        std::find_if(executors.begin(), executors.end(), [](Executor* e) { return e->failed(); });
-    const Executor& told = failed == executors.end() ? *executor : **failed;
-    return Explain(status, told, group.get(), mesh, dir, trainer.last_checkpoint());
+    return Explain(status, RanLast(executors), group.get(), mesh, dir, trainer.last_checkpoint());
   };
   if (!train.resume().empty()) {
     RETURN_IF_ERROR(options.eval_only ? trainer.LoadWeights(train.resume()) : trainer.Resume(train.resume()));
