@@ -4,6 +4,7 @@
 #include <dnnl.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "glog/logging.h"
 #include "moe/kernels/cpu/threads.h"
@@ -86,30 +87,45 @@ Layout LayoutOf(int64_t rows, int64_t row_stride, int64_t cols, int64_t col_stri
   return {};
 }
 
-template <typename T>
-void Loop(const ContractionFactors& loops, size_t depth, const T* a, const T* b, T* c, bool accumulate,
+// False: nothing was done.
+template <typename In, typename Out>
+bool Multiply(MatrixProduct p, const In* a, const In* b, Out* c) {
+  if constexpr (std::is_same_v<In, Bf16>) {
+    p.wide = std::is_same_v<Out, float>;
+    const Bf16Product product = ChosenBf16Product();
+    if (product == nullptr || (p.accumulate && !p.wide)) return false;
+    return p.m == 0 || p.n == 0 || product(p, a, b, c);
+  } else {
+    Gemm<In>(p.trans_a, p.trans_b, p.m, p.n, p.k, In(1), a, p.lda, b, p.ldb, In(p.accumulate), c, p.ldc);
+    return true;
+  }
+}
+
+template <typename In, typename Out>
+bool Loop(const ContractionFactors& loops, size_t depth, const In* a, const In* b, Out* c, bool accumulate,
           bool swapped, bool trans_a, bool trans_b, const int64_t (&size)[3], const int64_t (&ld)[3]) {
   if (depth == loops.size()) {
-    const T beta = accumulate ? T(1) : T(0);
     if (swapped) {
-      Gemm<T>(!trans_b, !trans_a, size[1], size[0], size[2], T(1), b, ld[1], a, ld[0], beta, c, ld[2]);
-    } else {
-      Gemm<T>(trans_a, trans_b, size[0], size[1], size[2], T(1), a, ld[0], b, ld[1], beta, c, ld[2]);
+      return Multiply({size[1], size[0], size[2], !trans_b, !trans_a, ld[1], ld[0], ld[2], accumulate}, b, a,
+                      c);
     }
-    return;
+    return Multiply({size[0], size[1], size[2], trans_a, trans_b, ld[0], ld[1], ld[2], accumulate}, a, b, c);
   }
   const ContractionFactor& f = loops[depth];
   for (int64_t i = 0; i < f.extent; ++i) {
     // A loop over a reduced factor adds to what its first turn wrote.
-    Loop(loops, depth + 1, a + i * f.a, b + i * f.b, c + i * f.c, accumulate || (f.c == 0 && i > 0), swapped,
-         trans_a, trans_b, size, ld);
+    if (!Loop(loops, depth + 1, a + i * f.a, b + i * f.b, c + i * f.c, accumulate || (f.c == 0 && i > 0),
+              swapped, trans_a, trans_b, size, ld)) {
+      return false;
+    }
   }
+  return true;
 }
 
 }  // namespace
 
-template <typename T>
-bool ContractByGemm(const ContractionFactors& factors, const T* a, const T* b, T* c, bool accumulate,
+template <typename In, typename Out>
+bool ContractByGemm(const ContractionFactors& factors, const In* a, const In* b, Out* c, bool accumulate,
                     int64_t least) {
   ContractionFactors m, n, k, loops;
   for (const ContractionFactor& f : factors) {
@@ -131,12 +147,11 @@ bool ContractByGemm(const ContractionFactors& factors, const T* a, const T* b, T
                lc = LayoutOf(gm.extent, gm.y, gn.extent, gn.y);
   if (!la.ok || !lb.ok || !lc.ok) return false;
   const int64_t size[3] = {gm.extent, gn.extent, gk.extent}, ld[3] = {la.ld, lb.ld, lc.ld};
-  Loop<T>(loops, 0, a, b, c, accumulate, lc.transposed, la.transposed, lb.transposed, size, ld);
-  return true;
+  return Loop(loops, 0, a, b, c, accumulate, lc.transposed, la.transposed, lb.transposed, size, ld);
 }
-template bool ContractByGemm<float>(const ContractionFactors&, const float*, const float*, float*, bool,
-                                    int64_t);
-template bool ContractByGemm<double>(const ContractionFactors&, const double*, const double*, double*, bool,
-                                     int64_t);
+template bool ContractByGemm(const ContractionFactors&, const float*, const float*, float*, bool, int64_t);
+template bool ContractByGemm(const ContractionFactors&, const double*, const double*, double*, bool, int64_t);
+template bool ContractByGemm(const ContractionFactors&, const Bf16*, const Bf16*, float*, bool, int64_t);
+template bool ContractByGemm(const ContractionFactors&, const Bf16*, const Bf16*, Bf16*, bool, int64_t);
 
 }  // namespace moe

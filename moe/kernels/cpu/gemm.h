@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "absl/container/inlined_vector.h"
+#include "moe/kernels/cpu/bf16_product.h"
 
 namespace moe {
 
@@ -26,10 +27,12 @@ struct ContractionFactor {
 };
 using ContractionFactors = absl::InlinedVector<ContractionFactor, 8>;
 
-// False if the strides admit no GEMM, or if one GEMM would be smaller than `least` multiplications; then
-// nothing was done. With accumulate, adds to c.
-template <typename T>
-bool ContractByGemm(const ContractionFactors& factors, const T* a, const T* b, T* c, bool accumulate,
+// False if the strides admit no GEMM, or if one GEMM would be smaller than `least` multiplications; then c
+// holds nothing of use. With accumulate, adds to c. In, Out: float and float, double and double, and where
+// there is a product of bf16 matrices (bf16_product.h) Bf16 and float, Bf16 and Bf16; the last of these adds
+// nothing up from one GEMM to the next, which would round in between, and says false.
+template <typename In, typename Out = In>
+bool ContractByGemm(const ContractionFactors& factors, const In* a, const In* b, Out* c, bool accumulate,
                     int64_t least = 64);
 
 }  // namespace moe

@@ -7,11 +7,12 @@
 #include "moe/kernels/cpu/gemm.h"
 #include "moe/kernels/cpu/simd.h"
 #include "moe/kernels/loops.h"
+#include "moe/kernels/widen.h"
 
 namespace moe {
 namespace {
 
-template <typename T>
+template <typename In, typename Out>
 bool DenseByGemm(KernelContext& c) {
   const ShardingRule& rule = *c.rule;
   const TermStrides a = StridesOf(rule.operands[0], c.extent, -1),
@@ -21,14 +22,14 @@ bool DenseByGemm(KernelContext& c) {
   for (int f = 0; f < rule.num_factors(); ++f) {
     factors.push_back({c.extent[f], a.element[f], b.element[f], y.element[f]});
   }
-  return ContractByGemm<T>(factors, c.in[0].As<T>(), c.in[1].As<T>(), c.out[0].As<T>(), false);
+  return ContractByGemm(factors, c.in[0].As<In>(), c.in[1].As<In>(), c.out[0].As<Out>(), false);
 }
 
 // Grouped matmul. The rows of one expert (the first factor of the ragged term) are contiguous, so every
 // expert is a contraction with one row factor in place of the expert, its cells and the ragged dim. The dense
 // term may have the expert, but no other factor of the cells. Nothing is done for experts without rows, but
 // their gradient is zero.
-template <typename T>
+template <typename In, typename Out>
 bool RaggedByGemm(KernelContext& c) {
   const ShardingRule& rule = *c.rule;
   const Tensor* tensors[3] = {&c.in[0], &c.in[1], &c.out[0]};
@@ -71,7 +72,7 @@ bool RaggedByGemm(KernelContext& c) {
   const bool sums_experts = dense_result && strides[2].element[expert] == 0 && experts > 1;
   if (dense_result) {
     const int64_t n = c.out[0].elements();
-    std::fill(c.out[0].As<T>(), c.out[0].As<T>() + n, T(0));
+    std::fill(c.out[0].As<Out>(), c.out[0].As<Out>() + n, Out(0));
   }
   int64_t start = 0;
   for (int64_t e = 0; e < experts; ++e) {
@@ -79,12 +80,14 @@ bool RaggedByGemm(KernelContext& c) {
     for (int64_t i = 0; i < cells; ++i) rows += ragged->sizes[e * cells + i];
     if (rows > 0) {
       factors[0].extent = rows;
-      T* data[3];
+      int64_t at[3];
       for (int i = 0; i < 3; ++i) {
-        data[i] = tensors[i]->As<T>() + (tensors[i]->is_ragged() ? start * strides[i].row_elements
-                                                                 : e * strides[i].element[expert]);
+        at[i] = tensors[i]->is_ragged() ? start * strides[i].row_elements : e * strides[i].element[expert];
       }
-      if (!ContractByGemm<T>(factors, data[0], data[1], data[2], sums_experts, 1)) return false;
+      if (!ContractByGemm(factors, c.in[0].As<In>() + at[0], c.in[1].As<In>() + at[1],
+                          c.out[0].As<Out>() + at[2], sums_experts, 1)) {
+        return false;
+      }
     }
     start += rows;
   }
@@ -96,9 +99,35 @@ absl::Status Einsum(KernelContext& c) {
   RETURN_IF_ERROR(PlaceLikeOperand(c));
   if (c.in.size() == 2) {
     const bool ragged = c.in[0].is_ragged() || c.in[1].is_ragged();
-    if (ragged ? RaggedByGemm<T>(c) : DenseByGemm<T>(c)) return absl::OkStatus();
+    if (ragged ? RaggedByGemm<T, T>(c) : DenseByGemm<T, T>(c)) return absl::OkStatus();
   }
   return ReduceProducts<T>(c, Reduce::kSum);
+}
+
+const Kernel& EinsumInF32() {
+  static const Kernel& kernel = *new Kernel{"math.einsum", Backend::kCpu, DType::kF32, &Einsum<float>};
+  return kernel;
+}
+
+// Where the CPU has products of bf16 and the einsum is such products; else by way of f32, for which the
+// workspace has room.
+absl::Status EinsumBf16(KernelContext& c) {
+  const bool narrow = c.in.size() == 2 && c.in[0].dtype == DType::kBF16 && c.in[1].dtype == DType::kBF16;
+  if (narrow && ChosenBf16Product() != nullptr) {
+    RETURN_IF_ERROR(PlaceLikeOperand(c));
+    const bool ragged = c.in[0].is_ragged() || c.in[1].is_ragged();
+    const bool wide = c.out[0].dtype == DType::kF32;
+    if (ragged ? (wide ? RaggedByGemm<Bf16, float>(c) : RaggedByGemm<Bf16, Bf16>(c))
+               : (wide ? DenseByGemm<Bf16, float>(c) : DenseByGemm<Bf16, Bf16>(c))) {
+      return absl::OkStatus();
+    }
+  }
+  return RunWidened(EinsumInF32(), c);
+}
+
+int64_t EinsumBf16Workspace(const Node& n, const ShardingRule& rule, absl::Span<const int64_t> extent,
+                            absl::Span<const Tensor> in, absl::Span<const Tensor> out) {
+  return WidenedWorkspace(EinsumInF32(), n, rule, extent, in, out);
 }
 
 template <typename T>
@@ -265,6 +294,7 @@ void RegisterFloat(KernelRegistry& r, DType dtype) {
 void RegisterCpuMath(KernelRegistry& r) {
   RegisterFloat<float>(r, DType::kF32);
   RegisterFloat<double>(r, DType::kF64);
+  r.Add({"math.einsum", Backend::kCpu, DType::kBF16, &EinsumBf16, &EinsumBf16Workspace});
   for (const DType dtype : {DType::kS32, DType::kBF16, DType::kF16, DType::kF32, DType::kF64}) {
     r.Add({"math.cast", Backend::kCpu, dtype, &Cast});
   }
