@@ -46,6 +46,7 @@ constexpr Feature kFeatures[] = {
     {"interleaved", [](const Subject& x) { return x.s.schedule == "interleaved" && x.s.pp > 1; }},
     {"zb-h1", [](const Subject& x) { return x.s.schedule == "zb-h1" && x.s.pp > 1; }},
     {"zb-v", [](const Subject& x) { return x.s.schedule == "zb-v" && x.s.pp > 1; }},
+    {"dualpipe", [](const Subject& x) { return x.s.schedule == "dualpipe" && x.s.pp > 1; }},
     {"selective", [](const Subject& x) { return x.s.checkpoint == "selective"; }},
     {"full", [](const Subject& x) { return x.s.checkpoint == "full"; }},
     {"auto", [](const Subject& x) { return absl::StartsWith(x.s.checkpoint, "auto"); }},
@@ -139,11 +140,12 @@ Composition Compose(const std::vector<EquivalenceCase>& cases) {
     }
   }
   // One of several, of which there is only one at a time.
-  const std::vector<std::vector<std::string>> exclusive = {{"zero 1", "zero 2", "zero 3"},
-                                                           {"gpipe", "interleaved", "zb-h1", "zb-v"},
-                                                           {"selective", "full", "auto", "op list"},
-                                                           {"bf16", "f16"},
-                                                           {"capacity", "dropless", "spill"}};
+  const std::vector<std::vector<std::string>> exclusive = {
+      {"zero 1", "zero 2", "zero 3"},
+      {"gpipe", "interleaved", "zb-h1", "zb-v", "dualpipe"},
+      {"selective", "full", "auto", "op list"},
+      {"bf16", "f16"},
+      {"capacity", "dropless", "spill"}};
   for (const auto& group : exclusive) {
     for (size_t a = 0; a < kCount; ++a) {
       for (size_t b = 0; b < kCount; ++b) {

@@ -15,7 +15,7 @@
 #include "absl/strings/strip.h"
 #include "moe/base/status.h"
 #include "moe/comm/in_process/in_process.h"
-#include "moe/comm/reduce.h"
+#include "moe/device/reduce.h"
 #include "moe/ir/conversion_parts.h"
 #include "moe/ir/conversion_steps.h"
 #include "moe/ir/state.h"

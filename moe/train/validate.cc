@@ -454,7 +454,21 @@ void CheckWorld(const Sizes& z, const StrategyConfig& s, Collector& out) {
                   : absl::StrCat("expert_model_parallel_size of ", ShowNear(eps, ep), " with these others");
 }
 
+// A sum over the microbatches so far has no order where half of them go through a second copy of the model.
+bool CountsOutOfOrder(const RunConfig& config) {
+  const ModelConfig& m = config.model();
+  return config.strategy().schedule() == "dualpipe" && m.num_experts() > 0 && m.aux_loss_coeff() != 0 &&
+         m.aux_loss_scope() == "global_batch";
+}
+
 void CheckBatch(const RunConfig& config, Collector& out) {
+  if (CountsOutOfOrder(config)) {
+    out.Add(
+           "moe_aux_loss_scope = global_batch, a sum over the microbatches so far, with schedule dualpipe, "
+           "which sends half of them through a second copy of the model")
+        .legal =
+        "moe_aux_loss_scope = sequence or microbatch, or a schedule that runs forwards in order, as 1f1b";
+  }
   const int64_t global = config.train().global_batch_size(), micro = config.train().micro_batch_size();
   const int64_t dp = config.strategy().data_parallel_size();
   const std::string legal_size = absl::StrCat("1 to ", kMaxSize);
@@ -648,7 +662,7 @@ std::vector<ConfigProblem> TrainConfigProblems(const RunConfig& config) {
 std::optional<RunConfig> NearestLegalStrategy(const RunConfig& config) {
   RunConfig trial = config;
   StrategyConfig& s = *trial.mutable_strategy();
-  if (!IsSchedule(s.schedule())) s.set_schedule("1f1b");
+  if (!IsSchedule(s.schedule()) || CountsOutOfOrder(config)) s.set_schedule("1f1b");
   const absl::StatusOr<CheckpointPolicy> policy = ParseCheckpointPolicy(s.recompute_granularity());
   const bool budget = !s.recompute_budget().empty() || !s.memory_limit().empty();
   if (!policy.ok() || (policy->base == CheckpointPolicy::kAuto && !budget))

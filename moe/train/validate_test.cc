@@ -197,6 +197,11 @@ TEST(ValidateTest, ModelAndTraining) {
       "strategy { schedule: 'zigzag' recompute_granularity: 'some' zero_stage: 4 expert_axis_order: 'x' }", 4,
       "schedule = 'zigzag'", "1f1b, gpipe, interleaved, zb-h1, zb-v, dualpipe, file:PATH",
       "recompute_granularity = 'some'", "zero_stage = 4", "--schedule=1f1b");
+  ExpectProblems(
+      "model { aux_loss_scope: 'global_batch' } strategy { schedule: 'dualpipe' "
+      "pipeline_model_parallel_size: 2 "
+      "virtual_pipeline_model_parallel_size: 2 }",
+      1, "moe_aux_loss_scope = global_batch", "with schedule dualpipe", "--schedule=1f1b");
   ExpectProblems("strategy { recompute_granularity: 'auto' }", 1, "auto without a budget", "memory_limit");
   ExpectProblems("strategy { recompute_granularity: 'full+moe.top_k' }", 1, "moe.top_k is never recomputed");
   ExpectProblems("strategy { memory_limit: '4GB' moe_token_dispatcher_type: 'flex' }", 2,
