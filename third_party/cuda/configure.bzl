@@ -27,7 +27,9 @@ def _cuda_configure_impl(ctx):
     if have:
         ctx.symlink(home + "/include", "include")
         lines.append('cc_library(name = "headers", hdrs = glob(["include/**"]), includes = ["include"])')
-        search = ["-L%s/lib64" % home, "-Wl,-rpath,%s/lib64" % home]
+        # Binaries also look beside themselves, for themselves and for what they load (an rpath of the old kind):
+        # tools/gpu packs them.
+        search = ["-L%s/lib64" % home, "-Wl,--disable-new-dtags,-rpath,$$ORIGIN/../lib,-rpath,%s/lib64" % home]
         for name, library in _LIBRARIES.items():
             linkopts = search + ["-l" + library]
             if name == "cudart":

@@ -1,0 +1,18 @@
+"""gpu_bundle: programs, tests and files in one archive that runs without Bazel (pack.sh)."""
+
+def gpu_bundle(name, archive, programs, tests, files):
+    """programs, tests: labels of binaries; files: label -> folder in the archive, "" for its top."""
+    entries = ["bin=$(location %s)" % p for p in programs]
+    entries += ["test=$(location %s)" % t for t in tests]
+    for label, folder in files.items():
+        entries.append("file%s=$(location %s)" % ("/" + folder if folder else "", label))
+    native.genrule(
+        name = name,
+        srcs = programs + tests + files.keys(),
+        outs = [archive],
+        cmd = "$(location :pack.sh) $@ " + " ".join(entries),
+        message = "Packing",
+        # The tests among the inputs are only packed.
+        testonly = True,
+        tools = ["pack.sh"],
+    )
