@@ -40,7 +40,8 @@ class DeviceMemory {  // freed with it
   virtual ~DeviceMemory() = default;
   virtual char* data() const = 0;  // aligned to 256; null of 0 bytes
   virtual int64_t bytes() const = 0;
-  // What lies in [begin, begin + bytes) is no longer wanted. The host gives whole pages back to the system.
+  // What lies in [begin, begin + bytes) is no longer wanted, by work in flight neither. The host gives whole
+  // pages back to the system.
   virtual void Forget(int64_t begin, int64_t bytes) {}
 };
 

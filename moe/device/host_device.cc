@@ -62,9 +62,9 @@ absl::Status NoGraphs() {
   return absl::FailedPreconditionError("the host has no graphs: its streams do their work at once");
 }
 
-class HostStream : public Stream {
+class ImmediateStream : public Stream {
  public:
-  explicit HostStream(Device* device) : device_(device) {}
+  explicit ImmediateStream(Device* device) : device_(device) {}
   DeviceKind kind() const override { return DeviceKind::kHost; }
   Device* device() const override { return device_; }
   void* native() const override { return nullptr; }
@@ -157,7 +157,7 @@ class HostDevice : public Device {
     return Allocate(bytes, 0);
   }
   absl::StatusOr<std::unique_ptr<Stream>> NewStream(absl::string_view) override {
-    return std::make_unique<HostStream>(this);
+    return std::make_unique<ImmediateStream>(this);
   }
   absl::StatusOr<std::unique_ptr<Event>> NewEvent() override { return std::make_unique<HostEvent>(); }
   absl::StatusOr<std::unique_ptr<Event>> NewTimedEvent() override {
@@ -179,5 +179,11 @@ class HostDevice : public Device {
 }  // namespace
 
 std::unique_ptr<Device> NewHostDevice() { return std::make_unique<HostDevice>(); }
+
+Stream* HostStream() {
+  static HostDevice& device = *new HostDevice;
+  static ImmediateStream& stream = *new ImmediateStream(&device);
+  return &stream;
+}
 
 }  // namespace moe

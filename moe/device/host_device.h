@@ -9,4 +9,8 @@ namespace moe {
 
 std::unique_ptr<Device> NewHostDevice();
 
+// A stream of a device that is always there: for whoever is given none. Its calls keep no state, so any
+// number of threads may use it.
+Stream* HostStream();
+
 }  // namespace moe

@@ -1,16 +1,13 @@
 #include "moe/runtime/arena.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "moe/base/status.h"
 
 namespace moe {
 namespace {
-constexpr int64_t kPage = 4096, kHugePage = 2 << 20;
+constexpr int64_t kPage = 4096;
 }
 
 Arena::Arena(const StageMemory& m) {
@@ -30,41 +27,32 @@ Arena::Arena(const StageMemory& m) {
   reserved_ = std::max<int64_t>(kPage, start_[5] + m.spill_bytes);
 }
 
-Arena::Mapping::~Mapping() {
-  if (base != nullptr) munmap(base, bytes);
-}
-
 int64_t Arena::BytesOf(const StageMemory& memory) { return Arena(memory).reserved_; }
 
-absl::StatusOr<std::unique_ptr<Arena>> Arena::Create(const StageMemory& m, int64_t reserve) {
+absl::StatusOr<std::unique_ptr<Arena>> Arena::Create(const StageMemory& m, Device* device, int64_t reserve) {
   std::unique_ptr<Arena> a(new Arena(m));
-  const int64_t bytes = std::max(a->reserved_, reserve) + kHugePage;  // to start at a multiple of a huge page
-  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (p == MAP_FAILED) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "cannot reserve ", a->planned_, " bytes for a rank (state ", m.state_bytes, ", input ", m.input_bytes,
-        ", residuals ", m.residual_bytes, ", boundaries ", m.boundary_bytes, ", futures ", m.future_bytes,
-        ", frame ", m.frame_bytes, ") and ", m.spill_bytes, " bytes of spill room: ", std::strerror(errno)));
+  absl::StatusOr<std::unique_ptr<DeviceMemory>> bytes =
+      device->Allocate(std::max(a->reserved_, reserve), a->planned_);
+  if (!bytes.ok()) {
+    return Annotate(bytes.status(),
+                    absl::StrCat("the plan wants ", a->planned_, " bytes for a rank (state ", m.state_bytes,
+                                 ", input ", m.input_bytes, ", residuals ", m.residual_bytes, ", boundaries ",
+                                 m.boundary_bytes, ", futures ", m.future_bytes, ", frame ", m.frame_bytes,
+                                 ") and ", m.spill_bytes, " bytes of spill room"));
   }
-  a->mapping_ = std::make_shared<Mapping>();
-  a->mapping_->base = p;
-  a->mapping_->bytes = bytes;
-  const uintptr_t start = reinterpret_cast<uintptr_t>(p);
-  a->base_ = static_cast<char*>(p) + ((start + kHugePage - 1) / kHugePage * kHugePage - start);
-  // Ranks take turns on a core, and their arenas together have far more small pages than a core keeps
-  // addresses of. Only what the plan fills is asked for; it is a hint.
-  if (a->planned_ >= kHugePage) madvise(a->base_, a->planned_ / kHugePage * kHugePage, MADV_HUGEPAGE);
+  a->bytes_ = *std::move(bytes);
+  a->base_ = a->bytes_->data();
   return a;
 }
 
 absl::StatusOr<std::unique_ptr<Arena>> Arena::Share(const StageMemory& m, const Arena& other) {
   std::unique_ptr<Arena> a(new Arena(m));
-  if (a->reserved_ > other.mapping_->bytes - kHugePage) {
+  if (a->reserved_ > other.bytes_->bytes()) {
     return absl::ResourceExhaustedError(absl::StrCat("a plan of ", a->reserved_,
-                                                     " bytes does not fit into the ", other.mapping_->bytes - kHugePage,
+                                                     " bytes does not fit into the ", other.bytes_->bytes(),
                                                      " bytes reserved for those that share its state"));
   }
-  a->mapping_ = other.mapping_;
+  a->bytes_ = other.bytes_;
   a->base_ = other.base_;
   return a;
 }
@@ -75,7 +63,7 @@ char* Arena::At(Space space, int64_t offset) const {
 
 void Arena::ReleaseSpill() {
   if (spill_used_ == 0) return;
-  madvise(base_ + start_[5], reserved_ - start_[5], MADV_DONTNEED);
+  bytes_->Forget(start_[5], reserved_ - start_[5]);
   spill_used_ = 0;
 }
 

@@ -1,8 +1,9 @@
-// Arena: one rank's memory, laid out by the Plan. Address space for the planned peak and for the spill region
-// is reserved when the plan is loaded; nothing is allocated in the step loop. Pages of the spill region are
-// touched only when a ragged value exceeds its bound, and given back after the step.
+// Arena: one rank's memory, laid out by the Plan, on the rank's device. Room for the planned peak and for the
+// spill region is taken when the plan is loaded; nothing is allocated in the step loop. On the host that is
+// address space: pages of the spill region are touched only when a ragged value exceeds its bound, and given
+// back after the step. A GPU gives all of it at once.
 //
-//   ASSIGN_OR_RETURN(std::unique_ptr<Arena> arena, Arena::Create(stage_memory));
+//   ASSIGN_OR_RETURN(std::unique_ptr<Arena> arena, Arena::Create(stage_memory, device));
 //   void* p = arena->At(Space::kFrame, offset);
 //
 // Plans that share state (ir/state_layout.h) share memory: each has an arena of its own over the same bytes,
@@ -17,18 +18,20 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "moe/device/device.h"
 #include "moe/ir/program.h"
 
 namespace moe {
 
 class Arena {
  public:
-  // Address space that a plan wants: its peak, and the room for spilled rows.
+  // Bytes that a plan wants: its peak, and the room for spilled rows.
   static int64_t BytesOf(const StageMemory& memory);
-  // Reserves BytesOf(memory), or `reserve` bytes if that is more. Error: ResourceExhausted with the plan's
-  // own numbers.
-  static absl::StatusOr<std::unique_ptr<Arena>> Create(const StageMemory& memory, int64_t reserve = 0);
-  // In the bytes of another arena. ResourceExhausted if that reserved too little.
+  // Takes BytesOf(memory), or `reserve` bytes if that is more. Error: ResourceExhausted with the plan's own
+  // numbers and the device's.
+  static absl::StatusOr<std::unique_ptr<Arena>> Create(const StageMemory& memory, Device* device,
+                                                       int64_t reserve = 0);
+  // In the bytes of another arena. ResourceExhausted if that took too little.
   static absl::StatusOr<std::unique_ptr<Arena>> Share(const StageMemory& memory, const Arena& other);
   Arena(const Arena&) = delete;
 
@@ -53,18 +56,13 @@ class Arena {
   void ReleaseSpill();  // gives touched spill pages back to the system
 
  private:
-  struct Mapping {  // the address space; lives as long as an arena in it
-    ~Mapping();
-    void* base = nullptr;
-    int64_t bytes = 0;
-  };
   explicit Arena(const StageMemory& memory);
   static void Raise(std::atomic<int64_t>& mark, int64_t to) {
     int64_t now = mark.load(std::memory_order_relaxed);
     while (now < to && !mark.compare_exchange_weak(now, to, std::memory_order_relaxed)) {
     }
   }
-  std::shared_ptr<Mapping> mapping_;
+  std::shared_ptr<DeviceMemory> bytes_;  // lives as long as an arena in it
   char* base_ = nullptr;
   int64_t planned_ = 0, reserved_ = 0;
   std::atomic<int64_t> used_{0}, spill_used_{0}, spill_peak_{0};

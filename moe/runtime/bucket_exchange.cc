@@ -1,14 +1,12 @@
 #include "moe/runtime/bucket_exchange.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "moe/base/status.h"
-#include "moe/device/copy_rows.h"
-#include "moe/device/wire_codec.h"
+#include "moe/device/host_device.h"
 #include "moe/runtime/exchange.h"
 #include "moe/runtime/wire_transfer.h"
 
@@ -82,6 +80,7 @@ absl::StatusOr<std::unique_ptr<BucketExchange>> BucketExchange::Plan(absl::Span<
   e->scratch_ = e->LayScratch();
   e->from_.resize(parts.size());
   e->to_.resize(parts.size());
+  for (const Step& s : e->steps_) e->sources_.resize(std::max<size_t>(e->sources_.size(), s.group_size));
   return e;
 }
 
@@ -126,10 +125,11 @@ absl::StatusOr<std::unique_ptr<BucketExchange>> BucketExchange::Create(absl::Spa
                                                                        const Mesh& mesh, int64_t rank,
                                                                        World* world,
                                                                        absl::string_view channel,
-                                                                       WireFormat wire) {
+                                                                       WireFormat wire, Stream* stream) {
   ASSIGN_OR_RETURN(std::unique_ptr<BucketExchange> e, Plan(parts, mesh, rank, wire));
+  e->stream_ = stream == nullptr ? HostStream() : stream;
   for (Step& s : e->steps_) {
-    ASSIGN_OR_RETURN(s.communicator, world->Group(s.parts[0]->group, channel));
+    ASSIGN_OR_RETURN(s.communicator, world->Group(s.parts[0]->group, channel, MeetingStream(e->stream_)));
   }
   return e;
 }
@@ -149,11 +149,12 @@ absl::Status BucketExchange::RunStep(const Step& s, absl::Span<const char* const
     for (size_t j = 0; j < s.parts.size(); ++j) {
       const StepLayout& l = *s.parts[j];
       if (!Scatters(s.kind)) {
-        std::memcpy(send + at, from[j], l.row_in * element_);
+        RETURN_IF_ERROR(stream_->Copy(send + at, from[j], l.row_in * element_));
         at += l.row_in * element_;
         continue;
       }
-      CopyStrided(l.pack_row, from[j] + l.pack_offset[p] * element_, send + at, element_);
+      RETURN_IF_ERROR(stream_->CopyRows(l.pack_row, 1, from[j] + l.pack_offset[p] * element_, l.row_in,
+                                        send + at, l.row_block, element_));
       at += l.row_block * element_;
     }
   }
@@ -181,11 +182,12 @@ absl::Status BucketExchange::RunStep(const Step& s, absl::Span<const char* const
     for (size_t j = 0; j < s.parts.size(); ++j) {
       const StepLayout& l = *s.parts[j];
       if (!Gathers(s.kind)) {
-        std::memcpy(to[j], receive + at, l.row_out * element_);
+        RETURN_IF_ERROR(stream_->Copy(to[j], receive + at, l.row_out * element_));
         at += l.row_out * element_;
         continue;
       }
-      CopyStrided(l.unpack_row, receive + at, to[j] + l.unpack_offset[p] * element_, element_);
+      RETURN_IF_ERROR(stream_->CopyRows(l.unpack_row, 1, receive + at, l.row_block,
+                                        to[j] + l.unpack_offset[p] * element_, l.row_out, element_));
       at += l.row_block * element_;
     }
   }
@@ -199,18 +201,22 @@ absl::Status BucketExchange::RunEncoded(const Step& s, absl::Span<const char* co
   const size_t parts = s.parts.size();
   char* end = send;
   const auto encode = [&](const char* values, int64_t elements) {
-    EncodeWire(wire_, dtype_, values, elements, end);
-    end += Encoded(elements);
+    char* const at = std::exchange(end, end + Encoded(elements));
+    return stream_->Encode(wire_, dtype_, values, elements, at);
+  };
+  const auto reduce = [&](const char* received, int64_t stride, int64_t elements, char* out) {
+    for (int p = 0; p < n; ++p) sources_[p] = received + p * stride;
+    return stream_->Decode(wire_, absl::MakeConstSpan(sources_).first(n), elements, s.reduction, dtype_, out);
   };
   if (s.kind == StepKind::kAllGather) {
-    for (size_t j = 0; j < parts; ++j) encode(from[j], s.parts[j]->row_in);
+    for (size_t j = 0; j < parts; ++j) RETURN_IF_ERROR(encode(from[j], s.parts[j]->row_in));
     RETURN_IF_ERROR(s.communicator->AllGather(send, receive, end - send, DType::kPred, what));
     bytes_sent_ += (end - send) * (n - 1);
   } else if (s.kind == StepKind::kAllReduce) {
     for (int p = 0; p < n; ++p) {
       for (size_t j = 0; j < parts; ++j) {
         const int64_t count = s.parts[j]->row_in;
-        encode(from[j] + p * WirePart(count, n) * element_, PartOfPeer(count, p, n));
+        RETURN_IF_ERROR(encode(from[j] + p * WirePart(count, n) * element_, PartOfPeer(count, p, n)));
       }
     }
     RETURN_IF_ERROR(s.communicator->AllToAllV(send, s.encoded, receive, s.own, DType::kPred, what));
@@ -219,9 +225,9 @@ absl::Status BucketExchange::RunEncoded(const Step& s, absl::Span<const char* co
     const char* received = receive;
     for (size_t j = 0; j < parts; ++j) {
       const int64_t mine = PartOfPeer(s.parts[j]->row_in, s.me, n);
-      ReduceWire(wire_, dtype_, received, s.own[s.me], n, mine, s.reduction, block);
+      RETURN_IF_ERROR(reduce(received, s.own[s.me], mine, block));
       received += Encoded(mine);
-      encode(block, mine);
+      RETURN_IF_ERROR(encode(block, mine));
     }
     RETURN_IF_ERROR(s.communicator->AllGatherV(send, s.own[s.me], receive, s.encoded, DType::kPred, what));
     bytes_sent_ += s.own[s.me] * (n - 1);
@@ -229,8 +235,9 @@ absl::Status BucketExchange::RunEncoded(const Step& s, absl::Span<const char* co
     for (int p = 0; p < n; ++p) {
       for (size_t j = 0; j < parts; ++j) {
         const StepLayout& l = *s.parts[j];
-        CopyStrided(l.pack_row, from[j] + l.pack_offset[p] * element_, block, element_);
-        encode(block, l.row_block);
+        RETURN_IF_ERROR(stream_->CopyRows(l.pack_row, 1, from[j] + l.pack_offset[p] * element_, l.row_in,
+                                          block, l.row_block, element_));
+        RETURN_IF_ERROR(encode(block, l.row_block));
       }
     }
     const int64_t bytes = (end - send) / n;  // to each peer
@@ -238,7 +245,7 @@ absl::Status BucketExchange::RunEncoded(const Step& s, absl::Span<const char* co
     bytes_sent_ += bytes * (n - 1);
     if (s.kind == StepKind::kReduceScatter) {
       for (size_t j = 0; j < parts; ++j) {
-        ReduceWire(wire_, dtype_, receive, bytes, n, s.parts[j]->row_block, s.reduction, to[j]);
+        RETURN_IF_ERROR(reduce(receive, bytes, s.parts[j]->row_block, to[j]));
         receive += Encoded(s.parts[j]->row_block);
       }
       return absl::OkStatus();
@@ -249,13 +256,15 @@ absl::Status BucketExchange::RunEncoded(const Step& s, absl::Span<const char* co
       const StepLayout& l = *s.parts[j];
       if (s.kind == StepKind::kAllReduce) {
         const int64_t count = PartOfPeer(l.row_in, p, n);
-        DecodeWireTo(wire_, dtype_, receive, count, to[j] + p * WirePart(l.row_in, n) * element_);
+        RETURN_IF_ERROR(stream_->Decode(wire_, {receive}, count, s.reduction, dtype_,
+                                        to[j] + p * WirePart(l.row_in, n) * element_));
         receive += Encoded(count);
         continue;
       }
-      DecodeWireTo(wire_, dtype_, receive, l.row_block, block);
+      RETURN_IF_ERROR(stream_->Decode(wire_, {receive}, l.row_block, s.reduction, dtype_, block));
       receive += Encoded(l.row_block);
-      CopyStrided(l.unpack_row, block, to[j] + l.unpack_offset[p] * element_, element_);
+      RETURN_IF_ERROR(stream_->CopyRows(l.unpack_row, 1, block, l.row_block,
+                                        to[j] + l.unpack_offset[p] * element_, l.row_out, element_));
     }
   }
   return absl::OkStatus();

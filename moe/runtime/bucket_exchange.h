@@ -21,6 +21,7 @@
 #include "absl/types/span.h"
 #include "moe/comm/communicator.h"
 #include "moe/comm/world.h"
+#include "moe/device/device.h"
 #include "moe/ir/conversion_layout.h"
 #include "moe/ir/conversion_parts.h"
 #include "moe/ir/wire_format.h"
@@ -30,12 +31,14 @@ namespace moe {
 
 class BucketExchange {
  public:
+  // Tensors are in memory of the stream's device, where the work is done; null: the host.
   // Errors (InvalidArgument): parts of different dtypes, groups or kinds of steps, ragged parts, steps other
   // than all_reduce, reduce_scatter, all_gather and all_to_all; as of LayoutConversion.
   static absl::StatusOr<std::unique_ptr<BucketExchange>> Create(absl::Span<const ConversionPart> parts,
                                                                 const Mesh& mesh, int64_t rank, World* world,
                                                                 absl::string_view channel,
-                                                                WireFormat wire = WireFormat::kNone);
+                                                                WireFormat wire = WireFormat::kNone,
+                                                                Stream* stream = nullptr);
   // Scratch bytes of such an exchange, the same on every rank.
   static absl::StatusOr<int64_t> WorkspaceBytes(absl::Span<const ConversionPart> parts, const Mesh& mesh,
                                                 WireFormat wire = WireFormat::kNone);
@@ -80,11 +83,13 @@ class BucketExchange {
   std::vector<ConversionLayout> layouts_;
   std::vector<Step> steps_;
   WireFormat wire_ = WireFormat::kNone;
+  Stream* stream_ = nullptr;
   DType dtype_ = DType::kF32;
   int64_t element_ = 0;  // bytes
   Scratch scratch_;
   std::vector<const char*> from_;  // of the step that runs; reserved when the plan is loaded
   std::vector<char*> to_;
+  std::vector<const char*> sources_;  // encoded blocks of one part, per peer
   int64_t bytes_sent_ = 0;
 };
 

@@ -1,15 +1,14 @@
 #include "moe/runtime/exchange.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <cstring>
+#include <numeric>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "moe/base/status.h"
-#include "moe/device/copy_rows.h"
+#include "moe/comm/compute_gate.h"
+#include "moe/device/host_device.h"
 
 namespace moe {
 namespace {
@@ -34,29 +33,12 @@ absl::Span<const CellRun> Runs(const std::vector<CellRun>& runs, const std::vect
   return absl::MakeConstSpan(runs).subspan(begin[peer], begin[peer + 1] - begin[peer]);
 }
 
-// Copies the block of `peer` out of a value (packed end to end at `to`); returns the elements written.
-int64_t PackBlock(const StepLayout& l, int peer, absl::Span<const int64_t> rows, const char* from, char* to,
-                  int64_t element) {
-  int64_t at = 0;
-  for (const CellRun& r : Runs(l.pack_cells, l.pack_begin, peer)) {
-    const int64_t n = rows[r.first + r.count] - rows[r.first];
-    CopyRows(l.pack_row, n, from + (rows[r.first] * l.row_in + l.pack_offset[peer]) * element, l.row_in,
-             to + at * element, l.row_block, element);
-    at += n * l.row_block;
+absl::Status Place(Tensor& t, int64_t rows) {
+  t.data = rows <= t.capacity_rows ? t.arena_rows : t.spill_rows;
+  if (t.data == nullptr && rows > 0) {
+    return absl::ResourceExhaustedError("ragged value exceeds its bound and has no spill");
   }
-  return at;
-}
-
-int64_t UnpackBlock(const StepLayout& l, int peer, absl::Span<const int64_t> rows, const char* from, char* to,
-                    int64_t element) {
-  int64_t at = 0;
-  for (const CellRun& r : Runs(l.unpack_cells, l.unpack_begin, peer)) {
-    const int64_t n = rows[r.first + r.count] - rows[r.first];
-    CopyRows(l.unpack_row, n, from + at * element, l.row_block,
-             to + (rows[r.first] * l.row_out + l.unpack_offset[peer]) * element, l.row_out, element);
-    at += n * l.row_block;
-  }
-  return at;
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -73,11 +55,49 @@ int64_t ExchangeWorkspaceBytes(const ConversionLayout& layout, WireFormat wire, 
   return layout.WorkspaceBytes(overload) + encoded;
 }
 
+Stream* MeetingStream(Stream* stream) { return stream->device()->host_accessible() ? nullptr : stream; }
+
+absl::Status AwaitStream(Stream* stream) {
+  if (stream->device()->host_accessible()) return stream->Synchronize();
+  ComputeGate::Released others_compute;
+  return stream->Synchronize();
+}
+
+// Copies the block of `peer` out of a value (packed end to end at `to`); returns the elements written.
+absl::StatusOr<int64_t> Exchange::PackBlock(const StepLayout& l, int peer, absl::Span<const int64_t> rows,
+                                            const char* from, char* to) const {
+  int64_t at = 0;
+  for (const CellRun& r : Runs(l.pack_cells, l.pack_begin, peer)) {
+    const int64_t n = rows[r.first + r.count] - rows[r.first];
+    RETURN_IF_ERROR(stream_->CopyRows(l.pack_row, n,
+                                      from + (rows[r.first] * l.row_in + l.pack_offset[peer]) * element_,
+                                      l.row_in, to + at * element_, l.row_block, element_));
+    at += n * l.row_block;
+  }
+  return at;
+}
+
+absl::StatusOr<int64_t> Exchange::UnpackBlock(const StepLayout& l, int peer, absl::Span<const int64_t> rows,
+                                              const char* from, char* to) const {
+  int64_t at = 0;
+  for (const CellRun& r : Runs(l.unpack_cells, l.unpack_begin, peer)) {
+    const int64_t n = rows[r.first + r.count] - rows[r.first];
+    RETURN_IF_ERROR(stream_->CopyRows(l.unpack_row, n, from + at * element_, l.row_block,
+                                      to + (rows[r.first] * l.row_out + l.unpack_offset[peer]) * element_,
+                                      l.row_out, element_));
+    at += n * l.row_block;
+  }
+  return at;
+}
+
 absl::StatusOr<std::unique_ptr<Exchange>> Exchange::Create(const Type& src, const Type& dst,
                                                            absl::Span<const ConversionStep> steps,
                                                            const Mesh& mesh, int64_t rank, World* world,
-                                                           absl::string_view channel, WireFormat wire) {
+                                                           absl::string_view channel, WireFormat wire,
+                                                           Stream* stream) {
   std::unique_ptr<Exchange> e(new Exchange());
+  e->stream_ = stream == nullptr ? HostStream() : stream;
+  e->on_host_ = e->stream_->device()->host_accessible();
   e->wire_ = wire;
   ASSIGN_OR_RETURN(e->layout_, LayoutConversion(src, dst, mesh, rank, steps));
   e->element_ = ByteSize(src.dtype);
@@ -86,15 +106,14 @@ absl::StatusOr<std::unique_ptr<Exchange>> Exchange::Create(const Type& src, cons
     const StepLayout& l = e->layout_.steps[i];
     Step& s = e->steps_[i];
     if (!IsLocal(l.kind)) {
-      ASSIGN_OR_RETURN(s.communicator, world->Group(l.group, channel));
-      if (wire != WireFormat::kNone) s.wire = std::make_unique<WireTransfer>(wire, src.dtype, l.group_size());
+      ASSIGN_OR_RETURN(s.communicator, world->Group(l.group, channel, MeetingStream(e->stream_)));
+      if (wire != WireFormat::kNone) {
+        s.wire = std::make_unique<WireTransfer>(wire, src.dtype, l.group_size(), e->stream_);
+      }
     }
     const int n = l.group_size();
     s.rows_in.resize(l.cells_in + 1);
     s.rows_out.resize(l.cells_out + 1);
-    s.sizes_out.resize(l.cells_out);
-    if (!l.pack_cells.empty()) s.packed_sizes.resize(n * l.cells_block);
-    if (!l.unpack_cells.empty()) s.received_sizes.resize(n * l.cells_block);
     s.send.assign(n, 0);
     s.receive.assign(n, 0);
     s.send_cells.assign(n, 0);
@@ -104,11 +123,44 @@ absl::StatusOr<std::unique_ptr<Exchange>> Exchange::Create(const Type& src, cons
       s.receive_cells[l.receive_from] = l.cells_out;
     }
   }
+  if (e->ragged()) RETURN_IF_ERROR(e->LaySizes());
   return e;
 }
 
-Exchange::~Exchange() {
-  if (overflow_ != nullptr) munmap(overflow_, 2 * overflow_half_);
+absl::Status Exchange::LaySizes() {
+  int64_t total = layout_.steps[0].cells_in, most_in = 0, most_out = 0;
+  for (const StepLayout& l : layout_.steps) {
+    const int64_t packed = l.group_size() * l.cells_block;
+    total += 2 * packed + l.cells_out;
+    most_in = std::max({most_in, packed, l.cells_in});
+    most_out = std::max({most_out, packed, l.cells_out});
+  }
+  Device* const device = stream_->device();
+  ASSIGN_OR_RETURN(host_sizes_, device->AllocateStaging(total * static_cast<int64_t>(sizeof(int32_t))));
+  auto* at = reinterpret_cast<int32_t*>(host_sizes_->data()) + layout_.steps[0].cells_in;
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    const StepLayout& l = layout_.steps[i];
+    const int64_t packed = l.group_size() * l.cells_block;
+    steps_[i].packed_sizes = at;
+    steps_[i].received_sizes = at + packed;
+    steps_[i].sizes_out = at + 2 * packed;
+    at += 2 * packed + l.cells_out;
+  }
+  if (on_host_) return absl::OkStatus();
+  device_sizes_in_ = RoundUp(most_in * sizeof(int32_t));
+  ASSIGN_OR_RETURN(device_sizes_, device->Allocate(device_sizes_in_ + RoundUp(most_out * sizeof(int32_t))));
+  return absl::OkStatus();
+}
+
+template <typename F>
+absl::Status Exchange::TalkSizes(const int32_t* in, int64_t n_in, int32_t* out, int64_t n_out, const F& f) {
+  if (on_host_) return f(in, out);
+  char* const sent = device_sizes_->data();
+  char* const received = sent + device_sizes_in_;
+  RETURN_IF_ERROR(stream_->Copy(sent, in, n_in * static_cast<int64_t>(sizeof(int32_t))));
+  RETURN_IF_ERROR(f(sent, received));
+  RETURN_IF_ERROR(stream_->Copy(out, received, n_out * static_cast<int64_t>(sizeof(int32_t))));
+  return AwaitStream(stream_);
 }
 
 absl::StatusOr<char*> Exchange::Take(Scratch& scratch, int64_t bytes) {
@@ -128,13 +180,9 @@ absl::StatusOr<char*> Exchange::Take(Scratch& scratch, int64_t bytes) {
     for (int i = 0; i <= static_cast<int>(steps_.size()); ++i) {
       overflow_half_ = std::max(overflow_half_, RoundUp(layout_.ValueBytes(i, 0)));
     }
-    void* p = mmap(nullptr, 2 * overflow_half_, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("no ", 2 * overflow_half_, " bytes for an exchange of more rows than planned"));
-    }
-    overflow_ = static_cast<char*>(p);
+    absl::StatusOr<std::unique_ptr<DeviceMemory>> memory = stream_->device()->Allocate(2 * overflow_half_, 0);
+    if (!memory.ok()) return Annotate(memory.status(), "an exchange of more rows than planned");
+    overflow_ = *std::move(memory);
   }
   if (bytes > overflow_half_) {
     return absl::ResourceExhaustedError(absl::StrCat("an exchange of ", bytes,
@@ -142,7 +190,7 @@ absl::StatusOr<char*> Exchange::Take(Scratch& scratch, int64_t bytes) {
                                                      " by the bound of the ragged value"));
   }
   overflow_used_ = true;
-  return overflow_ + end * overflow_half_;
+  return overflow_->data() + end * overflow_half_;
 }
 
 absl::Status Exchange::CheckTensor(const Tensor& t, const Dims& dims, int64_t cells,
@@ -174,7 +222,9 @@ absl::Status Exchange::ConvertSizes(const StepLayout& l, Step& s, const int32_t*
       return absl::OkStatus();
     case StepKind::kPermute:
     case StepKind::kRotate:
-      return s.communicator->AllToAllV(in, s.send_cells, out, s.receive_cells, DType::kS32, what);
+      return TalkSizes(in, l.cells_in, out, l.cells_out, [&](const void* from, void* to) {
+        return s.communicator->AllToAllV(from, s.send_cells, to, s.receive_cells, DType::kS32, what);
+      });
     case StepKind::kSlice:
     case StepKind::kReduceScatter:
       pack(l.me, out);
@@ -185,17 +235,22 @@ absl::Status Exchange::ConvertSizes(const StepLayout& l, Step& s, const int32_t*
   }
   const int n = l.group_size();
   if (!l.exchanges_sizes) {  // everyone has these cells, and a part of each row
-    pack(l.me, s.packed_sizes.data());
-    unpack(l.me, s.packed_sizes.data());
+    pack(l.me, s.packed_sizes);
+    unpack(l.me, s.packed_sizes);
     return absl::OkStatus();
   }
-  int32_t* const received = s.received_sizes.data();
+  int32_t* const received = s.received_sizes;
   if (l.kind == StepKind::kAllGather) {
-    RETURN_IF_ERROR(s.communicator->AllGather(in, received, l.cells_block, DType::kS32, what));
-  } else {
-    for (int p = 0; p < n; ++p) pack(p, s.packed_sizes.data() + p * l.cells_block);
     RETURN_IF_ERROR(
-        s.communicator->AllToAll(s.packed_sizes.data(), received, l.cells_block, DType::kS32, what));
+        TalkSizes(in, l.cells_block, received, n * l.cells_block, [&](const void* from, void* to) {
+          return s.communicator->AllGather(from, to, l.cells_block, DType::kS32, what);
+        }));
+  } else {
+    for (int p = 0; p < n; ++p) pack(p, s.packed_sizes + p * l.cells_block);
+    RETURN_IF_ERROR(TalkSizes(s.packed_sizes, n * l.cells_block, received, n * l.cells_block,
+                              [&](const void* from, void* to) {
+                                return s.communicator->AllToAll(from, to, l.cells_block, DType::kS32, what);
+                              }));
   }
   for (int p = 0; p < n; ++p) unpack(p, received + p * l.cells_block);
   return absl::OkStatus();
@@ -233,18 +288,16 @@ absl::Status Exchange::CommunicateEncoded(const StepLayout& l, Step& s, const ch
       WireTransfer::WorkspaceBytes(wire_, layout_.src.dtype, l.kind, l.group_size(),
                                    s.rows_in.back() * l.row_in, s.rows_out.back() * l.row_out);
   char* encoded = scratch.base + scratch.live[0];
-  void* more = nullptr;  // of a ragged value with more rows than planned
+  std::unique_ptr<DeviceMemory> more;  // of a ragged value with more rows than planned
   if (need > scratch.bytes - scratch.live[0] - scratch.live[1]) {
     if (!ragged()) {
       return absl::FailedPreconditionError(
           absl::StrCat("the workspace has ", scratch.bytes, " bytes, not ", WorkspaceBytes()));
     }
-    more = mmap(nullptr, need, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (more == MAP_FAILED) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("no ", need, " bytes for an exchange of more rows than planned"));
-    }
-    encoded = static_cast<char*>(more);
+    absl::StatusOr<std::unique_ptr<DeviceMemory>> memory = stream_->device()->Allocate(need, 0);
+    if (!memory.ok()) return Annotate(memory.status(), "an exchange of more rows than planned");
+    more = *std::move(memory);
+    encoded = more->data();
   }
   absl::Status status;
   switch (l.kind) {
@@ -267,7 +320,7 @@ absl::Status Exchange::CommunicateEncoded(const StepLayout& l, Step& s, const ch
       break;
   }
   bytes_sent_ += s.wire->bytes_sent();
-  if (more != nullptr) munmap(more, need);
+  if (more != nullptr) status.Update(AwaitStream(stream_));  // before it goes
   return status;
 }
 
@@ -315,9 +368,12 @@ absl::Status Exchange::RunStep(int i, Local& value, Tensor& out, Scratch& scratc
   const bool last = i + 1 == static_cast<int>(steps_.size());
   const int32_t* sizes = &kOneRow;
   if (ragged()) {
-    int32_t* const to = last ? out.sizes : s.sizes_out.data();
+    int32_t* const to = last && on_host_ ? out.sizes : s.sizes_out;
     RETURN_IF_ERROR(ConvertSizes(l, s, value.sizes, to, what));
     sizes = to;
+    if (last && !on_host_) {
+      RETURN_IF_ERROR(stream_->Copy(out.sizes, to, l.cells_out * static_cast<int64_t>(sizeof(int32_t))));
+    }
   }
   CountRows(l, s, value.sizes, sizes);
   const int64_t bytes_in = s.rows_in.back() * l.row_in * element_;
@@ -328,14 +384,15 @@ absl::Status Exchange::RunStep(int i, Local& value, Tensor& out, Scratch& scratc
     ASSIGN_OR_RETURN(char* const packed, Take(scratch, bytes_in));
     int64_t at = 0;
     for (int p = 0; p < l.group_size(); ++p) {
-      at += PackBlock(l, p, s.rows_in, from, packed + at * element_, element_);
+      ASSIGN_OR_RETURN(const int64_t n, PackBlock(l, p, s.rows_in, from, packed + at * element_));
+      at += n;
     }
     from = packed;
   }
   // The result of the step, taken only when it is written: until then its half of the workspace is in use.
   const auto result = [&]() -> absl::StatusOr<char*> {
     if (!last) return Take(scratch, bytes_out);
-    if (ragged()) RETURN_IF_ERROR(out.PlaceRows());
+    if (ragged()) RETURN_IF_ERROR(Place(out, s.rows_out.back()));
     return static_cast<char*>(out.data);
   };
   if (l.unpacks) {
@@ -344,7 +401,8 @@ absl::Status Exchange::RunStep(int i, Local& value, Tensor& out, Scratch& scratc
     ASSIGN_OR_RETURN(char* const to, result());
     int64_t at = 0;
     for (int p = 0; p < l.group_size(); ++p) {
-      at += UnpackBlock(l, p, s.rows_out, received + at * element_, to, element_);
+      ASSIGN_OR_RETURN(const int64_t n, UnpackBlock(l, p, s.rows_out, received + at * element_, to));
+      at += n;
     }
     value = {sizes, to};
     return absl::OkStatus();
@@ -352,12 +410,12 @@ absl::Status Exchange::RunStep(int i, Local& value, Tensor& out, Scratch& scratc
   ASSIGN_OR_RETURN(char* const to, result());
   if (l.kind == StepKind::kZero) {
     if (!l.keeps) {
-      if (bytes_out > 0) std::memset(to, 0, bytes_out);
-    } else if (to != from && bytes_out > 0) {
-      std::memcpy(to, from, bytes_out);
+      RETURN_IF_ERROR(stream_->Fill(to, 0, bytes_out));
+    } else if (to != from) {
+      RETURN_IF_ERROR(stream_->Copy(to, from, bytes_out));
     }
   } else if (l.kind == StepKind::kSlice) {
-    PackBlock(l, l.me, s.rows_in, from, to, element_);
+    RETURN_IF_ERROR(PackBlock(l, l.me, s.rows_in, from, to).status());
   } else {
     RETURN_IF_ERROR(Communicate(l, s, from, to, scratch, what));
   }
@@ -375,13 +433,22 @@ absl::Status Exchange::Run(const Tensor& in, Tensor& out, void* workspace, int64
   RETURN_IF_ERROR(CheckTensor(in, first.dims_in, first.cells_in, first.row_in));
   RETURN_IF_ERROR(CheckTensor(out, final.dims_out, final.cells_out, final.row_out));
   Local value = {ragged() ? in.sizes : &kOneRow, static_cast<const char*>(in.data)};
+  if (ragged() && !on_host_) {
+    auto* const sizes = reinterpret_cast<int32_t*>(host_sizes_->data());
+    RETURN_IF_ERROR(stream_->Copy(sizes, in.sizes, first.cells_in * static_cast<int64_t>(sizeof(int32_t))));
+    RETURN_IF_ERROR(AwaitStream(stream_));
+    Tensor source = in;
+    RETURN_IF_ERROR(Place(source, std::accumulate(sizes, sizes + first.cells_in, int64_t{0})));
+    value = {sizes, static_cast<const char*>(source.data)};
+  }
   Scratch scratch = {static_cast<char*>(workspace), workspace_bytes / 64 * 64};
   absl::Status status;
   for (int i = 0; i < static_cast<int>(steps_.size()) && status.ok(); ++i) {
     status = RunStep(i, value, out, scratch, what);
   }
   if (overflow_used_) {
-    madvise(overflow_, 2 * overflow_half_, MADV_DONTNEED);
+    status.Update(AwaitStream(stream_));
+    overflow_->Forget(0, overflow_->bytes());
     overflow_used_ = false;
   }
   return status;

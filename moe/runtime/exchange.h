@@ -9,6 +9,9 @@
 // packed nor unpacked; a reduction to replicated never is. Ragged values send their cell sizes first, where
 // the receiver cannot know them, and then only the rows there are.
 //
+// On a device Run gives its work to the stream and returns, except that a ragged value makes it wait for the
+// sizes, which the host needs to know: what is sent depends on them.
+//
 // With a wire format, what travels is narrower than the value (wire_transfer.h); sizes of ragged values
 // travel as ever.
 //
@@ -27,6 +30,7 @@
 #include "absl/types/span.h"
 #include "moe/comm/communicator.h"
 #include "moe/comm/world.h"
+#include "moe/device/device.h"
 #include "moe/ir/conversion_layout.h"
 #include "moe/ir/conversion_steps.h"
 #include "moe/ir/wire_format.h"
@@ -38,15 +42,22 @@ namespace moe {
 // Scratch bytes of an exchange: its layout's, and what travels in a narrower wire format.
 int64_t ExchangeWorkspaceBytes(const ConversionLayout& layout, WireFormat wire, double overload);
 
+// What a World is told of an exchange's stream: nothing where the host has the values.
+Stream* MeetingStream(Stream* stream);
+
+// Stream::Synchronize; where that may take, other threads compute meanwhile (ComputeGate).
+absl::Status AwaitStream(Stream* stream);
+
 class Exchange {
  public:
+  // Tensors are in memory of the stream's device, where the work is done; null: the host.
   // Errors: InvalidArgument as of LayoutConversion; those of World::Group.
   static absl::StatusOr<std::unique_ptr<Exchange>> Create(const Type& src, const Type& dst,
                                                           absl::Span<const ConversionStep> steps,
                                                           const Mesh& mesh, int64_t rank, World* world,
                                                           absl::string_view channel,
-                                                          WireFormat wire = WireFormat::kNone);
-  ~Exchange();
+                                                          WireFormat wire = WireFormat::kNone,
+                                                          Stream* stream = nullptr);
   Exchange(const Exchange&) = delete;
   Exchange& operator=(const Exchange&) = delete;
 
@@ -70,11 +81,11 @@ class Exchange {
  private:
   struct Step {  // what a step of the layout needs besides
     Communicator* communicator = nullptr;
-    std::unique_ptr<WireTransfer> wire;                            // null: as it is
-    std::vector<int32_t> packed_sizes, received_sizes, sizes_out;  // by cell; sizes_out only between steps
-    std::vector<int64_t> rows_in, rows_out;                        // before each cell; one more entry: all
-    std::vector<int64_t> send, receive;                            // elements per peer
-    std::vector<int64_t> send_cells, receive_cells;                // kPermute
+    std::unique_ptr<WireTransfer> wire;                                                // null: as it is
+    int32_t *packed_sizes = nullptr, *received_sizes = nullptr, *sizes_out = nullptr;  // of a ragged value
+    std::vector<int64_t> rows_in, rows_out;          // before each cell; one more entry: all
+    std::vector<int64_t> send, receive;              // elements per peer
+    std::vector<int64_t> send_cells, receive_cells;  // kPermute
   };
   // Where a value is now. Dense values have one cell of size 1.
   struct Local {
@@ -91,6 +102,14 @@ class Exchange {
 
   Exchange() = default;
   bool ragged() const { return layout_.src.ragged >= 0; }
+  absl::Status LaySizes();
+  // Calls f with two buffers that the communicator can use, for n_in sizes at `in` and n_out at `out`.
+  template <typename F>
+  absl::Status TalkSizes(const int32_t* in, int64_t n_in, int32_t* out, int64_t n_out, const F& f);
+  absl::StatusOr<int64_t> PackBlock(const StepLayout& l, int peer, absl::Span<const int64_t> rows,
+                                    const char* from, char* to) const;
+  absl::StatusOr<int64_t> UnpackBlock(const StepLayout& l, int peer, absl::Span<const int64_t> rows,
+                                      const char* from, char* to) const;
   absl::StatusOr<char*> Take(Scratch& scratch, int64_t bytes);
   absl::Status CheckTensor(const Tensor& t, const Dims& dims, int64_t cells, int64_t row_elements) const;
   absl::Status ConvertSizes(const StepLayout& l, Step& s, const int32_t* in, int32_t* out,
@@ -107,7 +126,12 @@ class Exchange {
   WireFormat wire_ = WireFormat::kNone;
   std::vector<Step> steps_;
   int64_t bytes_sent_ = 0;
-  char* overflow_ = nullptr;  // reserved at the first overflow; two halves
+  Stream* stream_ = nullptr;
+  bool on_host_ = true;                         // can read and write the tensors
+  std::unique_ptr<DeviceMemory> host_sizes_;    // of a ragged value: the source's, and those of the steps
+  std::unique_ptr<DeviceMemory> device_sizes_;  // to send, to receive
+  int64_t device_sizes_in_ = 0;                 // bytes of the first part
+  std::unique_ptr<DeviceMemory> overflow_;      // made at the first overflow; two halves
   int64_t overflow_half_ = 0;
   bool overflow_used_ = false;
 };

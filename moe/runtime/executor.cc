@@ -46,7 +46,9 @@ absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(const Program& progra
     e->world_ = std::make_unique<InProcessWorld>(n, comm);
     for (int64_t r = 0; r < n; ++r) worlds.push_back(e->world_->rank(r));
   }
+  const DeviceKind kind = options.backend == Backend::kCuda ? DeviceKind::kCuda : DeviceKind::kHost;
   RankOptions rank_options;
+  rank_options.graphs = options.graphs;
   rank_options.backend = options.backend;
   rank_options.gate = e->gate_.get();
   rank_options.poison = options.poison;
@@ -56,7 +58,18 @@ absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(const Program& progra
           absl::StrCat("the plan has ", n, " ranks, the world ", world->num_ranks()));
     }
     e->worlds_.push_back(std::make_unique<RecordedWorld>(world));
-    if (options.memory_of != nullptr) rank_options.memory_of = &options.memory_of->ranks_[e->ranks_.size()]->arena();
+    const size_t local = e->ranks_.size();
+    if (options.memory_of != nullptr) {
+      rank_options.memory_of = &options.memory_of->ranks_[local]->arena();
+      e->devices_.push_back(options.memory_of->devices_[local]);
+    } else {
+      const int ordinal = local < options.devices.size()
+                              ? options.devices[local]
+                              : static_cast<int>(local) % std::max(1, CountDevices(kind));
+      ASSIGN_OR_RETURN(std::unique_ptr<Device> device, OpenDevice(kind, ordinal));
+      e->devices_.push_back(std::make_shared<RankDevice>(std::move(device)));
+    }
+    rank_options.device = e->devices_.back().get();
     rank_options.reserve_bytes = 0;
     for (const Program* other : options.room_for) {
       const StageMemory& memory = other->memory.stages[other->module->mesh().Stage(world->rank())];
@@ -90,6 +103,7 @@ Executor::~Executor() {
     for (auto& world : worlds_) world.release();
     gate_.release();
     world_.release();
+    new std::vector<std::shared_ptr<RankDevice>>(devices_);
     return;
   }
   for (std::thread& t : threads_) t.join();
@@ -184,14 +198,16 @@ absl::Status Executor::InitializeState(uint64_t seed) {
     for (auto& rank : ranks_) {
       Tensor* t = rank->FindState(s->name);
       if (t == nullptr) continue;
-      if (init.AllZero()) {
-        std::memset(t->data, 0, t->elements() * ByteSize(t->dtype));
-        continue;
-      }
-      ForEachRun(LocalBlock(s->type, program_.module->mesh(), rank->rank()),
-                 [&](int64_t from, int64_t to, int64_t n) {
-                   for (int64_t i = 0; i < n; ++i) StoreElement(t->dtype, t->data, to + i, init(from + i));
-                 });
+      RETURN_IF_ERROR(rank->WriteTensor(*t, [&](char* bytes) {
+        if (init.AllZero()) {
+          std::memset(bytes, 0, t->elements() * ByteSize(t->dtype));
+          return;
+        }
+        ForEachRun(LocalBlock(s->type, program_.module->mesh(), rank->rank()),
+                   [&](int64_t from, int64_t to, int64_t n) {
+                     for (int64_t i = 0; i < n; ++i) StoreElement(t->dtype, bytes, to + i, init(from + i));
+                   });
+      }));
     }
   }
   return absl::OkStatus();
@@ -220,7 +236,7 @@ absl::StatusOr<std::vector<double>> Executor::ReadStored(const State& state) {
     speaker_of[r] = speakers.emplace(stages_add ? leader : leader % mesh.ranks_per_stage(), r).first->second;
     speaking.insert(speaker_of[r]);
   }
-  std::vector<char> memory;
+  std::list<std::vector<char>> memory;
   std::map<int64_t, Held> held;
   ASSIGN_OR_RETURN(held, GatherState(name, type, speaking, &memory));
   Tensor t;
@@ -253,10 +269,12 @@ absl::Status Executor::WriteStored(const State& state, absl::Span<const double> 
   for (auto& rank : ranks_) {
     Tensor* t = rank->FindState(name);
     if (t == nullptr) continue;
-    ForEachRun(LocalBlock(type, program_.module->mesh(), rank->rank()),
-               [&](int64_t from, int64_t to, int64_t n) {
-                 for (int64_t i = 0; i < n; ++i) StoreElement(t->dtype, t->data, to + i, values[from + i]);
-               });
+    RETURN_IF_ERROR(rank->WriteTensor(*t, [&](char* bytes) {
+      ForEachRun(LocalBlock(type, program_.module->mesh(), rank->rank()),
+                 [&](int64_t from, int64_t to, int64_t n) {
+                   for (int64_t i = 0; i < n; ++i) StoreElement(t->dtype, bytes, to + i, values[from + i]);
+                 });
+    }));
   }
   return absl::OkStatus();
 }

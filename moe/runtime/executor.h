@@ -11,10 +11,14 @@
 // and reading a state communicate. After a failed step only Flight() is of use. A rank that never comes back
 // from a failed step is left behind, with its memory.
 //
+// The back end's kernels say on what kind of device the ranks live: those of Backend::kCuda on GPUs, several
+// ranks on one if there are more ranks than GPUs.
+//
 // The Program outlives the Executor. Used by one thread at a time; Flight() by any.
 #pragma once
 
 #include <atomic>
+#include <list>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -27,8 +31,8 @@
 #include "moe/comm/in_process/in_process.h"
 #include "moe/comm/recorded_world.h"
 #include "moe/runtime/flight.h"
-#include "moe/runtime/rank_executor.h"
 #include "moe/runtime/logical_session.h"
+#include "moe/runtime/rank_executor.h"
 
 namespace moe {
 
@@ -44,8 +48,11 @@ struct ExecutorOptions {
   Backend backend = Backend::kCpu;
   int compute_threads = 0;  // ranks that compute at once; 0: the number of cores
   absl::Duration timeout =
-      absl::Seconds(60);              // a rank that waits longer for its peers ends the run with an error
-  bool poison = false;                // tests: frames hold NaN before every action
+      absl::Seconds(60);  // a rank that waits longer for its peers ends the run with an error
+  bool poison = false;    // tests: frames hold NaN before every action
+  // The device of each rank of this process; beyond the end, and if empty, in turn over all there are.
+  std::vector<int> devices;
+  bool graphs = true;                 // record and launch what is the same in every step, on devices that can
   const LocalRanks* local = nullptr;  // null: all ranks, over an InProcessWorld
   // Set from a signal handler: the user wants an end; see Executor::stop.
   const std::atomic<bool>* stop = nullptr;
@@ -72,6 +79,7 @@ class Executor : public LogicalSession, private DecisionHook {
   int64_t num_ranks() const { return program_.module->mesh().num_ranks(); }
   int64_t num_local_ranks() const { return static_cast<int64_t>(ranks_.size()); }
   const RankExecutor& rank(int64_t local) const { return *ranks_[local]; }
+  const Device& device(int64_t local) const { return *devices_[local]->device(); }
   const Program& program() const { return program_; }
   bool failed() const { return !failed_.ok(); }  // in an earlier step; it cannot go on
   // Highest byte in use on any rank of this process of each stage, to compare with the plan; 0 of other
@@ -98,6 +106,7 @@ class Executor : public LogicalSession, private DecisionHook {
   absl::Status WriteStored(const State& state, absl::Span<const double> values) override;
   absl::StatusOr<Reports> RunProgram(const std::string& name, const StepInputs& inputs);
   absl::Status RunRanks(const std::string& name, const StepInputs& inputs);
+  bool Active() const override { return record_ != nullptr || replay_ != nullptr; }
   bool OnDecision(const std::string& name, int microbatch, const Block& block, int32_t* experts) override;
 
   // The reports of all stages by the rank that gives them; local ones, and with several processes those of
@@ -106,14 +115,15 @@ class Executor : public LogicalSession, private DecisionHook {
     Reports summed, common;
   };
   absl::StatusOr<std::map<int64_t, StageReports>> GatherReports(const std::string& name);
-  // The bytes of a state on every rank that holds it: whole of those that `speak`, of the others a hash.
+  // The bytes of a state on every rank that holds it: whole of those that `speak`, of the others a hash. What
+  // has to be copied for it lies in `memory`.
   struct Held {
     const char* data = nullptr;
     uint64_t hash = 0;
   };
   absl::StatusOr<std::map<int64_t, Held>> GatherState(const std::string& name, const Type& type,
                                                       const std::set<int64_t>& speakers,
-                                                      std::vector<char>* memory);
+                                                      std::list<std::vector<char>>* memory);
   bool Holds(int64_t rank, const std::string& name) const;
 
   // What the rank threads work on: one job at a time, which every thread runs, and then counts itself done.
@@ -128,6 +138,7 @@ class Executor : public LogicalSession, private DecisionHook {
   std::unique_ptr<ComputeGate> gate_;
   std::unique_ptr<InProcessWorld> world_;
   std::vector<std::unique_ptr<RecordedWorld>> worlds_;
+  std::vector<std::shared_ptr<RankDevice>> devices_;  // per rank of this process
   std::vector<std::unique_ptr<RankExecutor>> ranks_;
   std::vector<std::unique_ptr<TraceRecorder>> recorders_;
   std::shared_ptr<Crew> crew_;

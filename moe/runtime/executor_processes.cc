@@ -128,10 +128,9 @@ absl::StatusOr<std::map<int64_t, Executor::StageReports>> Executor::GatherReport
   return reports;
 }
 
-absl::StatusOr<std::map<int64_t, Executor::Held>> Executor::GatherState(const std::string& name,
-                                                                        const Type& type,
-                                                                        const std::set<int64_t>& speakers,
-                                                                        std::vector<char>* memory) {
+absl::StatusOr<std::map<int64_t, Executor::Held>> Executor::GatherState(
+    const std::string& name, const Type& type, const std::set<int64_t>& speakers,
+    std::list<std::vector<char>>* memory) {
   const Mesh& mesh = program_.module->mesh();
   int64_t bytes = ByteSize(type.dtype);
   for (int64_t d : type.LocalDims(mesh)) bytes *= d;
@@ -139,7 +138,9 @@ absl::StatusOr<std::map<int64_t, Executor::Held>> Executor::GatherState(const st
   std::map<int64_t, Held> held;
   for (const auto& rank : ranks_) {
     Tensor* t = rank->FindState(name);
-    if (t != nullptr) held[rank->rank()] = {static_cast<const char*>(t->data), hash(t->data)};
+    if (t == nullptr) continue;
+    ASSIGN_OR_RETURN(const char* const data, rank->ReadTensor(*t, &memory->emplace_back()));
+    held[rank->rank()] = {data, hash(data)};
   }
   if (local_ == nullptr) return held;
   // Each process gives its ranks in order: the bytes of one that speaks, the hash of one that repeats them.
@@ -159,10 +160,10 @@ absl::StatusOr<std::map<int64_t, Executor::Held>> Executor::GatherState(const st
   }
   int64_t total = 0;
   for (int64_t c : counts) total += c;
-  memory->resize(total);
-  RETURN_IF_ERROR(local_->host->AllGatherV(mine.data(), static_cast<int64_t>(mine.size()), memory->data(),
-                                           counts, DType::kPred, absl::StrCat("state ", name)));
-  const char* at = memory->data();
+  std::vector<char>& all = memory->emplace_back(total);
+  RETURN_IF_ERROR(local_->host->AllGatherV(mine.data(), static_cast<int64_t>(mine.size()), all.data(), counts,
+                                           DType::kPred, absl::StrCat("state ", name)));
+  const char* at = all.data();
   for (int64_t r = 0; r < num_ranks(); ++r) {
     const int64_t n = size_of(r);
     if (n == 0) continue;

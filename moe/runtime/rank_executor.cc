@@ -5,11 +5,14 @@
 #include <cstring>
 #include <limits>
 #include <set>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "glog/logging.h"
 #include "moe/base/status.h"
 #include "moe/ir/conversion_parts.h"
 #include "moe/ir/state.h"
+#include "moe/runtime/graph_segments.h"
 
 namespace moe {
 namespace {
@@ -64,8 +67,14 @@ absl::Status RankExecutor::Bind() {
     return absl::FailedPreconditionError(absl::StrCat("the plan has no memory for stage ", stage_));
   }
   const StageMemory& memory = program_.memory.stages[stage_];
-  ASSIGN_OR_RETURN(arena_, options_.memory_of != nullptr ? Arena::Share(memory, *options_.memory_of)
-                                                         : Arena::Create(memory, options_.reserve_bytes));
+  device_ = options_.device->device();
+  on_host_ = device_->host_accessible();
+  RETURN_IF_ERROR(device_->Use());
+  ASSIGN_OR_RETURN(compute_, options_.device->StreamOf("compute"));
+  ASSIGN_OR_RETURN(comm_, options_.device->StreamOf("comm"));
+  ASSIGN_OR_RETURN(arena_, options_.memory_of != nullptr
+                               ? Arena::Share(memory, *options_.memory_of)
+                               : Arena::Create(memory, device_, options_.reserve_bytes));
   for (const auto& [name, ref] : memory.states) {
     const State* state = program_.module->FindState(name);
     if (state == nullptr)
@@ -104,12 +113,17 @@ absl::Status RankExecutor::Bind() {
           ASSIGN_OR_RETURN(step.buffer, BoundaryTensor(a.boundary, *type, a.slot));
           const int64_t peer = rank_ + (a.peer_stage - stage_) * mesh_.ranks_per_stage();
           std::vector<int64_t> pair = {std::min(rank_, peer), std::max(rank_, peer)};
-          ASSIGN_OR_RETURN(step.peer, world_->Group(pair, absl::StrCat("transfer ", a.boundary)));
+          Stream* stream = compute_;  // what arrives is wanted next
+          if (a.kind == Action::kSend) {
+            ASSIGN_OR_RETURN(stream, options_.device->StreamOf("copy", a.boundary));
+          }
+          ASSIGN_OR_RETURN(step.peer,
+                           world_->Group(pair, absl::StrCat("transfer ", a.boundary), MeetingStream(stream)));
           if (a.kind == Action::kSend) {
             auto& queue = send_queues_[a.boundary];
             if (queue == nullptr) {
-              queue = std::make_unique<SendQueue>(step.peer, rank_ < peer ? 1 : 0,
-                                                  memory.boundaries.at(a.boundary).count, step.name);
+              ASSIGN_OR_RETURN(queue, SendQueue::Create(step.peer, stream, rank_ < peer ? 1 : 0,
+                                                        memory.boundaries.at(a.boundary).count, step.name));
             }
             step.queue = queue.get();
           }
@@ -129,11 +143,8 @@ absl::Status RankExecutor::Bind() {
     for (const BoundNode& n : f->nodes) left_behind += !n.gives.empty();
   }
   comm_queue_ = std::make_unique<CommQueue>(
-      [this](CommQueue::Job job) {
-        auto* n = static_cast<BoundNode*>(job);
-        return RunNode(*n, n->microbatch);
-      },
-      options_.gate, collectives + left_behind);
+      [this](CommQueue::Job job) { return RunJob(*static_cast<const Job*>(job)); }, options_.gate,
+      collectives + left_behind);
   for (auto& [_, steps] : programs_) {
     std::set<const Function*> seen;
     for (auto s = steps.rbegin(); s != steps.rend(); ++s) {
@@ -153,7 +164,26 @@ absl::Status RankExecutor::Bind() {
       }
     }
   }
+  return BindStaging();
+}
+
+absl::Status RankExecutor::BindStaging() {
+  int64_t scalars = 0, most = 0;
+  for (ScalarInput& s : scalars_) s.staging = std::exchange(scalars, scalars + 8);
+  for (auto& [_, steps] : programs_) {
+    int64_t at = scalars;
+    for (Step& s : steps) {
+      if (s.function != nullptr) s.staging = std::exchange(at, at + s.function->staging_bytes);
+    }
+    most = std::max(most, at);
+  }
+  ASSIGN_OR_RETURN(staging_, device_->AllocateStaging(most));
   return absl::OkStatus();
+}
+
+absl::StatusOr<Event*> RankExecutor::NewEvent() {
+  ASSIGN_OR_RETURN(events_.emplace_back(), device_->NewEvent());
+  return events_.back().get();
 }
 
 absl::StatusOr<Tensor> RankExecutor::BoundaryTensor(const std::string& name, const Type& type, int slot) {
@@ -217,6 +247,10 @@ absl::StatusOr<RankExecutor::BoundFunction*> RankExecutor::BindFunction(const Ac
         absl::StrCat(ActionToString(action), ": no function @", action.function));
   }
   bound->function = f;
+  const auto stage = [&](const Tensor& t) {
+    const int64_t bytes = (t.elements() * ByteSize(t.dtype) + 63) / 64 * 64;
+    return std::exchange(bound->staging_bytes, bound->staging_bytes + bytes);
+  };
   for (Node* arg : f->args()) {
     const absl::string_view kind = BindingKind(arg->attributes());
     if (kind == "batch") {
@@ -227,6 +261,7 @@ absl::StatusOr<RankExecutor::BoundFunction*> RankExecutor::BindFunction(const Ac
         in.runs.push_back({from, to, count});
       });
       in.microbatch_elements = in.kind == kPositions ? 0 : arg->type().num_elements();
+      in.staging = stage(in.tensor);
       bound->inputs.push_back(std::move(in));
     } else if (kind == "scalar") {
       ASSIGN_OR_RETURN(Tensor t, TensorOf(arg->result(), memory->second, action));
@@ -237,13 +272,15 @@ absl::StatusOr<RankExecutor::BoundFunction*> RankExecutor::BindFunction(const Ac
     absl::Status status = BindNode(*n, memory->second, action, bound.get());
     if (!status.ok()) return Annotate(status, absl::StrCat("@", f->name(), " %", n->result_name()));
   }
-  BindQueues(memory->second, bound.get());
+  RETURN_IF_ERROR(BindQueues(memory->second, bound.get()));
+  if (options_.graphs && device_->has_graphs()) BindSegments(bound.get());
   for (int i = 0; i < f->num_results(); ++i) {
     if (BindingKind(f->result_binding(i)) != "report") continue;
     Report r;
     r.name = std::string(BindingName(f->result_binding(i)));
     r.summed = action.kind == Action::kReport;
     ASSIGN_OR_RETURN(r.tensor, TensorOf(f->result(i), memory->second, action));
+    r.staging = stage(r.tensor);
     (r.summed ? summed_ : common_)[r.name].assign(r.tensor.elements(), 0);
     bound->reports.push_back(std::move(r));
   }
@@ -257,35 +294,43 @@ absl::Status RankExecutor::BindNode(const Node& n, const FunctionMemory& memory,
   b.what = absl::StrCat(n.scope, n.scope.empty() ? "" : " ", "%", n.result_name(), " = ", n.op_name());
   b.category = CategoryOf(n);
   BindFutures(n, &b);
+  Stream* const stream = n.queue == Queue::kComm ? comm_ : compute_;
   if (n.Is("comm.done")) {
     b.context.node = &n;
+    b.recordable = true;  // there is nothing to do
   } else if (n.op().Has(kCollective) || n.Is("comm.zero") || n.Is("comm.slice")) {
     b.context.node = &n;
     if (n.Is("comm.stage_reduce")) {
       std::vector<int64_t> group;
       for (int64_t s : n.Ints("stages")) group.push_back(rank_ + (s - stage_) * mesh_.ranks_per_stage());
-      ASSIGN_OR_RETURN(b.stage_group, world_->Group(group, kQueue));
+      ASSIGN_OR_RETURN(b.stage_group, world_->Group(group, kQueue, MeetingStream(comm_)));
     } else {
       ASSIGN_OR_RETURN(const std::vector<ConversionPart> parts, ConversionParts(n, mesh_));
       const std::string key = absl::StrCat(n.function()->name(), "/", n.result_name());
       if (parts.size() > 1) {
         std::unique_ptr<BucketExchange>& e = buckets_[key];
         if (e == nullptr) {
-          ASSIGN_OR_RETURN(e, BucketExchange::Create(parts, mesh_, rank_, world_, kQueue, WireOf(n)));
+          ASSIGN_OR_RETURN(e, BucketExchange::Create(parts, mesh_, rank_, world_, kQueue, WireOf(n), stream));
         }
         b.bucket = e.get();
       } else {
         std::unique_ptr<Exchange>& e = exchanges_[key];
         if (e == nullptr) {
           ASSIGN_OR_RETURN(e, Exchange::Create(parts[0].from.type(), parts[0].to, parts[0].steps, mesh_,
-                                               rank_, world_, kQueue, WireOf(n)));
+                                               rank_, world_, kQueue, WireOf(n), stream));
         }
         b.exchange = e.get();
+        const std::vector<StepLayout>& steps = e->layout().steps;
+        b.recordable =
+            e->layout().src.ragged < 0 &&
+            std::all_of(steps.begin(), steps.end(), [](const StepLayout& l) { return IsLocal(l.kind); });
       }
     }
   } else {
     ASSIGN_OR_RETURN(b.kernel, Kernels().Lookup(n, options_.backend));
     ASSIGN_OR_RETURN(b.context, LocalContext(n, mesh_, rank_));
+    if (options_.backend == Backend::kCuda) b.context.stream = stream;
+    b.recordable = true;
   }
   for (Value v : n.operands()) {
     ASSIGN_OR_RETURN(Tensor t, TensorOf(v, memory, action));
@@ -309,21 +354,23 @@ absl::Status RankExecutor::BindNode(const Node& n, const FunctionMemory& memory,
 void RankExecutor::BindFutures(const Node& n, BoundNode* b) {
   const Function& f = *n.function();
   if (n.Is("comm.done") && n.operand(0).node->Is("arg")) {
-    b->awaits = &jobs_in_flight_[std::string(BindingName(n.operand(0).node->attributes()))];
+    b->awaits = &in_flight_[std::string(BindingName(n.operand(0).node->attributes()))];
   }
   if (!CrossesFunctions(n)) return;
   b->last = n.BoolOr("last", false);
   for (int i = 0; i < f.num_results(); ++i) {
     if (f.result(i).node == &n)
-      b->gives.push_back(&jobs_in_flight_[std::string(BindingName(f.result_binding(i)))]);
+      b->gives.push_back(&in_flight_[std::string(BindingName(f.result_binding(i)))]);
   }
 }
 
-void RankExecutor::BindQueues(const FunctionMemory& memory, BoundFunction* f) {
+absl::Status RankExecutor::BindQueues(const FunctionMemory& memory, BoundFunction* f) {
   std::map<std::string, int64_t> done_at;  // node -> its number in its queue
+  std::vector<BoundNode*> in_order[2];     // by number
   int64_t count[2] = {0, 0};
   for (BoundNode& n : f->nodes) {
     const int queue = n.node->queue == Queue::kComm ? 1 : 0;
+    in_order[queue].push_back(&n);
     auto waits = memory.waits.find(n.node->result_name());
     if (waits != memory.waits.end()) {
       for (const std::string& other : waits->second) n.wait_for = std::max(n.wait_for, done_at.at(other));
@@ -344,6 +391,65 @@ void RankExecutor::BindQueues(const FunctionMemory& memory, BoundFunction* f) {
       wanted = n->wait_for;
     }
   }
+  if (count[1] == 0) return absl::OkStatus();
+  ASSIGN_OR_RETURN(f->begun, NewEvent());
+  for (BoundNode* n : in_order[1]) {
+    ASSIGN_OR_RETURN(n->done, NewEvent());
+    n->waits_for = f->begun;
+    if (n->wait_for > 0) {
+      BoundNode& before = *in_order[0][n->wait_for - 1];
+      if (before.done == nullptr) {
+        ASSIGN_OR_RETURN(before.done, NewEvent());
+      }
+      n->waits_for = before.done;
+    }
+    n->run = {n, true, -1};
+    n->skip = {n, false, -1};
+  }
+  for (BoundNode* n : in_order[0]) {
+    if (n->wait_for > 0) n->waits_for = in_order[1][n->wait_for - 1]->done;
+  }
+  if (f->own_collectives > 0) f->ended = in_order[1][f->own_collectives - 1]->done;
+  return absl::OkStatus();
+}
+
+void RankExecutor::BindSegments(BoundFunction* f) {
+  std::vector<QueueNode> nodes;
+  int64_t waited = 0;
+  for (const BoundNode& n : f->nodes) {
+    QueueNode& q = nodes.emplace_back();
+    q.on_compute = n.node->queue != Queue::kComm;
+    if (!q.on_compute) continue;
+    q.recordable = n.recordable;
+    q.waits = n.wait_for > waited || n.awaits != nullptr;
+    q.waited_for = n.done != nullptr;
+    waited = std::max(waited, n.wait_for);
+  }
+  for (const GraphSegment& s : GraphSegments(nodes, 2)) {
+    f->nodes[s.begin].segment = static_cast<int>(f->segments.size());
+    f->segments.emplace_back().end = s.end;
+  }
+}
+
+absl::Status RankExecutor::WriteTensor(const Tensor& t, const std::function<void(char*)>& fill) {
+  if (on_host_) {
+    fill(t.As<char>());
+    return absl::OkStatus();
+  }
+  std::vector<char> bytes(t.elements() * ByteSize(t.dtype));
+  fill(bytes.data());
+  RETURN_IF_ERROR(device_->Use());
+  RETURN_IF_ERROR(compute_->Copy(t.data, bytes.data(), static_cast<int64_t>(bytes.size())));
+  return compute_->Synchronize();
+}
+
+absl::StatusOr<const char*> RankExecutor::ReadTensor(const Tensor& t, std::vector<char>* room) {
+  if (on_host_) return t.As<char>();
+  room->resize(t.elements() * ByteSize(t.dtype));
+  RETURN_IF_ERROR(device_->Use());
+  RETURN_IF_ERROR(compute_->Copy(room->data(), t.data, static_cast<int64_t>(room->size())));
+  RETURN_IF_ERROR(compute_->Synchronize());
+  return room->data();
 }
 
 Tensor* RankExecutor::FindState(const std::string& name) {
@@ -351,23 +457,24 @@ Tensor* RankExecutor::FindState(const std::string& name) {
   return it == states_.end() ? nullptr : &it->second;
 }
 
-void RankExecutor::ResetAccumulators() {
+absl::Status RankExecutor::ResetAccumulators() {
   for (const std::string& name : reset_states_) {
     const Tensor& t = states_.at(name);
-    std::memset(t.data, 0, t.elements() * ByteSize(t.dtype));
+    RETURN_IF_ERROR(compute_->Fill(t.data, 0, t.elements() * ByteSize(t.dtype)));
   }
+  return absl::OkStatus();
 }
 
 // With replayed experts the probabilities must follow: top[i] = probability[expert[i]], and for the fused
 // router the counts too.
-void RankExecutor::ReplayTopK(BoundNode& n) {
+void RankExecutor::ReplayTopK(const BoundNode& n, KernelContext& c) {
   const OpDef& op = n.node->op();
   const int made = op.FindResult("probability"), counted = op.FindResult("count");
-  const Tensor& probability = made >= 0 ? n.context.out[made] : n.context.in[0];
-  const Tensor& top = n.context.out[op.FindResult("top")];
-  const int32_t* experts = n.context.out[n.expert_result].As<int32_t>();
+  const Tensor& probability = made >= 0 ? c.out[made] : c.in[0];
+  const Tensor& top = c.out[op.FindResult("top")];
+  const int32_t* experts = c.out[n.expert_result].As<int32_t>();
   const int64_t k = top.dims[3], e = probability.dims[3];
-  int32_t* count = counted >= 0 ? n.context.out[counted].As<int32_t>() : nullptr;
+  int32_t* count = counted >= 0 ? c.out[counted].As<int32_t>() : nullptr;
   if (count != nullptr) std::fill(count, count + e, 0);
   for (int64_t i = 0; i < top.elements(); ++i) {
     const bool chosen = experts[i] >= 0;
@@ -377,12 +484,75 @@ void RankExecutor::ReplayTopK(BoundNode& n) {
   }
 }
 
+absl::Status RankExecutor::ShowDecision(BoundNode& n, int microbatch) {
+  KernelContext host = n.context;
+  std::vector<std::vector<char>> copies;
+  std::vector<std::pair<Tensor*, void*>> tensors;  // and where they lie on the device
+  if (!on_host_) {
+    for (std::vector<Tensor>* side : {&host.in, &host.out}) {
+      for (Tensor& t : *side) {
+        if (t.is_ragged()) continue;
+        std::vector<char>& bytes = copies.emplace_back(t.elements() * ByteSize(t.dtype));
+        RETURN_IF_ERROR(compute_->Copy(bytes.data(), t.data, static_cast<int64_t>(bytes.size())));
+        tensors.push_back({&t, std::exchange(t.data, bytes.data())});
+      }
+    }
+    RETURN_IF_ERROR(AwaitStream(compute_));
+  }
+  if (!decisions->OnDecision(n.node->result_name(n.expert_result), microbatch, n.decision_block,
+                             host.out[n.expert_result].As<int32_t>())) {
+    return absl::OkStatus();
+  }
+  ReplayTopK(n, host);
+  for (auto& [t, at] : tensors) {
+    RETURN_IF_ERROR(compute_->Copy(at, t->data, t->elements() * ByteSize(t->dtype)));
+  }
+  return AwaitStream(compute_);  // the copies go
+}
+
+// Of the communication queue: on its stream, after what it waits for there.
+absl::Status RankExecutor::RunExchange(BoundNode& n, int microbatch) {
+  RETURN_IF_ERROR(comm_->Wait(n.waits_for));
+  RETURN_IF_ERROR(RunNode(n, microbatch));
+  return comm_->Record(n.done);
+}
+
+absl::Status RankExecutor::RunJob(const Job& job) {
+  RETURN_IF_ERROR(device_->Use());
+  return job.runs ? RunExchange(*job.node, job.microbatch) : comm_->Record(job.node->done);
+}
+
+// Whether the part of the function that begins here is done by a graph.
+absl::StatusOr<bool> RankExecutor::RunSegment(BoundFunction& f, size_t at, int microbatch) {
+  Segment& s = f.segments[f.nodes[at].segment];
+  // What kernels do once only, such as choosing a way, they do in the first run.
+  if (s.refused || f.runs == 0) return false;
+  if (s.graph == nullptr) {
+    RETURN_IF_ERROR(compute_->BeginGraph());
+    absl::Status status;
+    for (size_t i = at; i < s.end && status.ok(); ++i) {
+      if (f.nodes[i].node->queue != Queue::kComm) status = RunNode(f.nodes[i], microbatch);
+    }
+    absl::StatusOr<std::unique_ptr<WorkGraph>> graph = compute_->EndGraph();
+    if (!status.ok() || !graph.ok()) {
+      LOG(WARNING) << "rank " << rank_ << ", @" << f.function->name() << " from " << f.nodes[at].what
+                   << ": not recorded as a graph: " << (status.ok() ? graph.status() : status);
+      s.refused = true;
+      return false;
+    }
+    s.graph = *std::move(graph);
+  }
+  log_.Node(&f.nodes[at].what);
+  RETURN_IF_ERROR(compute_->Launch(s.graph.get()));
+  return true;
+}
+
 absl::Status RankExecutor::RunNode(BoundNode& n, int microbatch) {
   log_.Node(&n.what);
   if (n.node->Is("comm.done")) return absl::OkStatus();  // the value lies where the exchange wrote it
   KernelContext& c = n.context;
   for (Tensor& t : c.in) {
-    if (t.is_ragged()) RETURN_IF_ERROR(t.PlaceRows());
+    if (t.is_ragged() && on_host_) RETURN_IF_ERROR(t.PlaceRows());
   }
   const int64_t begin = recorder != nullptr ? NowNanos() : 0;
   const int64_t cpu_begin = recorder != nullptr ? ThreadCpuNanos() : 0;
@@ -408,63 +578,90 @@ absl::Status RankExecutor::RunNode(BoundNode& n, int microbatch) {
   }
   if (!status.ok()) return Annotate(status, n.what);
   for (const Tensor& t : c.out) {
-    if (t.data != nullptr) arena_->MarkUsed(arena_->OffsetOf(t.data) + t.elements() * ByteSize(t.dtype));
-  }
-  if (c.workspace_bytes > 0) arena_->MarkUsed(arena_->OffsetOf(c.workspace) + c.workspace_bytes);
-  if (n.expert_result >= 0 && decisions != nullptr) {
-    if (decisions->OnDecision(n.node->result_name(n.expert_result), microbatch, n.decision_block,
-                              c.out[n.expert_result].As<int32_t>())) {
-      ReplayTopK(n);
+    if (t.is_ragged() && !on_host_) {  // how many rows there are is not known here
+      arena_->MarkUsed(arena_->OffsetOf(t.arena_rows) + t.capacity_rows * t.row_elements * ByteSize(t.dtype));
+    } else if (t.data != nullptr) {
+      arena_->MarkUsed(arena_->OffsetOf(t.data) + t.elements() * ByteSize(t.dtype));
     }
   }
+  if (c.workspace_bytes > 0) arena_->MarkUsed(arena_->OffsetOf(c.workspace) + c.workspace_bytes);
+  if (n.expert_result >= 0 && decisions != nullptr && decisions->Active()) return ShowDecision(n, microbatch);
   return absl::OkStatus();
 }
 
-absl::Status RankExecutor::RunFunction(BoundFunction& f, const Action& action, bool last,
-                                       const StepInputs& inputs) {
-  if (options_.poison) {
-    std::memset(arena_->At(Space::kFrame, 0), 0xff,
-                program_.memory.functions.at(action.function).frame_bytes);
-  }
+absl::Status RankExecutor::FillInputs(const BoundFunction& f, const Step& step, const StepInputs& inputs) {
   for (const Input& in : f.inputs) {
-    const int64_t at = std::max(0, action.microbatch) * in.microbatch_elements;
+    const Tensor& t = in.tensor;
+    const int64_t at = std::max(0, step.action->microbatch) * in.microbatch_elements;
+    const int64_t bytes = t.elements() * ByteSize(t.dtype);
+    char* const to = Window(t.data, step.staging + in.staging);
     for (const Input::Run& r : in.runs) {
       if (in.kind == kMask) {
         for (int64_t i = 0; i < r.count; ++i) {
-          StoreElement(in.tensor.dtype, in.tensor.data, r.to + i, inputs.mask[at + r.from + i]);
+          StoreElement(t.dtype, to, r.to + i, inputs.mask[at + r.from + i]);
         }
       } else {
         const std::vector<int32_t>& from = in.kind == kTokens   ? inputs.tokens
                                            : in.kind == kLabels ? inputs.labels
                                                                 : inputs.positions;
-        std::memcpy(in.tensor.As<int32_t>() + r.to, from.data() + at + r.from, r.count * sizeof(int32_t));
+        std::memcpy(reinterpret_cast<int32_t*>(to) + r.to, from.data() + at + r.from,
+                    r.count * sizeof(int32_t));
       }
     }
-    arena_->MarkUsed(arena_->OffsetOf(in.tensor.data) + in.tensor.elements() * ByteSize(in.tensor.dtype));
+    RETURN_IF_ERROR(CopyFromWindow(t.data, step.staging + in.staging, bytes));
+    arena_->MarkUsed(arena_->OffsetOf(t.data) + bytes);
   }
+  return absl::OkStatus();
+}
+
+absl::Status RankExecutor::RunFunction(BoundFunction& f, const Step& step, const StepInputs& inputs) {
+  const int microbatch = step.action->microbatch;
+  if (options_.poison) {
+    RETURN_IF_ERROR(compute_->Fill(arena_->At(Space::kFrame, 0), 0xff,
+                                   program_.memory.functions.at(step.action->function).frame_bytes));
+  }
+  RETURN_IF_ERROR(FillInputs(f, step, inputs));
   comm_queue_->BeginFunction();
-  for (BoundNode& n : f.nodes) {
+  if (f.begun != nullptr) RETURN_IF_ERROR(compute_->Record(f.begun));
+  // Graphs hide their nodes from who wants to see them.
+  const bool graphs =
+      !f.segments.empty() && recorder == nullptr && !(decisions != nullptr && decisions->Active());
+  size_t recorded = 0;  // nodes before this one are done, as part of a graph
+  for (size_t i = 0; i < f.nodes.size(); ++i) {
+    BoundNode& n = f.nodes[i];
     if (n.node->queue != Queue::kComm) {
-      if (n.wait_for > 0) RETURN_IF_ERROR(comm_queue_->WaitFor(n.wait_for));
-      if (n.awaits != nullptr) RETURN_IF_ERROR(comm_queue_->WaitForJob(*n.awaits));
-      RETURN_IF_ERROR(RunNode(n, action.microbatch));
+      if (n.wait_for > 0) {
+        RETURN_IF_ERROR(comm_queue_->WaitFor(n.wait_for));
+        RETURN_IF_ERROR(compute_->Wait(n.waits_for));
+      }
+      if (n.awaits != nullptr) {
+        RETURN_IF_ERROR(comm_queue_->WaitForJob(n.awaits->job));
+        RETURN_IF_ERROR(compute_->Wait(n.awaits->done));
+      }
+      if (graphs && n.segment >= 0) {
+        ASSIGN_OR_RETURN(const bool done, RunSegment(f, i, microbatch));
+        if (done) recorded = f.segments[n.segment].end;
+      }
+      if (i >= recorded) RETURN_IF_ERROR(RunNode(n, microbatch));
+      if (n.done != nullptr) RETURN_IF_ERROR(compute_->Record(n.done));
       comm_queue_->ComputeDone();
     } else if (n.wanted_at_once && comm_queue_->Idle()) {
-      RETURN_IF_ERROR(RunNode(n, action.microbatch));
+      RETURN_IF_ERROR(RunExchange(n, microbatch));
       comm_queue_->CountInline();
     } else {
-      n.microbatch = action.microbatch;
-      const int64_t job = comm_queue_->Post(n.last && !last ? nullptr : &n, n.wait_for);
-      for (int64_t* number : n.gives) *number = job;
+      Job& job = n.last && !step.last ? n.skip : n.run;
+      job.microbatch = microbatch;
+      const int64_t number = comm_queue_->Post(&job, n.wait_for);
+      for (Flight* flight : n.gives) *flight = {number, n.done};
     }
   }
   RETURN_IF_ERROR(comm_queue_->WaitFor(f.own_collectives));
+  if (f.ended != nullptr) RETURN_IF_ERROR(compute_->Wait(f.ended));
   for (const Report& r : f.reports) {
-    std::vector<double>& out = (r.summed ? summed_ : common_)[r.name];
-    for (int64_t i = 0; i < r.tensor.elements(); ++i) {
-      out[i] = (r.summed ? out[i] : 0) + LoadElement(r.tensor.dtype, r.tensor.data, i);
-    }
+    RETURN_IF_ERROR(compute_->Copy(staging_->data() + step.staging + r.staging, r.tensor.data,
+                                   r.tensor.elements() * ByteSize(r.tensor.dtype)));
   }
+  ++f.runs;
   return absl::OkStatus();
 }
 
@@ -472,12 +669,15 @@ absl::Status RankExecutor::Run(const std::string& program_name, const StepInputs
   auto it = programs_.find(program_name);
   if (it == programs_.end())
     return absl::NotFoundError(absl::StrCat("the plan has no program ", program_name));
+  RETURN_IF_ERROR(device_->Use());
   for (const ScalarInput& s : scalars_) {
     auto value = inputs.scalars.find(s.name);
     if (value == inputs.scalars.end() && program_name == "train_step") {
       return absl::InvalidArgumentError(absl::StrCat("the step needs the scalar ", s.name));
     }
-    StoreElement(s.tensor.dtype, s.tensor.data, 0, value == inputs.scalars.end() ? 0.0 : value->second);
+    StoreElement(s.tensor.dtype, Window(s.tensor.data, s.staging), 0,
+                 value == inputs.scalars.end() ? 0.0 : value->second);
+    RETURN_IF_ERROR(CopyFromWindow(s.tensor.data, s.staging, ByteSize(s.tensor.dtype)));
     arena_->MarkUsed(arena_->OffsetOf(s.tensor.data) + ByteSize(s.tensor.dtype));
   }
   for (auto& [_, values] : summed_) std::fill(values.begin(), values.end(), 0.0);
@@ -487,7 +687,7 @@ absl::Status RankExecutor::Run(const std::string& program_name, const StepInputs
     log_.Action(&step.name, begin);
     switch (a.kind) {
       case Action::kReset:
-        ResetAccumulators();
+        RETURN_IF_ERROR(ResetAccumulators());
         break;
       case Action::kRecv: {
         const int peer = a.peer_stage < stage_ ? 0 : 1;
@@ -500,18 +700,31 @@ absl::Status RankExecutor::Run(const std::string& program_name, const StepInputs
         break;
       }
       case Action::kSend:
-        step.queue->Post(a.slot, step.buffer.data, step.buffer.elements() * ByteSize(step.buffer.dtype),
-                         a.microbatch);
+        RETURN_IF_ERROR(step.queue->Post(a.slot, step.buffer.data,
+                                         step.buffer.elements() * ByteSize(step.buffer.dtype), a.microbatch,
+                                         compute_));
         break;
       default:
-        for (auto& [queue, slot] : step.wait_for) RETURN_IF_ERROR(queue->WaitFor(slot));
-        RETURN_IF_ERROR(Annotate(RunFunction(*step.function, a, step.last, inputs), step.name));
+        for (auto& [queue, slot] : step.wait_for) RETURN_IF_ERROR(queue->WaitFor(slot, compute_));
+        RETURN_IF_ERROR(Annotate(RunFunction(*step.function, step, inputs), step.name));
     }
     if (recorder != nullptr && a.kind != Action::kReset) {
       recorder->Add({step.name.c_str(), nullptr, begin, NowNanos(), a.microbatch, 2, Category::kOther, 0});
     }
   }
-  for (auto& [_, queue] : send_queues_) RETURN_IF_ERROR(queue->WaitForAll());
+  for (auto& [_, queue] : send_queues_) RETURN_IF_ERROR(queue->WaitForAll(compute_));
+  RETURN_IF_ERROR(AwaitStream(compute_));
+  RETURN_IF_ERROR(world_->Failure());
+  for (const Step& step : it->second) {
+    if (step.function == nullptr) continue;
+    for (const Report& r : step.function->reports) {
+      std::vector<double>& out = (r.summed ? summed_ : common_)[r.name];
+      const char* const values = staging_->data() + step.staging + r.staging;
+      for (int64_t i = 0; i < r.tensor.elements(); ++i) {
+        out[i] = (r.summed ? out[i] : 0) + LoadElement(r.tensor.dtype, values, i);
+      }
+    }
+  }
   arena_->ReleaseSpill();
   return absl::OkStatus();
 }

@@ -6,9 +6,16 @@
 //
 // Everything is bound when it is created: kernels, exchanges, addresses, one list per (function, slots).
 // Running allocates nothing. The Program and the World outlive it. Run is called by one thread at a time.
+//
+// All work goes to streams of the rank's device: nodes of the compute queue to one, those of the
+// communication queue to another, with an event wherever one waits for the other. The host goes ahead of the
+// device and waits for it at the end of Run alone, and where an exchange of ragged rows must know their
+// number. On a device with graphs the parts of a function that are the same in every run are recorded when
+// they run for the second time, and launched from then on.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -26,6 +33,7 @@
 #include "moe/runtime/exchange.h"
 #include "moe/runtime/flight.h"
 #include "moe/runtime/local.h"
+#include "moe/runtime/rank_device.h"
 #include "moe/runtime/send_queue.h"
 #include "moe/runtime/session.h"
 #include "moe/runtime/trace.h"
@@ -35,15 +43,19 @@ namespace moe {
 struct RankOptions {
   Backend backend = Backend::kCpu;
   ComputeGate* gate = nullptr;
-  bool poison = false;        // tests: fill frames with NaN before every action
-  int64_t reserve_bytes = 0;  // address space, where plans that share the memory want more than this one
+  bool poison = false;               // tests: fill frames with NaN before every action
+  int64_t reserve_bytes = 0;         // where plans that share the memory want more than this one
   const Arena* memory_of = nullptr;  // run in the memory of this arena; see Arena::Share
+  RankDevice* device = nullptr;      // of the kind that the back end's kernels work on
+  bool graphs = true;                // record and launch, where the device can
 };
 
 // Hooks around decision nodes; called on rank threads, thread-safe.
 class DecisionHook {
  public:
   virtual ~DecisionHook() = default;
+  // Whether it wants to see decisions at all.
+  virtual bool Active() const = 0;
   // After a decision node ran: may record `experts` (local, at `block` of the global value) or overwrite it.
   // True if it overwrote.
   virtual bool OnDecision(const std::string& name, int microbatch, const Block& block, int32_t* experts) = 0;
@@ -63,6 +75,10 @@ class RankExecutor {
   const Arena& arena() const { return *arena_; }
   // Storage of a state on this rank; null if its stage does not hold it.
   Tensor* FindState(const std::string& name);
+  // Between runs, and by any thread: a dense tensor, filled by `fill`, which gets all its bytes to write; and
+  // its bytes, in `room` unless the host can read them where they are.
+  absl::Status WriteTensor(const Tensor& t, const std::function<void(char*)>& fill);
+  absl::StatusOr<const char*> ReadTensor(const Tensor& t, std::vector<char>* room);
   // Reports of the last Run: from @report (to be summed over stages) and from @update (the same on all
   // stages).
   const std::map<std::string, std::vector<double>>& summed_reports() const { return summed_; }
@@ -74,6 +90,18 @@ class RankExecutor {
   DecisionHook* decisions = nullptr;  // null: none
 
  private:
+  struct BoundNode;
+  // What the communication queue is given: the node, or to count it as done only.
+  struct Job {
+    BoundNode* node = nullptr;
+    bool runs = true;
+    int microbatch = -1;  // of the action that gives it
+  };
+  // An exchange that is in flight from one function to another.
+  struct Flight {
+    int64_t job = 0;
+    const Event* done = nullptr;
+  };
   struct BoundNode {
     const Node* node = nullptr;
     const Kernel* kernel = nullptr;
@@ -91,10 +119,22 @@ class RankExecutor {
     bool wanted_at_once = false;
     // Futures that cross functions: of a comm.start, whose job number goes there; of a comm.done, whose job
     // it waits for.
-    std::vector<int64_t*> gives;
-    int64_t* awaits = nullptr;
-    bool last = false;    // runs only when its function runs for the last time in the program
-    int microbatch = -1;  // of the action that runs now
+    std::vector<Flight*> gives;
+    Flight* awaits = nullptr;
+    bool last = false;  // runs only when its function runs for the last time in the program
+    // Streams. `waits_for`: recorded in the other queue's stream, before this. `done`: recorded after this;
+    // null where nobody waits for it.
+    const Event* waits_for = nullptr;
+    Event* done = nullptr;
+    bool recordable = false;
+    int segment = -1;  // of the function: this node begins it
+    Job run, skip;
+  };
+  // A part of a function that can be recorded.
+  struct Segment {
+    size_t end = 0;
+    std::unique_ptr<WorkGraph> graph;
+    bool refused = false;  // by the device
   };
   struct Input {   // one batch argument: runs to copy
     int kind = 0;  // tokens, labels, mask, positions
@@ -104,11 +144,13 @@ class RankExecutor {
     };
     std::vector<Run> runs;
     int64_t microbatch_elements = 0;
+    int64_t staging = 0;  // offset among the inputs of an action
   };
   struct Report {
     std::string name;
     bool summed = false;
     Tensor tensor;
+    int64_t staging = 0;  // offset among the reports of an action
   };
   struct BoundFunction {
     const Function* function = nullptr;
@@ -117,6 +159,11 @@ class RankExecutor {
     int64_t collectives = 0;      // of the communication queue
     int64_t own_collectives = 0;  // of these, up to the last one that must be done when the function ends
     std::vector<Report> reports;
+    int64_t staging_bytes = 0;     // of inputs and reports
+    Event* begun = nullptr;        // recorded in the compute stream when it begins
+    const Event* ended = nullptr;  // of the last of its own collectives
+    std::vector<Segment> segments;
+    int64_t runs = 0;
   };
   struct Step {  // one action
     const Action* action = nullptr;
@@ -127,10 +174,12 @@ class RankExecutor {
     std::vector<std::pair<SendQueue*, int>> wait_for;  // slots that this action writes
     bool last = false;                                 // of its function in the program
     std::string name;
+    int64_t staging = 0;  // offset
   };
   struct ScalarInput {
     std::string name;
     Tensor tensor;
+    int64_t staging = 0;  // offset
   };
 
   RankExecutor(const Program& program, int64_t rank, World* world, const RankOptions& options)
@@ -142,11 +191,26 @@ class RankExecutor {
   absl::StatusOr<Tensor> TensorOf(Value v, const FunctionMemory& memory, const Action& action);
   absl::StatusOr<Tensor> BoundaryTensor(const std::string& name, const Type& type, int slot);
   void BindFutures(const Node& n, BoundNode* b);
-  static void BindQueues(const FunctionMemory& memory, BoundFunction* f);
-  absl::Status RunFunction(BoundFunction& f, const Action& action, bool last, const StepInputs& inputs);
+  absl::Status BindQueues(const FunctionMemory& memory, BoundFunction* f);
+  void BindSegments(BoundFunction* f);
+  absl::Status BindStaging();
+  absl::StatusOr<Event*> NewEvent();
+  absl::Status RunFunction(BoundFunction& f, const Step& step, const StepInputs& inputs);
+  absl::Status FillInputs(const BoundFunction& f, const Step& step, const StepInputs& inputs);
+  absl::StatusOr<bool> RunSegment(BoundFunction& f, size_t at, int microbatch);
   absl::Status RunNode(BoundNode& n, int microbatch);
-  void ResetAccumulators();
-  void ReplayTopK(BoundNode& n);
+  absl::Status RunExchange(BoundNode& n, int microbatch);
+  absl::Status RunJob(const Job& job);
+  absl::Status ShowDecision(BoundNode& n, int microbatch);
+  absl::Status ResetAccumulators();
+  static void ReplayTopK(const BoundNode& n, KernelContext& c);
+  // Where the host writes what belongs at `to`, and the copy that brings it there.
+  char* Window(void* to, int64_t staging) const {
+    return on_host_ ? static_cast<char*>(to) : staging_->data() + staging;
+  }
+  absl::Status CopyFromWindow(void* to, int64_t staging, int64_t bytes) {
+    return on_host_ ? absl::OkStatus() : compute_->Copy(to, staging_->data() + staging, bytes);
+  }
 
   const Program& program_;
   const Mesh& mesh_;
@@ -154,6 +218,11 @@ class RankExecutor {
   int stage_ = 0;
   World* world_;
   const RankOptions options_;
+  Device* device_ = nullptr;
+  Stream *compute_ = nullptr, *comm_ = nullptr;
+  bool on_host_ = true;  // the host can read and write the arena
+  std::vector<std::unique_ptr<Event>> events_;
+  std::unique_ptr<DeviceMemory> staging_;  // scalars, then inputs and reports of each action of a program
   std::unique_ptr<Arena> arena_;
   std::map<std::string, Tensor> states_;
   std::vector<std::string> reset_states_;
@@ -163,8 +232,8 @@ class RankExecutor {
   std::map<std::string, std::unique_ptr<BoundFunction>> functions_;  // by function and slots
   std::map<std::string, std::unique_ptr<SendQueue>> send_queues_;    // by boundary value
   std::map<std::string, std::vector<Step>> programs_;
-  std::map<std::string, int64_t> jobs_in_flight_;  // by future that crosses functions
-  std::unique_ptr<CommQueue> comm_queue_;  // last but for plain data: its thread uses what stands above
+  std::map<std::string, Flight> in_flight_;  // by future that crosses functions
+  std::unique_ptr<CommQueue> comm_queue_;    // last but for plain data: its thread uses what stands above
   std::map<std::string, std::vector<double>> summed_, common_;
   ActionLog log_;
 };

@@ -3,13 +3,31 @@
 #include <glog/logging.h>
 
 #include <algorithm>
+#include <utility>
+
+#include "moe/base/status.h"
 
 namespace moe {
 
-SendQueue::SendQueue(Communicator* comm, int peer, int slots, std::string what)
-    : comm_(comm), peer_(peer), what_(std::move(what)), ring_(slots), pending_(slots, false) {
-  thread_ = std::thread([this] { Loop(); });
+absl::StatusOr<std::unique_ptr<SendQueue>> SendQueue::Create(Communicator* comm, Stream* stream, int peer,
+                                                             int slots, std::string what) {
+  std::unique_ptr<SendQueue> q(new SendQueue(comm, stream, peer, slots, std::move(what)));
+  for (int i = 0; i < slots; ++i) {
+    ASSIGN_OR_RETURN(q->written_.emplace_back(), stream->device()->NewEvent());
+    ASSIGN_OR_RETURN(q->sent_.emplace_back(), stream->device()->NewEvent());
+  }
+  SendQueue* const queue = q.get();
+  q->thread_ = std::thread([queue] { queue->Loop(); });
+  return q;
 }
+
+SendQueue::SendQueue(Communicator* comm, Stream* stream, int peer, int slots, std::string what)
+    : comm_(comm),
+      stream_(stream),
+      peer_(peer),
+      what_(std::move(what)),
+      ring_(slots),
+      pending_(slots, false) {}
 
 SendQueue::~SendQueue() {
   {
@@ -17,34 +35,47 @@ SendQueue::~SendQueue() {
     stop_ = true;
     changed_.NotifyAll();
   }
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
 }
 
-void SendQueue::Post(int slot, const void* data, int64_t bytes, int64_t tag) {
+absl::Status SendQueue::Post(int slot, const void* data, int64_t bytes, int64_t tag, Stream* writer) {
+  RETURN_IF_ERROR(writer->Record(written_[slot].get()));
   absl::MutexLock lock(&mutex_);
   CHECK(!pending_[slot]) << what_ << ": slot " << slot << " is still being sent";
   pending_[slot] = true;
   ring_[(head_ + size_) % ring_.size()] = {slot, data, bytes, tag};
   ++size_;
   changed_.NotifyAll();
+  return absl::OkStatus();
 }
 
-absl::Status SendQueue::WaitFor(int slot) {
-  absl::MutexLock lock(&mutex_);
-  while (pending_[slot]) changed_.Wait(&mutex_);
-  return status_;
+absl::Status SendQueue::WaitFor(int slot, Stream* writer) {
+  {
+    absl::MutexLock lock(&mutex_);
+    while (pending_[slot]) changed_.Wait(&mutex_);
+    if (!status_.ok()) return status_;
+  }
+  return writer->Wait(sent_[slot].get());
 }
 
-absl::Status SendQueue::WaitForAll() {
+absl::Status SendQueue::WaitForAll(Stream* writer) {
   for (size_t slot = 0; slot < pending_.size(); ++slot) {
-    absl::Status status = WaitFor(static_cast<int>(slot));
+    absl::Status status = WaitFor(static_cast<int>(slot), writer);
     if (!status.ok()) return status;
   }
   return absl::OkStatus();
 }
 
+absl::Status SendQueue::Send(const Item& item) {
+  RETURN_IF_ERROR(stream_->Wait(written_[item.slot].get()));
+  RETURN_IF_ERROR(comm_->Send(item.data, item.bytes, peer_, item.tag, what_));
+  return stream_->Record(sent_[item.slot].get());
+}
+
 void SendQueue::Loop() {
+  const absl::Status usable = stream_->device()->Use();
   absl::MutexLock lock(&mutex_);
+  status_ = usable;
   for (;;) {
     while (!stop_ && size_ == 0) changed_.Wait(&mutex_);
     if (size_ == 0) return;
@@ -52,7 +83,7 @@ void SendQueue::Loop() {
     head_ = (head_ + 1) % ring_.size();
     --size_;
     mutex_.Unlock();
-    absl::Status status = comm_->Send(item.data, item.bytes, peer_, item.tag, what_);
+    const absl::Status status = Send(item);
     mutex_.Lock();
     if (status_.ok()) status_ = status;
     pending_[item.slot] = false;

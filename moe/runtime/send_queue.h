@@ -1,34 +1,40 @@
 // SendQueue: one thread that sends the slots of one boundary value to a peer, in order. A sender goes on
 // computing; whoever wants to write a slot again waits until its transfer is done.
 //
-//   queue.Post(slot, data, bytes, tag);
-//   RETURN_IF_ERROR(queue.WaitFor(slot));
+//   RETURN_IF_ERROR(queue->Post(slot, data, bytes, tag, writer));
+//   RETURN_IF_ERROR(queue->WaitFor(slot, writer));
 //
-// Post and WaitFor are called by one thread (the compute queue of the rank). Owns its thread, not the
-// buffers.
+// Transfers are work of a stream of the queue's own; `writer` is the stream that writes the slots, and gets
+// to know by events. Post and WaitFor are called by one thread (the compute queue of the rank). Owns its
+// thread, not the buffers.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "moe/comm/communicator.h"
 #include "moe/comm/compute_gate.h"
+#include "moe/device/device.h"
 
 namespace moe {
 
 class SendQueue {
  public:
-  // peer: group rank of the receiver in `comm`, a group of two.
-  SendQueue(Communicator* comm, int peer, int slots, std::string what);
+  // peer: group rank of the receiver in `comm`, a group of two, which works on `stream`.
+  static absl::StatusOr<std::unique_ptr<SendQueue>> Create(Communicator* comm, Stream* stream, int peer,
+                                                           int slots, std::string what);
   ~SendQueue();  // waits for what was posted
 
-  void Post(int slot, const void* data, int64_t bytes, int64_t tag);
-  absl::Status WaitFor(int slot);  // error: that of a failed transfer
-  absl::Status WaitForAll();
+  absl::Status Post(int slot, const void* data, int64_t bytes, int64_t tag, Stream* writer);
+  // What `writer` is given from here on waits for the transfer. Error: that of a failed one.
+  absl::Status WaitFor(int slot, Stream* writer);
+  absl::Status WaitForAll(Stream* writer);
 
  private:
   struct Item {
@@ -36,9 +42,12 @@ class SendQueue {
     const void* data;
     int64_t bytes, tag;
   };
+  SendQueue(Communicator* comm, Stream* stream, int peer, int slots, std::string what);
+  absl::Status Send(const Item& item);
   void Loop() ABSL_LOCKS_EXCLUDED(mutex_);
 
   Communicator* const comm_;
+  Stream* const stream_;
   const int peer_;
   const std::string what_;
   absl::Mutex mutex_;
@@ -46,6 +55,7 @@ class SendQueue {
   std::vector<Item> ring_;  // at most one item per slot
   size_t head_ = 0, size_ = 0;
   std::vector<bool> pending_;
+  std::vector<std::unique_ptr<Event>> written_, sent_;  // per slot
   absl::Status status_;
   bool stop_ = false;
   std::thread thread_;

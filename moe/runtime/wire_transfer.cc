@@ -1,27 +1,14 @@
 #include "moe/runtime/wire_transfer.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "moe/base/status.h"
-#include "moe/device/wire_codec.h"
-#include "moe/kernels/convert.h"
+#include "moe/device/host_device.h"
 
 namespace moe {
 namespace {
 
-constexpr int64_t kPart = 8 * kWireBlock;  // elements decoded at a time
-
 int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-void Store(DType dtype, const float* x, int64_t begin, int64_t count, char* out) {
-  char* at = out + begin * ByteSize(dtype);
-  if (dtype == DType::kF64) {
-    for (int64_t i = 0; i < count; ++i) reinterpret_cast<double*>(at)[i] = x[i];
-  } else {
-    FromF32(dtype, x, at, count);
-  }
-}
 
 // At most so many bytes for n elements in any number of `blocks` blocks.
 int64_t Bound(WireFormat wire, DType dtype, int64_t n, int64_t blocks) {
@@ -32,34 +19,14 @@ int64_t Bound(WireFormat wire, DType dtype, int64_t n, int64_t blocks) {
 
 int64_t WirePart(int64_t count, int64_t ranks) { return RoundUp((count + ranks - 1) / ranks, kWireBlock); }
 
-void DecodeWireTo(WireFormat wire, DType dtype, const char* in, int64_t n, char* out) {
-  float part[kPart];
-  for (int64_t i = 0; i < n; i += kPart) {
-    const int64_t m = std::min(kPart, n - i);
-    DecodeWire(wire, in, n, i, m, part);
-    Store(dtype, part, i, m, out);
-  }
-}
-
-void ReduceWire(WireFormat wire, DType dtype, const char* in, int64_t stride, int ranks, int64_t n,
-                Reduction kind, char* out) {
-  float sum[kPart], part[kPart];
-  for (int64_t i = 0; i < n; i += kPart) {
-    const int64_t m = std::min(kPart, n - i);
-    DecodeWire(wire, in, n, i, m, sum);
-    for (int p = 1; p < ranks; ++p) {
-      DecodeWire(wire, in + p * stride, n, i, m, part);
-      for (int64_t j = 0; j < m; ++j) {
-        sum[j] = kind == Reduction::kMax ? (part[j] > sum[j] || part[j] != part[j] ? part[j] : sum[j])
-                                         : sum[j] + part[j];
-      }
-    }
-    Store(dtype, sum, i, m, out);
-  }
-}
-
-WireTransfer::WireTransfer(WireFormat wire, DType dtype, int group_size)
-    : wire_(wire), dtype_(dtype), send_(group_size), receive_(group_size), counts_(group_size) {}
+WireTransfer::WireTransfer(WireFormat wire, DType dtype, int group_size, Stream* stream)
+    : wire_(wire),
+      dtype_(dtype),
+      stream_(stream == nullptr ? HostStream() : stream),
+      send_(group_size),
+      receive_(group_size),
+      counts_(group_size),
+      sources_(group_size) {}
 
 int64_t WireTransfer::WorkspaceBytes(WireFormat wire, DType dtype, StepKind kind, int group_size, int64_t in,
                                      int64_t out) {
@@ -83,11 +50,11 @@ int64_t WireTransfer::WorkspaceBytes(WireFormat wire, DType dtype, StepKind kind
   return 0;
 }
 
-int64_t WireTransfer::Encode(const char* in, absl::Span<const int64_t> counts, std::vector<int64_t>& bytes,
-                             char* to) const {
+absl::StatusOr<int64_t> WireTransfer::Encode(const char* in, absl::Span<const int64_t> counts,
+                                             std::vector<int64_t>& bytes, char* to) const {
   char* const begin = to;
   for (size_t p = 0; p < counts.size(); ++p) {
-    EncodeWire(wire_, dtype_, in, counts[p], to);
+    RETURN_IF_ERROR(stream_->Encode(wire_, dtype_, in, counts[p], to));
     bytes[p] = Bytes(counts[p]);
     in += counts[p] * ByteSize(dtype_);
     to += bytes[p];
@@ -95,47 +62,47 @@ int64_t WireTransfer::Encode(const char* in, absl::Span<const int64_t> counts, s
   return to - begin;
 }
 
-void WireTransfer::Decode(const char* in, absl::Span<const int64_t> counts, char* out) const {
+absl::Status WireTransfer::Decode(const char* in, absl::Span<const int64_t> counts, char* out) const {
   for (const int64_t n : counts) {
-    DecodeWireTo(wire_, dtype_, in, n, out);
+    RETURN_IF_ERROR(stream_->Decode(wire_, {in}, n, Reduction::kSum, dtype_, out));
     in += Bytes(n);
     out += n * ByteSize(dtype_);
   }
+  return absl::OkStatus();
 }
 
 absl::Status WireTransfer::AllToAll(Communicator* c, const char* in, absl::Span<const int64_t> send,
                                     char* out, absl::Span<const int64_t> receive, char* scratch,
                                     absl::string_view what) {
-  const int64_t bytes = Encode(in, send, send_, scratch);
+  ASSIGN_OR_RETURN(const int64_t bytes, Encode(in, send, send_, scratch));
   char* const received = scratch + RoundUp(bytes, 64);
   for (size_t p = 0; p < receive.size(); ++p) receive_[p] = Bytes(receive[p]);
   RETURN_IF_ERROR(c->AllToAllV(scratch, send_, received, receive_, DType::kPred, what));
   bytes_sent_ = bytes - send_[c->rank()];
-  Decode(received, receive, out);
-  return absl::OkStatus();
+  return Decode(received, receive, out);
 }
 
 absl::Status WireTransfer::AllGather(Communicator* c, const char* in, int64_t count, char* out,
                                      absl::Span<const int64_t> counts, char* scratch,
                                      absl::string_view what) {
-  EncodeWire(wire_, dtype_, in, count, scratch);
+  RETURN_IF_ERROR(stream_->Encode(wire_, dtype_, in, count, scratch));
   char* const received = scratch + RoundUp(Bytes(count), 64);
   for (size_t p = 0; p < counts.size(); ++p) receive_[p] = Bytes(counts[p]);
   RETURN_IF_ERROR(c->AllGatherV(scratch, Bytes(count), received, receive_, DType::kPred, what));
   bytes_sent_ = Bytes(count) * (c->size() - 1);
-  Decode(received, counts, out);
-  return absl::OkStatus();
+  return Decode(received, counts, out);
 }
 
 absl::Status WireTransfer::ReduceScatter(Communicator* c, const char* in, absl::Span<const int64_t> counts,
                                          char* out, Reduction kind, char* scratch, absl::string_view what) {
-  const int64_t bytes = Encode(in, counts, send_, scratch), mine = counts[c->rank()];
+  ASSIGN_OR_RETURN(const int64_t bytes, Encode(in, counts, send_, scratch));
+  const int64_t mine = counts[c->rank()];
   char* const received = scratch + RoundUp(bytes, 64);
   std::fill(receive_.begin(), receive_.end(), Bytes(mine));
   RETURN_IF_ERROR(c->AllToAllV(scratch, send_, received, receive_, DType::kPred, what));
   bytes_sent_ = bytes - send_[c->rank()];
-  ReduceWire(wire_, dtype_, received, Bytes(mine), c->size(), mine, kind, out);
-  return absl::OkStatus();
+  for (size_t p = 0; p < sources_.size(); ++p) sources_[p] = received + p * Bytes(mine);
+  return stream_->Decode(wire_, sources_, mine, kind, dtype_, out);
 }
 
 absl::Status WireTransfer::AllReduce(Communicator* c, const char* in, char* out, int64_t count,

@@ -15,9 +15,11 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "moe/comm/communicator.h"
+#include "moe/device/device.h"
 #include "moe/ir/conversion_steps.h"
 #include "moe/ir/types.h"
 #include "moe/ir/wire_format.h"
@@ -26,15 +28,11 @@ namespace moe {
 
 // Elements of each rank's part of an all-reduce of `count`, the last ones less: whole wire blocks.
 int64_t WirePart(int64_t count, int64_t ranks);
-// An encoded block of n elements, to `dtype`.
-void DecodeWireTo(WireFormat wire, DType dtype, const char* in, int64_t n, char* out);
-// Encoded blocks of n elements, one from each rank and `stride` bytes apart: their sum or maximum.
-void ReduceWire(WireFormat wire, DType dtype, const char* in, int64_t stride, int ranks, int64_t n,
-                Reduction kind, char* out);
 
 class WireTransfer {
  public:
-  WireTransfer(WireFormat wire, DType dtype, int group_size);
+  // Values are in memory of the stream's device, as the communicator's buffers are; null: of the host.
+  WireTransfer(WireFormat wire, DType dtype, int group_size, Stream* stream = nullptr);
 
   // Bound for a step that takes `in` elements to `out` elements on each rank.
   static int64_t WorkspaceBytes(WireFormat wire, DType dtype, StepKind kind, int group_size, int64_t in,
@@ -56,13 +54,15 @@ class WireTransfer {
  private:
   int64_t Bytes(int64_t n) const { return WireBytes(wire_, dtype_, n); }
   // Blocks of counts[p] elements, packed, to encoded blocks; their sizes in `bytes`. Returns the sum.
-  int64_t Encode(const char* in, absl::Span<const int64_t> counts, std::vector<int64_t>& bytes,
-                 char* to) const;
-  void Decode(const char* in, absl::Span<const int64_t> counts, char* out) const;
+  absl::StatusOr<int64_t> Encode(const char* in, absl::Span<const int64_t> counts,
+                                 std::vector<int64_t>& bytes, char* to) const;
+  absl::Status Decode(const char* in, absl::Span<const int64_t> counts, char* out) const;
 
   const WireFormat wire_;
   const DType dtype_;
+  Stream* const stream_;
   std::vector<int64_t> send_, receive_, counts_;  // bytes, bytes, elements; per peer
+  std::vector<const char*> sources_;              // per peer
   int64_t bytes_sent_ = 0;
 };
 

@@ -1,0 +1,41 @@
+// RankDevice: the device that a rank works on, and its streams by name. Programs that share a rank's memory
+// share these too, so that their work stays in one order and a communicator knows one stream.
+//
+//   RankDevice device(std::move(opened));
+//   ASSIGN_OR_RETURN(Stream* compute, device.StreamOf("compute"));
+//
+// Used by one thread at a time, the streams as moe/device/device.h says. Outlives the executors on it.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "moe/base/status.h"
+#include "moe/device/device.h"
+
+namespace moe {
+
+class RankDevice {
+ public:
+  explicit RankDevice(std::unique_ptr<Device> device) : device_(std::move(device)) {}
+
+  Device* device() const { return device_.get(); }
+  // The stream of the kind "compute", "comm" or "copy"; of several of a kind, `which`.
+  absl::StatusOr<Stream*> StreamOf(const std::string& kind, const std::string& which = "") {
+    std::unique_ptr<Stream>& stream = streams_[{kind, which}];
+    if (stream == nullptr) {
+      ASSIGN_OR_RETURN(stream, device_->NewStream(kind));
+    }
+    return stream.get();
+  }
+
+ private:
+  const std::unique_ptr<Device> device_;
+  std::map<std::pair<std::string, std::string>, std::unique_ptr<Stream>> streams_;
+};
+
+}  // namespace moe
