@@ -159,9 +159,9 @@ absl::StatusOr<bool> MultiplyByLt(const LtProduct& p, const void* a, const void*
       const Algorithm* const algorithm,
       library.AlgorithmOf(handle, device, p, Alignment(a), Alignment(b), Alignment(c), workspace_bytes));
   if (!algorithm->found) return false;
-  const float one = 1, zero = 0;
+  const float one = 1, beta = p.accumulate ? 1 : 0;
   RETURN_IF_LT_ERROR(cublasLtMatmul(handle, algorithm->desc, &one, b, algorithm->first, a, algorithm->second,
-                                    &zero, c, algorithm->result, c, algorithm->result, &algorithm->algo,
+                                    &beta, c, algorithm->result, c, algorithm->result, &algorithm->algo,
                                     workspace, workspace_bytes, stream));
   return true;
 }

@@ -27,6 +27,7 @@ struct LtProduct {
   int64_t a_stride = 0, b_stride = 0, c_stride = 0;  // elements from batch to batch; 0: the same
   DType dtype = DType::kF32;                         // of a and b
   DType c_dtype = DType::kF32;
+  bool accumulate = false;  // c += a b
 };
 
 // False if the library has no algorithm for it; then nothing was done. m, n, k and the batches are above 0.

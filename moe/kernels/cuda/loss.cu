@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "moe/kernels/cuda/blas_lt.h"
 #include "moe/kernels/cuda/block_reduce.h"
 #include "moe/kernels/cuda/context.h"
 #include "moe/kernels/cuda/families.h"
@@ -18,11 +19,12 @@ struct HeadShape {
   int64_t run;  // tokens at a time
 };
 
-// Logits of a run, and in the backward their gradients, stay below 128 MiB.
+// Logits of a run, and in the backward their gradients, stay below 64 MiB, and so in part in the second
+// cache.
 HeadShape HeadOf(const Node& n, const ShardingRule& rule, absl::Span<const int64_t> extent) {
   const auto of = [&](absl::string_view factor) { return extent[rule.Find(factor)]; };
   HeadShape s = {of("b") * of("s"), of("h"), of("u"), of("w"), 0, n.Int("vocab"), 0};
-  const int64_t most = (int64_t{128} << 20) / (8 * std::max<int64_t>(1, s.w));
+  const int64_t most = (int64_t{64} << 20) / (8 * std::max<int64_t>(1, s.w));
   s.run = std::clamp<int64_t>(most / 128 * 128, 128, std::max<int64_t>(1, s.tokens));
   return s;
 }
@@ -31,6 +33,42 @@ HeadShape HeadOf(const KernelContext& c) {
   HeadShape s = HeadOf(*c.node, *c.rule, c.extent);
   s.v0 = c.Offset("u") * s.w;
   return s;
+}
+
+// ---- products
+
+// c (+)= a b in f32: by cuBLASLt, or by tiles what that does not take, operands of two dtypes for one.
+struct Products {
+  cudaStream_t stream;
+  void* workspace;
+  int64_t workspace_bytes;
+
+  // The largest of the three products of a run bounds the scratch of all.
+  static int64_t WorkspaceBytes(const HeadShape& s) {
+    return LtWorkspace(static_cast<double>(s.run) * static_cast<double>(s.w) * static_cast<double>(s.h));
+  }
+  absl::Status Run(LtProduct p, const Reals& a, const Reals& b, float* c) const {
+    p.c_pitch = p.n;
+    if (p.m == 0 || p.n == 0) return absl::OkStatus();
+    if (a.storage == b.storage && p.k > 0) {
+      p.dtype = a.storage == Storage::kF32    ? DType::kF32
+                : a.storage == Storage::kBF16 ? DType::kBF16
+                                              : DType::kF16;
+      ASSIGN_OR_RETURN(const bool done,
+                       MultiplyByLt(p, a.data, b.data, c, workspace, workspace_bytes, stream));
+      if (done) return absl::OkStatus();
+    }
+    return TiledProduct(stream, p.m, p.n, p.k, {a, p.a_by_k ? p.a_pitch : 1, p.a_by_k ? 1 : p.a_pitch},
+                        {b, p.b_by_k ? 1 : p.b_pitch, p.b_by_k ? p.b_pitch : 1}, c, p.n, p.accumulate);
+  }
+};
+
+// logits[tokens, w] = x words^T
+absl::Status Logits(const Products& by, const HeadShape& s, int64_t tokens, const Reals& x,
+                    const Reals& words, float* logits) {
+  return by.Run(
+      {.m = tokens, .n = s.w, .k = s.h, .a_by_k = true, .b_by_k = true, .a_pitch = s.h, .b_pitch = s.h}, x,
+      words, logits);
 }
 
 // ---- forward
@@ -68,7 +106,8 @@ __global__ void StatsKernel(StatsArgs a, HeadShape s) {
 int64_t HeadStatsWorkspace(const Node& n, const ShardingRule& rule, absl::Span<const int64_t> extent,
                            absl::Span<const Tensor>, absl::Span<const Tensor>) {
   const HeadShape s = HeadOf(n, rule, extent);
-  return WorkspacePart(s.run * s.w * static_cast<int64_t>(sizeof(float)));
+  return WorkspacePart(s.run * s.w * static_cast<int64_t>(sizeof(float))) +
+         WorkspacePart(Products::WorkspaceBytes(s));
 }
 
 absl::Status HeadStats(KernelContext& c) {
@@ -83,13 +122,15 @@ absl::Status HeadStats(KernelContext& c) {
   ASSIGN_OR_RETURN(a.label_logit, RealsOf(c.out[2]));
   Workspace w(c);
   float* const logits = w.Take<float>(s.run * s.w);
+  const int64_t scratch = Products::WorkspaceBytes(s);
+  const Products by = {stream, w.Take<char>(scratch), scratch};
   a.logits = logits;
   for (int64_t first = 0; first < s.tokens; first += s.run) {
     a.first_token = first;
     a.tokens = std::min(s.run, s.tokens - first);
     for (a.block = 0; a.block < s.u; ++a.block) {
-      RETURN_IF_ERROR(TiledProduct(stream, a.tokens, s.w, s.h, {Shifted(x, first * s.h), s.h, 1},
-                                   {Shifted(weight, a.block * s.w * s.h), 1, s.h}, logits, s.w, false));
+      RETURN_IF_ERROR(
+          Logits(by, s, a.tokens, Shifted(x, first * s.h), Shifted(weight, a.block * s.w * s.h), logits));
       const LaunchShape l = RowLaunch(a.tokens, s.w);
       RETURN_IF_ERROR(MOE_LAUNCH(StatsKernel, GridOf(l), BlockOf(l), 0, stream, a, s));
     }
@@ -134,7 +175,8 @@ int64_t HeadStatsGradWorkspace(const Node& n, const ShardingRule& rule, absl::Sp
   const int64_t f32 = sizeof(float);
   return WorkspacePart(s.run * s.w * f32) + WorkspacePart(s.run * s.w * f32) +
          WorkspacePart(s.run * s.h * f32) +
-         WorkspacePart(out[1].dtype == DType::kF32 ? 0 : s.w * s.u * s.h * f32);
+         WorkspacePart(out[1].dtype == DType::kF32 ? 0 : s.w * s.u * s.h * f32) +
+         WorkspacePart(Products::WorkspaceBytes(s));
 }
 
 absl::Status HeadStatsGrad(KernelContext& c) {
@@ -156,6 +198,8 @@ absl::Status HeadStatsGrad(KernelContext& c) {
   float* const dx_sum = w.Take<float>(s.run * s.h);
   float* const dw_sum =
       dweight.storage == Storage::kF32 ? static_cast<float*>(dweight.data) : w.Take<float>(s.u * s.w * s.h);
+  const int64_t scratch = Products::WorkspaceBytes(s);
+  const Products by = {stream, w.Take<char>(scratch), scratch};
   if (s.tokens == 0) {
     return c.stream->Fill(dweight.data, 0, c.out[1].elements() * ByteSize(c.out[1].dtype));
   }
@@ -165,14 +209,27 @@ absl::Status HeadStatsGrad(KernelContext& c) {
     const Reals run = Shifted(x, first * s.h);
     for (a.block = 0; a.block < s.u; ++a.block) {
       const Reals words = Shifted(weight, a.block * s.w * s.h);
-      RETURN_IF_ERROR(
-          TiledProduct(stream, a.tokens, s.w, s.h, {run, s.h, 1}, {words, 1, s.h}, logits, s.w, false));
+      RETURN_IF_ERROR(Logits(by, s, a.tokens, run, words, logits));
       const LaunchShape l = RowLaunch(a.tokens, s.w);
       RETURN_IF_ERROR(MOE_LAUNCH(LogitGradKernel, GridOf(l), BlockOf(l), 0, stream, a, s));
-      RETURN_IF_ERROR(TiledProduct(stream, a.tokens, s.h, s.w, {a.dlogits, s.w, 1}, {words, s.h, 1}, dx_sum,
-                                   s.h, a.block > 0));
-      RETURN_IF_ERROR(TiledProduct(stream, s.w, s.h, a.tokens, {a.dlogits, 1, s.w}, {run, s.h, 1},
-                                   dw_sum + a.block * s.w * s.h, s.h, first > 0));
+      RETURN_IF_ERROR(by.Run({.m = a.tokens,
+                              .n = s.h,
+                              .k = s.w,
+                              .a_by_k = true,
+                              .b_by_k = false,
+                              .a_pitch = s.w,
+                              .b_pitch = s.h,
+                              .accumulate = a.block > 0},
+                             a.dlogits, words, dx_sum));
+      RETURN_IF_ERROR(by.Run({.m = s.w,
+                              .n = s.h,
+                              .k = a.tokens,
+                              .a_by_k = false,
+                              .b_by_k = false,
+                              .a_pitch = s.w,
+                              .b_pitch = s.h,
+                              .accumulate = first > 0},
+                             a.dlogits, run, dw_sum + a.block * s.w * s.h));
     }
     const LaunchShape l = FlatLaunch(a.tokens * s.h);
     RETURN_IF_ERROR(MOE_LAUNCH(NarrowKernel, GridOf(l), BlockOf(l), 0, stream, dx_sum,

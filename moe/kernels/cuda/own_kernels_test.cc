@@ -173,6 +173,16 @@ TEST_F(DeviceTest, OffsetsAndLocalExtents) {
   EXPECT_GT(comparisons_, 150);
 }
 
+// So many words that the head takes its tokens in several runs, whose weight gradients add up.
+TEST_F(DeviceTest, HeadInSeveralRuns) {
+  OpSizes s = OpSizes::Tiny();
+  s.sequence = 150, s.hidden = 2, s.block_words = 65'600, s.vocab = 65'590;
+  for (const OpCase& c : MakeOpCases(Ops(), {DType::kF32, Seed(), s, 0.2})) {
+    if (c.name == "nn.head_stats" || c.name == "nn.head_stats_grad") Compare(c, {}, Tolerance(DType::kF32));
+  }
+  EXPECT_EQ(comparisons_, 2);
+}
+
 // f32 beside bf16: a gradient that is narrower than its accumulator, a scalar that is wider.
 TEST_F(DeviceTest, OperandsOfSeveralDTypes) {
   const std::set<std::string> moves = {"math.permute_blocks", "math.reshape", "math.rotate",
