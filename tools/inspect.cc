@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "moe/base/file.h"
 #include "moe/base/status.h"
+#include "moe/cost/targets.h"
 #include "moe/inspect/buffers.h"
 #include "moe/inspect/diff.h"
 #include "moe/inspect/graph_svg.h"
@@ -28,6 +29,8 @@ ABSL_FLAG(std::string, run, "", "Folder of a training run: its plan.pb, and trac
 ABSL_FLAG(std::string, plan, "", "A plan file, or a folder that holds plan.pb.");
 ABSL_FLAG(std::string, model, "", "Model configuration (textproto) to compile here, with --strategy.");
 ABSL_FLAG(std::string, strategy, "", "How --model is spread: \"pp=2 dp=2 tp=2 ep=2 microbatches=4\".");
+ABSL_FLAG(std::string, target, "cpu",
+          "Devices that --model is compiled for: cpu, a100, h100 or h200.");
 ABSL_FLAG(int64_t, global_batch_size, 0,
           "Samples of a step for --model; 0: 8 a microbatch, at least one a dp rank.");
 ABSL_FLAG(std::string, pipeline, "", "Passes for --model instead of the default pipeline.");
@@ -68,7 +71,9 @@ absl::StatusOr<Plan> CompileModel(const std::string& file, const std::string& st
   options.pipeline = absl::GetFlag(FLAGS_pipeline);
   options.model_text = ModelConfigToText(config);
   // Scratch memory counts as in a training run.
-  options.workspace = WorkspaceHook(Backend::kCpu, strategy.overload);
+  ASSIGN_OR_RETURN(options.target, NamedTarget(absl::GetFlag(FLAGS_target)));
+  ASSIGN_OR_RETURN(const Backend backend, BackendOf(options.target));
+  options.workspace = WorkspaceHook(backend, strategy.overload);
   ASSIGN_OR_RETURN(Compiled compiled, Compile(std::move(module), strategy, options));
   return std::move(compiled.plan);
 }

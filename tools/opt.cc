@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "moe/base/status.h"
+#include "moe/cost/targets.h"
 #include "moe/ir/text.h"
 #include "moe/ir/verifier.h"
 #include "moe/passes/strategy.h"
@@ -19,6 +20,9 @@ absl::StatusOr<std::string> Optimize(absl::string_view text, const std::string& 
     absl::StatusOr<Strategy> strategy = ParseStrategy(options.strategy);
     if (!strategy.ok()) return Annotate(strategy.status(), "--strategy");
     context.strategy = *std::move(strategy);
+  }
+  if (!options.target.empty()) {
+    ASSIGN_OR_RETURN(context.target, NamedTarget(options.target));
   }
   absl::StatusOr<std::unique_ptr<Module>> module = ParseModule(text);
   if (!module.ok()) {

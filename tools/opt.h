@@ -20,6 +20,7 @@ namespace moe {
 struct OptOptions {
   std::string passes;    // the pipeline; empty: only parse, verify and print
   std::string strategy;  // "tp=2 dp=2": what passes that place values are told
+  std::string target;    // whose rates passes go by that choose by cost; empty: cpu
   PipelineOptions pipeline;
   std::vector<PassResult>* results = nullptr;  // if not null: what each pass did
 };

@@ -21,6 +21,7 @@ ABSL_FLAG(std::string, passes, "",
           "only parse, verify and print.");
 ABSL_FLAG(bool, print_passes, false, "List the passes and the default pipeline, and stop.");
 ABSL_FLAG(std::string, strategy, "", "What placing passes are told, such as \"pp=2 dp=2 tp=2 ep=2\".");
+ABSL_FLAG(std::string, target, "cpu", "The devices that the module is meant for: cpu, a100, h100 or h200.");
 ABSL_FLAG(std::string, dump_to, "", "Folder for the module after each pass that changed something.");
 ABSL_FLAG(std::string, dump_pass_re, ".*",
           "Dump only after passes whose names contain a match of this expression.");
@@ -83,6 +84,7 @@ int main(int argc, char** argv) {
   options.passes = absl::GetFlag(FLAGS_passes);
   if (options.passes == "default") options.passes = moe::DefaultPipeline();
   options.strategy = absl::GetFlag(FLAGS_strategy);
+  options.target = absl::GetFlag(FLAGS_target);
   options.pipeline.dump_to = FromWorkingDirectory(absl::GetFlag(FLAGS_dump_to));
   options.pipeline.dump_pass_re = absl::GetFlag(FLAGS_dump_pass_re);
   options.pipeline.disable_passes = absl::GetFlag(FLAGS_disable_passes);

@@ -10,6 +10,7 @@ namespace moe {
 
 struct Target {
   std::string name = "cpu";
+  std::string device = "cpu";          // whose kernels run: "cpu" or "cuda"
   double flops = 1e11;                 // of one device
   double bytes_per_second = 1e10;      // of its memory
   double link_bytes_per_second = 5e9;  // of one device, to others in its node

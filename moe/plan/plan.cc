@@ -228,6 +228,7 @@ void ToProto(const Target& t, TargetProto* p) {
   p->set_all_fusions(t.all_fusions);
   p->set_bucket_bytes(t.bucket_bytes);
   p->set_overlaps(t.overlaps);
+  p->set_device(t.device);
 }
 
 Target FromProto(const TargetProto& p) {
@@ -243,6 +244,7 @@ Target FromProto(const TargetProto& p) {
   t.all_fusions = p.all_fusions();
   t.bucket_bytes = p.bucket_bytes();
   t.overlaps = p.overlaps();
+  if (!p.device().empty()) t.device = p.device();
   return t;
 }
 

@@ -1,5 +1,6 @@
 #include "moe/runtime/local.h"
 
+#include "absl/strings/str_cat.h"
 #include "moe/base/status.h"
 #include "moe/ir/conversion_layout.h"
 #include "moe/ir/conversion_parts.h"
@@ -116,6 +117,13 @@ absl::StatusOr<int64_t> NodeWorkspace(const Node& n, const Mesh& mesh, Backend b
     c.out.push_back(LocalTensor(n.type(i), mesh, nullptr, StorageOf(n.type(i), mesh, overload).bytes));
   }
   return kernel->WorkspaceBytes(n, *c.rule, c.extent, c.in, c.out);
+}
+
+absl::StatusOr<Backend> BackendOf(const Target& target) {
+  if (target.device == "cpu") return Backend::kCpu;
+  if (target.device == "cuda") return Backend::kCuda;
+  return absl::InvalidArgumentError(
+      absl::StrCat("target ", target.name, " has device '", target.device, "'; there are cpu and cuda"));
 }
 
 std::function<int64_t(const Node&, const Mesh&)> WorkspaceHook(Backend backend, double overload) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "moe/cost/target.h"
 #include "moe/ir/graph.h"
 #include "moe/ir/types.h"
 #include "moe/ir/wire_format.h"
@@ -34,8 +35,8 @@ WireFormat WireOf(const Node& n);
 // The block of a global array that a rank holds: per dim, first index and extent.
 struct Block {
   Dims begin, extent, global;
-  // Where the program has another order of equal blocks along a dim than the rest of the world: its block i is the
-  // world's block order[i]. Empty: the same.
+  // Where the program has another order of equal blocks along a dim than the rest of the world: its block i
+  // is the world's block order[i]. Empty: the same.
   std::vector<int64_t> order;
   int ordered_dim = -1;
   int64_t elements() const;
@@ -50,6 +51,8 @@ void ForEachRun(const Block& block, const std::function<void(int64_t, int64_t, i
 // Scratch bytes that a node wants on one rank: of its kernel in this back end, or of its exchange. Ragged
 // values count by `overload` as in StorageOf. Error: NotFound if there is no kernel.
 absl::StatusOr<int64_t> NodeWorkspace(const Node& n, const Mesh& mesh, Backend backend, double overload);
+// The back end whose kernels a target runs. Error: InvalidArgument for a device that there is not.
+absl::StatusOr<Backend> BackendOf(const Target& target);
 // The same as PassContext::workspace wants it; a node without a kernel counts 0 (the executor reports it when
 // it binds).
 std::function<int64_t(const Node&, const Mesh&)> WorkspaceHook(Backend backend, double overload);

@@ -11,6 +11,7 @@
 #include "moe/base/file.h"
 #include "moe/base/status.h"
 #include "moe/base/textproto.h"
+#include "moe/cost/targets.h"
 #include "moe/model/config.h"
 
 namespace moe {
@@ -170,7 +171,8 @@ Strategy StrategyOf(const RunConfig& config) {
 
 Target TargetOf(const RunConfig& config) {
   const ClusterConfig& c = config.cluster();
-  Target t;
+  // An unknown name is for ValidateRunConfig to refuse.
+  Target t = NamedTarget(c.target()).value_or(Target());
   const auto set = [](double value, double unit, double* field) {
     if (value > 0) *field = value * unit;
   };

@@ -89,6 +89,17 @@ TEST(RunConfigTest, ZerosThatStandForSomething) {
   EXPECT_EQ(DefaultDataPath(), "/home/u/.cache/switchyard/english.txt");
 }
 
+TEST(RunConfigTest, NamedTargetsAndLinksOverThem) {
+  RunConfig config = DefaultRunConfig();
+  EXPECT_EQ(TargetOf(config).name, "cpu");
+  config.mutable_cluster()->set_target("h100");
+  EXPECT_EQ(TargetOf(config).device, "cuda");
+  EXPECT_EQ(TargetOf(config).node_bytes_per_second, 50e9);
+  config.mutable_cluster()->set_node_gbytes_per_second(25);
+  EXPECT_EQ(TargetOf(config).node_bytes_per_second, 25e9);
+  EXPECT_EQ(TargetOf(config).link_bytes_per_second, 450e9);
+}
+
 TEST(RunConfigTest, LinksOfTheCluster) {
   RunConfig config = DefaultRunConfig();
   EXPECT_EQ(TargetOf(config).node_bytes_per_second, Target().node_bytes_per_second);

@@ -106,6 +106,8 @@ ABSL_FLAG(std::string, strategy, "",
   X(std::string, expert_map, strategy, expert_map,                                                          \
     "What the expert slots hold, such as 0,1,2,3,0,-1: an expert, a replica of one, or nothing (-1); "      \
     "empty: the experts in order, spread evenly.")                                                          \
+  X(std::string, target, cluster, target,                                                                   \
+    "Devices that the plan is made for: cpu, a100, h100 or h200; empty: cpu.")                              \
   X(double, link_gbytes_per_second, cluster, link_gbytes_per_second,                                        \
     "Bandwidth of a device to others of its node; 0: the target's.")                                        \
   X(double, link_microseconds, cluster, link_microseconds,                                                  \

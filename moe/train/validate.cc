@@ -10,6 +10,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "moe/cost/targets.h"
 #include "moe/model/config.h"
 #include "moe/passes/checkpoint_policy.h"
 #include "moe/passes/strategy.h"
@@ -617,6 +618,9 @@ std::vector<ConfigProblem> TrainConfigProblems(const RunConfig& config) {
   at_least("save_interval", t.save_interval(), 0);
   at_least("max_consecutive_skips", t.max_consecutive_skips(), 1);
   const ClusterConfig& c = config.cluster();
+  if (!c.target().empty() && !NamedTarget(c.target()).ok()) {
+    out.Add("target = ", c.target()).legal = absl::StrJoin(TargetNames(), ", ");
+  }
   for (const auto& [field, value] : {std::pair("link_gbytes_per_second", c.link_gbytes_per_second()),
                                      std::pair("link_microseconds", c.link_microseconds()),
                                      std::pair("node_gbytes_per_second", c.node_gbytes_per_second()),
