@@ -452,6 +452,14 @@ absl::StatusOr<const char*> RankExecutor::ReadTensor(const Tensor& t, std::vecto
   return room->data();
 }
 
+int64_t RankExecutor::graphs() const {
+  int64_t n = 0;
+  for (const auto& [_, f] : functions_) {
+    for (const Segment& s : f->segments) n += s.graph != nullptr;
+  }
+  return n;
+}
+
 Tensor* RankExecutor::FindState(const std::string& name) {
   auto it = states_.find(name);
   return it == states_.end() ? nullptr : &it->second;

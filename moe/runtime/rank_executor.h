@@ -83,6 +83,8 @@ class RankExecutor {
   // stages).
   const std::map<std::string, std::vector<double>>& summed_reports() const { return summed_; }
   const std::map<std::string, std::vector<double>>& common_reports() const { return common_; }
+  // Parts of functions that were recorded so far and are launched as graphs.
+  int64_t graphs() const;
   // What this rank was doing last. Readable from any thread.
   const ActionLog& log() const { return log_; }
 

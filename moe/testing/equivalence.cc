@@ -122,7 +122,7 @@ absl::StatusOr<EquivalenceResult> CheckEquivalence(const ModelConfig& config, co
                                                    const EquivalenceCase& c) {
   ASSIGN_OR_RETURN(const Reference* ref, ReferenceFor(config, strategy, c));
   ModelConfig model = config;
-  const bool f32 = c.f32 || IsNarrow(strategy);
+  const bool f32 = c.f32 || IsNarrow(strategy) || c.backend == Backend::kCuda;
   const double scale = strategy.precision == "f16" ? ref->inputs[0].scalars.at("loss_scale") : 1;
   model.set_dtype(f32 ? "f32" : "f64");
   Program program;
@@ -131,13 +131,14 @@ absl::StatusOr<EquivalenceResult> CheckEquivalence(const ModelConfig& config, co
                    FoldMesh(strategy, AttrInt(program.module->attributes(), "kv_heads")));
   PassContext context;
   context.strategy = strategy;
-  context.workspace = WorkspaceHook(Backend::kCpu, strategy.overload);
+  context.workspace = WorkspaceHook(c.backend, strategy.overload);
   ASSIGN_OR_RETURN(auto passes,
                    RunPipeline(c.passes.empty() ? DefaultPipeline() : c.passes, program, context));
   EquivalenceResult result;
   for (const StageMemory& s : program.memory.stages) result.planned_peak.push_back(s.peak_bytes());
   ExecutorOptions options;
   options.poison = c.poison;
+  options.backend = c.backend;
   for (int run = 0; run < (c.twice ? 2 : 1); ++run) {
     ASSIGN_OR_RETURN(std::unique_ptr<Executor> plan, Executor::Create(program, options));
     RETURN_IF_ERROR(plan->InitializeState(kSeed));

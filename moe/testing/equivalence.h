@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "moe/kernels/kernel.h"
 #include "moe/model/config.pb.h"
 #include "moe/passes/strategy.h"
 #include "moe/runtime/session.h"
@@ -36,6 +37,8 @@ struct EquivalenceCase {
   bool poison = true;
   bool twice = false;  // run the plan again and compare all reports bitwise
   std::string passes;  // "": the default pipeline
+  // Whose kernels the plan runs on. kCuda has no f64: f32, and ranks on the devices that are linked in.
+  Backend backend = Backend::kCpu;
   // Workloads that starve something.
   bool empty_sample = false;  // the first sample of every batch is all padding
   bool one_expert = false;    // routers start at zero: by the tie rule, all tokens choose the first experts

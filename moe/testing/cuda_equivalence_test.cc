@@ -1,0 +1,155 @@
+// Plans of CUDA against the one-device reference: ranks on a GPU, or on the emulated device, several on one,
+// with the communicator of ranks in one process.
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "moe/base/status.h"
+#include "moe/base/status_matchers.h"
+#include "moe/device/cuda/cuda.h"
+#include "moe/device/device.h"
+#include "moe/ir/state.h"
+#include "moe/model/config.h"
+#include "moe/model/transformer.h"
+#include "moe/passes/pass.h"
+#include "moe/runtime/executor.h"
+#include "moe/runtime/local.h"
+#include "moe/testing/equivalence.h"
+#include "moe/testing/equivalence_lines.h"
+#include "moe/testing/random_inputs.h"
+
+namespace moe {
+namespace {
+
+class CudaEquivalenceTest : public ::testing::TestWithParam<Line> {
+ protected:
+  void SetUp() override {
+    if (CountDevices(DeviceKind::kCuda) == 0) GTEST_SKIP() << OpenDevice(DeviceKind::kCuda, 0).status();
+  }
+  EquivalenceCase Case() const {
+    const Line& line = GetParam();
+    EquivalenceCase c;
+    c.name = line.strategy;
+    c.model = LineModel(line.model);
+    c.strategy = line.strategy;
+    c.global_batch = line.global_batch;
+    c.steps = line.steps;
+    c.backend = Backend::kCuda;
+    c.twice = line.global_batch > 1 && std::string(line.model) == "cap";
+    return c;
+  }
+};
+
+TEST_P(CudaEquivalenceTest, MatchesTheReference) {
+  const EquivalenceCase c = Case();
+  ASSERT_OK_AND_ASSIGN(const Strategy strategy, ParseStrategy(c.strategy));
+  ASSERT_OK_AND_ASSIGN(const EquivalenceResult r, CheckEquivalence(c));
+  SCOPED_TRACE(r.ToString());
+  if (IsNarrow(strategy)) {
+    EXPECT_LT(r.worst_loss, 2e-2);
+  } else {
+    EXPECT_LT(r.worst_gradient, 1e-5);
+    EXPECT_LT(r.worst_loss, 1e-4);
+  }
+  EXPECT_TRUE(r.repeated_bitwise);
+  EXPECT_EQ(r.planned_peak, r.measured_peak);
+  RecordProperty("result", r.ToString());
+}
+
+constexpr Line kLines[] = {
+    // One rank.
+    {"cap", "dp=1", 8, 2},
+    {"drop", "dp=1 microbatches=2 checkpoint=selective", 8, 2},
+    {"cap", "dp=1 bf16 microbatches=2", 8, 2},
+    {"drop tied", "dp=1 bf16", 8, 2},
+    {"odd", "dp=1", 1, 1},
+    // Several on a device: every kind of exchange, ragged rows, rows beyond their bound, queues side by side,
+    // stages, wires.
+    {"cap", "tp=2 dp=2 etp=2 ep=2 sp vp", 8, 2},
+    {"drop", "dp=4 ep=4 overload=0.6 microbatches=2 overlap=on", 8, 2},
+    {"drop", "tp=2 dp=2 ep=4 sp vp zero=3 overlap=on", 8, 2},
+    {"cap tied", "pp=2 dp=2 ep=2 microbatches=4", 8, 2},
+    {"drop", "dp=2 ep=2 bf16 zero=2 microbatches=2 compress_dispatch=f8 compress_grad=bf16", 8, 2},
+    {"cap", "cp=2 cp_attention=ring cp_order=zigzag", 8, 2},
+    {"drop", "pp=2 tp=2 etp=2 schedule=zb-h1 microbatches=4 overlap=on", 8, 2},
+};
+
+INSTANTIATE_TEST_SUITE_P(Strategies, CudaEquivalenceTest, ::testing::ValuesIn(kLines));
+
+// A program on CUDA, without the reference.
+absl::StatusOr<std::unique_ptr<Program>> Compile(const char* model_key, const char* words) {
+  ASSIGN_OR_RETURN(ModelConfig model, ParseModelConfig(LineModel(model_key), "model"));
+  model.set_dtype("f32");
+  ASSIGN_OR_RETURN(const Strategy strategy, ParseStrategy(words));
+  auto program = std::make_unique<Program>();
+  BuildOptions build;
+  build.global_batch = 8;
+  build.microbatches = strategy.microbatches;
+  ASSIGN_OR_RETURN(program->module, BuildModel(model, build));
+  ASSIGN_OR_RETURN(program->module->mesh(),
+                   FoldMesh(strategy, AttrInt(program->module->attributes(), "kv_heads")));
+  PassContext context;
+  context.strategy = strategy;
+  context.workspace = WorkspaceHook(Backend::kCuda, strategy.overload);
+  RETURN_IF_ERROR(RunPipeline(DefaultPipeline(), *program, context).status());
+  return program;
+}
+
+absl::StatusOr<std::vector<double>> Losses(const Program& program, const ExecutorOptions& options,
+                                           int64_t* graphs) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<Executor> plan, Executor::Create(program, options));
+  RETURN_IF_ERROR(plan->InitializeState(3));
+  std::vector<double> losses;
+  for (int step = 1; step <= 4; ++step) {
+    RandomInputOptions random;
+    random.seed = step;
+    ASSIGN_OR_RETURN(const StepInputs in, RandomInputs(*program.module, random, step));
+    ASSIGN_OR_RETURN(const Reports reports, plan->TrainStep(in));
+    losses.push_back(reports.at("lm loss").at(0));
+    losses.push_back(reports.at("grad norm").at(0));
+  }
+  *graphs = plan->rank(0).graphs();
+  return losses;
+}
+
+TEST(CudaGraphs, GiveTheSameBits) {
+  if (CountDevices(DeviceKind::kCuda) == 0) GTEST_SKIP() << OpenDevice(DeviceKind::kCuda, 0).status();
+  for (const auto& [model, strategy] :
+       {std::pair{"cap", "dp=1 microbatches=2"},
+        std::pair{"drop", "pp=2 dp=2 ep=2 zero=1 microbatches=2 overlap=on"}}) {
+    SCOPED_TRACE(strategy);
+    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Program> program, Compile(model, strategy));
+    ExecutorOptions options;
+    options.backend = Backend::kCuda;
+    options.poison = true;
+    int64_t graphs = 0, none = 0;
+    ASSERT_OK_AND_ASSIGN(const std::vector<double> with, Losses(*program, options, &graphs));
+    options.graphs = false;
+    ASSERT_OK_AND_ASSIGN(const std::vector<double> without, Losses(*program, options, &none));
+    EXPECT_EQ(with, without);
+    EXPECT_GT(graphs, 0);
+    EXPECT_EQ(none, 0);
+  }
+}
+
+#ifdef MOE_EMULATED
+TEST(CudaMemory, TooLittleIsRefusedWithThePlansNumbers) {
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Program> program, Compile("cap", "dp=1"));
+  ExecutorOptions options;
+  options.backend = Backend::kCuda;
+  emulated::SetDevices(1, 100000);
+  ExpectError(Executor::Create(*program, options), absl::StatusCode::kResourceExhausted,
+              absl::StrCat("the plan wants ", program->memory.stages[0].peak_bytes(), " bytes"), "frame ",
+              "CUDA device 0", "100000 are free");
+  emulated::SetDevices(0, 0);
+  ExpectError(Executor::Create(*program, options), absl::StatusCode::kUnavailable, "no CUDA device");
+  emulated::SetDevices(2, size_t{4} << 30);
+}
+#endif
+
+}  // namespace
+}  // namespace moe
