@@ -179,14 +179,21 @@ __global__ void SumPartsKernel(const float* partial, int64_t parts, int64_t widt
   }
 }
 
-// Rows that a block of RmsNormDw adds up: enough blocks for every device, few enough to be summed quickly.
-int64_t RowsPerPart(int64_t rows) { return std::max<int64_t>(4, CeilDiv(rows, 512)); }
-int64_t NumParts(int64_t rows) { return std::max<int64_t>(1, CeilDiv(rows, RowsPerPart(rows))); }
+// Rows that a block of RmsNormDw adds up: as many blocks as make 8 MiB of parts, which keep a device busy and
+// are summed quickly.
+int64_t RowsPerPart(int64_t rows, int64_t width) {
+  const int64_t most = std::clamp<int64_t>((int64_t{2} << 20) / std::max<int64_t>(1, width), 256, 2048);
+  return std::max<int64_t>(4, CeilDiv(rows, most));
+}
+int64_t NumParts(int64_t rows, int64_t width) {
+  return std::max<int64_t>(1, CeilDiv(rows, RowsPerPart(rows, width)));
+}
 
 int64_t RmsNormDwWorkspace(const Node&, const ShardingRule& rule, absl::Span<const int64_t> extent,
                            absl::Span<const Tensor>, absl::Span<const Tensor>) {
   const int64_t rows = extent[rule.Find("b")] * extent[rule.Find("s")];
-  return WorkspacePart(NumParts(rows) * extent[rule.Find("h")] * static_cast<int64_t>(sizeof(float)));
+  const int64_t width = extent[rule.Find("h")];
+  return WorkspacePart(NumParts(rows, width) * width * static_cast<int64_t>(sizeof(float)));
 }
 
 absl::Status RmsNormDw(KernelContext& c) {
@@ -195,14 +202,14 @@ absl::Status RmsNormDw(KernelContext& c) {
   ASSIGN_OR_RETURN(const Reals x, RealsOf(c.in[0]));
   ASSIGN_OR_RETURN(const Reals dy, RealsOf(c.in[1]));
   ASSIGN_OR_RETURN(const Reals dw, RealsOf(c.out[0]));
-  const int64_t parts = NumParts(s.rows), shared = s.width * static_cast<int64_t>(sizeof(float));
+  const int64_t parts = NumParts(s.rows, s.width), shared = s.width * static_cast<int64_t>(sizeof(float));
   Workspace w(c);
   float* const partial = w.Take<float>(parts * s.width);
-  LaunchShape l = ChunkRowLaunch(1, s.width);
+  LaunchShape l = RowLaunch(1, 4 * CeilDiv(s.width, kChunk));  // a chunk a thread: there are few blocks
   l.blocks = parts;
   const bool in_shared = shared <= kDefaultSharedBytes;
   RETURN_IF_ERROR(MOE_LAUNCH(RmsNormDwKernel, GridOf(l), BlockOf(l), in_shared ? shared : 0, CudaStreamOf(c),
-                             x, dy, static_cast<float>(c.node->Float("eps")), s, RowsPerPart(s.rows),
+                             x, dy, static_cast<float>(c.node->Float("eps")), s, RowsPerPart(s.rows, s.width),
                              in_shared, partial));
   const auto blocks = static_cast<unsigned>(std::clamp<int64_t>(CeilDiv(s.width, kWarp), 1, kMaxBlocks));
   return MOE_LAUNCH(SumPartsKernel, blocks, dim3(kWarp, 8), 0, CudaStreamOf(c), partial, parts, s.width, dw);

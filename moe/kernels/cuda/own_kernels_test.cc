@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <random>
 #include <set>
@@ -22,6 +23,13 @@ namespace moe {
 namespace {
 
 double Tolerance(DType dtype) { return dtype == DType::kF32 ? 1e-5 : 1e-2; }
+
+// The head takes exp of logits up to 5 sqrt(hidden), the bound of its operands, computed in f32: a unit in
+// their last place is a relative error of the result. At hidden = 328 two of them are 2.2e-5.
+double ToleranceOf(const OpCase& c, double tolerance) {
+  if (!absl::StartsWith(c.node->op_name(), "nn.head_stats")) return tolerance;
+  return std::max(tolerance, 10 * std::sqrt(static_cast<double>(c.operands[0].dims[2])) * 0x1p-23);
+}
 
 uint64_t Seed() {
   static const uint64_t seed = std::random_device()();
@@ -112,7 +120,7 @@ class DeviceTest : public testing::Test {
     ASSERT_OK_AND_ASSIGN(const std::vector<HostValue> got,
                          RunNodeOnRank(*c.node, *kernel, assignment, mesh, rank, *operands, on_device));
     for (size_t r = 0; r < want.size(); ++r) {
-      EXPECT_LE(RelativeError(got[r], want[r]), IsFloat(want[r].dtype) ? tolerance : 0)
+      EXPECT_LE(RelativeError(got[r], want[r]), IsFloat(want[r].dtype) ? ToleranceOf(c, tolerance) : 0)
           << "rank " << rank << " result " << r;
     }
     compared_.insert(c.node->op_name());
