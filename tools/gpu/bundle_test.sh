@@ -54,6 +54,16 @@ grep -q '"test": "cuda_device_test"' "$work/out/results.jsonl" || fail "no JSON 
 tail -n 15 "$work/train.txt"
 grep -q 'lm loss:' "$work/train.txt" || fail "compile_and_train shows no loss"
 
+"${clean[@]}" "$bundle/run.sh" bench --device=cpu --dtype=f32 --tiny >"$work/bench.txt" 2>&1 || fail "the benchmarks on the CPU"
+grep -q '"layer":"mixtral-like"' "$work/out/bench.jsonl" || fail "no JSON line of a layer"
+if [[ ! -e /proc/driver/nvidia/version ]]; then
+  "${clean[@]}" "$bundle/run.sh" bench >"$work/bench.txt" 2>&1 && fail "the benchmarks pass without a GPU"
+  grep -q 'error: no CUDA device' "$work/bench.txt" || fail "the benchmarks do not say that there is no GPU"
+fi
+if command -v python3 >/dev/null; then
+  python3 "$bundle/pytorch_step.py" --print_model || fail "pytorch_step.py does not read step.textproto"
+fi
+
 "${clean[@]}" "$bundle/run.sh" nonsense >"$work/usage.txt" 2>&1
 (($? == 2)) || fail "an unknown command is not refused"
 grep -q 'run.sh sanitize' "$work/usage.txt" || fail "no usage"

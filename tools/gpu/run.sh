@@ -4,10 +4,11 @@
 #   ./run.sh check                what is here: driver, GPUs, libraries, tools
 #   ./run.sh test [PATTERN]       the tests whose name contains PATTERN; those of real devices are skipped without one
 #   ./run.sh sanitize [PATTERN]   the same under compute-sanitizer: memcheck, racecheck, synccheck, initcheck
-#   ./run.sh bench [ARGUMENTS]    the benchmarks (bin/bench --help), and the same step in PyTorch where it is installed
+#   ./run.sh bench [ARGUMENTS]    the benchmarks (bin/bench --help)
+#   ./run.sh step                 the training step of step.textproto, and the same model in PyTorch where it is installed
 #   ./run.sh train [ARGUMENTS]    compile_and_train on the text of the bundle
 #   ./run.sh hostid [RANKS]       several NCCL ranks on one GPU, each taken for a host of its own (NCCL_HOSTID)
-#   ./run.sh all                  check, test, bench, hostid
+#   ./run.sh all                  check, test, bench, step, hostid
 #
 # Environment: OUT (folder for logs and results; default ./out), PYTHON (an interpreter whose environment may
 # have CUDA's libraries and PyTorch; default python3), CUDA_HOME, LD_LIBRARY_PATH.
@@ -97,7 +98,7 @@ check() {
     fi
   done
   say "sanitizer  $(sanitizer || echo 'none: ./run.sh sanitize does nothing')"
-  say "PyTorch    $(torch_version || echo "none in $python: ./run.sh bench shows this project alone")"
+  say "PyTorch    $(torch_version || echo "none in $python: ./run.sh step shows this project alone")"
 }
 
 sanitizer() {
@@ -147,15 +148,21 @@ sanitize() {
 }
 
 bench() {
-  local bad=0
   (cd "$here" && bin/bench --json="$out/bench.jsonl" "$@") 2>&1 | tee "$out/bench.log"
+  return "${PIPESTATUS[0]}"
+}
+
+step() {
+  local bad=0
+  rm -rf "$out/step"
+  (cd "$here" && bin/compile_and_train --device=cuda --config="$here/step.textproto" --strategy="dp=1 bf16" --eval_interval=0 \
+    --data_path="$here/text.txt" --run_dir="$out/step" "$@") 2>&1 | tee "$out/step.log"
   bad=${PIPESTATUS[0]}
-  if torch_version >/dev/null; then
-    # Libraries of the bundle and of the machine stay away from PyTorch's own.
+  grep '"kind":"train"' "$out/step/metrics.jsonl" 2>/dev/null | tail -n 1 >>"$out/bench.jsonl"
+  # Libraries of the bundle and of the machine stay away from PyTorch's own.
+  if command -v "$python" >/dev/null; then
     env -u LD_LIBRARY_PATH "$python" "$here/pytorch_step.py" --json="$out/bench.jsonl" 2>&1 | tee "$out/pytorch.log"
     ((PIPESTATUS[0] == 0)) || bad=1
-  else
-    say "PyTorch is not installed for $python: nothing to compare with (set PYTHON)"
   fi
   return "$bad"
 }
@@ -194,14 +201,18 @@ case $command in
   test) run_tests "${1:-}" ;;
   sanitize) sanitize "$@" ;;
   bench) bench "$@" ;;
+  step) step "$@" ;;
   train) train "$@" ;;
   hostid) hostid "$@" ;;
   all)
     bad=0
     check || exit 1
     run_tests "" || bad=1
-    bench "$@" || bad=1
-    if [[ -n $(driver_version) ]]; then hostid 2 || bad=1; fi
+    if [[ -n $(driver_version) ]]; then
+      bench "$@" || bad=1
+      step || bad=1
+      hostid 2 || bad=1
+    fi
     exit $bad
     ;;
   *)
