@@ -64,6 +64,8 @@ TEST_F(BadInputTest, Strategies) {
   ExpectRefused("--moe_router_topk=9", {"moe_router_topk = 9", "num_experts = 8"});
   ExpectRefused("--num_layers=1", {"num_layers = 1", "2 pipeline stages"});
   ExpectRefused("--global_batch_size=30", {"global_batch_size = 30"});
+  ExpectRefused("--device=tpu", {"device = tpu", "cpu, cuda"});
+  ExpectRefused("--device=cpu --target=h100", {"device = cpu", "h100", "cuda"});
 }
 
 TEST_F(BadInputTest, AllProblemsOfOneConfigurationAtOnce) {

@@ -55,6 +55,8 @@ ABSL_FLAG(bool, json, false,
 ABSL_FLAG(double, device_timeout, 60,
           "Seconds that a rank waits for its peers before the run ends with an error.");
 ABSL_FLAG(std::string, prompt, "", "What the sample text begins with.");
+ABSL_FLAG(bool, cuda_graphs, true,
+          "With --device=cuda: record what is the same in every step once, and launch it as graphs.");
 ABSL_FLAG(int, spawn, 0,
           "Run as so many processes on this machine, which share the ranks of the strategy evenly; 0: one "
           "process, or "
@@ -170,6 +172,7 @@ int main(int argc, char** argv) {
                                                : moe::RunOptions::kText;
   options.device_timeout = absl::Seconds(absl::GetFlag(FLAGS_device_timeout));
   if (!absl::GetFlag(FLAGS_prompt).empty()) options.prompt = absl::GetFlag(FLAGS_prompt);
+  options.cuda_graphs = absl::GetFlag(FLAGS_cuda_graphs);
   options.stop = &interrupted;
   std::signal(SIGINT, OnSignal);
   std::signal(SIGTERM, OnSignal);

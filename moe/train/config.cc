@@ -172,7 +172,8 @@ Strategy StrategyOf(const RunConfig& config) {
 Target TargetOf(const RunConfig& config) {
   const ClusterConfig& c = config.cluster();
   // An unknown name is for ValidateRunConfig to refuse.
-  Target t = NamedTarget(c.target()).value_or(Target());
+  const bool some_gpu = c.target().empty() && config.train().device() == "cuda";
+  Target t = NamedTarget(some_gpu ? "h100" : c.target()).value_or(Target());
   const auto set = [](double value, double unit, double* field) {
     if (value > 0) *field = value * unit;
   };

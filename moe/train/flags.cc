@@ -151,6 +151,8 @@ ABSL_FLAG(std::string, strategy, "",
     "plan is compiled for each. Empty: windows of seq_length.")                                             \
   X(int64_t, micro_batch_interval, train, micro_batch_interval,                                             \
     "Steps between rounds of measuring, with --adaptive_micro_batch_size; 0: one round.")                   \
+  X(std::string, device, train, device,                                                                     \
+    "Where the ranks live: cpu or cuda; empty: as --target says.")                                          \
   X(std::string, run_dir, train, run_dir, "Folder of the run; empty: runs/<date-time>.")                    \
   X(std::string, resume, train, resume, "A checkpoint, or a folder of checkpoints whose latest is taken.")
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <memory>
 #include <ostream>
 #include <thread>
@@ -17,6 +18,7 @@
 #include "absl/time/clock.h"
 #include "moe/base/file.h"
 #include "moe/base/status.h"
+#include "moe/device/device.h"
 #include "moe/inspect/graph_svg.h"
 #include "moe/inspect/quantities.h"
 #include "moe/inspect/timeline.h"
@@ -287,6 +289,23 @@ std::string OneLine(absl::string_view text) {
 
 namespace {
 
+// "2 ranks on 0 (NVIDIA H200, ...), 2 ranks on 1 (...)"
+std::string DescribeDevices(const Executor& executor) {
+  std::map<int, std::pair<int64_t, std::string>> ranks;  // by ordinal
+  for (int64_t r = 0; r < executor.num_local_ranks(); ++r) {
+    const Device& device = executor.device(r);
+    auto& [count, what] = ranks[device.ordinal()];
+    ++count;
+    what = device.description();
+  }
+  std::string text;
+  for (const auto& [ordinal, held] : ranks) {
+    absl::StrAppend(&text, text.empty() ? "" : ", ", held.first, held.first == 1 ? " rank on " : " ranks on ",
+                    ordinal, " (", held.second, ")");
+  }
+  return text;
+}
+
 // `group` outlives what is made here: its connections must last until all processes are done.
 absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream& out,
                  std::unique_ptr<ProcessGroup>& group) {
@@ -303,6 +322,15 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   }
   if (options.eval_only && train.resume().empty()) {
     return absl::InvalidArgumentError("--eval_only needs the checkpoint to evaluate; add --resume=DIR");
+  }
+  if (TargetOf(config).device == "cuda") {
+    // Before anything is compiled.
+    RETURN_IF_ERROR(Annotate(OpenDevice(DeviceKind::kCuda, 0).status(), "--device=cuda"));
+    if (options.job != nullptr) {
+      return absl::UnimplementedError(
+          "--device=cuda trains in one process, whose ranks share its GPUs; leave out --spawn and the "
+          "launcher");
+    }
   }
   const TextOptions text = {.path = train.data_path(),
                             .held_out = train.held_out_fraction(),
@@ -350,7 +378,8 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   compile.passes.validate = options.validate;
   compile.target = TargetOf(config);
   compile.memory_limit = StrategyOf(config).memory_limit;
-  compile.workspace = WorkspaceHook(Backend::kCpu, StrategyOf(config).overload);
+  ASSIGN_OR_RETURN(const Backend backend, BackendOf(compile.target));
+  compile.workspace = WorkspaceHook(backend, StrategyOf(config).overload);
   std::string dump_to;
   if (leads) dump_to = options.dump_to.empty() && !dir.empty() ? JoinPath(dir, "ir") : options.dump_to;
   bool first_dump = true;
@@ -399,6 +428,8 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
 
   const Mesh& mesh = program.module->mesh();
   ExecutorOptions devices;
+  devices.backend = backend;
+  devices.graphs = options.cuda_graphs;
   devices.timeout = options.device_timeout;
   devices.stop = options.stop;
   for (const PlannedBucket& b : planned_run.buckets) {
@@ -437,6 +468,7 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
     }
     buckets.push_back(std::move(bucket));
   }
+  if (backend == Backend::kCuda) speaker.Say("device", DescribeDevices(*executor));
   RETURN_IF_ERROR(executor->InitializeState(train.seed()));
 
   int64_t done = 0;

@@ -32,6 +32,7 @@ struct RunOptions {
   Voice voice = kText;
   absl::Duration device_timeout = absl::Seconds(60);
   std::string prompt = kSamplePrompt;
+  bool cuda_graphs = true;  // record and launch what is the same in every step
   const std::atomic<bool>* stop = nullptr;
   // This process among those that train together; null: it is alone. Rank 0 speaks and writes.
   Job* job = nullptr;

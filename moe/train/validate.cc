@@ -621,6 +621,15 @@ std::vector<ConfigProblem> TrainConfigProblems(const RunConfig& config) {
   if (!c.target().empty() && !NamedTarget(c.target()).ok()) {
     out.Add("target = ", c.target()).legal = absl::StrJoin(TargetNames(), ", ");
   }
+  const std::string device = TargetOf(config).device;
+  if (!t.device().empty() && t.device() != "cpu" && t.device() != "cuda") {
+    out.Add("device = ", t.device()).legal = "cpu, cuda";
+  } else if (!t.device().empty() && t.device() != device) {
+    out.Add("device = ", t.device(), " with target = ", c.target()).legal = device;
+  }
+  if (device == "cuda" && config.model().dtype() == "f64") {
+    out.Add("dtype = f64 on CUDA, which has no kernels for it").legal = "f32";
+  }
   for (const auto& [field, value] : {std::pair("link_gbytes_per_second", c.link_gbytes_per_second()),
                                      std::pair("link_microseconds", c.link_microseconds()),
                                      std::pair("node_gbytes_per_second", c.node_gbytes_per_second()),
