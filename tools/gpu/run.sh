@@ -137,8 +137,6 @@ run_tests() {
 sanitize() {
   local program tool bad=0
   program=$(sanitizer) || { say "there is no compute-sanitizer here; it comes with the CUDA toolkit"; return 0; }
-  # Random tests run smaller here: a sanitizer costs a factor of 10 to 100.
-  export MOE_SANITIZED=1
   for tool in memcheck racecheck synccheck initcheck; do
     say "compute-sanitizer --tool $tool"
     TAG=$tool run_tests "${1:-}" "$program" --tool "$tool" --error-exitcode 66 --target-processes all \
