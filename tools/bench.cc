@@ -18,7 +18,7 @@
 #include "tools/bench_parts.h"
 
 ABSL_FLAG(std::vector<std::string>, only, {},
-          "tables to make: step, gemm, scaling, compile, memory, precision; none: all");
+          "tables to make: step, gemm, scaling, compile, memory, overlap, context, precision; none: all");
 ABSL_FLAG(std::string, model, "", "a ModelConfig as textproto; empty: the default model");
 ABSL_FLAG(std::string, strategy, "", "in words, as \"pp=2 dp=2 tp=2\"; empty: the default one");
 ABSL_FLAG(int64_t, global_batch, 0, "samples per step; 0: the default");
@@ -53,18 +53,18 @@ absl::Status Run() {
     options.json = std::fopen(path.c_str(), "w");
     if (options.json == nullptr) return absl::InvalidArgumentError("cannot write " + path);
   }
-  const std::map<std::string, absl::Status (*)(const BenchOptions&)> parts = {{"compile", &BenchCompile},
-                                                                              {"gemm", &BenchGemm},
-                                                                              {"memory", &BenchMemory},
-                                                                              {"precision", &BenchPrecision},
-                                                                              {"scaling", &BenchScaling},
-                                                                              {"step", &BenchStep}};
+  const std::map<std::string, absl::Status (*)(const BenchOptions&)> parts = {
+      {"compile", &BenchCompile}, {"context", &BenchContext}, {"gemm", &BenchGemm},
+      {"memory", &BenchMemory},   {"overlap", &BenchOverlap}, {"precision", &BenchPrecision},
+      {"scaling", &BenchScaling}, {"step", &BenchStep}};
   std::vector<std::string> only = absl::GetFlag(FLAGS_only);
-  if (only.empty()) only = {"step", "scaling", "gemm", "compile", "memory", "precision"};
+  if (only.empty())
+    only = {"step", "scaling", "gemm", "compile", "memory", "overlap", "context", "precision"};
   for (const std::string& name : only) {
     if (parts.count(name) == 0) {
-      return absl::InvalidArgumentError("unknown table " + name +
-                                        "; known: compile, gemm, memory, precision, scaling, step");
+      return absl::InvalidArgumentError(
+          "unknown table " + name +
+          "; known: compile, context, gemm, memory, overlap, precision, scaling, step");
     }
   }
   for (const std::string& name : only) RETURN_IF_ERROR(Annotate(parts.at(name)(options), name));

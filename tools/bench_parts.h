@@ -35,6 +35,9 @@ struct CompiledProgram {
 absl::StatusOr<CompiledProgram> CompileForBench(const ModelConfig& model, const Strategy& strategy,
                                                 int64_t global_batch);
 
+// Bytes that a rank gives to others in a step, by the cost model.
+double WireBytesPerStep(const Program& program, int64_t microbatches);
+
 // The step of the configured model: tokens/s, time by category, the longest ops.
 absl::Status BenchStep(const BenchOptions& options);
 // Every distinct matrix product of the model, and larger ones, against oneDNN's primitive for the same
@@ -42,10 +45,15 @@ absl::Status BenchStep(const BenchOptions& options);
 absl::Status BenchGemm(const BenchOptions& options);
 // The strategy's ranks against one device in the same process, and where the difference goes.
 absl::Status BenchScaling(const BenchOptions& options);
+// Steps with buckets, overlap and experts in parts against the same without.
+absl::Status BenchOverlap(const BenchOptions& options);
+// Attention over context ranks: as a ring, against gathered keys and values.
+absl::Status BenchContext(const BenchOptions& options);
 // Compile time, as data parallelism grows with the batch and experts with expert parallelism, and of a large
 // model.
 absl::Status BenchCompile(const BenchOptions& options);
-// Matrix products in bf16 and f16 against f32; and 60 steps of training on text, narrower in one respect at a time.
+// Matrix products in bf16 and f16 against f32; and 60 steps of training on text, narrower in one respect at a
+// time.
 absl::Status BenchPrecision(const BenchOptions& options);
 // Resident memory of a run against its plan.
 absl::Status BenchMemory(const BenchOptions& options);

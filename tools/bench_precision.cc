@@ -95,14 +95,16 @@ absl::Status BenchProducts(const BenchOptions& options) {
     }
     const double flops = products[0]->Flops() / 1e9;
     table.Add({s.name, absl::StrFormat("%.1f", flops / Median(seconds[0])),
-               absl::StrFormat("%.1f", flops / Median(seconds[1])), absl::StrFormat("%.1f", flops / Median(seconds[2])),
+               absl::StrFormat("%.1f", flops / Median(seconds[1])),
+               absl::StrFormat("%.1f", flops / Median(seconds[2])),
                absl::StrFormat("%.2f", Median(seconds[0]) / Median(seconds[1]))});
   }
   table.Print(options.json);
   return absl::OkStatus();
 }
 
-// Bytes that a rank gives to others in a step.
+}  // namespace
+
 double WireBytesPerStep(const Program& program, int64_t microbatches) {
   double bytes = 0;
   for (const auto& f : program.module->functions()) {
@@ -114,6 +116,8 @@ double WireBytesPerStep(const Program& program, int64_t microbatches) {
   }
   return bytes;
 }
+
+namespace {
 
 struct Trained {
   std::vector<double> losses;
@@ -153,20 +157,21 @@ absl::Status BenchTraining(const BenchOptions& options) {
   // In f32 too, but summed in another order: how far rounding alone carries a run, routing and all.
   const std::vector<std::string> controls = {"dp=2 ep=2 zero=3 microbatches=2", "dp=2 microbatches=4",
                                              "tp=2 dp=2 etp=2 ep=2 microbatches=4"};
-  const std::vector<std::string> variants = {"bf16",
-                                             "f16",
-                                             "compress_dispatch=bf16",
-                                             "compress_dispatch=f8",
-                                             "compress_combine=bf16",
-                                             "compress_combine=f8",
-                                             "compress_gather=bf16",
-                                             "compress_gather=f8",
-                                             "compress_grad=bf16",
-                                             "compress_grad=f8",
-                                             "compress_dispatch=f8 compress_combine=bf16 compress_gather=f8 "
-                                             "compress_grad=bf16",
-                                             "bf16 compress_dispatch=f8 compress_combine=f8 compress_gather=f8 "
-                                             "compress_grad=f8"};
+  const std::vector<std::string> variants = {
+      "bf16",
+      "f16",
+      "compress_dispatch=bf16",
+      "compress_dispatch=f8",
+      "compress_combine=bf16",
+      "compress_combine=f8",
+      "compress_gather=bf16",
+      "compress_gather=f8",
+      "compress_grad=bf16",
+      "compress_grad=f8",
+      "compress_dispatch=f8 compress_combine=bf16 compress_gather=f8 "
+      "compress_grad=bf16",
+      "bf16 compress_dispatch=f8 compress_combine=f8 compress_gather=f8 "
+      "compress_grad=f8"};
   BenchTable table("precision_training",
                    {"words", "loss, mean of steps 51-60", "difference to f32", "largest difference of a step",
                     "MB per rank and step", "CPU ms per step", "peak MiB"});
@@ -186,7 +191,8 @@ absl::Status BenchTraining(const BenchOptions& options) {
     return absl::OkStatus();
   };
   RETURN_IF_ERROR(add("f32", base));
-  for (const std::string& control : controls) RETURN_IF_ERROR(add(absl::StrCat("f32, as ", control), control));
+  for (const std::string& control : controls)
+    RETURN_IF_ERROR(add(absl::StrCat("f32, as ", control), control));
   for (const std::string& words : variants) RETURN_IF_ERROR(add(words, absl::StrCat(base, " ", words)));
   table.Print(options.json);
   return absl::OkStatus();

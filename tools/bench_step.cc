@@ -231,6 +231,130 @@ absl::Status BenchScaling(const BenchOptions& options) {
 
 namespace {
 
+// One of several plans of the same step that are compared.
+struct Variant {
+  std::string name, words;  // of a strategy, after those of the base
+};
+
+// The share of the exchanges' time in which the rank computed, of traced steps; and how many exchanges there
+// are.
+struct Hidden {
+  double share = 0, exchanges = 0;
+};
+absl::StatusOr<Hidden> HiddenShare(Running& r, int repeats) {
+  std::vector<double> shares;
+  Hidden out;
+  for (int i = 0; i < repeats; ++i) {
+    RETURN_IF_ERROR(Trace(r).status());
+    shares.push_back(CommunicationOf(r.executor->trace()).hidden());
+  }
+  for (const TraceRecorder* recorder : r.executor->trace()) {
+    for (const TraceEvent& e : recorder->events()) {
+      out.exchanges += e.detail != nullptr && e.category == Category::kCollective;
+    }
+  }
+  out.exchanges /= static_cast<double>(r.executor->num_ranks());
+  out.share = Median(shares);
+  return out;
+}
+
+// Steps of all variants in turn, each against the first: the median of the ratios of neighbours.
+absl::Status CompareVariants(const BenchOptions& options, const ModelConfig& model, int64_t global_batch,
+                             const std::string& base, const std::vector<Variant>& variants,
+                             BenchTable* table) {
+  BenchOptions of = options;
+  of.model = model;
+  of.global_batch = global_batch;
+  std::vector<std::unique_ptr<Running>> runs;
+  std::vector<int64_t> peaks;
+  std::vector<double> bytes;
+  for (const Variant& v : variants) {
+    ASSIGN_OR_RETURN(const Strategy strategy, ParseStrategy(absl::StrCat(base, " ", v.words)));
+    ASSIGN_OR_RETURN(runs.emplace_back(), Start(of, strategy, v.name, 0));
+    const Program& program = runs.back()->compiled.program;
+    int64_t peak = 0;
+    for (const StageMemory& stage : program.memory.stages) peak = std::max(peak, stage.peak_bytes());
+    peaks.push_back(peak);
+    bytes.push_back(WireBytesPerStep(program, strategy.microbatches));
+  }
+  for (int i = 0; i < options.warm_up + options.repeats; ++i) {
+    for (auto& r : runs) {
+      RETURN_IF_ERROR(r->Step());
+      if (i >= options.warm_up) continue;
+      r->wall.clear();
+      r->cpu.clear();
+    }
+  }
+  for (size_t v = 0; v < runs.size(); ++v) {
+    std::vector<double> wall, cpu;
+    for (int i = 0; i < options.repeats; ++i) {
+      wall.push_back(runs[v]->wall[i] / runs[0]->wall[i]);
+      cpu.push_back(runs[v]->cpu[i] / runs[0]->cpu[i]);
+    }
+    ASSIGN_OR_RETURN(const Hidden hidden, HiddenShare(*runs[v], std::min(options.repeats, 7)));
+    table->Add({variants[v].name, Milliseconds(Median(runs[v]->wall)), absl::StrFormat("%.3f", Median(wall)),
+                Milliseconds(Median(runs[v]->cpu)), absl::StrFormat("%.3f", Median(cpu)),
+                Percent(hidden.share), absl::StrFormat("%.0f", hidden.exchanges),
+                absl::StrFormat("%.2f", bytes[v] / 1e6), absl::StrFormat("%.2f", peaks[v] / 1048576.0)});
+  }
+  return absl::OkStatus();
+}
+
+const std::vector<std::string>& VariantColumns() {
+  static const auto& columns = *new std::vector<std::string>{"words",
+                                                             "step ms",
+                                                             "step, of the first",
+                                                             "CPU ms",
+                                                             "CPU, of the first",
+                                                             "exchanges hidden",
+                                                             "per rank and step",
+                                                             "MB per rank",
+                                                             "peak MiB"};
+  return columns;
+}
+
+}  // namespace
+
+absl::Status BenchOverlap(const BenchOptions& options) {
+  const std::vector<Variant> variants = {
+      {"none", "bucket=0 overlap=off"},
+      {"none, once more", "bucket=0 overlap=off"},
+      {"bucket=16384", "bucket=16384 overlap=off"},
+      {"bucket=65536", "bucket=65536 overlap=off"},
+      {"bucket=1048576", "bucket=1048576 overlap=off"},
+      {"overlap=on", "bucket=0 overlap=on"},
+      {"overlap=on bucket=65536", "overlap=on bucket=65536"},
+      {"moe_chunks=2", "bucket=0 overlap=off moe_chunks=2"},
+      {"overlap=on bucket=65536 moe_chunks=2", "overlap=on bucket=65536 moe_chunks=2"},
+  };
+  for (const std::string& base :
+       {options.strategy.ToString(), std::string("dp=4 ep=4 zero=3 dispatcher=alltoall microbatches=2")}) {
+    BenchTable table(absl::StrCat("overlap: ", base), VariantColumns());
+    RETURN_IF_ERROR(CompareVariants(options, options.model, options.global_batch, base, variants, &table));
+    table.Print(options.json);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status BenchContext(const BenchOptions& options) {
+  for (const int64_t length : {512, 2048}) {
+    ModelConfig model = options.model;
+    model.set_seq_length(length);
+    const std::string base = "cp=4 microbatches=1";
+    BenchTable table(absl::StrCat("context: ", base, ", sequences of ", length), VariantColumns());
+    RETURN_IF_ERROR(CompareVariants(options, model, /*global_batch=*/1, base,
+                                    {{"gather", "cp_attention=gather overlap=off"},
+                                     {"ring", "cp_attention=ring overlap=off"},
+                                     {"gather overlap=on", "cp_attention=gather overlap=on"},
+                                     {"ring overlap=on", "cp_attention=ring overlap=on"}},
+                                    &table));
+    table.Print(options.json);
+  }
+  return absl::OkStatus();
+}
+
+namespace {
+
 int64_t StatusBytes(const std::string& key) {  // a line of /proc/self/status, in bytes
   std::ifstream status("/proc/self/status");
   std::string word;
