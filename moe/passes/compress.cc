@@ -1,5 +1,6 @@
 #include "moe/passes/compress.h"
 
+#include <algorithm>
 #include <map>
 #include <string>
 #include <vector>
@@ -20,15 +21,18 @@ constexpr char kPass[] = "compress";
 
 bool IsConversion(const Node& n) { return n.Has("axes") && absl::StartsWith(n.op_name(), "comm."); }
 
+// Leaves every value as it is.
+bool PassesOn(const Node& n) { return IsConversion(n) || n.Is("math.reshape"); }
+
 Value SourceOf(Value v) {
-  while (IsConversion(*v.node)) v = v.node->operand(0);
+  while (PassesOn(*v.node)) v = v.node->operand(0);
   return v;
 }
 
 // The uses of a value, through conversions.
 void Users(Value v, std::vector<Use>* out) {
   for (const Use& u : v.node->uses(v.index)) {
-    if (IsConversion(*u.user)) {
+    if (PassesOn(*u.user)) {
       Users(u.user->result(), out);
     } else {
       out->push_back(u);
@@ -45,8 +49,24 @@ class Classifier {
     const Value source = SourceOf(n.operand(0));
     std::vector<Use> users;
     Users(Value{const_cast<Node*>(&n), 0}, &users);
-    if (source.node->Is("moe.dispatch")) return "dispatch";
-    if (source.node->Is("moe.combine_do")) return "combine";
+    for (const char* op : {"moe.dispatch", "moe.undispatch"}) {
+      if (source.node->Is(op)) return "dispatch";
+    }
+    for (const char* op : {"moe.combine", "moe.combine_do"}) {
+      if (source.node->Is(op)) return "combine";
+    }
+    // Gathered instead of exchanged: tokens that nothing but a dispatch reads, gradients for the experts
+    // alone.
+    const auto all = [&](auto wanted) {
+      return !users.empty() && std::all_of(users.begin(), users.end(), wanted);
+    };
+    if (all([](const Use& u) { return u.user->Is("moe.dispatch") && u.operand == 0; })) return "dispatch";
+    if (all([](const Use& u) {
+          return (u.user->Is("moe.combine_do") && u.operand == 0) ||
+                 (u.user->Is("moe.combine_dp") && u.operand == 1);
+        })) {
+      return "combine";
+    }
     for (const Use& u : users) {
       if (u.user->Is("moe.undispatch") && u.operand == 0) return "dispatch";
       if ((u.user->Is("moe.combine") || u.user->Is("moe.combine_dp")) && u.operand == 0) return "combine";

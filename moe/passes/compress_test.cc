@@ -79,6 +79,41 @@ TEST_F(CompressTest, GradientsOfDispatchAndCombineToo) {
   EXPECT_THAT(results_[0].notes[0], HasSubstr("combine bf16 1   dispatch f8 1"));
 }
 
+// dispatcher=allgather: tokens are gathered, what the experts make of them is reduced. Routing stays whole,
+// and so does a gather that the router reads as well.
+TEST_F(CompressTest, TokensThatAreGatheredAndReduced) {
+  ExpectRewrite(Compress, R"(
+    module @m mesh<ep=2>
+    func @chunk0(%t: f32[4@ep, 1, 8, 16], %u: f32[4@ep, 1, 8, 16], %e: s32[4, 1, 8, 2], %s: s32[4, 1, 8, 2],
+                 %p: f32[4@ep, 1, 8, 2], %o: f32[4@ep, 4, 1, 4, 16], %dy: f32[4@ep, 1, 8, 16],
+                 %dd: f32[4@ep, 4, 1, 4, 16]) {
+      // CHECK: %all = comm.all_gather(%t) {axes = [ep], steps = "all_gather ep:0>-", wire = "f8e4m3"}
+      %all = comm.all_gather(%t) {axes = [ep], steps = "all_gather ep:0>-"} @comm : f32[4, 1, 8, 16]
+      %d = moe.dispatch(%all, %e, %s) {experts = 4, slots = 4, dropless = false} place<e=ep> : f32[4@ep, 4, 1, 4, 16]
+      // CHECK: %more = comm.all_gather(%u) {axes = [ep], steps = "all_gather ep:0>-"} @comm
+      %more = comm.all_gather(%u) {axes = [ep], steps = "all_gather ep:0>-"} @comm : f32[4, 1, 8, 16]
+      %d2 = moe.dispatch(%more, %e, %s) {experts = 4, slots = 4, dropless = false} place<e=ep> : f32[4@ep, 4, 1, 4, 16]
+      %r = math.silu(%more) : f32[4, 1, 8, 16]
+      // CHECK: %probability = comm.all_gather(%p) {axes = [ep], steps = "all_gather ep:0>-"} @comm
+      %probability = comm.all_gather(%p) {axes = [ep], steps = "all_gather ep:0>-"} @comm : f32[4, 1, 8, 2]
+      %c = moe.combine(%o, %probability, %e, %s) {dropless = false} place<e=ep> : f32[4, 1, 8, 16] partial(ep)
+      %y = math.reshape(%c) {eq = "b c t h -> b (c t) h", extents = ["c=1", "t=8"]} : f32[4, 8, 16] partial(ep)
+      // CHECK: comm.reduce_scatter(%y) {axes = [ep], steps = "reduce_scatter ep:sum>0", wire = "bf16"}
+      %mine = comm.reduce_scatter(%y) {axes = [ep], steps = "reduce_scatter ep:sum>0"} @comm : f32[4@ep, 8, 16]
+    backward:
+      // CHECK: comm.all_gather(%dy) {axes = [ep], steps = "all_gather ep:0>-", wire = "bf16"}
+      %g = comm.all_gather(%dy) {axes = [ep], steps = "all_gather ep:0>-"} @comm : f32[4, 1, 8, 16]
+      %do = moe.combine_do(%g, %probability, %e, %s) {experts = 4, slots = 4, dropless = false} place<e=ep> : f32[4@ep, 4, 1, 4, 16]
+      %dp = moe.combine_dp(%o, %g, %e, %s) {dropless = false} place<e=ep> : f32[4, 1, 8, 2] partial(ep)
+      %dt = moe.undispatch(%dd, %e, %s) {dropless = false} place<e=ep> : f32[4, 1, 8, 16] partial(ep)
+      // CHECK: comm.reduce_scatter(%dt) {axes = [ep], steps = "reduce_scatter ep:sum>0", wire = "f8e4m3"}
+      %dmine = comm.reduce_scatter(%dt) {axes = [ep], steps = "reduce_scatter ep:sum>0"} @comm : f32[4@ep, 1, 8, 16]
+      return %d, %d2, %r, %mine, %do, %dp, %dmine
+    })",
+                With("compress_combine=bf16 compress_dispatch=f8"));
+  EXPECT_THAT(results_[0].notes[0], HasSubstr("combine bf16 2   dispatch f8 2"));
+}
+
 TEST_F(CompressTest, WhatIsAsNarrowAlreadyStays) {
   ExpectUnchanged(Compress, R"(
     module @m mesh<dp=2>

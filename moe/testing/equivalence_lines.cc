@@ -197,6 +197,7 @@ constexpr Line kNarrow[] = {
     {"drop", "pp=2 dp=2 zero=2 microbatches=4 compress_grad=f8 schedule=zb-h1", 8, 5},
     {"drop", "dp=4 ep=4 overload=0.6 microbatches=2 compress_dispatch=f8 compress_combine=bf16", 8, 5},
     {"drop", "dp=4 ep=4 overlap=on moe_chunks=2 bf16 compress_dispatch=f8 compress_combine=f8", 8, 5},
+    {"drop", "tp=2 dp=2 ep=4 dispatcher=allgather compress_dispatch=f8 compress_combine=f8", 8, 20},
     {"odd", "dp=7 ep=7 zero=1 compress_dispatch=f8 compress_combine=f8 compress_grad=f8", 7, 5},
     {"odd cap", "tp=2 etp=2 sp dp=3 zero=3 bf16 compress_dispatch=f8 compress_gather=f8 compress_grad=bf16",
      6, 5},
