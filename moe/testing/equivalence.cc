@@ -163,8 +163,12 @@ absl::StatusOr<EquivalenceResult> CheckEquivalence(const ModelConfig& config, co
           absl::StatusOr<std::vector<double>> got = plan->ReadState(name);
           if (!got.ok()) return got.status();
           for (double& x : *got) x /= scale;
-          double e = Distance(*got, want) / std::max(Norm(want), 1e-6 * ref->gradient_norm);
+          const double distance = Distance(*got, want);
+          double e = distance / std::max(Norm(want), 1e-6 * ref->gradient_norm);
           if (!std::isfinite(e)) e = INFINITY;
+          if (!(distance < 1e-7 * ref->gradient_norm)) {
+            result.worst_gradient_beyond_f32 = std::max(result.worst_gradient_beyond_f32, e);
+          }
           if (e > result.worst_gradient || result.worst_gradient_name.empty()) {
             result.worst_gradient = e;
             result.worst_gradient_name = name;

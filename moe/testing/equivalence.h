@@ -47,6 +47,9 @@ struct EquivalenceCase {
 struct EquivalenceResult {
   double worst_gradient = 0, worst_loss = 0, worst_parameter = 0;
   std::string worst_gradient_name;
+  // The worst of the gradients that are further from the reference than 1e-7 of the norm of all: what f32
+  // cannot be asked for is left out, as that the difference of two equal numbers be zero.
+  double worst_gradient_beyond_f32 = 0;
   std::vector<double> losses, reference_losses;
   std::vector<int64_t> planned_peak, measured_peak;  // per stage
   bool repeated_bitwise = true;
