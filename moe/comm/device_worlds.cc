@@ -112,6 +112,7 @@ absl::StatusOr<std::unique_ptr<DeviceWorlds>> DeviceWorlds::Open(const DeviceWor
     w->worlds_.push_back(world.get());
     w->owned_.push_back(std::move(world));
   }
+  w->uses_nccl_ = placement.nccl;
   const int64_t used = static_cast<int64_t>(w->devices_.size());
   w->description_ = absl::StrCat(Count(options.num_ranks, "rank"),
                                  options.num_ranks == 1 ? absl::StrCat(" on ", w->devices_[0]->description())

@@ -59,6 +59,7 @@ class DeviceWorlds {
   int64_t size() const { return static_cast<int64_t>(worlds_.size()); }
   World* world(int64_t i) const { return worlds_[i]; }  // of the i-th rank of this process
   Device* device(int64_t i) const { return rank_devices_[i]; }
+  bool uses_nccl() const { return uses_nccl_; }  // else the ranks are all in this process
   std::string Describe() const { return description_; }
 
  private:
@@ -70,6 +71,7 @@ class DeviceWorlds {
   std::unique_ptr<InProcessWorld> in_process_;
   std::vector<std::unique_ptr<World>> owned_;
   std::vector<World*> worlds_;
+  bool uses_nccl_ = false;
   std::string description_;
 };
 

@@ -10,6 +10,8 @@
 #include "absl/strings/str_cat.h"
 #include "moe/base/status.h"
 #include "moe/base/status_matchers.h"
+#include "moe/comm/device_worlds.h"
+#include "moe/comm/in_process/in_process.h"
 #include "moe/device/cuda/cuda.h"
 #include "moe/device/device.h"
 #include "moe/ir/state.h"
@@ -133,6 +135,40 @@ TEST(CudaGraphs, GiveTheSameBits) {
     EXPECT_EQ(with, without);
     EXPECT_GT(graphs, 0);
     EXPECT_EQ(none, 0);
+  }
+}
+
+// As a run with a GPU for each rank: the communicators of NCCL, here among threads of one process.
+TEST(CudaNccl, RanksWithAGpuEachTrainAsThoseThatShareOne) {
+#ifdef MOE_EMULATED
+  emulated::SetDevices(4, size_t{4} << 30);
+#endif
+  if (CountDevices(DeviceKind::kCuda) < 4) GTEST_SKIP() << "needs 4 GPUs";
+  for (const auto& [model, strategy] :
+       {std::pair{"cap", "tp=2 dp=2 etp=2 ep=2 sp"}, std::pair{"drop", "dp=4 ep=4 zero=3"},
+        std::pair{"drop", "pp=2 dp=2 ep=2 zero=1 microbatches=2 overlap=on"}}) {
+    SCOPED_TRACE(strategy);
+    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Program> program, Compile(model, strategy));
+    DeviceWorldsOptions worlds;
+    worlds.kind = DeviceKind::kCuda;
+    worlds.num_ranks = 4;
+    worlds.canonical_order = true;
+    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<DeviceWorlds> nccl, DeviceWorlds::Open(worlds));
+    ASSERT_TRUE(nccl->uses_nccl()) << nccl->Describe();
+    InProcessWorld alone(1);
+    LocalRanks local;
+    ASSERT_OK_AND_ASSIGN(local.host, alone.rank(0)->Group({0}, "host"));
+    ExecutorOptions options;
+    options.backend = Backend::kCuda;
+    for (int64_t i = 0; i < nccl->size(); ++i) {
+      local.worlds.push_back(nccl->world(i));
+      options.devices.push_back(nccl->device(i)->ordinal());
+    }
+    int64_t graphs = 0;
+    ASSERT_OK_AND_ASSIGN(const std::vector<double> shared, Losses(*program, options, &graphs));
+    options.local = &local;
+    ASSERT_OK_AND_ASSIGN(const std::vector<double> apart, Losses(*program, options, &graphs));
+    EXPECT_EQ(apart, shared);
   }
 }
 

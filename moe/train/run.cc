@@ -18,6 +18,8 @@
 #include "absl/time/clock.h"
 #include "moe/base/file.h"
 #include "moe/base/status.h"
+#include "moe/comm/device_worlds.h"
+#include "moe/comm/in_process/in_process.h"
 #include "moe/device/device.h"
 #include "moe/inspect/graph_svg.h"
 #include "moe/inspect/quantities.h"
@@ -306,9 +308,46 @@ std::string DescribeDevices(const Executor& executor) {
   return text;
 }
 
-// `group` outlives what is made here: its connections must last until all processes are done.
-absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream& out,
-                 std::unique_ptr<ProcessGroup>& group) {
+// How ranks meet beyond this process's memory. Outlives the executors: connections last until all processes
+// are done, and a rank that hangs may still use them.
+struct Meeting {
+  std::unique_ptr<ProcessGroup> group;    // of several processes
+  std::unique_ptr<InProcessWorld> alone;  // of one, where ranks meet on GPUs
+  std::unique_ptr<DeviceWorlds> devices;
+  LocalRanks local;
+};
+
+// Gives each rank its GPU, and by NCCL its way to the others where it has one of its own.
+absl::Status MeetOnDevices(const RunOptions& run, int64_t num_ranks, Meeting& meeting,
+                           ExecutorOptions* options) {
+  DeviceWorldsOptions wanted;
+  wanted.kind = DeviceKind::kCuda;
+  wanted.num_ranks = num_ranks;
+  wanted.timeout = run.device_timeout;
+  if (run.job != nullptr) {
+    wanted.processes = run.job->count(), wanted.process = run.job->rank();
+    wanted.local_processes = run.job->local_count(), wanted.local_process = run.job->local_rank();
+    wanted.store = run.job->store();
+    wanted.host = meeting.group->local().worlds;
+  }
+  ASSIGN_OR_RETURN(meeting.devices, DeviceWorlds::Open(wanted));
+  for (int64_t i = 0; i < meeting.devices->size(); ++i) {
+    options->devices.push_back(meeting.devices->device(i)->ordinal());
+    meeting.local.worlds.push_back(meeting.devices->world(i));
+  }
+  if (!meeting.devices->uses_nccl()) return absl::OkStatus();  // the executor has a world of its own
+  if (run.job != nullptr) {
+    meeting.local.host = meeting.group->local().host;
+  } else {
+    meeting.alone = std::make_unique<InProcessWorld>(1);
+    ASSIGN_OR_RETURN(meeting.local.host, meeting.alone->rank(0)->Group({0}, "host"));
+  }
+  options->local = &meeting.local;
+  return absl::OkStatus();
+}
+
+absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream& out, Meeting& meeting) {
+  std::unique_ptr<ProcessGroup>& group = meeting.group;
   const absl::Time start = absl::Now();
   const bool leads = options.job == nullptr || options.job->rank() == 0;
   RunConfig config = given;
@@ -326,11 +365,6 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   if (TargetOf(config).device == "cuda") {
     // Before anything is compiled.
     RETURN_IF_ERROR(Annotate(OpenDevice(DeviceKind::kCuda, 0).status(), "--device=cuda"));
-    if (options.job != nullptr) {
-      return absl::UnimplementedError(
-          "--device=cuda trains in one process, whose ranks share its GPUs; leave out --spawn and the "
-          "launcher");
-    }
   }
   const TextOptions text = {.path = train.data_path(),
                             .held_out = train.held_out_fraction(),
@@ -447,6 +481,9 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
     const int64_t cores = std::max(1u, std::thread::hardware_concurrency());
     devices.compute_threads = static_cast<int>(std::max<int64_t>(1, cores / options.job->local_count()));
   }
+  if (backend == Backend::kCuda) {
+    RETURN_IF_ERROR(Annotate(MeetOnDevices(options, mesh.num_ranks(), meeting, &devices), "--device=cuda"));
+  }
   ASSIGN_OR_RETURN(const std::unique_ptr<Executor> executor, Executor::Create(program, devices));
   std::vector<std::unique_ptr<Executor>> others;  // of the other plans, in the same memory
   std::vector<StepBucket> buckets;
@@ -468,7 +505,9 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
     }
     buckets.push_back(std::move(bucket));
   }
-  if (backend == Backend::kCuda) speaker.Say("device", DescribeDevices(*executor));
+  if (backend == Backend::kCuda) {
+    speaker.Say("device", absl::StrCat(DescribeDevices(*executor), "\n", meeting.devices->Describe()));
+  }
   RETURN_IF_ERROR(executor->InitializeState(train.seed()));
 
   int64_t done = 0;
@@ -639,13 +678,14 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
 }  // namespace
 
 absl::Status RunTraining(const RunConfig& config, const RunOptions& options, std::ostream& out) {
-  std::unique_ptr<ProcessGroup> group;
-  if (options.job == nullptr) return Run(config, options, out, group);
+  auto meeting = std::make_unique<Meeting>();
   std::ostream silence(nullptr);
-  const absl::Status status = Run(config, options, options.job->rank() == 0 ? out : silence, group);
+  const bool leads = options.job == nullptr || options.job->rank() == 0;
+  const absl::Status status = Run(config, options, leads ? out : silence, *meeting);
+  if (!status.ok()) meeting.release();  // a rank that hangs may still use it
+  if (options.job == nullptr) return status;
   if (status.ok()) return options.job->Finish();
   options.job->GiveUp(status);
-  group.release();  // a rank that hangs may still use it
   return status;
 }
 

@@ -42,6 +42,7 @@ class Job {
   int64_t rank() const { return place_.rank; }
   int64_t count() const { return place_.count; }
   int64_t local_count() const { return place_.local_count; }  // of this host
+  int64_t local_rank() const { return place_.local_rank; }
   Store* store() { return store_.get(); }
   const std::string& address() const { return address_; }
 
