@@ -18,12 +18,15 @@
 
 namespace moe {
 
-#define MOE_NCCL_FUNCTIONS(X)                                                                                \
-  X(GetVersion)                                                                                              \
-  X(GetUniqueId)                                                                                             \
-  X(CommInitRankConfig)                                                                                      \
-  X(CommAbort) X(CommGetAsyncError) X(GetErrorString) X(GetLastError) X(GroupStart) X(GroupEnd) X(AllReduce) \
-      X(ReduceScatter) X(AllGather) X(Broadcast) X(Send) X(Recv)
+#define MOE_NCCL_FUNCTIONS(X) \
+  X(GetVersion)               \
+  X(GetUniqueId)              \
+  X(CommInitRankConfig)       \
+  X(CommAbort)                \
+  X(CommGetAsyncError)        \
+  X(GetErrorString)           \
+  X(GetLastError)             \
+  X(GroupStart) X(GroupEnd) X(AllReduce) X(ReduceScatter) X(AllGather) X(Broadcast) X(Send) X(Recv)
 
 struct NcclApi {
 #define MOE_NCCL_MEMBER(name) decltype(&::nccl##name) name = nullptr;
