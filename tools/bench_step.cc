@@ -68,16 +68,20 @@ struct Breakdown {
   std::map<std::string, Op> ops;
 };
 
-absl::StatusOr<Breakdown> Trace(Running& r) {
+absl::StatusOr<Trace> TraceStep(Running& r) {
   r.executor->StartTrace(kTraceEvents);
   const absl::Status status = r.Step();
   r.executor->StopTrace();
   r.wall.pop_back();
   r.cpu.pop_back();
   RETURN_IF_ERROR(status);
+  return r.executor->GatherTrace();
+}
+
+Breakdown BreakdownOf(const Trace& trace) {
   Breakdown b;
-  for (const TraceRecorder* recorder : r.executor->trace()) {
-    for (const TraceEvent& e : recorder->events()) {
+  for (int64_t rank = 0; rank < trace.ranks(); ++rank) {
+    for (const TraceEvent& e : trace.events(rank)) {
       if (e.detail == nullptr) {
         if (absl::StartsWith(e.name, "recv")) b.transfers += (e.end_ns - e.begin_ns) * 1e-9;
         continue;
@@ -97,8 +101,8 @@ absl::StatusOr<Breakdown> Trace(Running& r) {
 absl::StatusOr<Breakdown> MedianBreakdown(Running& r, int repeats) {
   std::vector<Breakdown> all;
   for (int i = 0; i < repeats; ++i) {
-    ASSIGN_OR_RETURN(Breakdown b, Trace(r));
-    all.push_back(std::move(b));
+    ASSIGN_OR_RETURN(const Trace trace, TraceStep(r));
+    all.push_back(BreakdownOf(trace));
   }
   Breakdown m = all[0];
   const auto median = [&](auto get) {
@@ -245,12 +249,13 @@ absl::StatusOr<Hidden> HiddenShare(Running& r, int repeats) {
   std::vector<double> shares;
   Hidden out;
   for (int i = 0; i < repeats; ++i) {
-    RETURN_IF_ERROR(Trace(r).status());
-    shares.push_back(CommunicationOf(r.executor->trace()).hidden());
-  }
-  for (const TraceRecorder* recorder : r.executor->trace()) {
-    for (const TraceEvent& e : recorder->events()) {
-      out.exchanges += e.detail != nullptr && e.category == Category::kCollective;
+    ASSIGN_OR_RETURN(const Trace trace, TraceStep(r));
+    shares.push_back(CommunicationOf(trace).hidden());
+    out.exchanges = 0;
+    for (int64_t rank = 0; rank < trace.ranks(); ++rank) {
+      for (const TraceEvent& e : trace.events(rank)) {
+        out.exchanges += e.detail != nullptr && e.category == Category::kCollective;
+      }
     }
   }
   out.exchanges /= static_cast<double>(r.executor->num_ranks());

@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -195,6 +196,30 @@ TEST_F(ProcessesTest, LossesAreThoseOfOneProcess) {
          {"config.textproto", "plan.pb", "metrics.jsonl", "checkpoint/step_00000004/manifest.json"}) {
       EXPECT_TRUE(FileExists(JoinPath(Path("many" + tag), file))) << file;
     }
+    // One trace of all ranks, with as many events of each as in one process, in the order of one clock.
+    const auto events = [&](const std::string& run, int rank, std::vector<double>* begin) {
+      const std::string trace = ReadFile(JoinPath(Path(run), "trace.json")).value_or("");
+      int count = 0;
+      for (absl::string_view line : absl::StrSplit(trace, '\n')) {
+        if (!absl::StartsWith(line, absl::StrCat("{\"ph\":\"X\",\"pid\":", rank, ","))) continue;
+        ++count;
+        const absl::string_view rest = line.substr(line.find("\"ts\":") + 5);
+        double ts = -1;
+        EXPECT_TRUE(absl::SimpleAtod(rest.substr(0, rest.find(',')), &ts)) << line;
+        begin->push_back(ts);
+      }
+      return count;
+    };
+    double latest_begin = 0, first_end = 1e18;
+    for (int rank = 0; rank < (c.processes == 2 ? 2 : 8); ++rank) {
+      std::vector<double> ours, theirs;
+      EXPECT_EQ(events("many" + tag, rank, &ours), events("alone" + tag, rank, &theirs)) << "rank " << rank;
+      ASSERT_FALSE(ours.empty());
+      latest_begin = std::max(latest_begin, *std::min_element(ours.begin(), ours.end()));
+      first_end = std::min(first_end, *std::max_element(ours.begin(), ours.end()));
+    }
+    EXPECT_LT(latest_begin, first_end);  // all were at it together
+    EXPECT_TRUE(FileExists(JoinPath(Path("many" + tag), "timeline_measured.svg")));
     // The same tensors, byte for byte.
     const std::string shard = "checkpoint/step_00000004/model-00001-of-00001.safetensors";
     EXPECT_EQ(ReadFile(JoinPath(Path("many" + tag), shard)).value_or("a"),

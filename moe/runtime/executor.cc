@@ -347,10 +347,4 @@ std::vector<FlightRecord> Executor::Flight() const {
   return records;
 }
 
-std::vector<const TraceRecorder*> Executor::trace() const {
-  std::vector<const TraceRecorder*> out;
-  for (const auto& r : recorders_) out.push_back(r.get());
-  return out;
-}
-
 }  // namespace moe

@@ -97,7 +97,9 @@ class Executor : public LogicalSession, private DecisionHook {
   // Tracing of the steps that follow; off by default. Events are kept until the next StartTrace.
   void StartTrace(int64_t events_per_rank);
   void StopTrace();
-  std::vector<const TraceRecorder*> trace() const;
+  // The events of all ranks, with the times of process 0's clock. With several processes all call it, and
+  // process 0 gets them; the others get those of their own ranks.
+  absl::StatusOr<Trace> GatherTrace();
 
  private:
   explicit Executor(const Program& program);
@@ -125,6 +127,8 @@ class Executor : public LogicalSession, private DecisionHook {
                                                       const std::set<int64_t>& speakers,
                                                       std::list<std::vector<char>>* memory);
   bool Holds(int64_t rank, const std::string& name) const;
+  // What the clock of each process is ahead of that of process 0, in ns.
+  absl::StatusOr<std::vector<int64_t>> CompareClocks();
 
   // What the rank threads work on: one job at a time, which every thread runs, and then counts itself done.
   // Lives as long as its last thread.

@@ -1,11 +1,13 @@
-// What an Executor exchanges with those of other processes: reports and states. Within one process nothing is
-// sent.
+// What an Executor exchanges with those of other processes: reports, states and traces. Within one process
+// nothing is sent.
 
 #include <xxhash.h>
 
 #include <cstring>
+#include <iterator>
 
 #include "absl/strings/str_cat.h"
+#include "moe/base/file.h"
 #include "moe/base/status.h"
 #include "moe/runtime/executor.h"
 
@@ -58,6 +60,7 @@ class Unpacker {
     }
     return reports;
   }
+  void Fail() { ok_ = false; }
   bool empty() const { return bytes_.empty(); }
   bool ok() const { return ok_; }
 
@@ -76,6 +79,55 @@ class Unpacker {
   absl::string_view bytes_;
   bool ok_ = true;
 };
+
+// Events of one rank, and a name once: where it is used again, its number.
+class EventPacker {
+ public:
+  explicit EventPacker(Packer* packer) : packer_(packer) {}
+  void Event(const TraceEvent& e) {
+    Name(e.name);
+    Name(e.detail != nullptr ? *e.detail : "");
+    for (const int64_t v :
+         {e.begin_ns, e.end_ns, static_cast<int64_t>(e.microbatch), static_cast<int64_t>(e.lane),
+          static_cast<int64_t>(e.category), e.bytes, e.cpu_ns}) {
+      packer_->Int(v);
+    }
+  }
+
+ private:
+  void Name(const std::string& name) {
+    const auto [it, fresh] = numbers_.try_emplace(name, static_cast<int64_t>(numbers_.size()));
+    packer_->Int(it->second);
+    if (fresh) packer_->Text(name);
+  }
+  Packer* const packer_;
+  std::map<std::string, int64_t> numbers_;
+};
+
+// Adds events of EventPacker to `trace`, in the time of a clock that `ahead` ns are taken from.
+void UnpackEvents(Unpacker* in, int64_t rank, int64_t ahead, Trace* trace) {
+  std::vector<std::unique_ptr<std::string>> names;
+  const auto name = [&]() -> const std::string* {
+    const size_t number = static_cast<size_t>(in->Int());
+    if (number == names.size()) names.push_back(std::make_unique<std::string>(in->Text()));
+    return number < names.size() ? names[number].get() : nullptr;
+  };
+  for (int64_t left = in->Int(); left > 0 && in->ok(); --left) {
+    const std::string *op = name(), *detail = name();
+    int64_t v[7];
+    for (int64_t& field : v) field = in->Int();
+    if (op == nullptr || detail == nullptr || !in->ok()) return in->Fail();
+    trace->Add(rank, {op->c_str(), detail->empty() ? nullptr : detail, v[0] - ahead, v[1] - ahead,
+                      static_cast<int32_t>(v[2]), static_cast<int32_t>(v[3]), static_cast<Category>(v[4]),
+                      v[5], v[6]});
+  }
+}
+
+// The same for all processes that share a monotonic clock.
+uint64_t BootOfThisMachine() {
+  const std::string id = ReadFile("/proc/sys/kernel/random/boot_id").value_or("");
+  return XXH64(id.data(), id.size(), 0);
+}
 
 }  // namespace
 
@@ -176,6 +228,71 @@ absl::StatusOr<std::map<int64_t, Executor::Held>> Executor::GatherState(
     at += n;
   }
   return held;
+}
+
+absl::StatusOr<std::vector<int64_t>> Executor::CompareClocks() {
+  constexpr int kBarriers = 8;
+  Communicator* const host = local_->host;
+  std::vector<int64_t> mine = {static_cast<int64_t>(BootOfThisMachine())};
+  for (int i = 0; i < kBarriers; ++i) {
+    mine.push_back(NowNanos());
+    RETURN_IF_ERROR(host->Barrier("clocks"));
+    mine.push_back(NowNanos());
+  }
+  std::vector<int64_t> all(mine.size() * host->size());
+  RETURN_IF_ERROR(
+      host->AllGather(mine.data(), all.data(), static_cast<int64_t>(mine.size()), DType::kS64, "clocks"));
+  std::vector<ClockSamples> processes(host->size());
+  for (size_t p = 0; p < processes.size(); ++p) {
+    const int64_t* const theirs = all.data() + p * mine.size();
+    processes[p].boot = static_cast<uint64_t>(theirs[0]);
+    for (int i = 0; i < kBarriers; ++i) {
+      processes[p].entered.push_back(theirs[1 + 2 * i]);
+      processes[p].left.push_back(theirs[2 + 2 * i]);
+    }
+  }
+  return ClockOffsets(processes);
+}
+
+absl::StatusOr<Trace> Executor::GatherTrace() {
+  Trace trace(num_ranks());
+  for (size_t i = 0; i < ranks_.size(); ++i) {
+    for (const TraceEvent& e : recorders_[i]->events()) trace.Add(ranks_[i]->rank(), e);
+  }
+  if (local_ == nullptr || local_->host->size() == 1) return trace;
+  ASSIGN_OR_RETURN(const std::vector<int64_t> ahead, CompareClocks());
+  Communicator* const host = local_->host;
+  if (host->rank() != 0) {
+    Packer packer;
+    for (size_t i = 0; i < ranks_.size(); ++i) {
+      EventPacker events(&packer);
+      packer.Int(ranks_[i]->rank());
+      packer.Int(static_cast<int64_t>(recorders_[i]->events().size()));
+      for (const TraceEvent& e : recorders_[i]->events()) events.Event(e);
+    }
+    const int64_t bytes = static_cast<int64_t>(packer.bytes().size());
+    RETURN_IF_ERROR(host->Send(&bytes, sizeof(bytes), 0, 0, "size of a trace"));
+    RETURN_IF_ERROR(host->Send(packer.bytes().data(), bytes, 0, 1, "trace"));
+    return trace;
+  }
+  for (int p = 1; p < host->size(); ++p) {
+    int64_t bytes = 0;
+    RETURN_IF_ERROR(host->Recv(&bytes, sizeof(bytes), p, 0, "size of a trace"));
+    std::string theirs(bytes, '\0');
+    RETURN_IF_ERROR(host->Recv(theirs.data(), bytes, p, 1, "trace"));
+    Unpacker unpacker(theirs);
+    while (!unpacker.empty() && unpacker.ok()) {
+      const int64_t rank = unpacker.Int();
+      if (rank < 0 || rank >= trace.ranks()) {
+        unpacker.Fail();
+      } else {
+        UnpackEvents(&unpacker, rank, ahead[p], &trace);
+      }
+    }
+    if (!unpacker.ok())
+      return absl::DataLossError(absl::StrCat("the trace of process ", p, " cannot be read"));
+  }
+  return trace;
 }
 
 }  // namespace moe

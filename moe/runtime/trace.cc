@@ -53,12 +53,39 @@ int64_t ThreadCpuNanos() {
   return t.tv_sec * int64_t{1000000000} + t.tv_nsec;
 }
 
-CommunicationTime CommunicationOf(const std::vector<const TraceRecorder*>& recorders) {
+void Trace::Add(int64_t rank, TraceEvent event) {
+  event.name = Name(event.name)->c_str();
+  if (event.detail != nullptr) event.detail = Name(*event.detail);
+  ranks_[rank].push_back(event);
+}
+
+int64_t Trace::num_events() const {
+  int64_t n = 0;
+  for (const auto& events : ranks_) n += static_cast<int64_t>(events.size());
+  return n;
+}
+
+std::vector<int64_t> ClockOffsets(const std::vector<ClockSamples>& processes) {
+  std::vector<int64_t> offsets(processes.size(), 0);
+  for (size_t p = 1; p < processes.size(); ++p) {
+    const ClockSamples &lead = processes[0], &mine = processes[p];
+    if (mine.boot == lead.boot || mine.entered.empty()) continue;
+    int64_t least = INT64_MIN, most = INT64_MAX;
+    for (size_t i = 0; i < mine.entered.size(); ++i) {
+      least = std::max(least, mine.entered[i] - lead.left[i]);
+      most = std::min(most, mine.left[i] - lead.entered[i]);
+    }
+    offsets[p] = least + (most - least) / 2;
+  }
+  return offsets;
+}
+
+CommunicationTime CommunicationOf(const Trace& trace) {
   using Span = std::pair<int64_t, int64_t>;
   int64_t all = 0, hidden = 0;
-  for (const TraceRecorder* r : recorders) {
+  for (int64_t rank = 0; rank < trace.ranks(); ++rank) {
     std::vector<Span> exchanges, work;  // of one queue each, so the spans of a list do not overlap
-    for (const TraceEvent& e : r->events()) {
+    for (const TraceEvent& e : trace.events(rank)) {
       if (e.lane == 2) continue;
       (e.category == Category::kCollective ? exchanges : work).push_back({e.begin_ns, e.end_ns});
     }
@@ -76,10 +103,10 @@ CommunicationTime CommunicationOf(const std::vector<const TraceRecorder*>& recor
   return {static_cast<double>(all) / 1e9, static_cast<double>(hidden) / 1e9};
 }
 
-std::string ChromeTrace(const std::vector<const TraceRecorder*>& recorders) {
+std::string ChromeTrace(const Trace& trace) {
   int64_t start = INT64_MAX;
-  for (const TraceRecorder* r : recorders) {
-    for (const TraceEvent& e : r->events()) start = std::min(start, e.begin_ns);
+  for (int64_t rank = 0; rank < trace.ranks(); ++rank) {
+    for (const TraceEvent& e : trace.events(rank)) start = std::min(start, e.begin_ns);
   }
   std::string out = "{\"traceEvents\":[\n";
   bool first = true;
@@ -88,7 +115,7 @@ std::string ChromeTrace(const std::vector<const TraceRecorder*>& recorders) {
     first = false;
   };
   static constexpr const char* kLanes[] = {"compute", "communication", "pipeline"};
-  for (size_t rank = 0; rank < recorders.size(); ++rank) {
+  for (int64_t rank = 0; rank < trace.ranks(); ++rank) {
     add(absl::StrFormat(R"({"ph":"M","pid":%d,"name":"process_name","args":{"name":"rank %d"}})", rank,
                         rank));
     for (int lane = 0; lane < 3; ++lane) {
@@ -98,7 +125,7 @@ std::string ChromeTrace(const std::vector<const TraceRecorder*>& recorders) {
     // The k-th run of a collective on one rank and on its peers is one event: an arrow from the first to the
     // others.
     std::map<std::string, int> seen;
-    for (const TraceEvent& e : recorders[rank]->events()) {
+    for (const TraceEvent& e : trace.events(rank)) {
       const double ts = (e.begin_ns - start) / 1e3, dur = (e.end_ns - e.begin_ns) / 1e3;
       std::string args = absl::StrFormat(R"("microbatch":%d)", e.microbatch);
       if (e.detail) absl::StrAppend(&args, ",\"value\":\"", *e.detail, "\"");

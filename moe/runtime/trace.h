@@ -1,12 +1,14 @@
 // Trace of a run: what each rank did when, and its summary by category.
 //
 // Events go to a buffer that is reserved when tracing starts; nothing is allocated while steps run, and
-// events beyond the reservation are dropped and counted. One recorder per thread that runs nodes;
-// WriteChromeTrace joins them.
+// events beyond the reservation are dropped and counted. One recorder a rank, which any of its threads may
+// add to. A Trace has the events of all ranks, of whatever processes, on one clock.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -25,7 +27,7 @@ int64_t NowNanos();        // monotonic
 int64_t ThreadCpuNanos();  // CPU time of the calling thread
 
 struct TraceEvent {
-  const char* name;           // owned by the plan: op or action
+  const char* name;           // owned by the plan, or by a Trace: op or action
   const std::string* detail;  // result name, may be null
   int64_t begin_ns, end_ns;
   int32_t microbatch;
@@ -59,16 +61,42 @@ class TraceRecorder {
   int64_t dropped_ = 0;
 };
 
+// What the ranks of a run did. A value; copies share the names.
+class Trace {
+ public:
+  explicit Trace(int64_t ranks = 0) : ranks_(ranks), names_(std::make_shared<std::set<std::string>>()) {}
+  // A copy of the event, names included, of a rank below ranks().
+  void Add(int64_t rank, TraceEvent event);
+  int64_t ranks() const { return static_cast<int64_t>(ranks_.size()); }
+  const std::vector<TraceEvent>& events(int64_t rank) const { return ranks_[rank]; }
+  int64_t num_events() const;
+
+ private:
+  const std::string* Name(const std::string& name) { return &*names_->insert(name).first; }
+  std::vector<std::vector<TraceEvent>> ranks_;
+  std::shared_ptr<std::set<std::string>> names_;
+};
+
+// When a process entered and left each of several barriers by its own NowNanos(), and which boot of which
+// machine it runs in: processes of one boot have one clock.
+struct ClockSamples {
+  uint64_t boot = 0;
+  std::vector<int64_t> entered, left;
+};
+// By process, what its clock is ahead of that of process 0, in ns: the middle of what the barriers allow,
+// since nobody leaves one before all have entered. Off by at most half the shortest time that the two were in
+// one.
+std::vector<int64_t> ClockOffsets(const std::vector<ClockSamples>& processes);
+
 // Time that ranks spent in exchanges, waiting for peers included, and the part of it in which their compute
 // queue worked on something else: communication that is hidden.
 struct CommunicationTime {
   double seconds = 0, hidden_seconds = 0;  // of all ranks together
   double hidden() const { return seconds > 0 ? hidden_seconds / seconds : 0; }
 };
-CommunicationTime CommunicationOf(const std::vector<const TraceRecorder*>& recorders);
+CommunicationTime CommunicationOf(const Trace& trace);
 
 // Chrome trace format (opens in Perfetto): pid = rank, tid = lane; ts and dur in microseconds.
-// recorders[rank].
-std::string ChromeTrace(const std::vector<const TraceRecorder*>& recorders);
+std::string ChromeTrace(const Trace& trace);
 
 }  // namespace moe

@@ -134,7 +134,7 @@ absl::StatusOr<std::string> OpenRunDirectory(const TrainConfig& train) {
   return dir;
 }
 
-// Records the first steps after warm-up of the caches, and what they say.
+// Records the first steps after warm-up of the caches, on all ranks of all processes.
 class StepTracer {
  public:
   // Of several plans, whichever run the steps to be recorded.
@@ -152,27 +152,26 @@ class StepTracer {
   }
   void After(int64_t step) {
     if (step < first_ || done_) return;
-    if (step + 1 >= first_ + kTracedSteps) {
-      for (Executor* e : executors_) e->StopTrace();
-      done_ = true;
+    if (step + 1 < first_ + kTracedSteps) return;
+    done_ = true;
+    for (Executor* e : executors_) {
+      e->StopTrace();
+      absl::StatusOr<Trace> trace = e->GatherTrace();
+      if (!trace.ok()) {
+        trace_ = std::move(trace);
+        return;
+      }
+      if (trace->num_events() > trace_->num_events()) trace_ = std::move(trace);
     }
   }
-  // The one with most events; null without any.
-  const Executor* traced() const {
-    const Executor* best = nullptr;
-    size_t most = 0;
-    for (const Executor* e : executors_) {
-      size_t events = 0;
-      for (const TraceRecorder* recorder : e->trace()) events += recorder->events().size();
-      if (events > most) most = events, best = e;
-    }
-    return best;
-  }
+  // Of the plan with most events; without any before the steps were run. Whole on process 0.
+  const absl::StatusOr<Trace>& trace() const { return trace_; }
 
  private:
   const std::vector<Executor*> executors_;
   const int64_t first_;
   bool done_ = false;
+  absl::StatusOr<Trace> trace_ = Trace();
 };
 
 absl::Status WritePictures(const Program& program, const std::string& dir, Speaker& speaker) {
@@ -641,15 +640,17 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   for (const StageMemory& stage : fullest->program().memory.stages) planned.push_back(stage.peak_bytes());
   std::string end = absl::StrFormat("%.0f s", absl::ToDoubleSeconds(absl::Now() - start));
   if (steps > 0) absl::StrAppend(&end, "   ", CountText(std::llround(result.tokens_per_second)), " tok/s");
-  if (const Executor* traced = tracer.traced()) {
+  RETURN_IF_ERROR(Annotate(tracer.trace().status(), "the trace"));
+  if (const Trace& traced = *tracer.trace(); traced.num_events() > 0) {
+    const int64_t hosts = options.job == nullptr ? 1 : options.job->count() / options.job->local_count();
     const StepShares shares =
-        SharesOf(traced->trace(), static_cast<int>(std::max(1u, std::thread::hardware_concurrency())));
+        SharesOf(traced, static_cast<int>(hosts * std::max(1u, std::thread::hardware_concurrency())));
     absl::StrAppend(&end, "   step: ", SharesText(shares));
     for (int i = 0; i < kNumCategories; ++i) {
       summary["shares"][std::string(CategoryName(static_cast<Category>(i)))] = shares.share[i];
     }
     summary["hidden_communication"] = shares.communication.hidden();
-    const std::string trace = ChromeTrace(traced->trace());
+    const std::string trace = ChromeTrace(traced);
     RETURN_IF_ERROR(WriteFile(JoinPath(dir, "trace.json"), trace));
     const absl::StatusOr<Timeline> measured = MeasuredTimeline(trace, program.module->mesh());
     if (measured.ok()) {

@@ -65,13 +65,13 @@ std::string PassTable(const std::vector<PassResult>& passes, double total_millis
   return out;
 }
 
-StepShares SharesOf(const std::vector<const TraceRecorder*>& recorders, int cores) {
+StepShares SharesOf(const Trace& trace, int cores) {
   StepShares s;
-  s.communication = CommunicationOf(recorders);
+  s.communication = CommunicationOf(trace);
   int64_t begin = INT64_MAX, end = 0;
   double busy = 0;
-  for (const TraceRecorder* r : recorders) {
-    for (const TraceEvent& e : r->events()) {
+  for (int64_t rank = 0; rank < trace.ranks(); ++rank) {
+    for (const TraceEvent& e : trace.events(rank)) {
       begin = std::min(begin, e.begin_ns);
       end = std::max(end, e.end_ns);
       if (e.lane != 0 || e.category == Category::kCollective) continue;
@@ -80,7 +80,7 @@ StepShares SharesOf(const std::vector<const TraceRecorder*>& recorders, int core
   }
   if (begin >= end) return s;
   s.seconds = static_cast<double>(end - begin) / 1e9;
-  const double available = s.seconds * std::max(1, std::min<int>(cores, static_cast<int>(recorders.size())));
+  const double available = s.seconds * std::max(1, std::min<int>(cores, static_cast<int>(trace.ranks())));
   for (double& share : s.share) {
     share /= available;
     busy += share;

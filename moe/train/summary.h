@@ -31,7 +31,7 @@ struct StepShares {
   CommunicationTime communication;
 };
 // `cores`: ranks that compute at once.
-StepShares SharesOf(const std::vector<const TraceRecorder*>& recorders, int cores);
+StepShares SharesOf(const Trace& trace, int cores);
 std::string SharesText(const StepShares& shares);
 
 // "peak memory 4.62 MiB per rank, as planned", or stage by stage where plan and run differ.
