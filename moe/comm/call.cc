@@ -1,6 +1,7 @@
 #include "moe/comm/call.h"
 
 #include <algorithm>
+#include <numeric>
 #include <set>
 
 #include "absl/strings/str_cat.h"
@@ -58,6 +59,52 @@ absl::Status CheckCall(const Call& call, int size) {
     }
   }
   return absl::OkStatus();
+}
+
+std::pair<int64_t, int64_t> CallExtents(const Call& call, int rank, int size) {
+  const auto sum = [](absl::Span<const int64_t> counts) {
+    return std::accumulate(counts.begin(), counts.end(), int64_t{0});
+  };
+  switch (call.op) {
+    case Call::kReduceScatter:
+      return {call.count * size, call.count};
+    case Call::kReduceScatterV:
+      return {sum(call.counts), rank < static_cast<int>(call.counts.size()) ? call.counts[rank] : 0};
+    case Call::kAllGather:
+      return {call.count, call.count * size};
+    case Call::kAllGatherV:
+      return {call.count, sum(call.counts)};
+    case Call::kAllToAll:
+      return {call.count * size, call.count * size};
+    case Call::kAllToAllV:
+      return {sum(call.counts), sum(call.receive_counts)};
+    default:
+      return {call.count, call.count};
+  }
+}
+
+absl::Status ForwardCall(const Call& c, Communicator* to, const void* in, void* out) {
+  switch (c.op) {
+    case Call::kAllReduce:
+      return to->AllReduce(in, out, c.count, c.dtype, c.kind, c.what);
+    case Call::kReduceScatter:
+      return to->ReduceScatter(in, out, c.count, c.dtype, c.kind, c.what);
+    case Call::kReduceScatterV:
+      return to->ReduceScatterV(in, c.counts, out, c.dtype, c.kind, c.what);
+    case Call::kAllGather:
+      return to->AllGather(in, out, c.count, c.dtype, c.what);
+    case Call::kAllGatherV:
+      return to->AllGatherV(in, c.count, out, c.counts, c.dtype, c.what);
+    case Call::kAllToAll:
+      return to->AllToAll(in, out, c.count, c.dtype, c.what);
+    case Call::kAllToAllV:
+      return to->AllToAllV(in, c.counts, out, c.receive_counts, c.dtype, c.what);
+    case Call::kBroadcast:
+      return to->Broadcast(out, c.count, c.dtype, c.root, c.what);
+    case Call::kBarrier:
+      return to->Barrier(c.what);
+  }
+  return absl::InternalError("no such call");
 }
 
 bool SameShape(const Call& a, const Call& b) {

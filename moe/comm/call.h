@@ -52,6 +52,12 @@ std::string CallToString(const Call& call);
 // A call by itself. Two members may both be wrong, so this comes before they are compared.
 absl::Status CheckCall(const Call& call, int group_size);
 
+// Elements of `in` and `out`, of member `rank` of `size`.
+std::pair<int64_t, int64_t> CallExtents(const Call& call, int rank, int size);
+
+// The call to another communicator of the same group, with buffers of its own.
+absl::Status ForwardCall(const Call& call, Communicator* to, const void* in, void* out);
+
 // Whether two members may meet in these calls. The counts of all_to_all_v differ by design and are compared
 // pairwise, by the back end.
 bool SameShape(const Call& a, const Call& b);

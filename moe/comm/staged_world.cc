@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
-#include <numeric>
 #include <string>
 #include <utility>
 
@@ -17,10 +16,6 @@ namespace {
 
 constexpr int64_t kGuard = 64;
 constexpr unsigned char kPoison = 0x5a;
-
-int64_t Sum(absl::Span<const int64_t> counts) {
-  return std::accumulate(counts.begin(), counts.end(), int64_t{0});
-}
 
 // A buffer of the host and its copy on the device, which is not aligned to more than its elements.
 class Staged {
@@ -68,39 +63,13 @@ class StagedCommunicator : public CallCommunicator {
 
  protected:
   absl::Status Run(const Call& call) override {
-    const int64_t n = size();
-    int64_t in = call.count, out = call.count;
-    switch (call.op) {
-      case Call::kReduceScatter:
-        in *= n;
-        break;
-      case Call::kReduceScatterV:
-        in = Sum(call.counts);
-        out = rank() < static_cast<int>(call.counts.size()) ? call.counts[rank()] : 0;
-        break;
-      case Call::kAllGather:
-        out *= n;
-        break;
-      case Call::kAllGatherV:
-        out = Sum(call.counts);
-        break;
-      case Call::kAllToAll:
-        in *= n;
-        out *= n;
-        break;
-      case Call::kAllToAllV:
-        in = Sum(call.counts);
-        out = Sum(call.receive_counts);
-        break;
-      default:
-        break;
-    }
+    const auto [in, out] = CallExtents(call, rank(), size());
     const int64_t element = ByteSize(call.dtype);
     Staged from, to;
     const bool in_place = call.in == call.out;
     RETURN_IF_ERROR(from.Place(device_, stream_.get(), call.in, in * element, element));
     if (!in_place) RETURN_IF_ERROR(to.Place(device_, stream_.get(), call.out, out * element, element));
-    const absl::Status status = Forward(call, from.data(), in_place ? from.data() : to.data());
+    const absl::Status status = ForwardCall(call, inner_, from.data(), in_place ? from.data() : to.data());
     // Also after an error: the stream may still use the buffers.
     RETURN_IF_ERROR(Finish(status));
     RETURN_IF_ERROR(from.Fetch(stream_.get(), const_cast<void*>(call.in)));
@@ -122,29 +91,6 @@ class StagedCommunicator : public CallCommunicator {
     status.Update(stream_->Synchronize());
     status.Update(world_->Failure());
     return status;
-  }
-  absl::Status Forward(const Call& c, const void* in, void* out) {
-    switch (c.op) {
-      case Call::kAllReduce:
-        return inner_->AllReduce(in, out, c.count, c.dtype, c.kind, c.what);
-      case Call::kReduceScatter:
-        return inner_->ReduceScatter(in, out, c.count, c.dtype, c.kind, c.what);
-      case Call::kReduceScatterV:
-        return inner_->ReduceScatterV(in, c.counts, out, c.dtype, c.kind, c.what);
-      case Call::kAllGather:
-        return inner_->AllGather(in, out, c.count, c.dtype, c.what);
-      case Call::kAllGatherV:
-        return inner_->AllGatherV(in, c.count, out, c.counts, c.dtype, c.what);
-      case Call::kAllToAll:
-        return inner_->AllToAll(in, out, c.count, c.dtype, c.what);
-      case Call::kAllToAllV:
-        return inner_->AllToAllV(in, c.counts, out, c.receive_counts, c.dtype, c.what);
-      case Call::kBroadcast:
-        return inner_->Broadcast(out, c.count, c.dtype, c.root, c.what);
-      case Call::kBarrier:
-        return inner_->Barrier(c.what);
-    }
-    return absl::InternalError("no such call");
   }
 
   World* const world_;

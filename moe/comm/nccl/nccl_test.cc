@@ -2,22 +2,31 @@
 // at most as many ranks as there are GPUs, and what only the emulation can do to NCCL is left out.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <optional>
+#include <string>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
+#include "moe/base/file.h"
 #include "moe/base/status.h"
 #include "moe/base/status_matchers.h"
 #include "moe/comm/conformance.h"
 #include "moe/comm/device_worlds.h"
 #include "moe/comm/in_process/in_process.h"
 #include "moe/comm/nccl/nccl_world.h"
+#include "moe/comm/process_worlds.h"
 #include "moe/comm/staged_world.h"
+#include "moe/comm/store/directory_store.h"
 #include "moe/device/device.h"
 
 namespace moe {
@@ -26,7 +35,7 @@ namespace {
 int Devices() {
 #ifdef MOE_EMULATED
   static const bool set = [] {
-    emulated::SetDevices(8, size_t{1} << 30);
+    if (std::getenv("CUDA_VISIBLE_DEVICES") == nullptr) emulated::SetDevices(8, size_t{1} << 30);
     return true;
   }();
   (void)set;
@@ -85,8 +94,49 @@ CommBackend Backend(std::string name, bool canonical_order) {
   return backend;
 }
 
+// One world, of the rank of this process.
+class OwnWorld : public WorldSet {
+ public:
+  explicit OwnWorld(std::unique_ptr<World> world) : world_(std::move(world)) {}
+  World* rank(int) override { return world_.get(); }
+
+ private:
+  const std::unique_ptr<World> world_;
+};
+
+// A rank of the sets that StartProcesses makes. Not a test of its own.
+TEST(Worker, Serves) {
+  const std::optional<WorkerRank> me = ThisWorker();
+  if (!me.has_value()) GTEST_SKIP() << "this process is no worker";
+  ASSERT_GT(Devices(), 0);
+  const std::vector<std::string> task = absl::StrSplit(me->task, ' ');  // timeout in ms, folder
+  int64_t milliseconds = 0;
+  ASSERT_TRUE(task.size() == 2 && absl::SimpleAtoi(task[0], &milliseconds));
+  ASSERT_OK_AND_ASSIGN(const auto store, DirectoryStore::Open(task[1]));
+  ASSERT_OK_AND_ASSIGN(auto world, NcclWorld::Connect(me->rank, me->num_ranks, store.get(), nullptr,
+                                                      {.timeout = absl::Milliseconds(milliseconds)}));
+  ASSERT_OK_AND_ASSIGN(std::shared_ptr<Device> device, OpenDevice(DeviceKind::kCuda, me->rank % Devices()));
+  const auto set = StageOnDevices(std::make_unique<OwnWorld>(std::move(world)), {std::move(device)});
+  ASSERT_OK(ServeRank(*me, set->rank(0)));
+}
+
+absl::StatusOr<std::unique_ptr<WorldSet>> StartProcesses(int n, absl::Duration timeout,
+                                                         const std::vector<std::string>& variables = {}) {
+  static int sets = 0;
+  const std::string folder = JoinPath(::testing::TempDir(), absl::StrCat("nccl", getpid(), ".", ++sets));
+  return StartRanks(n, absl::StrCat(absl::ToInt64Milliseconds(timeout), " ", folder), variables);
+}
+
+CommBackend Processes() {
+  CommBackend backend = Backend("Processes", false);
+  backend.max_ranks = std::min(3, Devices());
+  backend.make = [](int n, absl::Duration timeout) { return StartProcesses(n, timeout); };
+  return backend;
+}
+
 INSTANTIATE_TEST_SUITE_P(Nccl, CommunicatorConformance,
-                         ::testing::Values(Backend("NativeOrder", false), Backend("CanonicalOrder", true)),
+                         ::testing::Values(Backend("NativeOrder", false), Backend("CanonicalOrder", true),
+                                           Processes()),
                          CommBackendName);
 
 class Nccl : public ::testing::Test {
@@ -243,6 +293,25 @@ TEST_F(Nccl, AnAsynchronousErrorComesOutOfTheCallAndOfFailure) {
     EXPECT_OK(s);
   }
   EXPECT_LT(absl::Now() - start, absl::Seconds(10)) << "waited for the timeout";
+}
+
+// A process for each; one of them sees its device as the first.
+TEST_F(Nccl, ProcessesOnOneDeviceAreRefusedUnlessTheyCountAsHosts) {
+  for (const bool hosts : {false, true}) {
+    std::vector<std::string> variables = {"CUDA_VISIBLE_DEVICES=1"};
+    if (hosts) variables.push_back("NCCL_HOSTID=host%r");
+    ASSERT_OK_AND_ASSIGN(const auto worlds, StartProcesses(2, absl::Seconds(20), variables));
+    for (const absl::Status& s : RunRanks(2, [&](int r) -> absl::Status {
+           ASSIGN_OR_RETURN(Communicator * c, worlds->rank(r)->Group({0, 1}, ""));
+           return c->Barrier("x");
+         })) {
+      if (hosts) {
+        EXPECT_OK(s);
+      } else {
+        ExpectError(s, absl::StatusCode::kInvalidArgument, "Duplicate GPU", "group [0, 1]");
+      }
+    }
+  }
 }
 
 // What the rest of the runtime does with a stream that records.

@@ -3,9 +3,12 @@
 #include <sys/mman.h>
 
 #include <chrono>
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <sstream>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -40,9 +43,20 @@ struct Block {
   int device;  // -1: the host's
 };
 
+// Two, or those of CUDA_VISIBLE_DEVICES: "0,3".
+std::vector<int> VisibleDevices() {
+  const char* const visible = std::getenv("CUDA_VISIBLE_DEVICES");
+  if (visible == nullptr) return {0, 1};
+  std::vector<int> devices;
+  std::istringstream text(visible);
+  for (std::string device; std::getline(text, device, ',');) devices.push_back(std::atoi(device.c_str()));
+  return devices;
+}
+
 struct World {
   std::mutex mutex;
-  int devices = 2;
+  const std::vector<int> visible = VisibleDevices();
+  int devices = static_cast<int>(visible.size());
   size_t bytes_each = size_t{4} << 30;
   int driver = CUDART_VERSION;
   std::map<const char*, Block> blocks;  // by first address
@@ -141,6 +155,11 @@ void SetDevices(int count, size_t bytes_each) {
   const std::lock_guard<std::mutex> lock(world.mutex);
   world.devices = count;
   world.bytes_each = bytes_each;
+}
+
+int PhysicalDevice(int device) {
+  const std::vector<int>& visible = TheWorld().visible;
+  return device < static_cast<int>(visible.size()) ? visible[device] : device;
 }
 
 void SetDriverVersion(int version) { TheWorld().driver = version; }

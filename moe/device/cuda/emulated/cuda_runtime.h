@@ -213,6 +213,10 @@ const std::string& LastFault();
 // Runs a grid now; what cudaErrorLaunchFailure then means is in LastFault.
 cudaError_t RunKernel(const Grid& grid);
 
+// The number of a device in the machine, where CUDA_VISIBLE_DEVICES ("0,3") chose it from several. Without
+// that there are two devices; each process has memory of its own behind them.
+int PhysicalDevice(int device);
+
 // For tests: what the devices say of themselves from now on.
 void SetDevices(int count, size_t bytes_each);
 void SetDriverVersion(int version);  // 13000: CUDA 13.0

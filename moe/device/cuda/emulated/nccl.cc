@@ -1,17 +1,27 @@
 #include "nccl.h"
 
+#include <fcntl.h>
+#include <pthread.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <bit>
-#include <condition_variable>
+#include <chrono>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
-#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace {
@@ -26,9 +36,10 @@ struct Op {
   ncclDataType_t type;
   ncclRedOp_t reduction;
   int other;  // root or peer
+  // Of a call that was given.
+  uint64_t number = 0;  // of a collective
+  bool read = false;    // what the others gave was taken
   bool done = false;
-
-  size_t bytes() const;
 };
 
 size_t Size(ncclDataType_t type) {
@@ -48,52 +59,90 @@ size_t Size(ncclDataType_t type) {
   }
   return 0;
 }
-size_t Op::bytes() const { return count * Size(type); }
 
 // One group of calls of one communicator: done when all of them are.
 using Batch = std::vector<Op>;
 
-struct Clique;
+// What the ranks of one id share: a file of shared memory whose name is the id, with a table and, for each
+// rank, room for the data of the calls that it has in progress. Whoever comes first makes the file; when the
+// last has come, or one gives up before, its name is removed, so that the system frees it with the last
+// process that has it.
+constexpr int kMaxRanks = 32;
+constexpr int kMaxOps = 2 * kMaxRanks;
+constexpr size_t kRoom = size_t{1} << 30;  // of addresses; of memory, what is written
+
+// A call of a rank, as the others see it.
+struct Posted {
+  Kind kind;
+  ncclDataType_t type;
+  ncclRedOp_t reduction;
+  int other;
+  uint64_t count, number, data;  // data: from the beginning of the rank's room
+  int readers;                   // that have yet to take it
+
+  size_t bytes() const { return count * Size(type); }
+};
+
+struct Member {
+  bool taken;
+  int ops;
+  Posted op[kMaxOps];
+  char gpu[96];  // host and device
+};
+
+struct Table {
+  bool ready;
+  pthread_mutex_t mutex;
+  int size, joined;
+  int duplicate[2];  // ranks on one device; equal: none
+  Member member[kMaxRanks];
+};
+constexpr size_t kTableRoom = (sizeof(Table) + 65535) / 65536 * 65536;
 
 }  // namespace
 
 struct ncclComm {
-  std::shared_ptr<Clique> clique;
+  Table* table = nullptr;
+  int file = -1;
+  size_t mapped = 0, reserved = 0;  // reserved: of the own room, with memory behind it
+  std::string name;
   int rank = 0, device = 0;
   bool blocking = true;
-  cudaStream_t stream = nullptr;
-  // Guarded by the clique's mutex.
+  // Guarded by the table's mutex.
   std::shared_ptr<Batch> batch;  // that is in progress
   ncclResult_t error = ncclSuccess;
   std::string last_error;
   uint64_t collectives = 0;  // begun
+
+  int size() const { return table->size; }
+  bool complete() const { return table->joined == table->size; }
+  char* room(int r) const { return reinterpret_cast<char*>(table) + kTableRoom + r * kRoom; }
+  const char* data(int r, const Posted& op) const { return room(r) + op.data; }
 };
 
 namespace {
 
-// All that the ranks of one id share.
-struct Clique {
-  std::mutex mutex;
-  std::condition_variable changed;
-  std::vector<ncclComm*> members;  // null: not come yet, or gone
-  std::vector<int> devices;
-  int joined = 0;
-  std::map<uint64_t, std::vector<Op*>> collectives;                // by number, then member
-  std::map<std::pair<int, int>, std::deque<Op*>> sends, receives;  // by source and destination
+// A process that dies with the lock leaves a table that is good for the others: they wait for it in vain.
+class Lock {
+ public:
+  explicit Lock(ncclComm* comm) : mutex_(&comm->table->mutex) {
+    if (pthread_mutex_lock(mutex_) == EOWNERDEAD) pthread_mutex_consistent(mutex_);
+  }
+  ~Lock() { pthread_mutex_unlock(mutex_); }
+  Lock(const Lock&) = delete;
+  Lock& operator=(const Lock&) = delete;
 
-  int size() const { return static_cast<int>(members.size()); }
-  bool complete() const { return joined == size(); }
+ private:
+  pthread_mutex_t* const mutex_;
 };
 
-struct Registry {
+struct Failures {
   std::mutex mutex;
-  uint64_t next = 1;
-  std::map<std::string, std::shared_ptr<Clique>> cliques;
-  std::map<int, ncclResult_t> failures;  // by rank
+  std::map<int, ncclResult_t> by_rank;
 };
-Registry& TheRegistry() {
-  static Registry& registry = *new Registry;
-  return registry;
+Failures& TheFailures() {
+  static Failures& failures = *new Failures;
+  return failures;
 }
 std::atomic<int> fake_version = 0;
 
@@ -174,83 +223,94 @@ void Move(void* to, const void* from, size_t bytes) {
 }
 const char* At(const void* p, size_t bytes) { return static_cast<const char*>(p) + bytes; }
 
-bool Fit(const std::vector<Op*>& ops) {
-  return std::all_of(ops.begin(), ops.end(), [&](const Op* op) {
-    const Op& first = *ops[0];
-    return op->kind == first.kind && op->count == first.count && op->type == first.type &&
-           op->reduction == first.reduction && (op->kind != kBroadcast || op->other == first.other);
-  });
+bool IsMessage(Kind kind) { return kind == kSend || kind == kReceive; }
+
+bool Fit(const Posted& a, const Posted& b) {
+  return a.kind == b.kind && a.count == b.count && a.type == b.type && a.reduction == b.reduction &&
+         (a.kind != kBroadcast || a.other == b.other);
 }
 
-void DoCollective(const std::vector<Op*>& ops) {
-  const size_t n = ops.size(), bytes = ops[0]->bytes(), count = ops[0]->count;
+// The calls of all ranks that meet in collective `number`; empty if they have not all come, or do not fit.
+std::vector<Posted*> Meet(ncclComm* comm, uint64_t number) {
+  std::vector<Posted*> calls;
+  for (int r = 0; r < comm->size(); ++r) {
+    Member& member = comm->table->member[r];
+    for (int i = 0; i < member.ops && calls.size() == static_cast<size_t>(r); ++i) {
+      Posted& op = member.op[i];
+      if (!IsMessage(op.kind) && op.number == number) calls.push_back(&op);
+    }
+    if (calls.size() != static_cast<size_t>(r) + 1 || !Fit(*calls[0], *calls[r])) return {};
+  }
+  return calls;
+}
+
+// The own result of a collective.
+void Take(ncclComm* comm, const std::vector<Posted*>& calls, const Op& op) {
+  const size_t n = calls.size(), bytes = op.count * Size(op.type);
   std::vector<const void*> in(n);
-  if (ops[0]->kind == kAllReduce) {
-    for (size_t r = 0; r < n; ++r) in[r] = ops[r]->in;
-    std::vector<char> sum(bytes);
-    Reduce(in, sum.data(), count, ops[0]->type, ops[0]->reduction);
-    for (Op* op : ops) Move(op->out, sum.data(), bytes);
-  } else if (ops[0]->kind == kReduceScatter) {
-    std::vector<std::vector<char>> sums(n, std::vector<char>(bytes));
-    for (size_t to = 0; to < n; ++to) {
-      for (size_t r = 0; r < n; ++r) in[r] = At(ops[r]->in, to * bytes);
-      Reduce(in, sums[to].data(), count, ops[0]->type, ops[0]->reduction);
-    }
-    for (size_t to = 0; to < n; ++to) Move(ops[to]->out, sums[to].data(), bytes);
-  } else if (ops[0]->kind == kAllGather) {
-    std::vector<char> all(n * bytes);
-    for (size_t r = 0; r < n; ++r) Move(all.data() + r * bytes, ops[r]->in, bytes);
-    for (Op* op : ops) Move(op->out, all.data(), n * bytes);
-  } else {
-    const std::vector<char> data(At(ops[ops[0]->other]->in, 0), At(ops[ops[0]->other]->in, bytes));
-    for (Op* op : ops) Move(op->out, data.data(), bytes);
+  for (size_t r = 0; r < n; ++r) in[r] = comm->data(static_cast<int>(r), *calls[r]);
+  switch (op.kind) {
+    case kReduceScatter:
+      for (size_t r = 0; r < n; ++r) in[r] = At(in[r], comm->rank * bytes);
+      [[fallthrough]];
+    case kAllReduce:
+      return Reduce(in, op.out, op.count, op.type, op.reduction);
+    case kAllGather:
+      for (size_t r = 0; r < n; ++r) Move(static_cast<char*>(op.out) + r * bytes, in[r], bytes);
+      return;
+    default:
+      return Move(op.out, in[op.other], bytes);
   }
-  for (Op* op : ops) op->done = true;
 }
 
-// What can be done now. The mutex of the clique is held.
-void Progress(Clique& clique) {
-  if (!clique.complete()) return;
-  for (auto it = clique.collectives.begin(); it != clique.collectives.end();) {
-    const std::vector<Op*>& ops = it->second;
-    const bool all = std::none_of(ops.begin(), ops.end(), [](Op* op) { return op == nullptr; });
-    if (!all || !Fit(ops)) break;  // the next ones wait for it, for ever if it does not fit
-    DoCollective(ops);
-    it = clique.collectives.erase(it);
+// What this rank can do now of its calls: others take what it gave when they ask. The lock is held.
+void Progress(ncclComm* comm) {
+  Table& table = *comm->table;
+  if (comm->error == ncclSuccess && table.duplicate[0] != table.duplicate[1]) {
+    comm->error = ncclInvalidUsage;
+    comm->last_error = "Duplicate GPU detected : rank " + std::to_string(table.duplicate[0]) + " and rank " +
+                       std::to_string(table.duplicate[1]) + " both on CUDA device " +
+                       std::to_string(comm->device);
   }
-  for (auto& [pair, sends] : clique.sends) {
-    std::deque<Op*>& receives = clique.receives[pair];
-    while (!sends.empty() && !receives.empty() && sends.front()->bytes() == receives.front()->bytes()) {
-      Move(receives.front()->out, sends.front()->in, sends.front()->bytes());
-      sends.front()->done = receives.front()->done = true;
-      sends.pop_front();
-      receives.pop_front();
+  if (comm->error != ncclSuccess || comm->batch == nullptr || !comm->complete()) return;
+  Member& mine = table.member[comm->rank];
+  bool collectives_wait = false;  // for an earlier one
+  std::vector<bool> sources_wait(comm->size());
+  bool all = true;
+  for (size_t i = 0; i < comm->batch->size(); ++i) {
+    Op& op = (*comm->batch)[i];
+    if (op.kind == kReceive) {
+      Member& source = table.member[op.other];
+      for (int k = 0; k < source.ops && !op.done && !sources_wait[op.other]; ++k) {
+        Posted& send = source.op[k];
+        if (send.kind != kSend || send.other != comm->rank || send.readers == 0) continue;
+        if (send.bytes() != mine.op[i].bytes()) break;
+        Move(op.out, comm->data(op.other, send), send.bytes());
+        send.readers = 0;
+        op.done = true;
+      }
+      sources_wait[op.other] = sources_wait[op.other] || !op.done;
+    } else if (op.kind != kSend && !op.read && !collectives_wait) {
+      if (const std::vector<Posted*> calls = Meet(comm, op.number); !calls.empty()) {
+        Take(comm, calls, op);
+        op.read = true;
+        for (Posted* call : calls) {
+          if (call != &mine.op[i]) --call->readers;
+        }
+      }
+      collectives_wait = !op.read;
     }
+    op.done = op.done || ((op.read || op.kind == kSend) && mine.op[i].readers == 0);
+    all = all && op.done;
   }
-  clique.changed.notify_all();
+  if (!all) return;
+  mine.ops = 0;
+  comm->batch = nullptr;
 }
 
 bool InProgress(ncclComm* comm) {
-  if (!comm->clique->complete()) return true;
-  if (comm->batch == nullptr) return false;
-  if (!std::all_of(comm->batch->begin(), comm->batch->end(), [](const Op& op) { return op.done; }))
-    return true;
-  comm->batch = nullptr;
-  return false;
-}
-
-void Forget(Clique& clique, const Batch& batch) {
-  const auto ours = [&](Op* op) {
-    return !batch.empty() && op >= batch.data() && op < batch.data() + batch.size();
-  };
-  for (auto& [number, ops] : clique.collectives) {
-    for (Op*& op : ops) {
-      if (op != nullptr && ours(op)) op = nullptr;
-    }
-  }
-  for (auto* queues : {&clique.sends, &clique.receives}) {
-    for (auto& [pair, ops] : *queues) ops.erase(std::remove_if(ops.begin(), ops.end(), ours), ops.end());
-  }
+  Progress(comm);
+  return comm->error == ncclSuccess && (!comm->complete() || comm->batch != nullptr);
 }
 
 ncclResult_t Failed(ncclComm* comm, ncclResult_t error, std::string text) {
@@ -258,79 +318,99 @@ ncclResult_t Failed(ncclComm* comm, ncclResult_t error, std::string text) {
   return error;
 }
 
-// Gives the calls of one group to the clique.
+// Gives the calls of one group to the others.
 ncclResult_t Post(ncclComm* comm, const std::shared_ptr<Batch>& batch) {
-  Clique& clique = *comm->clique;
   if (comm->error != ncclSuccess) return comm->error;
   if (InProgress(comm)) {
     return Failed(comm, ncclInvalidArgument, "the communicator's last call is still in progress");
   }
   {
-    Registry& registry = TheRegistry();
-    const std::lock_guard<std::mutex> lock(registry.mutex);
-    if (const auto it = registry.failures.find(comm->rank); it != registry.failures.end()) {
+    Failures& failures = TheFailures();
+    const std::lock_guard<std::mutex> lock(failures.mutex);
+    if (const auto it = failures.by_rank.find(comm->rank); it != failures.by_rank.end()) {
       comm->error = it->second;
       comm->last_error = "a failure that a test asked for";
-      registry.failures.erase(it);
+      failures.by_rank.erase(it);
       return ncclInProgress;
     }
   }
-  comm->batch = batch;
-  for (Op& op : *batch) {
-    if (op.kind == kSend) {
-      clique.sends[{comm->rank, op.other}].push_back(&op);
-    } else if (op.kind == kReceive) {
-      clique.receives[{op.other, comm->rank}].push_back(&op);
-    } else {
-      std::vector<Op*>& ops = clique.collectives[comm->collectives++];
-      ops.resize(clique.size());
-      ops[comm->rank] = &op;
+  Member& mine = comm->table->member[comm->rank];
+  if (batch->size() > kMaxOps) return Failed(comm, ncclInternalError, "too many calls in a group");
+  size_t used = 0;
+  for (size_t i = 0; i < batch->size(); ++i) {
+    Op& op = (*batch)[i];
+    const int readers = op.kind == kSend ? 1 : op.kind == kReceive ? 0 : comm->size() - 1;
+    mine.op[i] = {op.kind, op.type, op.reduction, op.other, op.count, 0, used, readers};
+    if (!IsMessage(op.kind)) mine.op[i].number = op.number = comm->collectives++;
+    const bool gives = op.kind != kReceive && (op.kind != kBroadcast || op.other == comm->rank);
+    const size_t bytes = gives ? mine.op[i].bytes() * (op.kind == kReduceScatter ? comm->size() : 1) : 0;
+    if (used + bytes > kRoom) return Failed(comm, ncclInternalError, "too many bytes in a group");
+    if (used + bytes > comm->reserved) {
+      const off_t at = comm->room(comm->rank) - reinterpret_cast<char*>(comm->table);
+      if (posix_fallocate(comm->file, at, static_cast<off_t>(used + bytes)) != 0) {
+        return Failed(comm, ncclSystemError, "no shared memory is left");
+      }
+      comm->reserved = used + bytes;
     }
+    Move(comm->room(comm->rank) + used, op.in, bytes);
+    used += (bytes + 63) / 64 * 64;
   }
-  Progress(clique);
+  mine.ops = static_cast<int>(batch->size());
+  comm->batch = batch;
+  Progress(comm);
   return ncclSuccess;
 }
 
-ncclResult_t Await(ncclComm* comm, std::unique_lock<std::mutex>& lock) {
-  comm->clique->changed.wait(lock, [&] { return comm->error != ncclSuccess || !InProgress(comm); });
-  return comm->error;
+ncclResult_t StateOf(ncclComm* comm) {
+  const Lock lock(comm);
+  const bool waits = InProgress(comm);
+  return comm->error != ncclSuccess ? comm->error : waits ? ncclInProgress : ncclSuccess;
 }
 
+ncclResult_t Await(ncclComm* comm) {
+  for (;;) {
+    const ncclResult_t state = StateOf(comm);
+    if (state != ncclInProgress) return state;
+    std::this_thread::sleep_for(std::chrono::microseconds(20));
+  }
+}
+
+// What a call of a communicator answers, unless it was refused.
+ncclResult_t Answer(ncclComm* comm) {
+  if (comm->blocking) return Await(comm);
+  return StateOf(comm) == ncclSuccess ? ncclSuccess : ncclInProgress;
+}
+
+bool Refused(ncclResult_t posted) { return posted != ncclSuccess && posted != ncclInProgress; }
+
+ncclResult_t Give(ncclComm* comm, const std::shared_ptr<Batch>& batch) {
+  const Lock lock(comm);
+  return Post(comm, batch);
+}
+
+// Without waiting, whatever the communicator does otherwise.
 ncclResult_t Begin(const Pending& p) {
   ncclComm* const comm = p.comm;
   cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
   cudaStreamIsCapturing(p.stream, &capturing);
-  if (capturing == cudaStreamCaptureStatusActive) {
-    const cudaError_t e = emulated::Enqueue(p.stream, [comm, ops = *p.batch] {
-      std::unique_lock<std::mutex> lock(comm->clique->mutex);
-      const ncclResult_t posted = Post(comm, std::make_shared<Batch>(ops));
-      if (posted != ncclSuccess && posted != ncclInProgress) return cudaErrorLaunchFailure;
-      return Await(comm, lock) == ncclSuccess ? cudaSuccess : cudaErrorLaunchFailure;
-    });
-    return e == cudaSuccess ? ncclSuccess : ncclUnhandledCudaError;
-  }
-  std::unique_lock<std::mutex> lock(comm->clique->mutex);
-  const ncclResult_t posted = Post(comm, p.batch);
-  if (posted != ncclSuccess && posted != ncclInProgress) return posted;
-  if (comm->blocking) return Await(comm, lock);
-  return InProgress(comm) || comm->error != ncclSuccess ? ncclInProgress : ncclSuccess;
-}
-
-ncclResult_t EndInit(ncclComm* comm) {
-  std::unique_lock<std::mutex> lock(comm->clique->mutex);
-  if (comm->blocking) return Await(comm, lock);
-  return InProgress(comm) || comm->error != ncclSuccess ? ncclInProgress : ncclSuccess;
+  if (capturing != cudaStreamCaptureStatusActive) return Give(comm, p.batch);
+  const cudaError_t e = emulated::Enqueue(p.stream, [comm, ops = *p.batch] {
+    if (Refused(Give(comm, std::make_shared<Batch>(ops)))) return cudaErrorLaunchFailure;
+    return Await(comm) == ncclSuccess ? cudaSuccess : cudaErrorLaunchFailure;
+  });
+  return e == cudaSuccess ? ncclSuccess : ncclUnhandledCudaError;
 }
 
 ncclResult_t Enqueue(ncclComm* comm, cudaStream_t stream, const Op& op) {
   if (comm == nullptr) return ncclInvalidArgument;
-  const int peers = comm->clique->size();
-  if ((op.kind == kSend || op.kind == kReceive || op.kind == kBroadcast) &&
-      (op.other < 0 || op.other >= peers)) {
-    const std::lock_guard<std::mutex> lock(comm->clique->mutex);
+  if ((IsMessage(op.kind) || op.kind == kBroadcast) && (op.other < 0 || op.other >= comm->size())) {
+    const Lock lock(comm);
     return Failed(comm, ncclInvalidArgument, "there is no rank " + std::to_string(op.other));
   }
-  if (depth == 0) return Begin({comm, stream, std::make_shared<Batch>(1, op)});
+  if (depth == 0) {
+    const ncclResult_t begun = Begin({comm, stream, std::make_shared<Batch>(1, op)});
+    return Refused(begun) ? begun : Answer(comm);
+  }
   for (Pending& p : pending) {
     if (p.comm == comm && p.stream == stream) {
       p.batch->push_back(op);
@@ -341,15 +421,76 @@ ncclResult_t Enqueue(ncclComm* comm, cudaStream_t stream, const Op& op) {
   return ncclSuccess;
 }
 
+// Which GPU this is to NCCL: two ranks with the same text are refused.
+std::string GpuName(int device) {
+  const char* const host = std::getenv("NCCL_HOSTID");
+  return std::string(host == nullptr ? "" : host).substr(0, 64) + "/" +
+         std::to_string(emulated::PhysicalDevice(device));
+}
+
+// Opens the shared memory of an id, which the first to come makes. Null if that fails.
+bool OpenTable(ncclComm* comm, int ranks) {
+  comm->file = shm_open(comm->name.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  if (comm->file < 0) return false;
+  comm->mapped = kTableRoom + ranks * kRoom;
+  flock(comm->file, LOCK_EX);
+  bool ok = posix_fallocate(comm->file, 0, kTableRoom) == 0 &&
+            ftruncate(comm->file, static_cast<off_t>(comm->mapped)) == 0;
+  void* const at =
+      ok ? mmap(nullptr, comm->mapped, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, comm->file, 0)
+         : MAP_FAILED;
+  ok = at != MAP_FAILED;
+  if (ok) {
+    comm->table = static_cast<Table*>(at);
+    if (!comm->table->ready) {
+      pthread_mutexattr_t shared;
+      pthread_mutexattr_init(&shared);
+      pthread_mutexattr_setpshared(&shared, PTHREAD_PROCESS_SHARED);
+      pthread_mutexattr_setrobust(&shared, PTHREAD_MUTEX_ROBUST);
+      pthread_mutex_init(&comm->table->mutex, &shared);
+      pthread_mutexattr_destroy(&shared);
+      comm->table->size = ranks;
+      comm->table->ready = true;
+    }
+  }
+  flock(comm->file, LOCK_UN);
+  return ok;
+}
+
+void Close(ncclComm* comm) {
+  if (comm->table != nullptr) munmap(comm->table, comm->mapped);
+  if (comm->file >= 0) close(comm->file);
+  delete comm;
+}
+
+// False if the place is taken or the others are of another number.
+bool TakePlace(ncclComm* comm, int ranks) {
+  const Lock lock(comm);
+  Table& table = *comm->table;
+  Member& mine = table.member[comm->rank];
+  if (table.size != ranks || mine.taken) return false;
+  mine.taken = true;
+  std::snprintf(mine.gpu, sizeof(mine.gpu), "%s", GpuName(comm->device).c_str());
+  if (++table.joined < ranks) return true;
+  shm_unlink(comm->name.c_str());
+  for (int a = 0; a < ranks; ++a) {
+    for (int b = a + 1; b < ranks; ++b) {
+      if (std::strcmp(table.member[a].gpu, table.member[b].gpu) == 0)
+        table.duplicate[0] = a, table.duplicate[1] = b;
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 namespace emulated {
 
 void SetNcclVersion(int version) { fake_version = version; }
 void FailNccl(int rank, ncclResult_t error) {
-  Registry& registry = TheRegistry();
-  const std::lock_guard<std::mutex> lock(registry.mutex);
-  registry.failures[rank] = error;
+  Failures& failures = TheFailures();
+  const std::lock_guard<std::mutex> lock(failures.mutex);
+  failures.by_rank[rank] = error;
 }
 
 }  // namespace emulated
@@ -360,78 +501,48 @@ ncclResult_t ncclGetVersion(int* version) {
 }
 
 ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
-  Registry& registry = TheRegistry();
-  const std::lock_guard<std::mutex> lock(registry.mutex);
+  std::random_device random;  // a process of the same number may have died
   std::memset(id, 0, sizeof(*id));
-  const std::string text = "emulated " + std::to_string(registry.next++);
-  std::memcpy(id->internal, text.data(), text.size());
+  std::snprintf(id->internal, sizeof(id->internal), "/switchyard-nccl-%d-%08x%08x", getpid(), random(),
+                random());
   return ncclSuccess;
 }
 
 ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int ranks, ncclUniqueId id, int rank,
                                     ncclConfig_t* config) {
   *comm = nullptr;
-  if (ranks < 1 || rank < 0 || rank >= ranks) return ncclInvalidArgument;
+  if (ranks < 1 || ranks > kMaxRanks || rank < 0 || rank >= ranks) return ncclInvalidArgument;
   if (config != nullptr && (config->magic != 0xcafebeef || config->size == 0)) return ncclInvalidArgument;
-  std::shared_ptr<Clique> clique;
-  {
-    Registry& registry = TheRegistry();
-    const std::lock_guard<std::mutex> lock(registry.mutex);
-    std::shared_ptr<Clique>& entry = registry.cliques[std::string(id.internal, sizeof(id.internal))];
-    if (entry == nullptr) {
-      entry = std::make_shared<Clique>();
-      entry->members.resize(ranks);
-      entry->devices.resize(ranks);
-    }
-    clique = entry;
-  }
+  id.internal[sizeof(id.internal) - 1] = 0;
   auto* c = new ncclComm;
-  c->clique = clique;
+  c->name = id.internal;
   c->rank = rank;
   c->blocking = config == nullptr || config->blocking != 0;
   cudaGetDevice(&c->device);
-  {
-    const std::lock_guard<std::mutex> lock(clique->mutex);
-    if (clique->size() != ranks || clique->members[rank] != nullptr) {
-      delete c;
-      return ncclInvalidUsage;
-    }
-    clique->members[rank] = c;
-    clique->devices[rank] = c->device;
-    if (++clique->joined == ranks) {
-      for (int a = 0; a < ranks; ++a) {
-        for (int b = a + 1; b < ranks; ++b) {
-          if (clique->devices[a] != clique->devices[b]) continue;
-          for (ncclComm* member : clique->members) {
-            if (member == nullptr) continue;
-            member->error = ncclInvalidUsage;
-            member->last_error = "Duplicate GPU detected : rank " + std::to_string(a) + " and rank " +
-                                 std::to_string(b) + " both on CUDA device " +
-                                 std::to_string(clique->devices[a]);
-          }
-        }
-      }
-    }
-    Progress(*clique);
-    clique->changed.notify_all();
+  if (!OpenTable(c, ranks)) {
+    Close(c);
+    return ncclSystemError;
+  }
+  if (!TakePlace(c, ranks)) {
+    Close(c);
+    return ncclInvalidUsage;
   }
   *comm = c;
   if (depth > 0) {
     pending_inits.push_back(c);
     return ncclSuccess;
   }
-  return EndInit(c);
+  return Answer(c);
 }
 
 ncclResult_t ncclCommAbort(ncclComm_t comm) {
   if (comm == nullptr) return ncclSuccess;
   {
-    const std::shared_ptr<Clique> clique = comm->clique;
-    const std::lock_guard<std::mutex> lock(clique->mutex);
-    if (comm->batch != nullptr) Forget(*clique, *comm->batch);
-    clique->members[comm->rank] = nullptr;
+    const Lock lock(comm);
+    comm->table->member[comm->rank].ops = 0;
+    if (!comm->complete()) shm_unlink(comm->name.c_str());  // it never will be
   }
-  delete comm;
+  Close(comm);
   return ncclSuccess;
 }
 ncclResult_t ncclCommDestroy(ncclComm_t comm) { return ncclCommAbort(comm); }
@@ -462,8 +573,7 @@ const char* ncclGetErrorString(ncclResult_t result) {
 const char* ncclGetLastError(ncclComm_t comm) { return comm == nullptr ? "" : comm->last_error.c_str(); }
 
 ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* error) {
-  const std::lock_guard<std::mutex> lock(comm->clique->mutex);
-  *error = comm->error != ncclSuccess ? comm->error : InProgress(comm) ? ncclInProgress : ncclSuccess;
+  *error = StateOf(comm);
   return ncclSuccess;
 }
 
@@ -482,31 +592,22 @@ ncclResult_t ncclGroupEnd() {
   const auto merge = [&](ncclResult_t r) {
     if (r != ncclSuccess && (result == ncclSuccess || result == ncclInProgress)) result = r;
   };
-  // Of one thread with several ranks all must have begun before one waits.
-  std::vector<ncclComm*> blocking;
-  for (ncclComm* comm : inits) {
-    if (comm->blocking) {
-      blocking.push_back(comm);
-    } else {
-      merge(EndInit(comm));
-    }
-  }
+  std::vector<ncclComm*> begun = inits;
   for (const Pending& p : all) {
-    if (!p.comm->blocking) {
-      merge(Begin(p));
-      continue;
+    const ncclResult_t posted = Begin(p);
+    if (Refused(posted)) {
+      merge(posted);
+    } else {
+      begun.push_back(p.comm);
     }
-    p.comm->blocking = false;
-    merge(Begin(p));
-    p.comm->blocking = true;
-    blocking.push_back(p.comm);
   }
-  for (ncclComm* comm : blocking) {
-    std::unique_lock<std::mutex> lock(comm->clique->mutex);
-    const ncclResult_t r = Await(comm, lock);
-    if (result == ncclInProgress) result = ncclSuccess;
-    merge(r);
+  // Of one thread with several ranks each goes on only when it is asked: all, until none waits.
+  for (bool waits = true; waits;) {
+    waits = false;
+    for (ncclComm* comm : begun) waits |= comm->blocking && StateOf(comm) == ncclInProgress;
+    if (waits) std::this_thread::sleep_for(std::chrono::microseconds(20));
   }
+  for (ncclComm* comm : begun) merge(Answer(comm));
   return result;
 }
 

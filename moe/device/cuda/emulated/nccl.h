@@ -1,15 +1,16 @@
-// The part of NCCL that the project uses, on the host: ranks are threads of one process, each with an
-// emulated device of its own.
+// The part of NCCL that the project uses, on the host: ranks are threads or processes of one machine, each
+// with an emulated device of its own. They meet in shared memory, whose name is in the id; it is freed with
+// the last process that has it.
 //
 // As the real one does it: a call is done when all that it needs have come, in the order of each communicator
 // (collectives) or pair (messages); calls of one group make progress together; a communicator that does not
 // block gives ncclInProgress until then, and refuses another call meanwhile; calls that do not fit together
 // hang; who aborts leaves the others hanging; two ranks on one device are refused when the last of them
-// comes. Sums are added in an order that is not the ranks', and rounded at each step. In a captured graph the
-// rendezvous is at its launch.
+// comes, unless their NCCL_HOSTID differ. Sums are added in an order that is not the ranks', and rounded at
+// each step. In a captured graph the rendezvous is at its launch.
 //
 // Unlike the real one a call that does not block is done when it leaves ncclInProgress, not only given to the
-// stream.
+// stream; it goes on only while it is asked for that. At most 32 ranks, and 1 GiB of each at a time.
 #pragma once
 
 #include <climits>
