@@ -32,6 +32,15 @@ constexpr char kSmall[] =
     " --num_layers=2 --hidden_size=32 --num_attention_heads=4 --num_query_groups=2 --moe_ffn_hidden_size=32"
     " --seq_length=32 --global_batch_size=8 --micro_batch_size=1 --log_interval=1 --json --eval_samples=8";
 
+// The same over GPUs that are emulated, by NCCL: eight for each process to see.
+#ifdef ON_EMULATED_GPUS
+constexpr bool kGpus = true;
+constexpr char kProgram[] = "moe/tools/compile_and_train_emulated";
+#else
+constexpr bool kGpus = false;
+constexpr char kProgram[] = "moe/tools/compile_and_train";
+#endif
+
 struct Outcome {
   int code = -1;
   std::string output, errors;
@@ -42,6 +51,7 @@ class ProcessesTest : public ::testing::Test {
   void SetUp() override {
     for (const char* name : {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"})
       unsetenv(name);
+    if (kGpus) setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7", 1);
     folder_ =
         JoinPath(::testing::TempDir(),
                  absl::StrCat("processes_", ::testing::UnitTest::GetInstance()->current_test_info()->name()));
@@ -56,8 +66,9 @@ class ProcessesTest : public ::testing::Test {
   // The command line of a run named `name`; `before` are variables and wrappers.
   std::string Command(const std::string& name, const std::string& flags,
                       const std::string& before = "") const {
-    return absl::StrCat(before, " ", JoinPath(std::getenv("TEST_SRCDIR"), "moe/tools/compile_and_train"),
-                        kSmall, " --data_path=", Path("text.txt"), " --run_dir=", Path(name), " ", flags);
+    return absl::StrCat(before, " ", JoinPath(std::getenv("TEST_SRCDIR"), kProgram), kSmall,
+                        kGpus ? " --device=cuda" : "", " --data_path=", Path("text.txt"),
+                        " --run_dir=", Path(name), " ", flags);
   }
   // Starts a command in the background; its streams go to files beside the run.
   pid_t Start(const std::string& name, const std::string& command) const {
@@ -179,6 +190,7 @@ TEST_F(ProcessesTest, LossesAreThoseOfOneProcess) {
   // Two stages, tensor and expert parallel; one rank a process, and two.
   for (const Case& c :
        {Case{"pp=2 dp=2 tp=2 ep=2 zero=1", 8}, Case{"pp=2 dp=2 tp=2 ep=2 zero=1", 4}, Case{"dp=2 ep=2", 2}}) {
+    if (kGpus && c.processes == 8) continue;  // one a process is in the last, too
     const std::string strategy = absl::StrCat(" --train_iters=4 --strategy=\"", c.strategy, "\"");
     const std::string tag = absl::StrCat(c.processes);
     const Outcome alone = Run("alone" + tag, strategy);
@@ -328,6 +340,44 @@ TEST_F(ProcessesTest, AFolderServesAsRendezvous) {
   }
   EXPECT_EQ(Losses("slurm"), Losses("alone"));
 }
+
+#ifdef ON_EMULATED_GPUS
+
+// Each process is given the same GPU, and counts as a host of its own to NCCL, as ./run.sh hostid does it.
+TEST_F(ProcessesTest, ProcessesThatCountAsHostsShareAGpu) {
+  const std::string flags = "--strategy=\"dp=2 ep=2\" --train_iters=2";
+  ASSERT_EQ(Run("alone", flags).code, 0);
+  for (const bool hosts : {true, false}) {
+    const std::string name = hosts ? "hosts" : "one";
+    std::vector<pid_t> pids;
+    for (int r = 0; r < 2; ++r) {
+      const std::string variables = absl::StrCat("env RANK=", r, " LOCAL_RANK=", r,
+                                                 " WORLD_SIZE=2 LOCAL_WORLD_SIZE=2 CUDA_VISIBLE_DEVICES=0",
+                                                 hosts ? absl::StrCat(" NCCL_HOSTID=host", r) : "");
+      const std::string meets = absl::StrCat(flags, " --rendezvous=", Path(name + "_meet"));
+      pids.push_back(Start(absl::StrCat(name, r), Command(name, meets, variables)));
+    }
+    for (int r = 0; r < 2; ++r) {
+      const Outcome o = Wait(absl::StrCat(name, r), pids[r]);
+      EXPECT_EQ(o.code, hosts ? 0 : 1) << o.errors;
+      if (!hosts) {
+        EXPECT_THAT(o.errors, HasSubstr("Duplicate GPU"));
+      }
+    }
+    if (hosts) {
+      EXPECT_EQ(Losses(name), Losses("alone"));
+    }
+  }
+}
+
+TEST_F(ProcessesTest, FewerGpusThanRanksIsSaid) {
+  setenv("CUDA_VISIBLE_DEVICES", "0,1,2", 1);
+  const Outcome o = Run("few", "--strategy=\"dp=4 ep=2\" --train_iters=1 --spawn=4");
+  EXPECT_EQ(o.code, 1);
+  EXPECT_THAT(o.errors, HasSubstr("--device=cuda: 4 ranks in 4 processes on this machine, and 3 GPUs"));
+}
+
+#endif
 
 // Two hosts, as far as the network goes: namespaces with an address each, joined by a pair of interfaces.
 class Namespaces {
