@@ -57,10 +57,9 @@ absl::StatusOr<DevicePlacement> PlaceRanks(const DeviceWorldsOptions& o, int dev
 }
 
 absl::StatusOr<std::unique_ptr<DeviceWorlds>> DeviceWorlds::Open(const DeviceWorldsOptions& options) {
-  const int devices = CountDevices(options.kind);
-  if (devices == 0) {  // says why
-    RETURN_IF_ERROR(OpenDevice(options.kind, 0).status());
-  }
+  RETURN_IF_ERROR(CheckDevices(options.kind));
+  const int devices = options.devices > 0 ? options.devices : CountDevices(options.kind);
+  const auto open = options.open ? options.open : decltype(options.open)(&OpenDevice);
   ASSIGN_OR_RETURN(DevicePlacement placement, PlaceRanks(options, devices));
   if (options.processes > 1 &&
       (options.store == nullptr || options.host.size() != placement.ordinals.size())) {
@@ -70,7 +69,7 @@ absl::StatusOr<std::unique_ptr<DeviceWorlds>> DeviceWorlds::Open(const DeviceWor
   std::map<int, Device*> opened;
   for (const int ordinal : placement.ordinals) {
     if (opened.count(ordinal) == 0) {
-      ASSIGN_OR_RETURN(std::unique_ptr<Device> device, OpenDevice(options.kind, ordinal));
+      ASSIGN_OR_RETURN(std::unique_ptr<Device> device, open(options.kind, ordinal));
       opened[ordinal] = device.get();
       w->devices_.push_back(std::move(device));
     }

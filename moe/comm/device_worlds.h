@@ -17,6 +17,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -40,6 +41,9 @@ struct DeviceWorldsOptions {
   std::vector<World*> host;  // of the local ranks, for the host's memory; needed with several processes
   absl::Duration timeout = absl::Seconds(60);
   bool canonical_order = false;  // see nccl_world.h
+  // Tests: as many devices as there are to be, and what opens them. 0, null: all of the kind, by OpenDevice.
+  int devices = 0;
+  std::function<absl::StatusOr<std::unique_ptr<Device>>(DeviceKind, int ordinal)> open;
 };
 
 // Which device each rank of this process has, and how they meet. A function of numbers alone.

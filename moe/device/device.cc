@@ -38,6 +38,10 @@ int CountDevices(DeviceKind kind) {
   return backend == nullptr ? 0 : backend->count();
 }
 
+absl::Status CheckDevices(DeviceKind kind) {
+  return CountDevices(kind) > 0 ? absl::OkStatus() : OpenDevice(kind, 0).status();
+}
+
 absl::StatusOr<std::unique_ptr<Device>> OpenDevice(DeviceKind kind, int ordinal) {
   const DeviceBackend* backend = Find(kind);
   if (backend == nullptr) {

@@ -124,6 +124,8 @@ class Device {
 
 // Devices of a kind that this process can use; 0 if there are none or the back end is not linked in.
 int CountDevices(DeviceKind kind);
+// Ok if there is one; else Unavailable as of OpenDevice. Opens none.
+absl::Status CheckDevices(DeviceKind kind);
 // Errors: Unavailable where there is no such device, or the driver is too old, or the back end is not linked
 // in, saying which; InvalidArgument for an ordinal beyond CountDevices.
 absl::StatusOr<std::unique_ptr<Device>> OpenDevice(DeviceKind kind, int ordinal);

@@ -33,41 +33,37 @@ absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(const Program& progra
   const int cores = options.compute_threads > 0 ? options.compute_threads
                                                 : std::max(1u, std::thread::hardware_concurrency());
   e->gate_ = std::make_unique<ComputeGate>(cores);
-  e->local_ = options.local;
+  e->host_ = options.host;
   e->timeout_ = options.timeout;
   e->options_stop_ = options.stop;
   const int64_t n = program.module->mesh().num_ranks();
-  std::vector<World*> worlds;
-  if (options.local != nullptr) {
-    worlds = options.local->worlds;
-  } else {
-    InProcessOptions comm;
-    comm.timeout = options.timeout;
-    e->world_ = std::make_unique<InProcessWorld>(n, comm);
-    for (int64_t r = 0; r < n; ++r) worlds.push_back(e->world_->rank(r));
+  e->meeting_ = options.worlds;
+  if (e->meeting_ == nullptr && options.memory_of != nullptr) e->meeting_ = options.memory_of->meeting_;
+  if (e->meeting_ == nullptr) {
+    DeviceWorldsOptions wanted;
+    wanted.kind = options.backend == Backend::kCuda ? DeviceKind::kCuda : DeviceKind::kHost;
+    wanted.num_ranks = n;
+    wanted.timeout = options.timeout;
+    ASSIGN_OR_RETURN(e->own_, DeviceWorlds::Open(wanted));
+    e->meeting_ = e->own_.get();
   }
-  const DeviceKind kind = options.backend == Backend::kCuda ? DeviceKind::kCuda : DeviceKind::kHost;
   RankOptions rank_options;
   rank_options.graphs = options.graphs;
   rank_options.backend = options.backend;
   rank_options.gate = e->gate_.get();
   rank_options.poison = options.poison;
-  for (World* world : worlds) {
+  for (int64_t local = 0; local < e->meeting_->size(); ++local) {
+    World* const world = e->meeting_->world(local);
     if (world->num_ranks() != n) {
       return absl::FailedPreconditionError(
           absl::StrCat("the plan has ", n, " ranks, the world ", world->num_ranks()));
     }
     e->worlds_.push_back(std::make_unique<RecordedWorld>(world));
-    const size_t local = e->ranks_.size();
     if (options.memory_of != nullptr) {
       rank_options.memory_of = &options.memory_of->ranks_[local]->arena();
       e->devices_.push_back(options.memory_of->devices_[local]);
     } else {
-      const int ordinal = local < options.devices.size()
-                              ? options.devices[local]
-                              : static_cast<int>(local) % std::max(1, CountDevices(kind));
-      ASSIGN_OR_RETURN(std::unique_ptr<Device> device, OpenDevice(kind, ordinal));
-      e->devices_.push_back(std::make_shared<RankDevice>(std::move(device)));
+      e->devices_.push_back(std::make_shared<RankDevice>(e->meeting_->device(local)));
     }
     rank_options.device = e->devices_.back().get();
     rank_options.reserve_bytes = 0;
@@ -81,8 +77,8 @@ absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(const Program& progra
     e->recorders_.push_back(std::make_unique<TraceRecorder>());
   }
   for (auto& rank : e->ranks_) rank->decisions = e.get();
-  e->crew_->statuses.resize(worlds.size());
-  for (size_t i = 0; i < worlds.size(); ++i) {
+  e->crew_->statuses.resize(e->ranks_.size());
+  for (size_t i = 0; i < e->ranks_.size(); ++i) {
     e->threads_.emplace_back(&RankLoop, e->crew_, e->ranks_[i].get(), e->worlds_[i].get(), e->gate_.get(), i);
   }
   return e;
@@ -102,7 +98,7 @@ Executor::~Executor() {
     for (auto& recorder : recorders_) recorder.release();
     for (auto& world : worlds_) world.release();
     gate_.release();
-    world_.release();
+    own_.release();
     new std::vector<std::shared_ptr<RankDevice>>(devices_);
     return;
   }

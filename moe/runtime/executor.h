@@ -1,5 +1,5 @@
 // Executor: a whole cluster in one process, or this process's part of one. One thread per virtual device runs
-// its RankExecutor, over an InProcessWorld or the worlds that it is given; at most as many compute at once as
+// its RankExecutor, on the devices and over the worlds of a DeviceWorlds; at most as many compute at once as
 // there are cores. The same Program on N ranks and the one-device Interpreter are both Sessions, so any plan
 // can be checked against the oracle.
 //
@@ -11,8 +11,7 @@
 // and reading a state communicate. After a failed step only Flight() is of use. A rank that never comes back
 // from a failed step is left behind, with its memory.
 //
-// The back end's kernels say on what kind of device the ranks live: those of Backend::kCuda on GPUs, several
-// ranks on one if there are more ranks than GPUs.
+// The back end's kernels say on what kind of device the ranks live: those of Backend::kCuda on GPUs.
 //
 // The Program outlives the Executor. Used by one thread at a time; Flight() by any.
 #pragma once
@@ -28,19 +27,13 @@
 #include <vector>
 
 #include "absl/time/time.h"
-#include "moe/comm/in_process/in_process.h"
+#include "moe/comm/device_worlds.h"
 #include "moe/comm/recorded_world.h"
 #include "moe/runtime/flight.h"
 #include "moe/runtime/logical_session.h"
 #include "moe/runtime/rank_executor.h"
 
 namespace moe {
-
-// The ranks that run in this process, of those of a mesh.
-struct LocalRanks {
-  std::vector<World*> worlds;    // of consecutive ranks; as many in every process
-  Communicator* host = nullptr;  // one member a process, in the order of their ranks
-};
 
 class Executor;
 
@@ -50,10 +43,11 @@ struct ExecutorOptions {
   absl::Duration timeout =
       absl::Seconds(60);  // a rank that waits longer for its peers ends the run with an error
   bool poison = false;    // tests: frames hold NaN before every action
-  // The device of each rank of this process; beyond the end, and if empty, in turn over all there are.
-  std::vector<int> devices;
-  bool graphs = true;                 // record and launch what is the same in every step, on devices that can
-  const LocalRanks* local = nullptr;  // null: all ranks, over an InProcessWorld
+  bool graphs = true;     // record and launch what is the same in every step, on devices that can
+  // The ranks of this process, of those of the mesh: their devices and how they meet. Outlives the executor.
+  // Null: those of `memory_of`, or else all ranks, opened by the executor.
+  const DeviceWorlds* worlds = nullptr;
+  Communicator* host = nullptr;  // with several processes: one member each, in the order of their ranks
   // Set from a signal handler: the user wants an end; see Executor::stop.
   const std::atomic<bool>* stop = nullptr;
   // Programs that share state (ir/state_layout.h) share memory too, one running at a time. The first executor
@@ -87,7 +81,7 @@ class Executor : public LogicalSession, private DecisionHook {
   std::vector<int64_t> MeasuredPeakPerStage() const;
 
   // ExecutorOptions::stop as all processes agreed after the last program: they stop at the same place.
-  const std::atomic<bool>* stop() const { return local_ == nullptr ? options_stop_ : &agreed_stop_; }
+  const std::atomic<bool>* stop() const { return host_ == nullptr ? options_stop_ : &agreed_stop_; }
 
   // What the ranks of this process did last. `step` is what the caller says it is at.
   std::vector<FlightRecord> Flight() const;
@@ -137,10 +131,11 @@ class Executor : public LogicalSession, private DecisionHook {
                        size_t at);
 
   const Program& program_;
-  const LocalRanks* local_ = nullptr;
+  Communicator* host_ = nullptr;
   absl::Duration timeout_;
   std::unique_ptr<ComputeGate> gate_;
-  std::unique_ptr<InProcessWorld> world_;
+  std::unique_ptr<DeviceWorlds> own_;
+  const DeviceWorlds* meeting_ = nullptr;
   std::vector<std::unique_ptr<RecordedWorld>> worlds_;
   std::vector<std::shared_ptr<RankDevice>> devices_;  // per rank of this process
   std::vector<std::unique_ptr<RankExecutor>> ranks_;

@@ -144,7 +144,7 @@ absl::StatusOr<std::map<int64_t, Executor::StageReports>> Executor::GatherReport
     mine.summed = rank->summed_reports();
     if (name == "train_step") mine.common = rank->common_reports();
   }
-  if (local_ == nullptr) return reports;
+  if (host_ == nullptr) return reports;
   Packer packer;
   packer.Int(options_stop_ != nullptr && options_stop_->load() ? 1 : 0);
   for (const auto& [rank, mine] : reports) {
@@ -152,15 +152,15 @@ absl::StatusOr<std::map<int64_t, Executor::StageReports>> Executor::GatherReport
     packer.Values(mine.summed);
     packer.Values(mine.common);
   }
-  const int n = local_->host->size();
+  const int n = host_->size();
   std::vector<int64_t> counts(n);
   const int64_t bytes = static_cast<int64_t>(packer.bytes().size());
-  RETURN_IF_ERROR(local_->host->AllGather(&bytes, counts.data(), 1, DType::kS64, "size of the reports"));
+  RETURN_IF_ERROR(host_->AllGather(&bytes, counts.data(), 1, DType::kS64, "size of the reports"));
   int64_t total = 0;
   for (int64_t c : counts) total += c;
   std::string all(total, '\0');
   RETURN_IF_ERROR(
-      local_->host->AllGatherV(packer.bytes().data(), bytes, all.data(), counts, DType::kPred, "reports"));
+      host_->AllGatherV(packer.bytes().data(), bytes, all.data(), counts, DType::kPred, "reports"));
   absl::string_view rest = all;
   bool stop = false;
   for (int p = 0; p < n; ++p) {
@@ -194,13 +194,13 @@ absl::StatusOr<std::map<int64_t, Executor::Held>> Executor::GatherState(
     ASSIGN_OR_RETURN(const char* const data, rank->ReadTensor(*t, &memory->emplace_back()));
     held[rank->rank()] = {data, hash(data)};
   }
-  if (local_ == nullptr) return held;
+  if (host_ == nullptr) return held;
   // Each process gives its ranks in order: the bytes of one that speaks, the hash of one that repeats them.
   const auto size_of = [&](int64_t r) -> int64_t {
     if (!Holds(r, name)) return 0;
     return speakers.count(r) > 0 ? bytes : static_cast<int64_t>(sizeof(uint64_t));
   };
-  std::vector<int64_t> counts(local_->host->size(), 0);
+  std::vector<int64_t> counts(host_->size(), 0);
   for (int64_t r = 0; r < num_ranks(); ++r) counts[r / num_local_ranks()] += size_of(r);
   std::vector<char> mine;
   for (const auto& rank : ranks_) {
@@ -213,8 +213,8 @@ absl::StatusOr<std::map<int64_t, Executor::Held>> Executor::GatherState(
   int64_t total = 0;
   for (int64_t c : counts) total += c;
   std::vector<char>& all = memory->emplace_back(total);
-  RETURN_IF_ERROR(local_->host->AllGatherV(mine.data(), static_cast<int64_t>(mine.size()), all.data(), counts,
-                                           DType::kPred, absl::StrCat("state ", name)));
+  RETURN_IF_ERROR(host_->AllGatherV(mine.data(), static_cast<int64_t>(mine.size()), all.data(), counts,
+                                    DType::kPred, absl::StrCat("state ", name)));
   const char* at = all.data();
   for (int64_t r = 0; r < num_ranks(); ++r) {
     const int64_t n = size_of(r);
@@ -232,17 +232,16 @@ absl::StatusOr<std::map<int64_t, Executor::Held>> Executor::GatherState(
 
 absl::StatusOr<std::vector<int64_t>> Executor::CompareClocks() {
   constexpr int kBarriers = 8;
-  Communicator* const host = local_->host;
   std::vector<int64_t> mine = {static_cast<int64_t>(BootOfThisMachine())};
   for (int i = 0; i < kBarriers; ++i) {
     mine.push_back(NowNanos());
-    RETURN_IF_ERROR(host->Barrier("clocks"));
+    RETURN_IF_ERROR(host_->Barrier("clocks"));
     mine.push_back(NowNanos());
   }
-  std::vector<int64_t> all(mine.size() * host->size());
+  std::vector<int64_t> all(mine.size() * host_->size());
   RETURN_IF_ERROR(
-      host->AllGather(mine.data(), all.data(), static_cast<int64_t>(mine.size()), DType::kS64, "clocks"));
-  std::vector<ClockSamples> processes(host->size());
+      host_->AllGather(mine.data(), all.data(), static_cast<int64_t>(mine.size()), DType::kS64, "clocks"));
+  std::vector<ClockSamples> processes(host_->size());
   for (size_t p = 0; p < processes.size(); ++p) {
     const int64_t* const theirs = all.data() + p * mine.size();
     processes[p].boot = static_cast<uint64_t>(theirs[0]);
@@ -259,10 +258,9 @@ absl::StatusOr<Trace> Executor::GatherTrace() {
   for (size_t i = 0; i < ranks_.size(); ++i) {
     for (const TraceEvent& e : recorders_[i]->events()) trace.Add(ranks_[i]->rank(), e);
   }
-  if (local_ == nullptr || local_->host->size() == 1) return trace;
+  if (host_ == nullptr || host_->size() == 1) return trace;
   ASSIGN_OR_RETURN(const std::vector<int64_t> ahead, CompareClocks());
-  Communicator* const host = local_->host;
-  if (host->rank() != 0) {
+  if (host_->rank() != 0) {
     Packer packer;
     for (size_t i = 0; i < ranks_.size(); ++i) {
       EventPacker events(&packer);
@@ -271,15 +269,15 @@ absl::StatusOr<Trace> Executor::GatherTrace() {
       for (const TraceEvent& e : recorders_[i]->events()) events.Event(e);
     }
     const int64_t bytes = static_cast<int64_t>(packer.bytes().size());
-    RETURN_IF_ERROR(host->Send(&bytes, sizeof(bytes), 0, 0, "size of a trace"));
-    RETURN_IF_ERROR(host->Send(packer.bytes().data(), bytes, 0, 1, "trace"));
+    RETURN_IF_ERROR(host_->Send(&bytes, sizeof(bytes), 0, 0, "size of a trace"));
+    RETURN_IF_ERROR(host_->Send(packer.bytes().data(), bytes, 0, 1, "trace"));
     return trace;
   }
-  for (int p = 1; p < host->size(); ++p) {
+  for (int p = 1; p < host_->size(); ++p) {
     int64_t bytes = 0;
-    RETURN_IF_ERROR(host->Recv(&bytes, sizeof(bytes), p, 0, "size of a trace"));
+    RETURN_IF_ERROR(host_->Recv(&bytes, sizeof(bytes), p, 0, "size of a trace"));
     std::string theirs(bytes, '\0');
-    RETURN_IF_ERROR(host->Recv(theirs.data(), bytes, p, 1, "trace"));
+    RETURN_IF_ERROR(host_->Recv(theirs.data(), bytes, p, 1, "trace"));
     Unpacker unpacker(theirs);
     while (!unpacker.empty() && unpacker.ok()) {
       const int64_t rank = unpacker.Int();

@@ -9,6 +9,7 @@
 #include "absl/time/clock.h"
 #include "moe/base/status_matchers.h"
 #include "moe/comm/compute_gate.h"
+#include "moe/comm/device_worlds.h"
 #include "moe/comm/in_process/in_process.h"
 #include "moe/model/config.h"
 #include "moe/model/transformer.h"
@@ -199,14 +200,14 @@ TEST(Flight, ARankThatHangsIsNamedAndLeftBehind) {
   context.workspace = WorkspaceHook(Backend::kCpu, strategy.overload);
   ASSERT_OK(RunPipeline(DefaultPipeline(), program, context).status());
   auto& inner = *new InProcessWorld(8, {.timeout = absl::Seconds(2)});
-  auto& alone = *new InProcessWorld(1);
   auto& stuck = *new StuckWorld(inner.rank(6));
-  LocalRanks ranks;
-  for (int64_t r = 0; r < 8; ++r) ranks.worlds.push_back(r == 6 ? &stuck : inner.rank(r));
-  ASSERT_OK_AND_ASSIGN(ranks.host, alone.rank(0)->Group({0}, "host"));
+  DeviceWorldsOptions ranks;
+  ranks.num_ranks = 8;
+  for (int64_t r = 0; r < 8; ++r) ranks.host.push_back(r == 6 ? &stuck : inner.rank(r));
+  ASSERT_OK_AND_ASSIGN(std::unique_ptr<DeviceWorlds> worlds, DeviceWorlds::Open(ranks));
   ExecutorOptions options;
   options.timeout = absl::Seconds(2);
-  options.local = &ranks;
+  options.worlds = worlds.release();
   ASSERT_OK_AND_ASSIGN(std::unique_ptr<Executor> executor, Executor::Create(program, options));
   ASSERT_OK(executor->InitializeState(1));
   ASSERT_OK_AND_ASSIGN(const StepInputs inputs, RandomInputs(*program.module, {}, 1));

@@ -1,10 +1,11 @@
 // RankDevice: the device that a rank works on, and its streams by name. Programs that share a rank's memory
 // share these too, so that their work stays in one order and a communicator knows one stream.
 //
-//   RankDevice device(std::move(opened));
+//   RankDevice device(opened.get());
 //   ASSIGN_OR_RETURN(Stream* compute, device.StreamOf("compute"));
 //
-// Used by one thread at a time, the streams as moe/device/device.h says. Outlives the executors on it.
+// Used by one thread at a time, the streams as moe/device/device.h says. Outlives the executors on it, and
+// the device it.
 #pragma once
 
 #include <map>
@@ -21,9 +22,9 @@ namespace moe {
 
 class RankDevice {
  public:
-  explicit RankDevice(std::unique_ptr<Device> device) : device_(std::move(device)) {}
+  explicit RankDevice(Device* device) : device_(device) {}
 
-  Device* device() const { return device_.get(); }
+  Device* device() const { return device_; }
   // The stream of the kind "compute", "comm" or "copy"; of several of a kind, `which`.
   absl::StatusOr<Stream*> StreamOf(const std::string& kind, const std::string& which = "") {
     std::unique_ptr<Stream>& stream = streams_[{kind, which}];
@@ -34,7 +35,7 @@ class RankDevice {
   }
 
  private:
-  const std::unique_ptr<Device> device_;
+  Device* const device_;
   std::map<std::pair<std::string, std::string>, std::unique_ptr<Stream>> streams_;
 };
 

@@ -11,7 +11,6 @@
 #include "moe/base/status.h"
 #include "moe/base/status_matchers.h"
 #include "moe/comm/device_worlds.h"
-#include "moe/comm/in_process/in_process.h"
 #include "moe/device/cuda/cuda.h"
 #include "moe/device/device.h"
 #include "moe/ir/state.h"
@@ -155,18 +154,15 @@ TEST(CudaNccl, RanksWithAGpuEachTrainAsThoseThatShareOne) {
     worlds.canonical_order = true;
     ASSERT_OK_AND_ASSIGN(const std::unique_ptr<DeviceWorlds> nccl, DeviceWorlds::Open(worlds));
     ASSERT_TRUE(nccl->uses_nccl()) << nccl->Describe();
-    InProcessWorld alone(1);
-    LocalRanks local;
-    ASSERT_OK_AND_ASSIGN(local.host, alone.rank(0)->Group({0}, "host"));
+    worlds.devices = 2;
+    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<DeviceWorlds> in_process, DeviceWorlds::Open(worlds));
+    ASSERT_FALSE(in_process->uses_nccl()) << in_process->Describe();
     ExecutorOptions options;
     options.backend = Backend::kCuda;
-    for (int64_t i = 0; i < nccl->size(); ++i) {
-      local.worlds.push_back(nccl->world(i));
-      options.devices.push_back(nccl->device(i)->ordinal());
-    }
+    options.worlds = in_process.get();
     int64_t graphs = 0;
     ASSERT_OK_AND_ASSIGN(const std::vector<double> shared, Losses(*program, options, &graphs));
-    options.local = &local;
+    options.worlds = nccl.get();
     ASSERT_OK_AND_ASSIGN(const std::vector<double> apart, Losses(*program, options, &graphs));
     EXPECT_EQ(apart, shared);
   }

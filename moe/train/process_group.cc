@@ -80,10 +80,10 @@ absl::StatusOr<std::unique_ptr<ProcessGroup>> ProcessGroup::Connect(Job* job, in
   }
   for (std::thread& t : threads) t.join();
   for (const absl::Status& s : statuses) RETURN_IF_ERROR(s);
-  for (const auto& world : g->worlds_) g->local_.worlds.push_back(world.get());
+  for (const auto& world : g->worlds_) g->local_.push_back(world.get());
   std::vector<int64_t> first_ranks;
   for (int64_t p = 0; p < job->count(); ++p) first_ranks.push_back(p * g->per_process_);
-  ASSIGN_OR_RETURN(g->local_.host, g->worlds_[0]->Group(first_ranks, "host"));
+  ASSIGN_OR_RETURN(g->host_, g->worlds_[0]->Group(first_ranks, "host"));
   return g;
 }
 
@@ -97,7 +97,7 @@ void ProcessGroup::StopReporting() {
 absl::Status ProcessGroup::CheckSame(const std::string& what, const std::string& text) {
   const uint64_t mine = XXH64(text.data(), text.size(), 0);
   std::vector<uint64_t> all(job_->count());
-  RETURN_IF_ERROR(local_.host->AllGather(&mine, all.data(), 1, DType::kS64, what));
+  RETURN_IF_ERROR(host_->AllGather(&mine, all.data(), 1, DType::kS64, what));
   for (size_t p = 1; p < all.size(); ++p) {
     if (all[p] != all[0]) {
       return absl::FailedPreconditionError(absl::StrCat("process ", p, " has another ", what,
@@ -109,8 +109,8 @@ absl::Status ProcessGroup::CheckSame(const std::string& what, const std::string&
 }
 
 absl::StatusOr<std::vector<int64_t>> ProcessGroup::Max(std::vector<int64_t> values, const std::string& what) {
-  RETURN_IF_ERROR(local_.host->AllReduce(values.data(), values.data(), static_cast<int64_t>(values.size()),
-                                         DType::kS64, Reduction::kMax, what));
+  RETURN_IF_ERROR(host_->AllReduce(values.data(), values.data(), static_cast<int64_t>(values.size()),
+                                   DType::kS64, Reduction::kMax, what));
   return values;
 }
 

@@ -2,7 +2,8 @@
 // on, and the flight records that they give each other.
 //
 //   ASSIGN_OR_RETURN(auto group, ProcessGroup::Connect(job.get(), /*num_ranks=*/8, timeout));
-//   options.local = &group->local();                            // of the Executor
+//   wanted.host = group->worlds();                              // of the DeviceWorlds
+//   options.host = group->host();                               // of the Executor
 //   group->StartReporting([&] { return executor->Flight(); });  // every second, for when this process cannot
 //   ...
 //   std::vector<FlightRecord> all = group->CollectFlight(executor->Flight());      // after a failure
@@ -35,7 +36,8 @@ class ProcessGroup {
                                                                absl::Duration timeout);
   ~ProcessGroup();
 
-  const LocalRanks& local() const { return local_; }
+  const std::vector<World*>& worlds() const { return local_; }  // of the ranks of this process
+  Communicator* host() const { return host_; }                  // one member a process
   bool leads() const { return job_->rank() == 0; }
 
   // FailedPrecondition if the processes have different texts, naming one that has not rank 0's.
@@ -59,7 +61,8 @@ class ProcessGroup {
   const int64_t num_ranks_;
   int64_t per_process_ = 1;
   std::vector<std::unique_ptr<GlooWorld>> worlds_;
-  LocalRanks local_;
+  std::vector<World*> local_;
+  Communicator* host_ = nullptr;
   std::function<std::vector<FlightRecord>()> records_;
   Cancellation stop_;
   std::thread reporter_;

@@ -19,7 +19,6 @@
 #include "moe/base/file.h"
 #include "moe/base/status.h"
 #include "moe/comm/device_worlds.h"
-#include "moe/comm/in_process/in_process.h"
 #include "moe/device/device.h"
 #include "moe/inspect/graph_svg.h"
 #include "moe/inspect/quantities.h"
@@ -307,41 +306,29 @@ std::string DescribeDevices(const Executor& executor) {
   return text;
 }
 
-// How ranks meet beyond this process's memory. Outlives the executors: connections last until all processes
-// are done, and a rank that hangs may still use them.
+// Where ranks live and how they meet. Outlives the executors: connections last until all processes are done,
+// and a rank that hangs may still use them.
 struct Meeting {
-  std::unique_ptr<ProcessGroup> group;    // of several processes
-  std::unique_ptr<InProcessWorld> alone;  // of one, where ranks meet on GPUs
+  std::unique_ptr<ProcessGroup> group;  // of several processes
   std::unique_ptr<DeviceWorlds> devices;
-  LocalRanks local;
 };
 
-// Gives each rank its GPU, and by NCCL its way to the others where it has one of its own.
-absl::Status MeetOnDevices(const RunOptions& run, int64_t num_ranks, Meeting& meeting,
+// Opens the devices of this process's ranks, and their ways to the others.
+absl::Status MeetOnDevices(const RunOptions& run, Backend backend, int64_t num_ranks, Meeting& meeting,
                            ExecutorOptions* options) {
   DeviceWorldsOptions wanted;
-  wanted.kind = DeviceKind::kCuda;
+  wanted.kind = backend == Backend::kCuda ? DeviceKind::kCuda : DeviceKind::kHost;
   wanted.num_ranks = num_ranks;
   wanted.timeout = run.device_timeout;
   if (run.job != nullptr) {
     wanted.processes = run.job->count(), wanted.process = run.job->rank();
     wanted.local_processes = run.job->local_count(), wanted.local_process = run.job->local_rank();
     wanted.store = run.job->store();
-    wanted.host = meeting.group->local().worlds;
+    wanted.host = meeting.group->worlds();
+    options->host = meeting.group->host();
   }
   ASSIGN_OR_RETURN(meeting.devices, DeviceWorlds::Open(wanted));
-  for (int64_t i = 0; i < meeting.devices->size(); ++i) {
-    options->devices.push_back(meeting.devices->device(i)->ordinal());
-    meeting.local.worlds.push_back(meeting.devices->world(i));
-  }
-  if (!meeting.devices->uses_nccl()) return absl::OkStatus();  // the executor has a world of its own
-  if (run.job != nullptr) {
-    meeting.local.host = meeting.group->local().host;
-  } else {
-    meeting.alone = std::make_unique<InProcessWorld>(1);
-    ASSIGN_OR_RETURN(meeting.local.host, meeting.alone->rank(0)->Group({0}, "host"));
-  }
-  options->local = &meeting.local;
+  options->worlds = meeting.devices.get();
   return absl::OkStatus();
 }
 
@@ -363,7 +350,7 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   }
   if (TargetOf(config).device == "cuda") {
     // Before anything is compiled.
-    RETURN_IF_ERROR(Annotate(OpenDevice(DeviceKind::kCuda, 0).status(), "--device=cuda"));
+    RETURN_IF_ERROR(Annotate(CheckDevices(DeviceKind::kCuda), "--device=cuda"));
   }
   const TextOptions text = {.path = train.data_path(),
                             .held_out = train.held_out_fraction(),
@@ -475,14 +462,12 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
       for (const PlannedStep& p : b.plans) plans += SerializePlan(p.compiled.plan);
     }
     RETURN_IF_ERROR(group->CheckSame("plan", plans));
-    devices.local = &group->local();
     // The processes of a host share its cores.
     const int64_t cores = std::max(1u, std::thread::hardware_concurrency());
     devices.compute_threads = static_cast<int>(std::max<int64_t>(1, cores / options.job->local_count()));
   }
-  if (backend == Backend::kCuda) {
-    RETURN_IF_ERROR(Annotate(MeetOnDevices(options, mesh.num_ranks(), meeting, &devices), "--device=cuda"));
-  }
+  RETURN_IF_ERROR(Annotate(MeetOnDevices(options, backend, mesh.num_ranks(), meeting, &devices),
+                           absl::StrCat("--device=", compile.target.device)));
   ASSIGN_OR_RETURN(const std::unique_ptr<Executor> executor, Executor::Create(program, devices));
   std::vector<std::unique_ptr<Executor>> others;  // of the other plans, in the same memory
   std::vector<StepBucket> buckets;
