@@ -88,6 +88,9 @@ struct KernelContext {
   // ragged values among it: it returns before they are known, and finds its rows by itself
   // (moe/kernels/cuda). Null for the others.
   Stream* stream = nullptr;
+  // Whether dense products of f32 may round their operands to TF32, which has 10 bits of mantissa. Kernels of
+  // Backend::kCuda alone look at it.
+  bool tf32 = false;
 
   int64_t Extent(absl::string_view factor) const { return extent[rule->Find(factor)]; }
   int64_t ExtentOr(absl::string_view factor, int64_t otherwise) const {

@@ -49,6 +49,7 @@ absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(const Program& progra
   }
   RankOptions rank_options;
   rank_options.graphs = options.graphs;
+  rank_options.tf32 = options.tf32;
   rank_options.backend = options.backend;
   rank_options.gate = e->gate_.get();
   rank_options.poison = options.poison;

@@ -330,6 +330,7 @@ absl::Status RankExecutor::BindNode(const Node& n, const FunctionMemory& memory,
     ASSIGN_OR_RETURN(b.kernel, Kernels().Lookup(n, options_.backend));
     ASSIGN_OR_RETURN(b.context, LocalContext(n, mesh_, rank_));
     if (options_.backend == Backend::kCuda) b.context.stream = stream;
+    b.context.tf32 = options_.tf32;
     b.recordable = true;
   }
   for (Value v : n.operands()) {

@@ -48,6 +48,7 @@ struct RankOptions {
   const Arena* memory_of = nullptr;  // run in the memory of this arena; see Arena::Share
   RankDevice* device = nullptr;      // of the kind that the back end's kernels work on
   bool graphs = true;                // record and launch, where the device can
+  bool tf32 = false;                 // see ExecutorOptions
 };
 
 // Hooks around decision nodes; called on rank threads, thread-safe.

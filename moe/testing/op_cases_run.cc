@@ -203,6 +203,7 @@ absl::StatusOr<std::vector<HostValue>> RunNodeOnRank(const Node& n, const Kernel
   for (Bound& b : in) all.push_back(&b);
   for (Bound& b : out) all.push_back(&b);
   c.stream = options.stream;
+  c.tf32 = options.tf32;
   for (Bound* b : all) {
     for (Buffer& buffer : b->buffers) RETURN_IF_ERROR(buffer.Upload(c.stream));
   }

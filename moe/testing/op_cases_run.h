@@ -28,6 +28,7 @@ struct RunNodeOptions {
   // `data` of ragged tensors is not set then.
   Device* device = nullptr;
   Stream* stream = nullptr;
+  bool tf32 = false;      // as KernelContext has it
   bool as_graph = false;  // the kernel's work is recorded, and done by a launch of the recording
 };
 absl::StatusOr<std::vector<HostValue>> RunNode(const Node& n, const Kernel& kernel,

@@ -44,6 +44,7 @@ class CudaRun : public ::testing::Test {
     config.mutable_model()->set_dtype(dtype);
     TrainConfig& t = *config.mutable_train();
     t.set_device(device);
+    t.set_tf32(tf32_);
     t.set_data_path(JoinPath(folder_, "text.txt"));
     t.set_train_iters(3);
     t.set_global_batch_size(8);
@@ -80,6 +81,7 @@ class CudaRun : public ::testing::Test {
   }
 
   std::string folder_;
+  bool tf32_ = false;
   static inline int runs_ = 0;
 };
 
@@ -88,6 +90,19 @@ TEST_F(CudaRun, RanksThatShareAGpu) {
   emulated::SetDevices(1, size_t{4} << 30);
 #endif
   ExpectSame("dp=2 ep=2", "share 1 GPU");
+}
+
+TEST_F(CudaRun, Tf32RoundsWhatIsMultiplied) {
+  if (CountDevices(DeviceKind::kCuda) == 0) GTEST_SKIP() << OpenDevice(DeviceKind::kCuda, 0).status();
+  std::string printed;
+  ASSERT_OK_AND_ASSIGN(const std::vector<double> f32, Losses("cuda", "", "f32", &printed));
+  tf32_ = true;
+  ASSERT_OK_AND_ASSIGN(const std::vector<double> tf32, Losses("cuda", "", "f32", &printed));
+  ASSERT_EQ(f32.size(), tf32.size());
+  for (size_t i = 0; i < f32.size(); ++i) {
+    EXPECT_NE(f32[i], tf32[i]) << "step " << i + 1;
+    EXPECT_NEAR(f32[i], tf32[i], 1e-2) << "step " << i + 1;
+  }
 }
 
 TEST_F(CudaRun, RanksWithAGpuEach) {

@@ -450,6 +450,7 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   ExecutorOptions devices;
   devices.backend = backend;
   devices.graphs = options.cuda_graphs;
+  devices.tf32 = train.tf32();
   devices.timeout = options.device_timeout;
   devices.stop = options.stop;
   for (const PlannedBucket& b : planned_run.buckets) {

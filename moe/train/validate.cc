@@ -627,6 +627,9 @@ std::vector<ConfigProblem> TrainConfigProblems(const RunConfig& config) {
   } else if (!t.device().empty() && t.device() != device) {
     out.Add("device = ", t.device(), " with target = ", c.target()).legal = device;
   }
+  if (t.tf32() && device != "cuda") {
+    out.Add("tf32, in which GPUs multiply, with device = ", device).legal = "--notf32, or --device=cuda";
+  }
   if (device == "cuda" && config.model().dtype() == "f64") {
     out.Add("dtype = f64 on CUDA, which has no kernels for it").legal = "f32";
   }

@@ -60,6 +60,11 @@ TEST(ValidateTest, SchedulesHaveTheirChunksAndMicrobatches) {
   ExpectProblems("strategy { schedule: 'interleaved' }", 1, "interleaved, which has at least two chunks");
 }
 
+TEST(ValidateTest, Tf32IsForGpus) {
+  EXPECT_OK(ValidateRunConfig(With("train { tf32: true device: 'cuda' }")));
+  ExpectProblems("train { tf32: true }", 1, "tf32", "device = cpu", "--notf32, or --device=cuda");
+}
+
 TEST(ValidateTest, ExpertsOverRanks) {
   ExpectProblems(
       "strategy { expert_model_parallel_size: 3 data_parallel_size: 3 } train { global_batch_size: 24 }", 1,

@@ -3,7 +3,6 @@
 #include <cublasLt.h>
 
 #include <algorithm>
-#include <atomic>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -14,8 +13,6 @@
 
 namespace moe {
 namespace {
-
-std::atomic<bool> tf32 = false;
 
 absl::Status StatusOf(cublasStatus_t status, const char* what) {
   if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
@@ -126,7 +123,7 @@ class Library {
   absl::StatusOr<const Algorithm*> AlgorithmOf(cublasLtHandle_t handle, int device, const LtProduct& p,
                                                int a_alignment, int b_alignment, int c_alignment,
                                                int64_t workspace_bytes) {
-    const bool use_tf32 = p.dtype == DType::kF32 && tf32;
+    const bool use_tf32 = p.dtype == DType::kF32 && p.tf32;
     const Key key(device, use_tf32, p.m, p.n, p.k, p.a_by_k, p.b_by_k, p.a_pitch, p.b_pitch, p.c_pitch,
                   p.batches, p.a_stride, p.b_stride, p.c_stride, p.dtype, p.c_dtype, a_alignment, b_alignment,
                   c_alignment, workspace_bytes);
@@ -171,7 +168,5 @@ int64_t LtWorkspace(double multiplications) {
   if (multiplications < 1 << 20) return 0;
   return multiplications < 1 << 27 ? int64_t{1} << 20 : int64_t{32} << 20;
 }
-
-void AllowTf32(bool allow) { tf32 = allow; }
 
 }  // namespace moe

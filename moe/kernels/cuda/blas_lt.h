@@ -5,9 +5,9 @@
 //   p.a_by_k = true, p.b_by_k = false;   // a as [m, k], b as [k, n]
 //   ASSIGN_OR_RETURN(bool done, MultiplyByLt(p, a, b, c, workspace, bytes, stream));
 //
-// Sums are in f32. f32 operands are multiplied in f32, or as TF32 where AllowTf32 says so. The algorithm that
-// the library's heuristic suggests for a product is asked for once per device and kept, so that the step loop
-// allocates nothing. Thread-safe.
+// Sums are in f32. f32 operands are multiplied in f32, or as TF32 where the product says so. The algorithm
+// that the library's heuristic suggests for a product is asked for once per device and kept, so that the step
+// loop allocates nothing. Thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -28,6 +28,9 @@ struct LtProduct {
   DType dtype = DType::kF32;                         // of a and b
   DType c_dtype = DType::kF32;
   bool accumulate = false;  // c += a b
+  // f32 operands may be rounded to TF32: 8 bits of exponent, 10 of mantissa (NVIDIA, PTX ISA, "Alternate
+  // floating-point data formats"). Others are what they are.
+  bool tf32 = false;
 };
 
 // False if the library has no algorithm for it; then nothing was done. m, n, k and the batches are above 0.
@@ -36,8 +39,5 @@ absl::StatusOr<bool> MultiplyByLt(const LtProduct& product, const void* a, const
 
 // Scratch bytes to offer for a product, from its size alone.
 int64_t LtWorkspace(double multiplications);
-
-// Whether f32 products may round their operands to TF32 (10 bits of mantissa): off by default.
-void AllowTf32(bool allow);
 
 }  // namespace moe

@@ -61,6 +61,7 @@ absl::StatusOr<bool> ByLt(const KernelContext& c, const Contraction& s, const Te
   p.b_pitch = p.b_by_k ? s.b_n : s.b_k;
   p.c_pitch = s.c_m;
   p.dtype = a.dtype, p.c_dtype = y.dtype;
+  p.tf32 = c.tf32;
   if (p.a_pitch < (p.a_by_k ? p.k : p.m) || p.b_pitch < (p.b_by_k ? p.k : p.n) || p.c_pitch < p.n)
     return false;
   // The longest loop is the library's batch, the others are calls.

@@ -42,6 +42,7 @@ struct Products {
   cudaStream_t stream;
   void* workspace;
   int64_t workspace_bytes;
+  bool tf32;
 
   // The largest of the three products of a run bounds the scratch of all.
   static int64_t WorkspaceBytes(const HeadShape& s) {
@@ -49,6 +50,7 @@ struct Products {
   }
   absl::Status Run(LtProduct p, const Reals& a, const Reals& b, float* c) const {
     p.c_pitch = p.n;
+    p.tf32 = tf32;
     if (p.m == 0 || p.n == 0) return absl::OkStatus();
     if (a.storage == b.storage && p.k > 0) {
       p.dtype = a.storage == Storage::kF32    ? DType::kF32
@@ -123,7 +125,7 @@ absl::Status HeadStats(KernelContext& c) {
   Workspace w(c);
   float* const logits = w.Take<float>(s.run * s.w);
   const int64_t scratch = Products::WorkspaceBytes(s);
-  const Products by = {stream, w.Take<char>(scratch), scratch};
+  const Products by = {stream, w.Take<char>(scratch), scratch, c.tf32};
   a.logits = logits;
   for (int64_t first = 0; first < s.tokens; first += s.run) {
     a.first_token = first;
@@ -199,7 +201,7 @@ absl::Status HeadStatsGrad(KernelContext& c) {
   float* const dw_sum =
       dweight.storage == Storage::kF32 ? static_cast<float*>(dweight.data) : w.Take<float>(s.u * s.w * s.h);
   const int64_t scratch = Products::WorkspaceBytes(s);
-  const Products by = {stream, w.Take<char>(scratch), scratch};
+  const Products by = {stream, w.Take<char>(scratch), scratch, c.tf32};
   if (s.tokens == 0) {
     return c.stream->Fill(dweight.data, 0, c.out[1].elements() * ByteSize(c.out[1].dtype));
   }

@@ -191,6 +191,21 @@ TEST_F(DeviceTest, HeadInSeveralRuns) {
   EXPECT_EQ(comparisons_, 2);
 }
 
+// The head's products are dense.
+TEST_F(DeviceTest, HeadInTf32WhereItIsAllowed) {
+  for (const OpCase& c : MakeOpCases(Ops(), {DType::kF32, Seed(), OpSizes(), 0.2})) {
+    if (c.name != "nn.head_stats" && c.name != "nn.head_stats_grad") continue;
+    SCOPED_TRACE(testing::Message() << c.name << " seed " << Seed());
+    ASSERT_OK_AND_ASSIGN(const Kernel* kernel, Kernels().Lookup(*c.node, Backend::kCuda));
+    RunNodeOptions run = {.device = device_.get(), .stream = stream_.get()};
+    ASSERT_OK_AND_ASSIGN(const std::vector<HostValue> f32, RunNode(*c.node, *kernel, c.operands, run));
+    run.tf32 = true;
+    ASSERT_OK_AND_ASSIGN(const std::vector<HostValue> tf32, RunNode(*c.node, *kernel, c.operands, run));
+    EXPECT_GT(RelativeError(tf32[0], f32[0]), 1e-6);
+    EXPECT_LT(RelativeError(tf32[0], f32[0]), 5e-2);
+  }
+}
+
 // f32 beside bf16: a gradient that is narrower than its accumulator, a scalar that is wider.
 TEST_F(DeviceTest, OperandsOfSeveralDTypes) {
   const std::set<std::string> moves = {"math.permute_blocks", "math.reshape", "math.rotate",

@@ -210,6 +210,22 @@ TEST_F(ProductKernelsTest, OperandsOfSeveralDTypes) {
   }
 }
 
+// 1 + 2^-13 is 1 in TF32, whose mantissa has 10 bits, and the product of ones a whole number.
+TEST_F(ProductKernelsTest, Tf32WhereItIsAllowed) {
+  for (const bool tf32 : {false, true}) {
+    NodeBuilder b;
+    const Value x = b.Real(DType::kF32, {64, 64}), w = b.Real(DType::kF32, {64, 64});
+    OpCase c = b.Op("math.einsum", {x, w}, {{"eq", std::string("m k, k n -> m n")}});
+    for (double& v : c.operands[0].data) v = 1 + 1.0 / 8192;
+    for (double& v : c.operands[1].data) v = 1;
+    ASSERT_OK_AND_ASSIGN(const Kernel* kernel, Kernels().Lookup(*c.node, Backend::kCuda));
+    ASSERT_OK_AND_ASSIGN(const std::vector<HostValue> y,
+                         RunNode(*c.node, *kernel, c.operands,
+                                 {.device = device_.get(), .stream = stream_.get(), .tf32 = tf32}));
+    for (const double v : y[0].data) EXPECT_EQ(v, tf32 ? 64 : 64 + 64.0 / 8192);
+  }
+}
+
 TEST_F(ProductKernelsTest, RunsAgreeToTheBit) {
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
     for (const OpCase& c : MakeOpCases(Ops(), {dtype, Seed(), OpSizes(), 0.2})) {

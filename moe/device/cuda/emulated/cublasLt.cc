@@ -75,6 +75,16 @@ cublasStatus_t Check(const cublasLtMatmulDescOpaque_t& desc, const Layout& a, co
   return CUBLAS_STATUS_SUCCESS;
 }
 
+// Rounds to the nearest of TF32, ties away from zero, as the PTX instruction cvt.rna.tf32.f32 does.
+float ToTf32(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  if ((bits & 0x7f800000u) == 0x7f800000u) return x;  // no number, or infinite
+  bits = (bits + 0x1000u) & ~0x1fffu;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+
 std::vector<float> Wide(const Layout& x, const void* data, int64_t batch) {
   std::vector<float> out(x.rows * x.columns);
   for (int64_t j = 0; j < x.columns; ++j) {
@@ -91,7 +101,11 @@ void Multiply(const cublasLtMatmulDescOpaque_t& desc, float alpha, const void* a
   const bool ta = desc.trans_a == CUBLAS_OP_T, tb = desc.trans_b == CUBLAS_OP_T;
   const int64_t k = ta ? la.rows : la.columns;
   for (int64_t batch = 0; batch < ld.batches; ++batch) {
-    const std::vector<float> wa = Wide(la, a, batch), wb = Wide(lb, b, batch);
+    std::vector<float> wa = Wide(la, a, batch), wb = Wide(lb, b, batch);
+    if (desc.compute == CUBLAS_COMPUTE_32F_FAST_TF32) {
+      std::transform(wa.begin(), wa.end(), wa.begin(), ToTf32);
+      std::transform(wb.begin(), wb.end(), wb.begin(), ToTf32);
+    }
     std::vector<float> wd(ld.rows * ld.columns);
     if (beta != 0) wd = Wide(lc, c, batch);
     cblas_sgemm(CblasColMajor, ta ? CblasTrans : CblasNoTrans, tb ? CblasTrans : CblasNoTrans, ld.rows,
