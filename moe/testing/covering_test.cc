@@ -28,7 +28,7 @@ TEST_P(CoveringTest, EqualsTheReference) {
   EXPECT_LT(r.worst_loss, 1e-9) << r.ToString();
   EXPECT_LT(r.worst_parameter, 1e-7) << r.ToString();  // AdamW's first steps amplify gradient error
   EXPECT_TRUE(r.repeated_bitwise);
-  EXPECT_EQ(r.planned_peak, r.measured_peak) << r.ToString();
+  EXPECT_TRUE(r.MemoryIsAsPlanned()) << r.ToString();
   // And in f32, or as narrow as the point says.
   c.strategy = MatrixSpace().Case(p).strategy;
   c.f32 = true;
@@ -39,7 +39,7 @@ TEST_P(CoveringTest, EqualsTheReference) {
     EXPECT_LT(f32.worst_gradient, 1e-5) << f32.ToString();
   }
   EXPECT_LT(f32.worst_loss, narrow ? 2e-2 : 1e-4) << f32.ToString();
-  EXPECT_EQ(f32.planned_peak, f32.measured_peak) << f32.ToString();
+  EXPECT_TRUE(f32.MemoryIsAsPlanned()) << f32.ToString();
   std::cout << MatrixSpace().Describe(p) << "\n  f64 " << r.ToString()
             << (narrow ? "\n  narrow " : "\n  f32 ") << f32.ToString() << std::endl;
 }

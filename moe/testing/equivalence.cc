@@ -136,6 +136,7 @@ absl::StatusOr<EquivalenceResult> CheckEquivalence(const ModelConfig& config, co
                    RunPipeline(c.passes.empty() ? DefaultPipeline() : c.passes, program, context));
   EquivalenceResult result;
   for (const StageMemory& s : program.memory.stages) result.planned_peak.push_back(s.peak_bytes());
+  result.may_spill = strategy.overload > 0;
   ExecutorOptions options;
   options.poison = c.poison;
   options.backend = c.backend;
@@ -192,6 +193,14 @@ absl::StatusOr<EquivalenceResult> CheckEquivalence(const EquivalenceCase& c) {
   ASSIGN_OR_RETURN(ModelConfig model, ParseModelConfig(c.model, c.name));
   ASSIGN_OR_RETURN(Strategy strategy, ParseStrategy(c.strategy));
   return CheckEquivalence(model, strategy, c);
+}
+
+bool EquivalenceResult::MemoryIsAsPlanned() const {
+  return planned_peak.size() == measured_peak.size() &&
+         std::equal(planned_peak.begin(), planned_peak.end(), measured_peak.begin(),
+                    [&](int64_t planned, int64_t measured) {
+                      return may_spill ? measured <= planned : measured == planned;
+                    });
 }
 
 std::string EquivalenceResult::ToString() const {

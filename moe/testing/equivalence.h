@@ -52,8 +52,12 @@ struct EquivalenceResult {
   double worst_gradient_beyond_f32 = 0;
   std::vector<double> losses, reference_losses;
   std::vector<int64_t> planned_peak, measured_peak;  // per stage
+  bool may_spill = false;
   bool repeated_bitwise = true;
   int64_t ranks = 0;
+  // Every stage used what was planned to the byte. A buffer that spills leaves its planned room empty: where
+  // some may, no stage used more.
+  bool MemoryIsAsPlanned() const;
   std::string ToString() const;
 };
 

@@ -27,7 +27,7 @@ TEST_P(StarvedTest, MatchesTheReference) {
   SCOPED_TRACE(r.ToString());
   EXPECT_LT(r.worst_gradient, 1e-9);
   EXPECT_LT(r.worst_loss, 1e-9);
-  EXPECT_EQ(r.planned_peak, r.measured_peak);
+  EXPECT_TRUE(r.MemoryIsAsPlanned()) << r.ToString();
 }
 
 INSTANTIATE_TEST_SUITE_P(Workloads, StarvedTest,
@@ -50,7 +50,7 @@ TEST_P(EquivalenceTest, MatchesTheReferenceInF64) {
   EXPECT_LT(r.worst_loss, 1e-9);
   EXPECT_LT(r.worst_parameter, 1e-7);  // AdamW's first steps amplify gradient error
   EXPECT_TRUE(r.repeated_bitwise);
-  EXPECT_EQ(r.planned_peak, r.measured_peak);
+  EXPECT_TRUE(r.MemoryIsAsPlanned()) << r.ToString();
   RecordProperty("result", r.ToString());
 }
 
@@ -85,7 +85,7 @@ TEST_P(NarrowTest, LossesAreNearTheReference) {
   EXPECT_LT(r.worst_loss, 2e-2);
   EXPECT_GT(r.worst_loss, 1e-7);  // it did compute narrow
   EXPECT_TRUE(r.repeated_bitwise);
-  EXPECT_EQ(r.planned_peak, r.measured_peak);
+  EXPECT_TRUE(r.MemoryIsAsPlanned()) << r.ToString();
   RecordProperty("result", r.ToString());
 }
 
@@ -97,8 +97,8 @@ std::string NameOf(const ::testing::TestParamInfo<Line>& info) {
   return name;
 }
 
-INSTANTIATE_TEST_SUITE_P(Strategies, NarrowTest, ::testing::ValuesIn(NarrowLines().begin(), NarrowLines().end()),
-                         NameOf);
+INSTANTIATE_TEST_SUITE_P(Strategies, NarrowTest,
+                         ::testing::ValuesIn(NarrowLines().begin(), NarrowLines().end()), NameOf);
 INSTANTIATE_TEST_SUITE_P(Strategies, EquivalenceTest, ::testing::ValuesIn(Lines().begin(), Lines().end()),
                          NameOf);
 

@@ -31,7 +31,7 @@ std::string CheckCase(const EquivalenceCase& c) {
   if (!(worst < gradient)) wrong.push_back("gradients differ");
   if (!(r->worst_loss < loss)) wrong.push_back("losses differ");
   if (!r->repeated_bitwise) wrong.push_back("the second run differs from the first");
-  if (r->planned_peak != r->measured_peak) wrong.push_back("memory is not as planned");
+  if (!r->MemoryIsAsPlanned()) wrong.push_back("memory is not as planned");
   if (wrong.empty()) return "";
   return absl::StrCat(absl::StrJoin(wrong, ", "), ": ", r->ToString());
 }
