@@ -21,6 +21,7 @@ std::string CategoryOfState(const Program& program, const std::string& name) {
   const State* state = program.module->FindState(name);
   const absl::string_view kind = state == nullptr ? "" : BindingKind(state->attributes);
   if (kind == "parameter") return "parameters";
+  if (kind == "working_copy") return "working copies";
   if (kind == "gradient") return "gradients";
   if (kind == "moment") return "optimizer";
   return "counters";
@@ -66,7 +67,7 @@ std::vector<MemoryShare> MemoryShares(const Program& program, int stage) {
     known += ref.bytes;
   }
   std::vector<MemoryShare> shares;
-  for (const char* category : {"parameters", "gradients", "optimizer", "counters"}) {
+  for (const char* category : {"parameters", "working copies", "gradients", "optimizer", "counters"}) {
     if (states[category] > 0) shares.push_back({category, states[category]});
   }
   // Alignment between states belongs to somebody, so that the shares add up to the peak.

@@ -22,6 +22,7 @@ struct Hue {
   const char* name;
 };
 constexpr Hue kParameters = {"#5b8fbd", "#3d6c96", "parameters"};
+constexpr Hue kCopies = {"#8fb8d4", "#5b87a6", "working copies"};
 constexpr Hue kGradients = {"#d9a05b", "#a87432", "gradients"};
 constexpr Hue kOptimizer = {"#9b8bb4", "#6f5f8a", "optimizer"};
 constexpr Hue kCounters = {"#b9bec6", "#8d939c", "counters"};
@@ -34,10 +35,11 @@ constexpr Hue kScratch = {"#8f8577", "#6a6154", "scratch"};
 const Hue& HueOfState(const Module& module, const std::string& name) {
   const State* state = module.FindState(name);
   const absl::string_view kind = state == nullptr ? "" : BindingKind(state->attributes);
-  return kind == "parameter"  ? kParameters
-         : kind == "gradient" ? kGradients
-         : kind == "moment"   ? kOptimizer
-                              : kCounters;
+  return kind == "parameter"      ? kParameters
+         : kind == "working_copy" ? kCopies
+         : kind == "gradient"     ? kGradients
+         : kind == "moment"       ? kOptimizer
+                                  : kCounters;
 }
 
 class BufferPicture {
@@ -294,8 +296,8 @@ class BufferPicture {
   void Legend() {
     double x = kLeft;
     const double y = kTop + kPlotHeight + 22;
-    for (const Hue* hue : {&kParameters, &kGradients, &kOptimizer, &kCounters, &kInputs, &kResiduals,
-                           &kBoundaries, &kFrameValue, &kScratch}) {
+    for (const Hue* hue : {&kParameters, &kCopies, &kGradients, &kOptimizer, &kCounters, &kInputs,
+                           &kResiduals, &kBoundaries, &kFrameValue, &kScratch}) {
       svg_.Rect(x, y, 18, 12, {.fill = hue->fill, .stroke = hue->edge, .radius = 2});
       svg_.Text(x + 24, y + 10, hue->name, {});
       x += 24 + 6.2 * static_cast<double>(absl::string_view(hue->name).size()) + 20;

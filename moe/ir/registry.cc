@@ -81,6 +81,11 @@ bool OpDef::IsWide(int operand) const {
   return std::find(wide_operands.begin(), wide_operands.end(), operand) != wide_operands.end();
 }
 
+int InPlaceOperand(const Node& node, int result) {
+  const auto it = node.op().in_place.find(result);
+  return it == node.op().in_place.end() || it->second >= node.num_operands() ? -1 : it->second;
+}
+
 const AttrDef* OpDef::FindAttr(absl::string_view attr) const {
   for (const AttrDef& a : attrs) {
     if (a.name == attr) return &a;

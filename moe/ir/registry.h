@@ -195,11 +195,17 @@ struct OpDef {
     wide_operands = std::move(o);
     return *this;
   }
+  // Operands that may be any float, whatever the others are: gradients beside masters.
+  OpDef& AnyFloat(bool (*operand)(int)) {
+    any_float = operand;
+    return *this;
+  }
   OpDef& Effects(uint32_t e) {
     effects = e;
     return *this;
   }
-  // result -> operand whose storage it takes over (in-place update); both must have the same type.
+  // result -> operand whose storage it takes over (in-place update); both must have the same type. Entries of
+  // operands or results that a node does not have say nothing of it.
   OpDef& InPlace(std::map<int, int> m) {
     in_place = std::move(m);
     return *this;
@@ -232,6 +238,7 @@ struct OpDef {
   FlopsFn flops;
   moe::Precision precision = moe::Precision::kWide;
   std::vector<int> wide_operands;
+  bool (*any_float)(int operand) = nullptr;
   uint32_t effects = kPure;
   std::map<int, int> in_place;
 
@@ -240,6 +247,9 @@ struct OpDef {
   int FindResult(absl::string_view result) const;  // index of the result of that name, or -1
   const AttrDef* FindAttr(absl::string_view name) const;
 };
+
+// The operand whose storage a result of the node takes over, or -1.
+int InPlaceOperand(const Node& node, int result);
 
 class OpRegistry {
  public:

@@ -2,16 +2,20 @@
 // the text form shows all of it.
 //
 // State attributes
-//   kind    "parameter" | "moment" | "gradient" | "accumulator" | "expert_map"
-//   of      moment, gradient: the parameter's name;  chunk: gradient, accumulator: chunk that owns it (after
-//   staging) reset   accumulators: "step" (zeroed before the first microbatch of a step) combine "sum" |
-//   "max" parameters also carry: role (emb head norm q kv o up down router eup edown), class ("dense" |
-//   "expert"), init ("normal" | "ones" | "zeros"), std (of init), decay (whether AdamW's weight decay
-//   applies)
+//   kind    "parameter" | "moment" | "gradient" | "accumulator" | "expert_map" | "working_copy"
+//   of      moment, gradient, working_copy: the parameter's name;  chunk: gradient, accumulator: chunk that
+//   owns it (after staging) reset   accumulators: "step" (zeroed before the first microbatch of a step)
+//   combine "sum" | "max" parameters also carry: role (emb head norm q kv o up down router eup edown), class
+//   ("dense" | "expert"), init ("normal" | "ones" | "zeros"), std (of init), decay (whether AdamW's weight
+//   decay applies)
 //
-//   expert_map     stored by expert slots, by the table of that name;  logical_rows: the rows behind are padding
-//   (stored_rows.h). A table, expert slot -> expert, has: experts, slots (its initial contents), replicas (whether
-//   the update adds up gradients of replicas)
+//   expert_map     stored by expert slots, by the table of that name;  logical_rows: the rows behind are
+//   padding (stored_rows.h). A table, expert slot -> expert, has: experts, slots (its initial contents),
+//   replicas (whether the update adds up gradients of replicas)
+//
+//   working_copy   the parameter rounded to a narrower dtype, for the step to read; the update writes it, and
+//   who gives the parameter another value from outside gives it one (LogicalSession does). It is in no
+//   checkpoint.
 //
 // Argument attributes (op "arg") and result bindings
 //   kind = "state",    name = S     reads state S / gives its new value (aliases the state's storage)

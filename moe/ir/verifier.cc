@@ -121,6 +121,7 @@ absl::Status VerifyOperandDTypes(const Node& node) {
       return absl::InvalidArgumentError(
           absl::StrCat("operand ", i, " (", name(i), ") must be s32, not ", DTypeName(dtype)));
     }
+    if (op.any_float != nullptr && op.any_float(i) && IsFloat(dtype)) continue;
     if (first < 0) first = i;
     const DType common = node.operand(first).type().dtype;
     if (dtype == (op.IsWide(i) ? AtLeastF32(common) : common)) continue;

@@ -198,8 +198,9 @@ absl::Status VerifyPlacement(const Node& node, const Mesh& mesh) {
     return Error("result %", node.result_name(i), " is ", PlacementToString(is, mesh),
                  ", the placement of the factors gives ", PlacementToString(want.results[i], mesh));
   }
-  for (const auto& [result, operand] : node.op().in_place) {
-    if (result >= node.num_results()) break;
+  for (int result = 0; result < node.num_results(); ++result) {
+    const int operand = InPlaceOperand(node, result);
+    if (operand < 0) continue;
     if (!(node.type(result) == node.operand(operand).type())) {
       return Error("result %", node.result_name(result), " takes over the storage of operand ", operand, " (",
                    TypeToString(node.operand(operand).type(), mesh), ") but is ",

@@ -150,14 +150,16 @@ absl::Status CheckStates(const ProgramFrame& f) {
       if (kind == "expert_map")
         return Uncertified("@", w.function->name(), " writes the expert map @", s->name);
       const bool in_update = w.phase == Write::kUpdate;
-      const bool right = kind == "parameter" || kind == "moment" ? in_update
-                         : kind == "gradient"                    ? w.phase == Write::kBackward
-                                                                 : w.phase == Write::kForward;
+      const bool copy = kind == "working_copy";
+      const bool right = kind == "parameter" || kind == "moment" || copy ? in_update
+                         : kind == "gradient"                            ? w.phase == Write::kBackward
+                                                                         : w.phase == Write::kForward;
       if (!right) return Uncertified("@", w.function->name(), " writes the ", kind, " @", s->name);
       const Ancestry from = AncestryOf(w.value);
-      if (!from.updates || !from.states.count(s->name)) {
-        return Uncertified("@", w.function->name(), " overwrites @", s->name, " without updating it (%",
-                           w.value.name(), ")");
+      const std::string of = copy ? AttrString(s->attributes, "of") : s->name;
+      if (!from.updates || !from.states.count(of)) {
+        return Uncertified("@", w.function->name(), " overwrites @", s->name, " without updating ",
+                           copy ? absl::StrCat("@", of) : "it", " (%", w.value.name(), ")");
       }
       if (kind == "parameter" && gradient_of.count(s->name) && !from.states.count(gradient_of[s->name])) {
         return Uncertified("@", w.function->name(), " updates @", s->name, " without its gradient @",
@@ -166,7 +168,7 @@ absl::Status CheckStates(const ProgramFrame& f) {
     }
     if (kind == "gradient" || kind == "accumulator") {
       if (all.empty()) return Uncertified("nothing accumulates the ", kind, " @", s->name);
-    } else if (trains && (kind == "moment" || gradient_of.count(s->name))) {
+    } else if (trains && (kind == "moment" || kind == "working_copy" || gradient_of.count(s->name))) {
       for (const int64_t stage : stages) {
         const int64_t n =
             std::count_if(all.begin(), all.end(), [&](const Write& w) { return w.stage == stage; });

@@ -325,9 +325,9 @@ class FunctionChecker {
           if (it != stage_.states.end() && here(it->second)) return absl::OkStatus();
         }
         // A step of several updates of one state.
-        auto in_place = v.node->op().in_place.find(v.index);
-        if (in_place != v.node->op().in_place.end() && !v.node->Is("comm.done") &&
-            here(memory_->values.at(v.node->operand(in_place->second).name()))) {
+        const int taken = InPlaceOperand(*v.node, v.index);
+        if (taken >= 0 && !v.node->Is("comm.done") &&
+            here(memory_->values.at(v.node->operand(taken).name()))) {
           return absl::OkStatus();
         }
         return Bad(v.name(), "lies in the bytes of a state that it does not update");
@@ -451,13 +451,12 @@ class FunctionChecker {
       if (reader == n) {
         // Only an update in place may write what it reads.
         if (!later.value) return false;
-        auto it = n->op().in_place.find(later.value.index);
-        if (it == n->op().in_place.end() || n->operand(it->second) != earlier.value ||
-            !(earlier.ref == later.ref)) {
+        const int taken = InPlaceOperand(*n, later.value.index);
+        if (taken < 0 || n->operand(taken) != earlier.value || !(earlier.ref == later.ref)) {
           return false;
         }
         for (int i = 0; i < n->num_operands(); ++i) {
-          if (i != it->second && n->operand(i) == earlier.value) return false;
+          if (i != taken && n->operand(i) == earlier.value) return false;
         }
       } else if (!Before(reader, n)) {
         return false;

@@ -57,8 +57,8 @@ std::string KeyOf(const Node& node, const Mesh& mesh) {
 bool IsOverwritten(const Node& node) {
   for (int i = 0; i < node.num_results(); ++i) {
     for (const Use& use : node.uses(i)) {
-      for (const auto& [result, operand] : use.user->op().in_place) {
-        if (operand == use.operand) return true;
+      for (int result = 0; result < use.user->num_results(); ++result) {
+        if (InPlaceOperand(*use.user, result) == use.operand) return true;
       }
     }
   }

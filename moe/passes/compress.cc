@@ -75,13 +75,20 @@ class Classifier {
     }
     if (KindOf(source) == "gradient") return "grad";
     const Value stored = source.node->Is("math.cast") ? SourceOf(source.node->operand(0)) : source;
-    return n.phase != Phase::kUpdate && KindOf(stored) == "parameter" ? "gather" : "";
+    return all([&](const Use& u) { return WritesCopy(u); }) ||
+                   (n.phase != Phase::kUpdate && KindOf(stored) == "parameter")
+               ? "gather"
+               : "";
   }
 
  private:
-  std::string KindOf(Value v) const {
-    if (!v.node->Is("arg") || BindingKind(v.node->attributes()) != "state") return "";
-    const State* s = module_.FindState(BindingName(v.node->attributes()));
+  std::string KindOf(Value v) const { return v.node->Is("arg") ? KindOf(v.node->attributes()) : ""; }
+  bool WritesCopy(const Use& u) const {
+    return u.user->Is("return") && KindOf(u.user->function()->result_binding(u.operand)) == "working_copy";
+  }
+  std::string KindOf(const Attributes& binding) const {
+    if (BindingKind(binding) != "state") return "";
+    const State* s = module_.FindState(BindingName(binding));
     return s == nullptr ? "" : AttrString(s->attributes, "kind");
   }
 

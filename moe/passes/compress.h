@@ -11,7 +11,8 @@
 // plan counts its buffers. Sums are in f32, see moe/ir/wire_format.h.
 //
 // A format that is not narrower than the values changes nothing, and the pass says how many it left.
-// Parameters that an update gathers again (ZeRO-1 and -2) are masters and stay whole.
+// So are the working copies of parameters that an update gathers (ZeRO-1 and -2, see mixed_precision.h);
+// parameters that it gathers themselves are masters and stay whole.
 #pragma once
 
 #include "absl/status/statusor.h"

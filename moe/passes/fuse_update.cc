@@ -14,13 +14,23 @@
 namespace moe {
 namespace {
 
-// May the two share a node: same scalars, same hyperparameters but the decay, same dtype.
+// The cast of the new parameter that stands for a working copy, or null. Placed like it, so that the update
+// can write it on the way.
+Node* CopyOf(const Node& adamw) {
+  for (const Use& u : adamw.uses(0)) {
+    if (u.user->Is("math.cast") && u.user->type().placement == adamw.type().placement) return u.user;
+  }
+  return nullptr;
+}
+
+// May the two share a node: same scalars, same hyperparameters but the decay, same dtypes.
 bool Together(const Node& a, const Node& b) {
   for (int i = 4; i < 9; ++i) {
     if (a.operand(i) != b.operand(i)) return false;
   }
   return a.Float("beta1") == b.Float("beta1") && a.Float("beta2") == b.Float("beta2") &&
-         a.Float("eps") == b.Float("eps") && a.phase == b.phase && a.type().dtype == b.type().dtype;
+         a.Float("eps") == b.Float("eps") && a.phase == b.phase && a.type().dtype == b.type().dtype &&
+         a.operand(1).type().dtype == b.operand(1).type().dtype;
 }
 
 // Moves everything between the first of `group` and `last` that needs a result of the group behind `last`.
@@ -43,6 +53,14 @@ void MoveUsersBehind(Function& f, const std::vector<Node*>& group, Node* last) {
 }
 
 absl::Status Emit(Function& f, const std::vector<Node*>& group) {
+  std::vector<int64_t> copies;  // numbers in the group
+  std::vector<Node*> casts;
+  for (size_t i = 0; i < group.size(); ++i) {
+    Node* const cast = CopyOf(*group[i]);
+    if (cast == nullptr || (!casts.empty() && cast->type().dtype != casts[0]->type().dtype)) continue;
+    copies.push_back(static_cast<int64_t>(i));
+    casts.push_back(cast);
+  }
   Node* last = group.back();
   MoveUsersBehind(f, group, last);
   std::vector<Value> operands(last->operands().begin() + 4, last->operands().end());
@@ -60,14 +78,19 @@ absl::Status Emit(Function& f, const std::vector<Node*>& group) {
     assignment.resize(end);
     placed = placed || !n->assignment.empty();
   }
+  Attributes attributes = {{"beta1", last->Float("beta1")},
+                           {"beta2", last->Float("beta2")},
+                           {"eps", last->Float("eps")},
+                           {"weight_decay", decays}};
+  if (!casts.empty()) {
+    attributes["copies"] = copies;
+    attributes["dtype"] = std::string(DTypeName(casts[0]->type().dtype));
+    for (const Node* cast : casts) types.push_back(cast->type());
+  }
   Builder b = Builder::Before(last);
   b.scope = "update";
   ASSIGN_OR_RETURN(Node * multi, b.CreateTyped("optim.multi_adamw", std::move(operands),
-                                               {{"beta1", last->Float("beta1")},
-                                                {"beta2", last->Float("beta2")},
-                                                {"eps", last->Float("eps")},
-                                                {"weight_decay", decays}},
-                                               std::move(types)));
+                                               std::move(attributes), std::move(types)));
   multi->provenance = {"fuse", absl::StrCat(group.size(), " tensors")};
   if (placed) multi->assignment = std::move(assignment);
   std::vector<std::string> names;
@@ -76,6 +99,11 @@ absl::Status Emit(Function& f, const std::vector<Node*>& group) {
       names.push_back(group[i]->result_name(r));
       f.ReplaceAllUses(group[i]->result(r), multi->result(static_cast<int>(3 * i) + r));
     }
+  }
+  for (size_t i = 0; i < casts.size(); ++i) {
+    names.push_back(casts[i]->result_name());
+    f.ReplaceAllUses(casts[i]->result(), multi->result(static_cast<int>(3 * group.size() + i)));
+    f.Erase(casts[i]);
   }
   for (Node* n : group) f.Erase(n);
   for (size_t r = 0; r < names.size(); ++r) multi->SetResultName(static_cast<int>(r), names[r]);

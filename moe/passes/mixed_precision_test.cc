@@ -128,5 +128,60 @@ TEST(MixedPrecisionModelTest, MastersGradientsAndRoutersStayWide) {
   }
 }
 
+// Under ZeRO-1 and -2 the step reads narrow copies, which the update writes; what is read wide has none.
+TEST(WorkingCopies, StandWhereOptimizerStateIsSharded) {
+  for (const char* strategy : {"dp=2 bf16", "dp=2 zero=1 bf16 grads=bf16", "dp=2 zero=3 bf16"}) {
+    SCOPED_TRACE(strategy);
+    PassContext context;
+    ASSERT_OK_AND_ASSIGN(context.strategy, ParseStrategy(strategy));
+    const bool copies = context.strategy.zero == 1;
+    ModelConfig model = *ParseModelConfig(R"(
+      num_layers: 2 hidden_size: 16 num_attention_heads: 4 num_key_value_heads: 2 num_experts: 4
+      moe_router_topk: 2 moe_ffn_hidden_size: 8 ffn_hidden_size: 8 vocab_size: 32 seq_length: 8)");
+    Program program;
+    ASSERT_OK_AND_ASSIGN(program.module, BuildModel(model, BuildOptions()));
+    ASSERT_OK_AND_ASSIGN(program.module->mesh(), FoldMesh(context.strategy, 2));
+    ASSERT_OK(Autodiff(program, context).status());
+    ASSERT_OK(MixedPrecision(program, context).status());
+    const Module& m = *program.module;
+    int found = 0;
+    for (const auto& s : m.states()) {
+      const std::string kind = AttrString(s->attributes, "kind");
+      if (kind == "gradient") {
+        EXPECT_EQ(s->type.dtype, copies ? DType::kBF16 : DType::kF32) << s->name;
+      }
+      if (kind != "working_copy") continue;
+      ++found;
+      const std::string of = AttrString(s->attributes, "of");
+      EXPECT_EQ(s->type.dtype, DType::kBF16);
+      EXPECT_EQ(s->type.dims, m.FindState(of)->type.dims);
+      EXPECT_NE(FindArg(*m.Find("step"), "state", s->name), nullptr) << s->name;
+      EXPECT_EQ(FindArg(*m.Find("step"), "state", of), nullptr) << of;
+      EXPECT_NE(AttrString(m.FindState(of)->attributes, "role"), "router");
+      EXPECT_NE(AttrString(m.FindState(of)->attributes, "role"), "norm");
+      const Function& update = *m.Find("update");
+      int written = 0;
+      for (int r = 0; r < update.num_results(); ++r) {
+        if (BindingName(update.result_binding(r)) != s->name) continue;
+        ++written;
+        EXPECT_TRUE(update.result(r).node->Is("math.cast"));
+        EXPECT_TRUE(update.result(r).node->operand(0).node->Is("optim.adamw"));
+      }
+      EXPECT_EQ(written, 1) << s->name;
+    }
+    EXPECT_EQ(found > 0, copies);
+  }
+}
+
+TEST(NarrowGradients, AreThoseOfTheComputation) {
+  for (const char* strategy : {"grads=bf16", "f16 grads=bf16"}) {
+    PassContext context;
+    ASSERT_OK_AND_ASSIGN(context.strategy, ParseStrategy(strategy));
+    Program program;
+    program.module = std::make_unique<Module>("m");
+    EXPECT_THAT(MixedPrecision(program, context).status().message(), HasSubstr("gradients summed in bf16"));
+  }
+}
+
 }  // namespace
 }  // namespace moe

@@ -33,8 +33,9 @@ NodeOrder::NodeOrder(const Function& f) {
       const auto it = index_.find(v.node);
       if (it != index_.end()) before_[i].push_back(it->second);
     }
-    for (const auto& [result, operand] : n->op().in_place) {
-      if (result < n->num_results() && operand < n->num_operands()) readers_before(n->operand(operand), i);
+    for (int result = 0; result < n->num_results(); ++result) {
+      const int operand = InPlaceOperand(*n, result);
+      if (operand >= 0) readers_before(n->operand(operand), i);
     }
   }
   for (const Node* a : f.args()) {

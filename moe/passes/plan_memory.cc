@@ -166,16 +166,16 @@ class FunctionPlanner {
   // The group of the operand that result `r` takes over, or -1.
   int InPlace(Node* n, int r) const {
     if (n->Is("comm.done")) return group_of_.at(n->operand(0));  // lies where it was written
-    auto it = n->op().in_place.find(r);
-    if (it == n->op().in_place.end()) return -1;
-    const Value operand = n->operand(it->second), result = n->result(r);
+    const int taken = InPlaceOperand(*n, r);
+    if (taken < 0) return -1;
+    const Value operand = n->operand(taken), result = n->result(r);
     const int group = group_of_.at(operand);
     const Group& g = groups_[group];
     if (!(operand.type() == result.type()) || operand.type().ragged >= 0) return -1;
     if (g.ref.space != Space::kFrame && g.ref.space != Space::kState) return -1;
     if (g.ref.space == Space::kState && written_.count(g.state) == 0) return -1;
     for (int i = 0; i < n->num_operands(); ++i) {
-      if (i != it->second && group_of_.at(n->operand(i)) == group) return -1;
+      if (i != taken && group_of_.at(n->operand(i)) == group) return -1;
     }
     return ReadAfter(group, n) ? -1 : group;
   }
@@ -506,12 +506,13 @@ class Planner {
       auto it = worst->state_bytes_by_kind.find(kind);
       return it == worst->state_bytes_by_kind.end() ? 0 : it->second;
     };
-    const int64_t named = state("parameter") + state("gradient") + state("moment");
+    const int64_t named = state("parameter") + state("working_copy") + state("gradient") + state("moment");
     std::vector<std::string> parts;
     const auto add = [&](absl::string_view what, int64_t bytes) {
       if (bytes > 0) parts.push_back(absl::StrCat(what, " ", MiB(bytes)));
     };
     add("parameters", state("parameter"));
+    add("working copies", state("working_copy"));
     add("gradients", state("gradient"));
     add("optimizer", state("moment"));
     add("residuals", worst->residual_bytes);

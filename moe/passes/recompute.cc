@@ -71,7 +71,7 @@ bool IsStable(const Node& arg, const Module& module) {
   const State* s = module.FindState(BindingName(arg.attributes()));
   if (s == nullptr) return false;
   const std::string kind = AttrString(s->attributes, "kind");
-  return kind == "parameter" || kind == "expert_map";
+  return kind == "parameter" || kind == "working_copy" || kind == "expert_map";
 }
 
 std::set<const Node*> BoundToTheForward(const Function& chunk) {

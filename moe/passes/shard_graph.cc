@@ -78,7 +78,7 @@ class GraphBuilder {
     if (const StatePlacement* s = StateOf(binding)) {
       given = s->placement;
       if (s->is_parameter) x.stationary = planner_.Intern(s->compute), x.parameter = true;
-      if (s->is_moment) x.stationary = planner_.Intern(s->placement);
+      if (s->is_moment || s->is_copy) x.stationary = planner_.Intern(s->placement);
       if (s->open || s->is_gradient) x.open_state = std::string(BindingName(binding));
       // Where a function reads gradients to update by them, they are brought to the optimizer's placement at
       // once.
@@ -256,6 +256,10 @@ StatePlacements SeedStates(const Module& module, const Seeds& seeds, const State
     const auto it = layout->placements.find(name);
     return it == layout->placements.end() ? nullptr : &it->second;
   };
+  std::set<std::string> copied;  // parameters that the step reads by a working copy
+  for (const auto& s : module.states()) {
+    if (AttrString(s->attributes, "kind") == "working_copy") copied.insert(AttrString(s->attributes, "of"));
+  }
   for (const auto& s : module.states()) {
     StatePlacement& p = out[s->name];
     const std::string kind = AttrString(s->attributes, "kind"), of = AttrString(s->attributes, "of");
@@ -263,8 +267,12 @@ StatePlacements SeedStates(const Module& module, const Seeds& seeds, const State
     p.placement = p.settled = s->type.placement;
     if (kind == "parameter") {
       p.is_parameter = true;
-      p.placement = seeds.Storage(*s);
+      p.placement = copied.count(s->name) ? seeds.Optimizer(*s) : seeds.Storage(*s);
       p.compute = seeds.Compute(*s);
+      if (const Placement* given = shared(s->name)) p.placement = *given;
+    } else if (kind == "working_copy" && parameter) {
+      p.is_copy = true;
+      if (!IsPlaced(s->type)) p.placement = seeds.Compute(*parameter);
       if (const Placement* given = shared(s->name)) p.placement = *given;
     } else if (kind == "moment") {
       p.is_moment = true;

@@ -32,7 +32,7 @@ struct StatePlacement {
   Placement placement;   // open and undecided: the dims
   Placement settled;     // open: what it is reduced to once a step
   Placement compute;     // parameters and their gradients: where the parameter computes
-  bool is_parameter = false, is_gradient = false, is_moment = false;
+  bool is_parameter = false, is_gradient = false, is_moment = false, is_copy = false;
 };
 using StatePlacements = std::map<std::string, StatePlacement>;
 
@@ -54,14 +54,14 @@ struct ShardValue {
   int result = 0;                    // of the producer
   PlacementId given = kNoPlacement;  // arguments: placement on entry
   PlacementId stationary =
-      kNoPlacement;        // compute placement of a parameter, storage of a moment: a constraint
+      kNoPlacement;  // compute placement of a parameter, storage of a moment or a working copy: a constraint
   bool parameter = false;  // stationary everywhere but in the update
   SeedKind seed_kind = SeedKind::kNone;
   PlacementId seed = kNoPlacement, settled = kNoPlacement;
   // Final gradient of a parameter that computes there, or a sum of replicas: made on these axes.
   PlacementId gradient_of = kNoPlacement;
-  uint64_t blocked = 0;                    // dims that a consumer, through pass-through factors, needs whole
-  std::string open_state;                  // the accumulator that holds this value
+  uint64_t blocked = 0;    // dims that a consumer, through pass-through factors, needs whole
+  std::string open_state;  // the accumulator that holds this value
 };
 
 enum class Treatment : uint8_t {

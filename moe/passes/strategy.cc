@@ -12,9 +12,9 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
-#include "moe/ir/stored_rows.h"
 #include "absl/strings/strip.h"
 #include "moe/base/status.h"
+#include "moe/ir/stored_rows.h"
 #include "moe/passes/checkpoint_policy.h"
 
 namespace moe {
@@ -75,7 +75,7 @@ struct Degrees {
   int64_t tp = 1, cp = 1, dp = 1, etp = 1, ep = 1, edp = 1;
   int64_t kv_heads = 0;
   int64_t zero_dp = 0, expert_zero_dp = 0;  // 0: all
-  std::vector<int64_t> more_cuts;  // of strategies that share the mesh
+  std::vector<int64_t> more_cuts;           // of strategies that share the mesh
   int64_t world() const { return tp * cp * dp; }
 
   // kvh: the part of tp that shards K and V; the other part, kvr, repeats them and is minor.
@@ -212,6 +212,7 @@ std::string Strategy::ToString() const {
   }
   if (dispatcher != defaults.dispatcher) words.push_back(absl::StrCat("dispatcher=", dispatcher));
   if (!precision.empty()) words.push_back(precision);
+  if (!grads.empty()) words.push_back(absl::StrCat("grads=", grads));
   for (const WireField& f : kWires) {
     if (!(this->*f.field).empty()) words.push_back(absl::StrCat(f.name, "=", this->*f.field));
   }
@@ -270,6 +271,9 @@ absl::StatusOr<Strategy> ParseStrategy(absl::string_view text) {
     } else if (word == "bf16" || word == "f16") {
       if (!s.precision.empty() && s.precision != word) return bad("one of bf16 and f16");
       s.precision = std::string(word);
+    } else if (key == "grads") {
+      if (value != "f32" && value != "bf16" && value != "f16") return bad("f32, bf16 or f16");
+      s.grads = value == "f32" ? "" : std::string(value);
     } else if (key == "zero" || key == "expert_zero") {
       int stage;
       if (!absl::SimpleAtoi(value, &stage) || stage < 0 || stage > 3) return bad("0, 1, 2 or 3");
@@ -299,7 +303,8 @@ absl::StatusOr<Strategy> ParseStrategy(absl::string_view text) {
       if (value != "fold" && value != "reversed") return bad("fold or reversed");
       s.ep_order = std::string(value);
     } else if (key == "expert_slots") {
-      if (!absl::SimpleAtoi(value, &s.expert_slots) || s.expert_slots < 1 || s.expert_slots > kMaxExpertSlots) {
+      if (!absl::SimpleAtoi(value, &s.expert_slots) || s.expert_slots < 1 ||
+          s.expert_slots > kMaxExpertSlots) {
         return bad(absl::StrCat("1 to ", kMaxExpertSlots));
       }
     } else if (key == "expert_map") {
@@ -327,8 +332,10 @@ absl::StatusOr<Strategy> ParseStrategy(absl::string_view text) {
         return absl::InvalidArgumentError(absl::StrCat(
             "strategy: unknown word '", word,
             "'; known: pp= dp= cp= tp= ep= etp= sp vp zero= expert_zero= microbatches= virtual_chunks= "
-            "moe_chunks= schedule= checkpoint= checkpoint_budget= memory_limit= dispatcher= overload= ep_order= "
-            "bucket= overlap= bf16 f16 compress_dispatch= compress_combine= compress_gather= compress_grad= "
+            "moe_chunks= schedule= checkpoint= checkpoint_budget= memory_limit= dispatcher= overload= "
+            "ep_order= "
+            "bucket= overlap= bf16 f16 grads= compress_dispatch= compress_combine= compress_gather= "
+            "compress_grad= "
             "no_kv_axis expert_slots= expert_map= zero_dp= expert_zero_dp= cp_attention= cp_order= "
             "devices_per_node= hierarchical="));
       }
@@ -345,9 +352,10 @@ absl::StatusOr<std::vector<int64_t>> ParseExpertMap(absl::string_view text) {
   for (absl::string_view word : absl::StrSplit(text, absl::ByAnyChar(",:"))) {
     int64_t expert;
     if (!absl::SimpleAtoi(word, &expert) || expert < -1) {
-      return absl::InvalidArgumentError(absl::StrCat("expert_map '", text, "': '", word,
-                                                     "' is no expert; legal are numbers from 0 on, and -1 for an "
-                                                     "empty slot"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("expert_map '", text, "': '", word,
+                       "' is no expert; legal are numbers from 0 on, and -1 for an "
+                       "empty slot"));
     }
     map.push_back(expert);
     if (static_cast<int64_t>(map.size()) > kMaxExpertSlots) {
@@ -359,23 +367,25 @@ absl::StatusOr<std::vector<int64_t>> ParseExpertMap(absl::string_view text) {
 
 absl::StatusOr<std::vector<int64_t>> ExpertMapOf(const Strategy& s, int64_t experts) {
   std::vector<int64_t> map = s.expert_map;
-  const int64_t slots = s.expert_slots > 0 ? s.expert_slots : map.empty() ? experts : static_cast<int64_t>(map.size());
+  const int64_t slots = s.expert_slots > 0 ? s.expert_slots
+                        : map.empty()      ? experts
+                                           : static_cast<int64_t>(map.size());
   if (slots < experts || slots > kMaxExpertSlots) {
-    return absl::InvalidArgumentError(absl::StrCat(slots, " expert slots for ", experts, " experts; legal are ", experts,
-                                                   " to ", kMaxExpertSlots, ", in multiples of ep = ", s.ep));
+    return absl::InvalidArgumentError(absl::StrCat(slots, " expert slots for ", experts,
+                                                   " experts; legal are ", experts, " to ", kMaxExpertSlots,
+                                                   ", in multiples of ep = ", s.ep));
   }
   if (slots % s.ep != 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(slots, " expert slots do not divide over ep = ", s.ep, "; the next that do: ",
-                     (slots + s.ep - 1) / s.ep * s.ep));
+    return absl::InvalidArgumentError(absl::StrCat(slots, " expert slots do not divide over ep = ", s.ep,
+                                                   "; the next that do: ", (slots + s.ep - 1) / s.ep * s.ep));
   }
   if (map.empty()) {
     map.assign(slots, -1);
     for (int64_t e = 0; e < experts; ++e) map[e * slots / experts] = e;
   }
   if (static_cast<int64_t>(map.size()) != slots) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("expert_map has ", map.size(), " entries for ", slots, " expert slots; it needs one each"));
+    return absl::InvalidArgumentError(absl::StrCat("expert_map has ", map.size(), " entries for ", slots,
+                                                   " expert slots; it needs one each"));
   }
   const std::string problem = ExpertMapProblem(map, experts);
   if (!problem.empty()) return absl::InvalidArgumentError(absl::StrCat("expert_map: ", problem));

@@ -37,14 +37,15 @@ struct Strategy {
   // results reduced (allgather), or whatever moves fewer bytes (auto).
   std::string dispatcher = "auto";
   std::string precision;  // "": as the model; bf16, f16: compute in it, with f32 masters
+  std::string grads;      // "": gradients are summed in f32; the same word as `precision`: in that
   // Wire formats of exchanges: "" (as computed), "bf16" or "f8" (e4m3 with an f32 scale per 128 values).
   std::string compress_dispatch, compress_combine, compress_gather, compress_grad;
   double overload = 0;  // ragged arena bound: overload x expected rows; 0: worst case
   // Order of atomic axes on a dim: "" (the fold's order) or "reversed". The shard pass tries both for ep when
   // empty.
   std::string ep_order;
-  // Slots that experts are stored in, a multiple of ep; 0: as many as experts. And what each holds, an expert or -1
-  // for nothing; empty: the experts in order, spread evenly.
+  // Slots that experts are stored in, a multiple of ep; 0: as many as experts. And what each holds, an expert
+  // or -1 for nothing; empty: the experts in order, spread evenly.
   int64_t expert_slots = 0;
   std::vector<int64_t> expert_map;
   std::string cp_attention =
@@ -71,8 +72,8 @@ absl::StatusOr<Strategy> ParseStrategy(
 // "0,1,2,-1", with commas or colons, as numbers.
 absl::StatusOr<std::vector<int64_t>> ParseExpertMap(absl::string_view text);
 // Slot -> expert as the strategy has it for so many experts: expert_map, or the experts spread evenly over
-// expert_slots. Error: slots that ep does not divide or that are too few, a map of another length, an entry that is no
-// expert, an expert without a slot.
+// expert_slots. Error: slots that ep does not divide or that are too few, a map of another length, an entry
+// that is no expert, an expert without a slot.
 absl::StatusOr<std::vector<int64_t>> ExpertMapOf(const Strategy& s, int64_t experts);
 
 // Atomic axes by folding: cut points {1, tp, tp*cp, tp*cp*dp} and {1, etp, etp*ep, etp*ep*edp}, and

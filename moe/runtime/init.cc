@@ -28,8 +28,12 @@ uint64_t StreamOf(absl::string_view name) {
   return h;
 }
 
-Initializer::Initializer(const Module& module, const State& state, uint64_t seed)
-    : kind_(kZeros), seed_(seed), stream_(StreamOf(state.name)) {
+Initializer::Initializer(const Module& module, const State& given, uint64_t seed)
+    : kind_(kZeros), seed_(seed) {
+  const bool copy = AttrString(given.attributes, "kind") == "working_copy";
+  const State* const of = copy ? module.FindState(AttrString(given.attributes, "of")) : nullptr;
+  const State& state = of != nullptr ? *of : given;
+  stream_ = StreamOf(state.name);
   const std::string kind = AttrString(state.attributes, "kind");
   if (kind == "expert_map") {
     kind_ = kTable;

@@ -1,5 +1,6 @@
 // Initial values of states. Parameters: a pure function of (seed, parameter name, index of the element in the
-// logical tensor), so they do not depend on the layout. Expert maps: what their attributes say. All others: zero.
+// logical tensor), so they do not depend on the layout. Working copies: their parameters', which storing
+// rounds. Expert maps: what their attributes say. All others: zero.
 #pragma once
 
 #include <cstdint>
@@ -16,8 +17,8 @@ namespace moe {
 uint64_t CounterBits(uint64_t seed, uint64_t stream, uint64_t counter);
 uint64_t StreamOf(absl::string_view name);  // FNV-1a of the name
 
-// Value of element `index`, as stored, of a state. Of a parameter by its attributes init ("normal" with std, by
-// Box-Muller; "ones"; "zeros"); rows that hold nothing (stored_rows.h) are zero.
+// Value of element `index`, as stored, of a state. Of a parameter by its attributes init ("normal" with std,
+// by Box-Muller; "ones"; "zeros"); rows that hold nothing (stored_rows.h) are zero.
 class Initializer {
  public:
   Initializer(const Module& module, const State& state, uint64_t seed);

@@ -191,8 +191,9 @@ absl::StatusOr<std::unique_ptr<Interpreter::Program>> Interpreter::Prepare(const
   }
   for (size_t i = 0; i < p->steps.size(); ++i) {
     Program::Step& s = p->steps[i];
-    for (const auto& [result, operand] : s.node->op().in_place) {
-      if (result >= s.node->num_results()) break;
+    for (int result = 0; result < s.node->num_results(); ++result) {
+      const int operand = InPlaceOperand(*s.node, result);
+      if (operand < 0) continue;
       const int v = s.in[operand];
       if (last[v] == static_cast<int>(i) && !keep[v] && std::count(s.in.begin(), s.in.end(), v) == 1) {
         s.takes_over[result] = v;
@@ -404,7 +405,8 @@ absl::StatusOr<std::vector<double>> Interpreter::ReadStored(const State& state) 
 }
 
 absl::Status Interpreter::WriteStored(const State& state, absl::Span<const double> values) {
-  return CopyIn(values.data(), static_cast<int64_t>(values.size()), state.type.dtype, states_.at(state.name)->data);
+  return CopyIn(values.data(), static_cast<int64_t>(values.size()), state.type.dtype,
+                states_.at(state.name)->data);
 }
 
 }  // namespace moe

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "moe/base/status.h"
 #include "moe/ir/state.h"
+#include "moe/ir/state_layout.h"
 
 namespace moe {
 
@@ -57,8 +58,16 @@ absl::Status LogicalSession::WriteState(const std::string& name, absl::Span<cons
   }
   if (AttrString(s->attributes, "kind") == "expert_map") return MoveExperts(*s, values);
   ASSIGN_OR_RETURN(const std::optional<StoredRows> rows, RowsNow(*s));
-  if (!rows) return WriteStored(*s, values);
-  return WriteStored(*s, rows->ToStored(values, /*once=*/AttrString(s->attributes, "kind") == "gradient"));
+  const std::vector<double> stored =
+      rows ? rows->ToStored(values, /*once=*/AttrString(s->attributes, "kind") == "gradient")
+           : std::vector<double>(values.begin(), values.end());
+  RETURN_IF_ERROR(WriteStored(*s, stored));
+  for (const auto& copy : module().states()) {
+    if (AttrString(copy->attributes, "kind") != "working_copy" || AttrString(copy->attributes, "of") != name)
+      continue;
+    RETURN_IF_ERROR(WriteStored(*copy, stored));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status LogicalSession::MoveExperts(const State& table, absl::Span<const double> to) {
@@ -76,9 +85,7 @@ absl::Status LogicalSession::MoveExperts(const State& table, absl::Span<const do
   }
   std::vector<std::pair<const State*, std::vector<double>>> moved;
   for (const auto& s : module().states()) {
-    const std::string kind = AttrString(s->attributes, "kind");
-    if (AttrString(s->attributes, "expert_map") != table.name || (kind != "parameter" && kind != "moment"))
-      continue;
+    if (AttrString(s->attributes, "expert_map") != table.name || !IsPersistent(*s)) continue;
     ASSIGN_OR_RETURN(std::vector<double> values, ReadState(s->name));
     moved.emplace_back(s.get(), rows.ToStored(values, /*once=*/false));
   }

@@ -1,6 +1,6 @@
 // LogicalSession: a session over a module whose states may be stored by other rows than the model's (expert
 // slots, a padded vocabulary: ir/stored_rows.h). It gives and takes logical tensors; a subclass reads and
-// writes stored ones.
+// writes stored ones. Writing a parameter writes its working copies.
 //
 //   class Executor : public LogicalSession {
 //     const Module& module() const override { return *program_.module; }

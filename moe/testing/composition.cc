@@ -62,6 +62,7 @@ constexpr Feature kFeatures[] = {
     {"moe chunks", [](const Subject& x) { return x.s.moe_chunks > 1; }},
     {"bf16", [](const Subject& x) { return x.s.precision == "bf16"; }},
     {"f16", [](const Subject& x) { return x.s.precision == "f16"; }},
+    {"narrow gradients", [](const Subject& x) { return !x.s.grads.empty(); }},
     {"compressed",
      [](const Subject& x) {
        return !x.s.compress_dispatch.empty() || !x.s.compress_combine.empty() ||

@@ -653,6 +653,7 @@ void FusedCases(Cases* out) {
   });
   for (const double finite : {1.0, 0.0}) {
     add(finite ? "optim.multi_adamw" : "optim.multi_adamw/not-finite", [=](CaseBuilder& c) {
+      // The second tensor has a copy.
       std::vector<Value> operands = {c.Scalar(0.5), c.Scalar(finite), c.Scalar(0.01), c.Scalar(0.19),
                                      c.Scalar(0.002)};
       std::vector<Type> types;
@@ -661,11 +662,15 @@ void FusedCases(Cases* out) {
           operands.push_back(v);
         types.insert(types.end(), 3, operands.back().type());
       }
+      types.push_back(types.back());
+      const std::string dtype(DTypeName(types.back().dtype));
       c.TypedOp("optim.multi_adamw", std::move(operands),
                 {{"beta1", 0.9},
                  {"beta2", 0.999},
                  {"eps", 1e-8},
-                 {"weight_decay", std::vector<std::string>{"0", "0.1"}}},
+                 {"weight_decay", std::vector<std::string>{"0", "0.1"}},
+                 {"copies", std::vector<int64_t>{1}},
+                 {"dtype", dtype}},
                 std::move(types));
     });
   }

@@ -185,10 +185,10 @@ absl::StatusOr<std::vector<HostValue>> RunNodeOnRank(const Node& n, const Kernel
     int64_t rows = 0;
     if (shape.ragged >= 0) rows = shape.dims[1] * shape.dims[2] * n.type(r).ragged_bound;
     ASSIGN_OR_RETURN(Bound bound, Allocate(shape, arena_rows(rows), rows, options.device));
-    const auto alias = n.op().in_place.find(r);
-    if (options.in_place && alias != n.op().in_place.end()) {
-      bound.tensor.data = in[alias->second].tensor.data;
-      bound.seen.data = in[alias->second].seen.data;
+    const int alias = InPlaceOperand(n, r);
+    if (options.in_place && alias >= 0) {
+      bound.tensor.data = in[alias].tensor.data;
+      bound.seen.data = in[alias].seen.data;
     }
     c.out.push_back(options.device == nullptr ? bound.tensor : bound.seen);
     out.push_back(std::move(bound));

@@ -692,6 +692,8 @@ std::vector<double> Snapshot::Global(const Mesh& mesh) const {
 }
 
 std::vector<double> InitialValues(const Module& module, const State& state, uint64_t seed) {
+  if (AttrString(state.attributes, "kind") == "working_copy")
+    return InitialValues(module, *module.FindState(AttrString(state.attributes, "of")), seed);
   State logical = state;  // the values of a parameter are a function of its logical elements
   logical.type = LogicalType(module, state);
   logical.attributes.erase("expert_map");

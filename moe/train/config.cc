@@ -52,6 +52,7 @@ RunConfig DefaultRunConfig() {
   strategy.set_split_tensor_by_kv_heads(true);
   strategy.set_ddp_bucket_size(-1);
   strategy.set_moe_chunks(1);
+  strategy.set_main_grads_dtype("fp32");
 
   TrainConfig& train = *config.mutable_train();
   train.set_held_out_fraction(0.05);
@@ -87,6 +88,7 @@ RunConfig ResolveRunConfig(RunConfig config) {
   if (s.virtual_pipeline_model_parallel_size() == 0) s.set_virtual_pipeline_model_parallel_size(1);
   if (s.schedule().empty()) s.set_schedule("1f1b");
   if (s.recompute_granularity().empty()) s.set_recompute_granularity("none");
+  if (s.main_grads_dtype().empty()) s.set_main_grads_dtype("fp32");
   if (s.cp_attention().empty()) s.set_cp_attention("auto");
   if (s.cp_order().empty()) s.set_cp_order("auto");
   if (s.hierarchical_collectives().empty()) s.set_hierarchical_collectives("auto");
@@ -145,6 +147,8 @@ Strategy StrategyOf(const RunConfig& config) {
   s.memory_limit = c.memory_limit().empty() ? 0 : ParseByteSize(c.memory_limit()).value_or(0);
   s.dispatcher = c.moe_token_dispatcher_type();
   s.precision = c.fp16() ? "f16" : c.bf16() ? "bf16" : "";
+  const std::string& grads = c.main_grads_dtype();
+  s.grads = grads == "fp32" ? "" : grads == "fp16" ? "f16" : grads;
   s.compress_dispatch = c.compress_dispatch();
   s.compress_combine = c.compress_combine();
   s.compress_gather = c.compress_gather();
@@ -204,6 +208,7 @@ void SetStrategy(const Strategy& s, RunConfig& config) {
   c.set_moe_token_dispatcher_type(s.dispatcher);
   c.set_bf16(s.precision == "bf16");
   c.set_fp16(s.precision == "f16");
+  c.set_main_grads_dtype(s.grads.empty() ? "fp32" : s.grads == "f16" ? "fp16" : s.grads);
   c.set_compress_dispatch(s.compress_dispatch);
   c.set_compress_combine(s.compress_combine);
   c.set_compress_gather(s.compress_gather);
@@ -268,17 +273,18 @@ std::string DescribeStrategy(const RunConfig& config) {
   if (s.zero > 0) absl::StrAppend(&line, ", ZeRO-", s.zero);
   if (s.zero_dp > 0) absl::StrAppend(&line, " over ", s.zero_dp);
   if (!s.precision.empty()) absl::StrAppend(&line, ", ", s.precision);
+  if (!s.grads.empty()) absl::StrAppend(&line, ", gradients in ", s.grads);
   if (config.model().num_experts() > 0) {
     absl::StrAppend(&line, "   experts: ep ", s.ep, ", edp ", s.edp(), ", etp ", s.etp);
     if (s.expert_zero >= 0 && s.expert_zero != s.zero) absl::StrAppend(&line, ", ZeRO-", s.expert_zero);
     if (s.expert_zero_dp > 0) absl::StrAppend(&line, ", state over ", s.expert_zero_dp);
   }
-  const std::string schedule = s.schedule == "1f1b"    ? "1F1B"
-                               : s.schedule == "gpipe" ? "GPipe"
-                               : s.schedule == "zb-h1" ? "ZB-H1"
-                               : s.schedule == "zb-v"  ? "ZB-V"
+  const std::string schedule = s.schedule == "1f1b"       ? "1F1B"
+                               : s.schedule == "gpipe"    ? "GPipe"
+                               : s.schedule == "zb-h1"    ? "ZB-H1"
+                               : s.schedule == "zb-v"     ? "ZB-V"
                                : s.schedule == "dualpipe" ? "DualPipe"
-                                                       : s.schedule;
+                                                          : s.schedule;
   absl::StrAppend(&line, "   ", schedule, ", ", s.microbatches,
                   s.microbatches == 1 ? " microbatch of " : " microbatches of ",
                   config.train().micro_batch_size() * s.dp, " x ", config.model().seq_length());

@@ -152,6 +152,10 @@ ChunkRange ChunksOf(const std::string& schedule) {
   return {schedule == "interleaved" ? 2 : 1, kMaxDegree};
 }
 bool IsDispatcher(const std::string& s) { return s == "alltoall" || s == "allgather" || s == "auto"; }
+bool IsGradsDType(const StrategyConfig& s) {
+  const std::string& d = s.main_grads_dtype();
+  return d.empty() || d == "fp32" || (d == "bf16" && s.bf16()) || (d == "fp16" && s.fp16());
+}
 bool IsWire(const std::string& s) { return s.empty() || s == "bf16" || s == "f8"; }
 bool IsExpertOrder(const std::string& s) { return s.empty() || s == "fold" || s == "reversed"; }
 bool IsOverlap(const std::string& s) { return s.empty() || s == "on" || s == "off"; }
@@ -238,6 +242,16 @@ void CheckWords(const StrategyConfig& s, Collector& out) {
     out.Add("ddp_bucket_size = ", s.ddp_bucket_size()).legal = "-1 (as the target likes), 0 (none) or bytes";
   }
   if (s.bf16() && s.fp16()) out.Add("bf16 and fp16 at once").legal = "one of them, or neither";
+  if (!IsGradsDType(s)) {
+    out.Add("main_grads_dtype = '", s.main_grads_dtype(), "' where ",
+            s.bf16()   ? "bf16"
+            : s.fp16() ? "fp16"
+                       : "fp32",
+            " is computed in")
+        .legal = s.bf16()   ? "fp32 or bf16"
+                 : s.fp16() ? "fp32 or fp16"
+                            : "fp32, or bf16 with --bf16";
+  }
   const std::pair<const char*, const std::string&> wires[] = {{"compress_dispatch", s.compress_dispatch()},
                                                               {"compress_combine", s.compress_combine()},
                                                               {"compress_gather", s.compress_gather()},
@@ -686,6 +700,7 @@ std::optional<RunConfig> NearestLegalStrategy(const RunConfig& config) {
   if (!IsDispatcher(s.moe_token_dispatcher_type())) s.set_moe_token_dispatcher_type("auto");
   if (!IsExpertOrder(s.expert_axis_order())) s.set_expert_axis_order("");
   if (s.bf16()) s.set_fp16(false);
+  if (!IsGradsDType(s)) s.set_main_grads_dtype("fp32");
   for (std::string* wire : {s.mutable_compress_dispatch(), s.mutable_compress_combine(),
                             s.mutable_compress_gather(), s.mutable_compress_grad()}) {
     if (!IsWire(*wire)) wire->clear();

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,7 +27,7 @@ absl::Status VerifyFused(const Node& n) {
 }
 
 // Every tensor has factors of its own: the scalars, then p, gradient, m, v of each tensor; results p, m, v of
-// each.
+// each, and the copies.
 absl::StatusOr<std::string> RuleOfMultiAdamW(const Node& n) {
   const int tensors = MultiAdamWTensors(n);
   if (tensors < 1 || n.num_operands() != kMultiAdamWScalars + 4 * tensors ||
@@ -35,15 +36,16 @@ absl::StatusOr<std::string> RuleOfMultiAdamW(const Node& n) {
                                                    kMaxMultiAdamWTensors, " tensors, not ", n.num_operands(),
                                                    " operands"));
   }
-  std::string operands = " , , , , ", results;
+  std::string operands = " , , , , ", results, copies;
   for (int i = 0; i < tensors; ++i) {
     std::string term;
     const int rank = n.operand(kMultiAdamWScalars + 4 * i).type().rank();
     for (int d = 0; d < rank; ++d) absl::StrAppend(&term, d ? " " : "", "p", i, "_", d);
     for (int j = 0; j < 4; ++j) absl::StrAppend(&operands, ", ", term);
     for (int j = 0; j < 3; ++j) absl::StrAppend(&results, results.empty() ? "" : ", ", term);
+    if (MultiAdamWCopy(n, i) >= 0) absl::StrAppend(&copies, ", ", term);
   }
-  return absl::StrCat(operands, " -> ", results);
+  return absl::StrCat(operands, " -> ", results, copies);
 }
 
 absl::StatusOr<std::vector<Type>> InferMultiAdamW(const Node& n) {
@@ -55,6 +57,13 @@ absl::StatusOr<std::vector<Type>> InferMultiAdamW(const Node& n) {
       types.push_back(std::move(t));
     }
   }
+  const std::optional<DType> dtype = ParseDType(n.StringOr("dtype", ""));
+  for (int i = 0; i < MultiAdamWTensors(n); ++i) {
+    if (MultiAdamWCopy(n, i) < 0) continue;
+    if (!dtype) return absl::InvalidArgumentError("`copies` wants their `dtype`");
+    types.push_back(types[3 * i]);
+    types.back().dtype = *dtype;
+  }
   return types;
 }
 
@@ -63,6 +72,16 @@ absl::Status VerifyMultiAdamW(const Node& n) {
   if (static_cast<int>(n.Strings("weight_decay").size()) != tensors) {
     return absl::InvalidArgumentError(absl::StrCat("weight_decay has ", n.Strings("weight_decay").size(),
                                                    " entries for ", tensors, " tensors"));
+  }
+  if (n.Has("copies")) {
+    int64_t last = -1;
+    for (const int64_t i : n.Ints("copies")) {
+      if (i <= last || i >= tensors) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("copies has ", i, "; legal are ascending numbers below ", tensors));
+      }
+      last = i;
+    }
   }
   for (const std::string& decay : n.Strings("weight_decay")) {
     double x = 0;
@@ -86,6 +105,12 @@ std::map<int, int> MultiAdamWInPlace() {
 
 }  // namespace
 
+int MultiAdamWCopy(const Node& n, int tensor) {
+  if (!n.Has("copies")) return -1;
+  const std::vector<int64_t>& copies = n.Ints("copies");
+  const auto it = std::find(copies.begin(), copies.end(), tensor);
+  return it == copies.end() ? -1 : 3 * MultiAdamWTensors(n) + static_cast<int>(it - copies.begin());
+}
 int MultiAdamWTensors(const Node& n) { return (n.num_operands() - kMultiAdamWScalars) / 4; }
 
 void RegisterFusedOps(OpRegistry* r) {
@@ -140,7 +165,8 @@ void RegisterFusedOps(OpRegistry* r) {
   r->Add(OpDef("optim.multi_adamw")
              .Doc("optim.adamw of several tensors. Operands: the 5 scalars, then p, gradient, m, v of each "
                   "tensor; results: "
-                  "p, m, v of each. `weight_decay` has one number per tensor.")
+                  "p, m, v of each, then the new p rounded to `dtype` of the tensors that `copies` numbers. "
+                  "`weight_decay` has one number per tensor.")
              .Operands({"factor", "finite", "learning_rate", "bias1", "bias2"})
              .Variadic()
              .Results({"p", "m", "v"})
@@ -149,6 +175,11 @@ void RegisterFusedOps(OpRegistry* r) {
              .Attr("beta2", AttrKind::kFloat)
              .Attr("eps", AttrKind::kFloat)
              .Attr("weight_decay", AttrKind::kStrings)
+             .Attr("copies", AttrKind::kInts, /*required=*/false)
+             .Attr("dtype", AttrKind::kString, /*required=*/false)
+             .AnyFloat([](int operand) {
+               return operand > kMultiAdamWScalars && (operand - kMultiAdamWScalars) % 4 == 1;
+             })
              .Infer(InferMultiAdamW)
              .Verify(VerifyMultiAdamW)
              .RuleFrom(RuleOfMultiAdamW)

@@ -1,5 +1,5 @@
 // Layout of the operands of optim.multi_adamw: kMultiAdamWScalars scalars, then p, gradient, m, v of each
-// tensor.
+// tensor. Results: p, m, v of each, then the narrow copies of the new p of those that have one.
 #pragma once
 
 #include "moe/ir/graph.h"
@@ -12,5 +12,7 @@ inline constexpr int kMaxMultiAdamWTensors = 16;
 inline constexpr int kMaxMultiAdamWDims = 64;
 
 int MultiAdamWTensors(const Node& n);
+// Index of the result that is the copy of a tensor, or -1.
+int MultiAdamWCopy(const Node& n, int tensor);
 
 }  // namespace moe

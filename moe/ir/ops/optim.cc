@@ -36,6 +36,7 @@ void RegisterOptimOps(OpRegistry* r) {
              .Attr("eps", AttrKind::kFloat)
              .Attr("weight_decay", AttrKind::kFloat)
              .ResultDTypes({"=0", "=2", "=3"})
+             .AnyFloat([](int operand) { return operand == 1; })
              .Elementwise()
              .InPlace({{0, 0}, {1, 2}, {2, 3}})
              .NoGradient()

@@ -158,8 +158,10 @@ absl::Status MultiAdamW(KernelContext& c) {
       return absl::InternalError("weight_decay");
     const Tensor* in = &c.in[kMultiAdamWScalars + 4 * i];
     const Tensor* out = &c.out[3 * i];
-    AdamWTensor(*c.node, decay, {&c.in[0], kMultiAdamWScalars}, {&in[0], &in[1], &in[2], &in[3]},
-                {&out[0], &out[1], &out[2]}, T());
+    const int copy = MultiAdamWCopy(*c.node, i);
+    AdamWTensor<T>(*c.node, decay, {&c.in[0], kMultiAdamWScalars})
+        .Run({&in[0], &in[1], &in[2], &in[3]}, {&out[0], &out[1], &out[2]},
+             copy < 0 ? nullptr : &c.out[copy]);
   }
   return absl::OkStatus();
 }
@@ -178,6 +180,8 @@ void RegisterFloat(KernelRegistry& r, DType dtype) {
 void RegisterCpuFused(KernelRegistry& r) {
   RegisterFloat<float>(r, DType::kF32);
   RegisterFloat<double>(r, DType::kF64);
+  for (const DType narrow : {DType::kBF16, DType::kF16})
+    r.Add({"optim.multi_adamw", Backend::kCpu, narrow, &MultiAdamW<float>});
 }
 
 }  // namespace moe

@@ -14,8 +14,8 @@ absl::Status Accumulate(KernelContext& c) {
 
 template <typename T>
 absl::Status AdamW(KernelContext& c) {
-  AdamWTensor(*c.node, c.node->Float("weight_decay"), {&c.in[4], 5}, {&c.in[0], &c.in[1], &c.in[2], &c.in[3]},
-              {&c.out[0], &c.out[1], &c.out[2]}, T());
+  AdamWTensor<T>(*c.node, c.node->Float("weight_decay"), {&c.in[4], 5})
+      .Run({&c.in[0], &c.in[1], &c.in[2], &c.in[3]}, {&c.out[0], &c.out[1], &c.out[2]}, nullptr);
   return absl::OkStatus();
 }
 
@@ -30,6 +30,8 @@ void RegisterFloat(KernelRegistry& r, DType dtype) {
 void RegisterCpuOptim(KernelRegistry& r) {
   RegisterFloat<float>(r, DType::kF32);
   RegisterFloat<double>(r, DType::kF64);
+  for (const DType narrow : {DType::kBF16, DType::kF16})
+    r.Add({"optim.adamw", Backend::kCpu, narrow, &AdamW<float>});
 }
 
 }  // namespace moe

@@ -27,8 +27,8 @@ absl::Status Clip(KernelContext& c) {
 }
 
 struct AdamWTensor {
-  Reals p, g, m, v;  // operands
-  Reals new_p, new_m, new_v;
+  Reals p, g, m, v;                 // operands
+  Reals new_p, new_m, new_v, copy;  // copy.data: null if there is none
   int64_t elements, first_block, blocks;
   float decay;
   bool aligned;
@@ -79,6 +79,7 @@ __global__ void AdamWKernel(const __grid_constant__ AdamWArgs a) {
     Store(t.new_p, at, n, t.aligned, p);
     Store(t.new_m, at, n, t.aligned, m);
     Store(t.new_v, at, n, t.aligned, v);
+    if (t.copy.data != nullptr) Store(t.copy, at, n, t.aligned, p);
   }
 }
 
@@ -96,9 +97,9 @@ absl::Status SetUp(const Node& n, absl::Span<const Tensor> scalars, AdamWArgs* a
   return absl::OkStatus();
 }
 
-// in: p, gradient, m, v; out: p, m, v.
+// in: p, gradient, m, v; out: p, m, v. `copy`: the new p again, or null.
 absl::Status AddTensor(double decay, absl::Span<const Tensor> in, absl::Span<const Tensor> out,
-                       AdamWArgs* a) {
+                       const Tensor* copy, AdamWArgs* a) {
   AdamWTensor& t = a->tensors[a->count];
   Reals* const from[] = {&t.p, &t.g, &t.m, &t.v};
   Reals* const to[] = {&t.new_p, &t.new_m, &t.new_v};
@@ -110,6 +111,10 @@ absl::Status AddTensor(double decay, absl::Span<const Tensor> in, absl::Span<con
   for (int i = 0; i < 3; ++i) {
     ASSIGN_OR_RETURN(*to[i], RealsOf(out[i]));
     t.aligned = t.aligned && IsAligned(out[i].data);
+  }
+  if (copy != nullptr) {
+    ASSIGN_OR_RETURN(t.copy, RealsOf(*copy));
+    t.aligned = t.aligned && IsAligned(copy->data);
   }
   t.elements = out[0].elements();
   t.decay = static_cast<float>(decay);
@@ -133,7 +138,7 @@ absl::Status AdamW(KernelContext& c) {
   AdamWArgs a = {};
   const absl::Span<const Tensor> in = c.in;
   RETURN_IF_ERROR(SetUp(*c.node, in.subspan(4, 5), &a));
-  RETURN_IF_ERROR(AddTensor(c.node->Float("weight_decay"), in.subspan(0, 4), c.out, &a));
+  RETURN_IF_ERROR(AddTensor(c.node->Float("weight_decay"), in.subspan(0, 4), c.out, nullptr, &a));
   return LaunchAdamW(c, a);
 }
 
@@ -145,7 +150,9 @@ absl::Status MultiAdamW(KernelContext& c) {
     double decay = 0;
     if (!absl::SimpleAtod(c.node->Strings("weight_decay")[i], &decay))
       return absl::InternalError("weight_decay");
-    RETURN_IF_ERROR(AddTensor(decay, in.subspan(kMultiAdamWScalars + 4 * i, 4), out.subspan(3 * i, 3), &a));
+    const int copy = MultiAdamWCopy(*c.node, i);
+    RETURN_IF_ERROR(AddTensor(decay, in.subspan(kMultiAdamWScalars + 4 * i, 4), out.subspan(3 * i, 3),
+                              copy < 0 ? nullptr : &out[copy], &a));
   }
   return LaunchAdamW(c, a);
 }

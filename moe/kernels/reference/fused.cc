@@ -125,6 +125,8 @@ absl::Status MultiAdamW(KernelContext& c) {
       out[1].As<T>()[j] = static_cast<T>(m1);
       out[2].As<T>()[j] = static_cast<T>(v1);
     }
+    const int copy = MultiAdamWCopy(*c.node, i);
+    if (copy >= 0) std::copy_n(out[0].As<T>(), out[0].elements(), c.out[copy].As<T>());
   }
   return absl::OkStatus();
 }
