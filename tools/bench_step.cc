@@ -19,8 +19,6 @@
 namespace moe {
 namespace {
 
-constexpr int64_t kTraceEvents = 200000;  // per rank and step
-
 struct Running {
   std::string name;
   CompiledProgram compiled;
@@ -69,7 +67,7 @@ struct Breakdown {
 };
 
 absl::StatusOr<Trace> TraceStep(Running& r) {
-  r.executor->StartTrace(kTraceEvents);
+  r.executor->StartTrace(/*steps=*/1);
   const absl::Status status = r.Step();
   r.executor->StopTrace();
   r.wall.pop_back();

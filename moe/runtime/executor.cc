@@ -304,7 +304,10 @@ std::vector<int64_t> Executor::MeasuredPeakPerStage() const {
   return out;
 }
 
-void Executor::StartTrace(int64_t events_per_rank) {
+void Executor::StartTrace(int64_t steps) {
+  int64_t nodes = 0;
+  for (const auto& f : program_.module->functions()) nodes += f->num_nodes();
+  const int64_t events_per_rank = steps * (nodes + 100) * std::max(1, program_.schedule.microbatches);
   for (int64_t r = 0; r < num_local_ranks(); ++r) {
     recorders_[r]->Clear();
     recorders_[r]->Reserve(events_per_rank);

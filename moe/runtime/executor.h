@@ -89,9 +89,11 @@ class Executor : public LogicalSession, private DecisionHook {
   void NameStep(int64_t step) { step_ = step; }
   int64_t step() const { return step_; }
 
-  // Tracing of the steps that follow; off by default. Events are kept until the next StartTrace.
-  void StartTrace(int64_t events_per_rank);
+  // Tracing of the steps that follow, with room for so many; off by default. Events are kept until the next
+  // StartTrace.
+  void StartTrace(int64_t steps);
   void StopTrace();
+  bool tracing() const { return ranks_[0]->recorder != nullptr; }
   // The events of all ranks, with the times of process 0's clock. With several processes all call it, and
   // process 0 gets them; the others get those of their own ranks.
   absl::StatusOr<Trace> GatherTrace();

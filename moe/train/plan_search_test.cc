@@ -64,9 +64,11 @@ std::unique_ptr<Dataset> Lines(std::vector<int64_t> lengths) {
 // Trains with one executor per plan, all in one memory.
 struct Rig {
   std::vector<std::unique_ptr<Executor>> executors;
+  std::vector<std::unique_ptr<StepMeter>> meters;
   std::unique_ptr<Trainer> trainer;
 };
-absl::StatusOr<Rig> Make(const RunConfig& config, const PlannedRun& run, const Dataset* data) {
+absl::StatusOr<Rig> Make(const RunConfig& config, const PlannedRun& run, const Dataset* data,
+                         TrainerOptions hooks = {}) {
   Rig rig;
   std::vector<StepBucket> buckets;
   ExecutorOptions options;
@@ -84,14 +86,15 @@ absl::StatusOr<Rig> Make(const RunConfig& config, const PlannedRun& run, const D
       rig.executors.push_back(std::move(e));
       options.memory_of = rig.executors[0].get();
       options.room_for.clear();
+      rig.meters.push_back(std::make_unique<ExecutorMeter>(rig.executors.back().get(), /*cores=*/2));
       bucket.plans.push_back({rig.executors.back().get(), StrategyOf(p.config).microbatches,
-                              p.config.train().micro_batch_size()});
+                              p.config.train().micro_batch_size(), rig.meters.back().get()});
     }
     buckets.push_back(std::move(bucket));
   }
   RETURN_IF_ERROR(rig.executors[0]->InitializeState(config.train().seed()));
   rig.trainer = std::make_unique<Trainer>(config, *run.buckets[0].plans[0].compiled.plan.program.module,
-                                          std::move(buckets), data);
+                                          std::move(buckets), data, std::move(hooks));
   return rig;
 }
 
@@ -298,7 +301,7 @@ TEST(PlanRun, EachLengthGetsTheCheapestPlanThatFits) {
 
 TEST(PlanRun, AdaptiveSizesShareOneStateAndGiveTheSameLosses) {
   RunConfig config = SmallConfig("pp=2 dp=2 ep=2 microbatches=4");
-  config.mutable_train()->set_train_iters(14);
+  config.mutable_train()->set_train_iters(21);
   config.mutable_train()->set_length_buckets("32");
   const std::unique_ptr<Dataset> data = Lines({32});
   ASSERT_OK_AND_ASSIGN(const PlannedRun plain, PlanRun(config, Options()));
@@ -307,10 +310,24 @@ TEST(PlanRun, AdaptiveSizesShareOneStateAndGiveTheSameLosses) {
   ASSERT_EQ(plain.buckets[0].plans.size(), 1u);
   ASSERT_GE(adaptive.buckets[0].plans.size(), 3u);
   ASSERT_OK_AND_ASSIGN(Rig a, Make(config, plain, data.get()));
-  ASSERT_OK_AND_ASSIGN(Rig b, Make(config, adaptive, data.get()));
+  std::string said;
+  TrainerOptions hooks;
+  hooks.tuned = [&](int, const MicroBatchTuner& tuner) {
+    said = tuner.Describe();
+    // Every plan has a prediction from what the stages of two were found to take.
+    for (size_t p = 0; p < adaptive.buckets[0].plans.size(); ++p) {
+      const StepPrediction predicted = tuner.Predicted(static_cast<int>(p));
+      EXPECT_GT(predicted.seconds, 0) << p;
+      EXPECT_GE(predicted.bubble, 0) << p;
+      EXPECT_LT(predicted.bubble, 1) << p;
+    }
+  };
+  ASSERT_OK_AND_ASSIGN(Rig b, Make(config, adaptive, data.get(), hooks));
   ASSERT_OK_AND_ASSIGN(const TrainResult x, a.trainer->Train());
   ASSERT_OK_AND_ASSIGN(const TrainResult y, b.trainer->Train());
   for (size_t i = 0; i < x.losses.size(); ++i) EXPECT_NEAR(x.losses[i], y.losses[i], 1e-9);
+  EXPECT_THAT(said, ::testing::HasSubstr("kept"));
+  EXPECT_THAT(said, ::testing::ContainsRegex("stage 1: compute .* m ms, exchanges .* m ms"));
 }
 
 TEST(PlanRun, RefusesLengthsThatNoStrategyTakes) {

@@ -34,6 +34,7 @@
 #include "moe/train/plan_search.h"
 #include "moe/train/process_group.h"
 #include "moe/train/session_state.h"
+#include "moe/train/step_times.h"
 #include "moe/train/summary.h"
 #include "moe/train/trainer.h"
 #include "moe/train/validate.h"
@@ -142,12 +143,7 @@ class StepTracer {
         first_(done + 1 + std::min<int64_t>(10, std::max<int64_t>(0, steps - done - kTracedSteps))) {}
   void Before(int64_t step) {
     if (step != first_) return;
-    for (Executor* e : executors_) {
-      const Program& program = e->program();
-      int64_t nodes = 0;
-      for (const auto& f : program.module->functions()) nodes += f->num_nodes();
-      e->StartTrace(kTracedSteps * (nodes + 100) * std::max(1, program.schedule.microbatches));
-    }
+    for (Executor* e : executors_) e->StartTrace(kTracedSteps);
   }
   void After(int64_t step) {
     if (step < first_ || done_) return;
@@ -471,6 +467,10 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
                            absl::StrCat("--device=", compile.target.device)));
   ASSIGN_OR_RETURN(const std::unique_ptr<Executor> executor, Executor::Create(program, devices));
   std::vector<std::unique_ptr<Executor>> others;  // of the other plans, in the same memory
+  std::vector<std::unique_ptr<StepMeter>> meters;
+  // What computes at once: the ranks of a GPU take turns, those of a CPU share its cores.
+  const int64_t computing = backend == Backend::kCuda ? CountDevices(DeviceKind::kCuda)
+                                                      : std::max(1u, std::thread::hardware_concurrency());
   std::vector<StepBucket> buckets;
   devices.room_for.clear();
   devices.memory_of = executor.get();
@@ -486,7 +486,9 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
         ASSIGN_OR_RETURN(others.emplace_back(), Executor::Create(p.compiled.plan.program, devices));
         runs = others.back().get();
       }
-      bucket.plans.push_back({runs, StrategyOf(p.config).microbatches, p.config.train().micro_batch_size()});
+      meters.push_back(std::make_unique<ExecutorMeter>(runs, computing));
+      bucket.plans.push_back({runs, StrategyOf(p.config).microbatches, p.config.train().micro_batch_size(),
+                              meters.back().get()});
     }
     buckets.push_back(std::move(bucket));
   }
@@ -514,15 +516,10 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   hooks.stop = executor->stop();
   hooks.devices = executor->num_ranks();
   hooks.tuning_interval = train.micro_batch_interval();
-  hooks.tuned = [&](int b, int plan, const std::vector<double>& seconds) {
-    std::vector<std::string> times;
-    for (size_t p = 0; p < seconds.size(); ++p) {
-      times.push_back(absl::StrFormat("%d: %.0f ms%s", buckets[b].plans[p].micro_batch_size, 1e3 * seconds[p],
-                                      static_cast<int>(p) == plan ? " (kept)" : ""));
-    }
+  hooks.tuned = [&](int b, const MicroBatchTuner& tuner) {
     speaker.Say("tuned",
                 absl::StrCat(buckets.size() > 1 ? absl::StrCat("length ", buckets[b].seq_length, ", ") : "",
-                             "micro_batch_size ", absl::StrJoin(times, ", ")));
+                             tuner.Describe()));
   };
   hooks.progress = [&](const StepMetrics& m) { speaker.Progress(m); };
   hooks.evaluated = [&](int64_t step, double loss) { speaker.Evaluated(step, loss); };

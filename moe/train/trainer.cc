@@ -10,6 +10,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "glog/logging.h"
 #include "moe/base/file.h"
 #include "moe/base/status.h"
 #include "moe/cost/node_cost.h"
@@ -68,7 +69,7 @@ Trainer::Trainer(const RunConfig& resolved, const Module& module, std::vector<St
       data_(data),
       options_(std::move(options)) {
   for (const StepBucket& b : buckets_) {
-    tuners_.emplace_back(static_cast<int>(b.plans.size()), b.first_plan, options_.tuning_interval);
+    tuners_.push_back(TunerOf(b, options_.tuning_interval));
   }
   meta_.model_config = ModelConfigToText(config_.model());
   meta_.run_config = RunConfigToText(config_);
@@ -95,6 +96,15 @@ Trainer::Trainer(const RunConfig& resolved, const Module& module, Session* sessi
                 .plans = {{session, std::max<int64_t>(1, NumMicrobatches(resolved)),
                            resolved.train().micro_batch_size()}}}},
               data, std::move(options)) {}
+
+MicroBatchTuner Trainer::TunerOf(const StepBucket& bucket, int64_t interval) {
+  std::vector<MicroBatchTuner::Plan> plans;
+  for (const StepPlan& p : bucket.plans) {
+    CHECK(p.meter != nullptr || bucket.plans.size() == 1) << "several plans, and no meter to compare them";
+    plans.push_back({p.micro_batch_size, [m = p.meter](const StepTimes& times) { return m->Play(times); }});
+  }
+  return MicroBatchTuner(std::move(plans), bucket.first_plan, interval);
+}
 
 const StepPlan& Trainer::PlanOf(int bucket) const { return buckets_[bucket].plans[tuners_[bucket].plan()]; }
 
@@ -188,10 +198,16 @@ absl::StatusOr<StepMetrics> Trainer::Step() {
   const StepBucket& bucket = buckets_[b];
   const StepPlan& plan = PlanOf(b);
   if (options_.before_step) options_.before_step(step);
+  const bool meters = tuners_[b].meters();
+  if (meters) plan.meter->Start();
   const absl::Time start = absl::Now();
   absl::StatusOr<Reports> reports = plan.session->TrainStep(inputs);
   const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
   if (!reports.ok()) return Annotate(reports.status(), absl::StrCat("step ", step));
+  StepTimes times;
+  if (meters) {
+    ASSIGN_OR_RETURN(times, plan.meter->Stop());
+  }
   if (options_.after_step) options_.after_step(step);
 
   StepMetrics m;
@@ -203,12 +219,7 @@ absl::StatusOr<StepMetrics> Trainer::Step() {
   m.tflops_per_device = bucket.flops_per_step / seconds / static_cast<double>(options_.devices) / 1e12;
   if (buckets_.size() > 1) m.seq_length = bucket.seq_length;
   if (bucket.plans.size() > 1) m.micro_batch_size = plan.micro_batch_size;
-  if (tuners_[b].Record(seconds) && options_.tuned) {
-    std::vector<double> medians;
-    for (size_t p = 0; p < bucket.plans.size(); ++p)
-      medians.push_back(tuners_[b].Median(static_cast<int>(p)));
-    options_.tuned(b, tuners_[b].plan(), medians);
-  }
+  if (tuners_[b].Record(seconds, times) && options_.tuned) options_.tuned(b, tuners_[b]);
   m.learning_rate = inputs.scalars.at("learning_rate");
   m.global_batch_size = bucket.global_batch;
   m.lm_loss = Scalar(*reports, "lm loss", std::nan(""));

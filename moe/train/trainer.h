@@ -33,6 +33,7 @@
 #include "moe/train/loss_scale.h"
 #include "moe/train/metrics.h"
 #include "moe/train/micro_batch_tuner.h"
+#include "moe/train/step_times.h"
 
 namespace moe {
 
@@ -41,6 +42,7 @@ struct StepPlan {
   Session* session = nullptr;
   int64_t microbatches = 1;
   int64_t micro_batch_size = 1;
+  StepMeter* meter = nullptr;  // of the session; needed where a bucket has several plans
 };
 
 // What trains on the samples of one length: plans that do the same work over the same state, in microbatches
@@ -60,9 +62,8 @@ struct TrainerOptions {
   std::function<void(int64_t step, double held_out_loss)> evaluated;
   // Around every step, with its number; for tracing.
   std::function<void(int64_t step)> before_step, after_step;
-  // After a round of measuring micro-batch sizes: bucket, and the median seconds of a step with each of its
-  // plans.
-  std::function<void(int bucket, int plan, const std::vector<double>& seconds)> tuned;
+  // After a round of measuring micro-batch sizes of a bucket.
+  std::function<void(int bucket, const MicroBatchTuner& tuner)> tuned;
   const std::atomic<bool>* stop = nullptr;  // set: the step is finished, a checkpoint saved, training ends
   int64_t devices = 1;
   int64_t tuning_interval = 0;  // steps between rounds of measuring; 0: one round
@@ -120,6 +121,7 @@ class Trainer {
   };
   Next NextStep() const;
   const StepPlan& PlanOf(int bucket) const;
+  static MicroBatchTuner TunerOf(const StepBucket& bucket, int64_t interval);
   static StepInputs InputsOf(const Batch& batch, int64_t microbatches, double* valid);
   absl::StatusOr<StepMetrics> Step();
   bool Stopped() const { return options_.stop != nullptr && options_.stop->load(); }
