@@ -14,181 +14,12 @@
 #include "moe/model/config.h"
 #include "moe/passes/checkpoint_policy.h"
 #include "moe/passes/strategy.h"
+#include "moe/train/validate_parts.h"
 
 namespace moe {
 namespace {
 
-constexpr int64_t kMaxDegree = int64_t{1} << 20;
-constexpr int64_t kMaxSize = int64_t{1} << 31;
 constexpr int64_t kByteVocabulary = 256;
-
-std::vector<int64_t> Divisors(int64_t n) {
-  std::vector<int64_t> small, large;
-  for (int64_t d = 1; d * d <= n; ++d) {
-    if (n % d != 0) continue;
-    small.push_back(d);
-    if (d != n / d) large.push_back(n / d);
-  }
-  small.insert(small.end(), large.rbegin(), large.rend());
-  return small;
-}
-
-std::vector<int64_t> Keep(std::vector<int64_t> values, const std::function<bool(int64_t)>& wanted) {
-  values.erase(std::remove_if(values.begin(), values.end(), [&](int64_t v) { return !wanted(v); }),
-               values.end());
-  return values;
-}
-
-double Distance(int64_t value, int64_t wanted) {
-  return std::abs(std::log2(static_cast<double>(value)) -
-                  std::log2(static_cast<double>(std::max<int64_t>(wanted, 1))));
-}
-
-// "1, 2, 4, 8"; of many, the dozen nearest to what was asked for.
-std::string ShowNear(std::vector<int64_t> values, int64_t wanted) {
-  constexpr size_t kMost = 12;
-  if (values.size() <= kMost) return absl::StrJoin(values, ", ");
-  std::stable_sort(values.begin(), values.end(),
-                   [&](int64_t a, int64_t b) { return Distance(a, wanted) < Distance(b, wanted); });
-  values.resize(kMost);
-  std::sort(values.begin(), values.end());
-  return absl::StrCat(absl::StrJoin(values, ", "), " and others");
-}
-
-bool HasMoeLayer(const ModelConfig& model) {
-  if (model.num_experts() < 1 || model.moe_layer_freq() < 1) return false;
-  for (int64_t l = 0; l < std::min<int64_t>(model.num_layers(), 100'000); ++l) {
-    if (IsMoeLayer(model, l)) return true;
-  }
-  return false;
-}
-
-bool HasDenseLayer(const ModelConfig& model) {
-  for (int64_t l = 0; l < std::min<int64_t>(model.num_layers(), 100'000); ++l) {
-    if (!IsMoeLayer(model, l)) return true;
-  }
-  return false;
-}
-
-// With fewer key-value heads than tensor ranks, ranks share a head, if tp may be split by them.
-bool KvFits(int64_t kv_heads, int64_t tp, bool split) {
-  return kv_heads < 1 || kv_heads % tp == 0 || (split && tp % kv_heads == 0);
-}
-
-// Sizes that tp, etp, ... must divide, in one place for the checks and for the search. 0: no such size.
-struct Sizes {
-  // Absurd sizes are problems of the model, told elsewhere; here they must not cost time.
-  static int64_t Sane(int64_t size) { return size >= 1 && size <= kMaxSize ? size : 0; }
-  explicit Sizes(const RunConfig& config) {
-    const ModelConfig& m = config.model();
-    heads = Sane(m.num_attention_heads());
-    kv_heads = Sane(m.num_key_value_heads());
-    experts = Sane(m.num_experts());
-    moe_layers = HasMoeLayer(m);
-    layers = Sane(m.num_layers());
-    seq = Sane(m.seq_length());
-    expert_ffn = experts > 0 ? Sane(m.moe_ffn_hidden_size()) : 0;
-    if (m.moe_layer_freq() >= 1 || experts == 0) dense_ffn = HasDenseLayer(m) ? Sane(m.ffn_hidden_size()) : 0;
-    shared_ffn = experts > 0 ? Sane(m.shared_expert_ffn_hidden_size()) : 0;
-    const StrategyConfig& s = config.strategy();
-    const absl::StatusOr<std::vector<int64_t>> map = ParseExpertMap(s.expert_map());
-    slots = s.expert_slots() != 0     ? Sane(s.expert_slots())
-            : !s.expert_map().empty() ? (map.ok() ? static_cast<int64_t>(map->size()) : 0)
-                                      : experts;
-    seq_parallel = config.strategy().sequence_parallel();
-    split_kv = config.strategy().split_tensor_by_kv_heads();
-  }
-  // Every size that the tensor ranks divide, with its field.
-  std::vector<std::pair<std::string, int64_t>> OfTensor() const {
-    return {{"num_attention_heads", heads},
-            {"ffn_hidden_size", dense_ffn},
-            {"shared_expert_ffn_hidden_size", shared_ffn}};
-  }
-  bool TensorFits(int64_t tp) const {
-    for (const auto& [field, size] : OfTensor()) {
-      if (size > 0 && size % tp != 0) return false;
-    }
-    return KvFits(kv_heads, tp, split_kv) && (!seq_parallel || seq < 1 || seq % tp == 0);
-  }
-  int64_t heads = 0, kv_heads = 0, experts = 0, layers = 0, seq = 0;
-  int64_t slots = 0;        // that experts are stored in
-  bool moe_layers = false;  // experts without a layer that has them are none
-  int64_t expert_ffn = 0, dense_ffn = 0, shared_ffn = 0;
-  bool seq_parallel = false, split_kv = true;
-};
-
-struct Degree {
-  const char* flag;
-  int64_t (StrategyConfig::*get)() const;
-  void (StrategyConfig::*set)(int64_t);
-};
-constexpr Degree kDegrees[] = {
-    {"pipeline_model_parallel_size", &StrategyConfig::pipeline_model_parallel_size,
-     &StrategyConfig::set_pipeline_model_parallel_size},
-    {"data_parallel_size", &StrategyConfig::data_parallel_size, &StrategyConfig::set_data_parallel_size},
-    {"context_parallel_size", &StrategyConfig::context_parallel_size,
-     &StrategyConfig::set_context_parallel_size},
-    {"tensor_model_parallel_size", &StrategyConfig::tensor_model_parallel_size,
-     &StrategyConfig::set_tensor_model_parallel_size},
-    {"expert_model_parallel_size", &StrategyConfig::expert_model_parallel_size,
-     &StrategyConfig::set_expert_model_parallel_size},
-    {"expert_tensor_parallel_size", &StrategyConfig::expert_tensor_parallel_size,
-     &StrategyConfig::set_expert_tensor_parallel_size},
-};
-
-constexpr char kSchedules[] = "1f1b, gpipe, interleaved, zb-h1, zb-v, dualpipe, file:PATH";
-bool IsSchedule(const std::string& s) {
-  return s == "1f1b" || s == "gpipe" || s == "interleaved" || s == "zb-h1" || s == "zb-v" ||
-         s == "dualpipe" || (absl::StartsWith(s, "file:") && s.size() > 5);
-}
-// Chunks per stage that a schedule can have.
-struct ChunkRange {
-  int64_t least, most;
-  bool Has(int64_t chunks) const { return least <= chunks && chunks <= most; }
-};
-ChunkRange ChunksOf(const std::string& schedule) {
-  if (schedule == "1f1b" || schedule == "zb-h1") return {1, 1};
-  if (schedule == "zb-v" || schedule == "dualpipe") return {2, 2};
-  return {schedule == "interleaved" ? 2 : 1, kMaxDegree};
-}
-bool IsDispatcher(const std::string& s) { return s == "alltoall" || s == "allgather" || s == "auto"; }
-bool IsGradsDType(const StrategyConfig& s) {
-  const std::string& d = s.main_grads_dtype();
-  return d.empty() || d == "fp32" || (d == "bf16" && s.bf16()) || (d == "fp16" && s.fp16());
-}
-bool IsWire(const std::string& s) { return s.empty() || s == "bf16" || s == "f8"; }
-bool IsExpertOrder(const std::string& s) { return s.empty() || s == "fold" || s == "reversed"; }
-bool IsOverlap(const std::string& s) { return s.empty() || s == "on" || s == "off"; }
-
-// Words of which the empty one, before the configuration is resolved, means auto.
-struct Choice {
-  const char* flag;
-  const std::string& (StrategyConfig::*get)() const;
-  std::vector<std::string> values;
-  bool Has(const std::string& value) const {
-    return value.empty() || std::find(values.begin(), values.end(), value) != values.end();
-  }
-};
-const std::vector<Choice>& Choices() {
-  static const auto& choices = *new std::vector<Choice>{
-      {"cp_attention", &StrategyConfig::cp_attention, {"auto", "gather", "ring"}},
-      {"cp_order", &StrategyConfig::cp_order, {"auto", "contiguous", "zigzag"}},
-      {"hierarchical_collectives", &StrategyConfig::hierarchical_collectives, {"auto", "on", "off"}}};
-  return choices;
-}
-
-class Collector {
- public:
-  template <typename... Parts>
-  ConfigProblem& Add(const Parts&... parts) {
-    problems_.push_back({absl::StrCat(parts...), ""});
-    return problems_.back();
-  }
-  std::vector<ConfigProblem> Take() { return std::move(problems_); }
-
- private:
-  std::vector<ConfigProblem> problems_;
-};
 
 // Words of the strategy that mean something only as one of a few.
 void CheckWords(const StrategyConfig& s, Collector& out) {
@@ -286,34 +117,6 @@ bool CheckDegrees(const StrategyConfig& s, Collector& out) {
   return good;
 }
 
-// Slots that experts are stored in, where they are asked for.
-void CheckExpertSlots(const Sizes& z, const StrategyConfig& s, Collector& out) {
-  if (s.expert_slots() == 0 && s.expert_map().empty()) return;
-  if (!z.moe_layers) {
-    out.Add("expert_slots or expert_map is given, but the model has no experts").legal = "neither";
-    return;
-  }
-  const absl::StatusOr<std::vector<int64_t>> map = ParseExpertMap(s.expert_map());
-  if (!s.expert_map().empty() && !map.ok()) {
-    out.Add(map.status().message()).legal = "experts and -1, separated by commas";
-    return;
-  }
-  if (s.expert_slots() < 0) {
-    out.Add("expert_slots = ", s.expert_slots()).legal = "0 (as many as experts) or more";
-    return;
-  }
-  Strategy strategy;
-  strategy.ep = s.expert_model_parallel_size();
-  strategy.expert_slots = s.expert_slots();
-  if (!s.expert_map().empty()) strategy.expert_map = *map;
-  const absl::Status status = ExpertMapOf(strategy, z.experts).status();
-  if (status.ok()) return;
-  const int64_t least = (z.experts + strategy.ep - 1) / strategy.ep * strategy.ep;
-  out.Add(status.message()).legal =
-      absl::StrCat("--expert_slots=", least, " or a larger multiple of ", strategy.ep,
-                   ", with an entry of --expert_map each, if that is given, and every expert among them");
-}
-
 void CheckModelFits(const Sizes& z, const StrategyConfig& s, Collector& out) {
   const int64_t pp = s.pipeline_model_parallel_size(), tp = s.tensor_model_parallel_size();
   const int64_t cp = s.context_parallel_size(), ep = s.expert_model_parallel_size();
@@ -390,11 +193,6 @@ void CheckPart(absl::string_view flag, int64_t part, absl::string_view ranks, in
   }
 }
 
-// The part of the data ranks that shares one copy of the state, or all where it does not fit.
-int64_t Part(int64_t part, int64_t all, bool sharded) {
-  return sharded && part > 0 && all % part == 0 ? part : 0;
-}
-
 void CheckWorld(const Sizes& z, const StrategyConfig& s, Collector& out) {
   const int64_t pp = s.pipeline_model_parallel_size(), dp = s.data_parallel_size(),
                 cp = s.context_parallel_size();
@@ -469,13 +267,6 @@ void CheckWorld(const Sizes& z, const StrategyConfig& s, Collector& out) {
                   : absl::StrCat("expert_model_parallel_size of ", ShowNear(eps, ep), " with these others");
 }
 
-// A sum over the microbatches so far has no order where half of them go through a second copy of the model.
-bool CountsOutOfOrder(const RunConfig& config) {
-  const ModelConfig& m = config.model();
-  return config.strategy().schedule() == "dualpipe" && m.num_experts() > 0 && m.aux_loss_coeff() != 0 &&
-         m.aux_loss_scope() == "global_batch";
-}
-
 void CheckBatch(const RunConfig& config, Collector& out) {
   if (CountsOutOfOrder(config)) {
     out.Add(
@@ -523,67 +314,6 @@ void CheckBatch(const RunConfig& config, Collector& out) {
   absl::StrAppend(&legal, "global_batch_size of ");
   if (below > 0) absl::StrAppend(&legal, below, " or ");
   absl::StrAppend(&legal, below + step);
-}
-
-std::string DescribeNearest(const RunConfig& from, const RunConfig& to) {
-  const Strategy s = StrategyOf(to);
-  std::vector<std::string> degrees;
-  for (const auto& [name, size] : {std::pair("pp", s.pp), {"dp", s.dp}, {"cp", s.cp}, {"tp", s.tp}}) {
-    if (size > 1) degrees.push_back(absl::StrCat(name, " ", size));
-  }
-  std::string text = degrees.empty() ? "one rank" : absl::StrJoin(degrees, " x ");
-  if (to.model().num_experts() > 0) {
-    absl::StrAppend(&text, ", ep ", s.ep, ", etp ", s.etp);
-    if (to.model().num_experts() % s.ep == 0) {
-      absl::StrAppend(&text, ", ", to.model().num_experts() / s.ep, " experts per rank");
-    }
-  }
-  std::vector<std::string> flags;
-  auto add = [&](absl::string_view flag, const auto& value) {
-    flags.push_back(absl::StrCat("--", flag, "=", value));
-  };
-  for (const Degree& d : kDegrees) {
-    if ((from.strategy().*d.get)() != (to.strategy().*d.get)()) add(d.flag, (to.strategy().*d.get)());
-  }
-  const StrategyConfig &a = from.strategy(), &b = to.strategy();
-  if (a.virtual_pipeline_model_parallel_size() != b.virtual_pipeline_model_parallel_size()) {
-    add("virtual_pipeline_model_parallel_size", b.virtual_pipeline_model_parallel_size());
-  }
-  if (a.schedule() != b.schedule()) add("schedule", b.schedule());
-  if (a.recompute_granularity() != b.recompute_granularity())
-    add("recompute_granularity", b.recompute_granularity());
-  if (a.expert_axis_order() != b.expert_axis_order()) add("expert_axis_order", b.expert_axis_order());
-  if (a.zero_stage() != b.zero_stage()) add("zero_stage", b.zero_stage());
-  if (a.expert_slots() != b.expert_slots()) add("expert_slots", b.expert_slots());
-  if (a.expert_map() != b.expert_map()) add("expert_map", b.expert_map());
-  if (a.expert_zero_stage() != b.expert_zero_stage()) add("expert_zero_stage", b.expert_zero_stage());
-  if (a.zero_dp_size() != b.zero_dp_size()) add("zero_dp_size", b.zero_dp_size());
-  if (a.expert_zero_dp_size() != b.expert_zero_dp_size()) add("expert_zero_dp_size", b.expert_zero_dp_size());
-  if (a.devices_per_node() != b.devices_per_node()) add("devices_per_node", b.devices_per_node());
-  for (const Choice& c : Choices()) {
-    if ((a.*c.get)() != (b.*c.get)()) add(c.flag, (b.*c.get)());
-  }
-  if (a.moe_overload_factor() != b.moe_overload_factor()) add("moe_overload_factor", b.moe_overload_factor());
-  if (a.moe_chunks() != b.moe_chunks()) add("moe_chunks", b.moe_chunks());
-  if (a.overlap() != b.overlap()) add("overlap", b.overlap());
-  if (a.ddp_bucket_size() != b.ddp_bucket_size()) add("ddp_bucket_size", b.ddp_bucket_size());
-  if (a.world_size() != b.world_size()) add("world_size", b.world_size());
-  if (from.train().micro_batch_size() != to.train().micro_batch_size()) {
-    add("micro_batch_size", to.train().micro_batch_size());
-  }
-  return absl::StrCat(text, "\n  ", absl::StrJoin(flags, " "));
-}
-
-// Candidates by distance from what is wanted, nearest first; smaller ones first among equals.
-struct Candidates {
-  std::vector<int64_t> values;
-  int64_t wanted;
-};
-Candidates Near(std::vector<int64_t> values, int64_t wanted, size_t most) {
-  std::stable_sort(values.begin(), values.end(),
-                   [&](int64_t a, int64_t b) { return Distance(a, wanted) < Distance(b, wanted); });
-  if (values.size() > most) values.resize(most);
-  return {std::move(values), wanted};
 }
 
 }  // namespace
@@ -687,122 +417,6 @@ std::vector<ConfigProblem> TrainConfigProblems(const RunConfig& config) {
   within("adam_eps", t.adam_eps(), t.adam_eps() > 0, "above 0");
   within("clip_grad", t.clip_grad(), t.clip_grad() >= 0, "0 (no clipping) or more");
   return out.Take();
-}
-
-std::optional<RunConfig> NearestLegalStrategy(const RunConfig& config) {
-  RunConfig trial = config;
-  StrategyConfig& s = *trial.mutable_strategy();
-  if (!IsSchedule(s.schedule()) || CountsOutOfOrder(config)) s.set_schedule("1f1b");
-  const absl::StatusOr<CheckpointPolicy> policy = ParseCheckpointPolicy(s.recompute_granularity());
-  const bool budget = !s.recompute_budget().empty() || !s.memory_limit().empty();
-  if (!policy.ok() || (policy->base == CheckpointPolicy::kAuto && !budget))
-    s.set_recompute_granularity("none");
-  if (!IsDispatcher(s.moe_token_dispatcher_type())) s.set_moe_token_dispatcher_type("auto");
-  if (!IsExpertOrder(s.expert_axis_order())) s.set_expert_axis_order("");
-  if (s.bf16()) s.set_fp16(false);
-  if (!IsGradsDType(s)) s.set_main_grads_dtype("fp32");
-  for (std::string* wire : {s.mutable_compress_dispatch(), s.mutable_compress_combine(),
-                            s.mutable_compress_gather(), s.mutable_compress_grad()}) {
-    if (!IsWire(*wire)) wire->clear();
-  }
-  s.set_zero_stage(std::clamp<int64_t>(s.zero_stage(), 0, 3));
-  s.set_expert_zero_stage(std::clamp<int64_t>(s.expert_zero_stage(), -1, 3));
-  if (!(s.moe_overload_factor() >= 0) || !std::isfinite(s.moe_overload_factor()))
-    s.set_moe_overload_factor(0);
-  if (!IsOverlap(s.overlap())) s.set_overlap("");
-  s.set_moe_chunks(std::max<int64_t>(0, s.moe_chunks()));
-  s.set_ddp_bucket_size(std::max<int64_t>(-1, s.ddp_bucket_size()));
-  if (s.world_size() < 0) s.set_world_size(0);
-  StrategyConfig any_ep = s;  // slots that ep does not divide may stay: ep changes
-  any_ep.set_expert_model_parallel_size(1);
-  Collector slots;
-  CheckExpertSlots(Sizes(trial), any_ep, slots);
-  if (!slots.Take().empty()) {
-    s.set_expert_slots(0);
-    s.clear_expert_map();
-  }
-  s.set_devices_per_node(std::max<int64_t>(0, s.devices_per_node()));
-  if (!Choices()[0].Has(s.cp_attention())) s.set_cp_attention("auto");
-  if (!Choices()[1].Has(s.cp_order())) s.set_cp_order("auto");
-  if (!Choices()[2].Has(s.hierarchical_collectives())) s.set_hierarchical_collectives("auto");
-  const Sizes z(trial);
-  int64_t chunks = std::max<int64_t>(1, s.virtual_pipeline_model_parallel_size());
-  chunks = std::clamp(chunks, ChunksOf(s.schedule()).least, ChunksOf(s.schedule()).most);
-  chunks = std::min(chunks, std::max<int64_t>(1, z.layers));
-  s.set_virtual_pipeline_model_parallel_size(chunks);
-
-  const int64_t expert_stage = s.expert_zero_stage() < 0 ? s.zero_stage() : s.expert_zero_stage();
-  const int64_t world = s.world_size(), global = trial.train().global_batch_size();
-  if (global < 1 || global > kMaxSize) return std::nullopt;
-  const size_t most = world > 0 ? 32 : 6;
-  auto in_world = [&](int64_t d) { return world == 0 || world % d == 0; };
-  auto divisors = [](int64_t n) { return Divisors(std::max<int64_t>(1, n)); };
-  auto near = [&](std::vector<int64_t> values, int64_t wanted) {
-    return Near(Keep(std::move(values), in_world), wanted, most);
-  };
-  std::vector<int64_t> stages;
-  const int64_t most_stages = std::max<int64_t>(1, std::min<int64_t>(z.layers / chunks, 4096));
-  for (int64_t p = 1; p <= most_stages; ++p) stages.push_back(p);
-  const Candidates pp = near(stages, s.pipeline_model_parallel_size());
-  const Candidates tp = near(Keep(divisors(z.heads), [&](int64_t t) { return z.TensorFits(t); }),
-                             s.tensor_model_parallel_size());
-  const Candidates cp = near(divisors(z.seq), s.context_parallel_size());
-  const Candidates ep = near(divisors(z.slots), s.expert_model_parallel_size());
-  const Candidates etp = near(divisors(z.expert_ffn), s.expert_tensor_parallel_size());
-  const Candidates dp = near(divisors(global), s.data_parallel_size());
-
-  double best = std::numeric_limits<double>::infinity();
-  std::optional<RunConfig> found;
-  const double close = 1e-9;
-  // Depth first, nearest candidates first; a branch ends where it is already as far as the best found.
-  for (int64_t p : pp.values) {
-    const double d1 = Distance(p, pp.wanted);
-    if (d1 >= best - close) break;
-    for (int64_t t : tp.values) {
-      const double d2 = d1 + Distance(t, tp.wanted);
-      if (d2 >= best - close) break;
-      for (int64_t c : cp.values) {
-        const double d3 = d2 + Distance(c, cp.wanted);
-        if (d3 >= best - close) break;
-        std::vector<int64_t> datas = dp.values;
-        if (world > 0) {
-          if (world % (p * t * c) != 0) continue;
-          datas = {world / (p * t * c)};
-        }
-        for (int64_t d : datas) {
-          if (global % d != 0) continue;
-          // With the world given, the size of dp follows from the others and weighs less.
-          double d4 = d3 + (world > 0 ? 0.25 : 1) * Distance(d, dp.wanted);
-          const std::vector<int64_t> micros =
-              Near(Divisors(global / d), trial.train().micro_batch_size(), 1).values;
-          d4 += 0.25 * Distance(micros[0], trial.train().micro_batch_size());
-          for (int64_t e : ep.values) {
-            const double d5 = d4 + Distance(e, ep.wanted);
-            if (d5 >= best - close) break;
-            for (int64_t x : etp.values) {
-              const double d6 = d5 + Distance(x, etp.wanted);
-              if (d6 >= best - close) break;
-              if ((d * c * t) % (e * x) != 0) continue;
-              s.set_pipeline_model_parallel_size(p);
-              s.set_tensor_model_parallel_size(t);
-              s.set_context_parallel_size(c);
-              s.set_data_parallel_size(d);
-              s.set_expert_model_parallel_size(e);
-              s.set_expert_tensor_parallel_size(x);
-              s.set_zero_dp_size(Part(config.strategy().zero_dp_size(), d * c, s.zero_stage() > 0));
-              s.set_expert_zero_dp_size(
-                  Part(config.strategy().expert_zero_dp_size(), d * c * t / (e * x), expert_stage > 0));
-              trial.mutable_train()->set_micro_batch_size(micros[0]);
-              if (!StrategyProblems(trial).empty()) continue;
-              best = d6;
-              found = trial;
-            }
-          }
-        }
-      }
-    }
-  }
-  return found;
 }
 
 absl::Status ValidateRunConfig(const RunConfig& config) {
