@@ -623,8 +623,10 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   for (const StageMemory& stage : fullest->program().memory.stages) planned.push_back(stage.peak_bytes());
   std::string end = absl::StrFormat("%.0f s", absl::ToDoubleSeconds(absl::Now() - start));
   if (steps > 0) absl::StrAppend(&end, "   ", CountText(std::llround(result.tokens_per_second)), " tok/s");
-  RETURN_IF_ERROR(Annotate(tracer.trace().status(), "the trace"));
-  if (const Trace& traced = *tracer.trace(); traced.num_events() > 0) {
+  // The training is done: what it looked like is not worth its loss.
+  if (!tracer.trace().ok()) {
+    speaker.Say("note", absl::StrCat("no trace.json: ", tracer.trace().status().message()));
+  } else if (const Trace& traced = *tracer.trace(); traced.num_events() > 0) {
     const int64_t hosts = options.job == nullptr ? 1 : options.job->count() / options.job->local_count();
     const StepShares shares =
         SharesOf(traced, static_cast<int>(hosts * std::max(1u, std::thread::hardware_concurrency())));
