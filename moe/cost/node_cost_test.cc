@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "moe/base/status_matchers.h"
+#include "moe/cost/targets.h"
 #include "moe/ir/text.h"
 
 namespace moe {
@@ -55,6 +56,16 @@ TEST(NodeCost, BytesThatLeaveANode) {
   EXPECT_EQ(ring.seconds, 6 * 3 + 1200 / 10.0);
   EXPECT_EQ(cost(StepKind::kReduceScatter, {1}).bytes_after, 400);
   EXPECT_EQ(cost(StepKind::kAllGather, {0}).bytes_after, 1600);
+}
+
+TEST(Targets, AGpuIsKnownByItsOwnNameAndSlowerVariantsAreNot) {
+  ASSERT_OK_AND_ASSIGN(const Target h200, TargetOfDevice("NVIDIA H200"));
+  EXPECT_EQ(h200.name, "h200");
+  ASSERT_OK_AND_ASSIGN(const Target a100, TargetOfDevice("NVIDIA A100-SXM4-80GB"));
+  EXPECT_EQ(a100.flops, 312e12);
+  for (const char* other : {"NVIDIA GH200 480GB", "NVIDIA H100 PCIe", "NVIDIA H200 NVL", "NVIDIA L4", ""}) {
+    EXPECT_FALSE(TargetOfDevice(other).ok()) << other;
+  }
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 
@@ -52,6 +53,14 @@ absl::StatusOr<Target> NamedTarget(absl::string_view name) {
   }
   return absl::InvalidArgumentError(
       absl::StrCat("unknown target '", name, "'; there are ", absl::StrJoin(TargetNames(), ", ")));
+}
+
+absl::StatusOr<Target> TargetOfDevice(absl::string_view device) {
+  // All variants of the A100 have the same arithmetic.
+  if (absl::StartsWith(device, "NVIDIA A100")) return NamedTarget("a100");
+  if (device == "NVIDIA H100 80GB HBM3") return NamedTarget("h100");
+  if (device == "NVIDIA H200") return NamedTarget("h200");
+  return absl::NotFoundError(absl::StrCat("no target stands for a device called '", device, "'"));
 }
 
 std::vector<std::string> TargetNames() {

@@ -19,4 +19,8 @@ namespace moe {
 absl::StatusOr<Target> NamedTarget(absl::string_view name);
 std::vector<std::string> TargetNames();
 
+// The target that a GPU is by the name that it gives itself, "NVIDIA H200". Only the variants whose data
+// sheets the targets' rates are from count: an H100 PCIe or NVL is slower. Error: NotFound.
+absl::StatusOr<Target> TargetOfDevice(absl::string_view device);
+
 }  // namespace moe

@@ -55,6 +55,21 @@ std::vector<ParameterSpec> ModelParameters(const ModelConfig& c) {
   return out;
 }
 
+double ModelFlopsPerToken(const ModelConfig& config) {
+  const ModelConfig c = ResolveModelConfig(config);
+  double weights =
+      c.tie_embeddings() ? static_cast<double>(c.vocab_size()) * c.hidden_size() : 0;  // the head's
+  for (const ParameterSpec& p : ModelParameters(c)) {
+    if (p.role == "norm" || p.role == "emb") continue;
+    double elements = 1;
+    for (const int64_t d : p.dims) elements *= static_cast<double>(d);
+    weights += p.expert ? elements * c.moe_router_topk() / c.num_experts() : elements;
+  }
+  const double attention =
+      static_cast<double>(c.num_layers()) * c.num_attention_heads() * c.head_dim() * c.seq_length();
+  return 6 * (weights + attention);
+}
+
 namespace {
 
 // Writes @step node by node. Value names are "<scope>.<what>", so that they stay readable through all passes.

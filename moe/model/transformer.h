@@ -57,6 +57,13 @@ struct ParameterSpec {
 };
 std::vector<ParameterSpec> ModelParameters(const ModelConfig& config);
 
+// Floating-point operations of the model for a token, forward and backward: 6 for each weight that the token
+// is multiplied with (of experts, the k chosen ones), and for attention 6 x layers x heads x head_dim x
+// sequence, half of all pairs, which is what the causal mask leaves. Nothing else counts: neither lookups,
+// norms and softmax, nor what is computed twice, padded or dropped. (Chowdhery et al. 2022, appendix B, there
+// without the half; Narayanan et al. 2021, appendix.)
+double ModelFlopsPerToken(const ModelConfig& config);
+
 // Errors: InvalidArgument with everything wrong with the model and the batch.
 absl::StatusOr<std::unique_ptr<Module>> BuildModel(const ModelConfig& config, const BuildOptions& options);
 

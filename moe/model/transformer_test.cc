@@ -43,6 +43,30 @@ TEST(Transformer, ParameterCountIsThatOfTheStates) {
   }
 }
 
+// By hand, for a model that has every kind of layer and of weight.
+TEST(Transformer, FlopsOfATokenCountChosenExpertsAndHalfOfAttention) {
+  ModelConfig c;
+  c.set_num_layers(3);
+  c.set_hidden_size(8);
+  c.set_num_attention_heads(4);
+  c.set_num_key_value_heads(2);
+  c.set_head_dim(4);
+  c.set_ffn_hidden_size(20);
+  c.set_vocab_size(64);
+  c.set_seq_length(10);
+  c.set_num_experts(5);
+  c.set_moe_router_topk(2);
+  c.set_moe_ffn_hidden_size(12);
+  c.set_shared_expert_ffn_hidden_size(6);
+  c.set_first_dense_layers(1);
+  const double projections = 3 * 8 * 4 * (4 + 2 + 2 + 4), dense = 3 * 8 * 20;
+  const double moe = 2 * (8 * 5 + 2 * 3 * 8 * 12 + 3 * 8 * 6), head = 64 * 8;
+  const double attention = 3 * 4 * 4 * 10 / 2 * 2;  // scores and values of the half that is seen
+  EXPECT_EQ(ModelFlopsPerToken(c), 6 * (projections + dense + moe + head + attention));
+  c.set_tie_embeddings(true);
+  EXPECT_EQ(ModelFlopsPerToken(c), 6 * (projections + dense + moe + head + attention));
+}
+
 // What the placement of a model hangs on: who is the residual stream, where a part of the model begins and
 // ends, which losses there are.
 TEST(Transformer, ScopesTagsAndLosses) {

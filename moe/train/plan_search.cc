@@ -377,7 +377,10 @@ absl::StatusOr<PlannedRun> PlanRun(
       const RunConfig kept = step.config;
       ASSIGN_OR_RETURN(step, search.Keep(kept, mine));
     }
-    bucket.flops_per_step = ModelFlopsPerStep(*BuildLogical(bucket.plans[0].config).value());
+    const RunConfig& first = bucket.plans[0].config;
+    bucket.flops_per_step =
+        ModelFlopsPerToken(first.model()) *
+        static_cast<double>(first.model().seq_length() * first.train().global_batch_size());
     run.buckets.push_back(std::move(bucket));
   }
   if (DependsOnMicroBatch(config) && ChangesMicroBatch(run, config.train().micro_batch_size())) {

@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <ostream>
+#include <set>
 #include <thread>
 #include <utility>
 
@@ -19,6 +20,7 @@
 #include "moe/base/file.h"
 #include "moe/base/status.h"
 #include "moe/comm/device_worlds.h"
+#include "moe/cost/targets.h"
 #include "moe/device/device.h"
 #include "moe/inspect/graph_svg.h"
 #include "moe/inspect/quantities.h"
@@ -302,6 +304,26 @@ std::string DescribeDevices(const Executor& executor) {
   return text;
 }
 
+// FLOP/s of a rank's device at most, which MFU is a share of. NotFound: why it is not known.
+absl::StatusOr<double> PeakFlops(const RunOptions& options, const RunConfig& config,
+                                 const Executor& executor) {
+  if (options.peak_tflops > 0) return 1e12 * options.peak_tflops;
+  if (!config.strategy().bf16() && !config.strategy().fp16()) {
+    return absl::NotFoundError("the peak rates that are known are those of bf16 and f16");
+  }
+  std::set<int> ordinals;
+  double least = std::numeric_limits<double>::infinity();
+  for (int64_t r = 0; r < executor.num_local_ranks(); ++r) {
+    const Device& device = executor.device(r);
+    if (!ordinals.insert(device.ordinal()).second) return absl::NotFoundError("ranks share a GPU");
+    const std::string description = device.description();  // "NVIDIA H200, 139.8 GiB, ..."
+    ASSIGN_OR_RETURN(const Target target,
+                     TargetOfDevice(absl::string_view(description).substr(0, description.find(','))));
+    least = std::min(least, target.flops);
+  }
+  return least;
+}
+
 // Where ranks live and how they meet. Outlives the executors: connections last until all processes are done,
 // and a rank that hangs may still use them.
 struct Meeting {
@@ -352,6 +374,10 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
                             .held_out = train.held_out_fraction(),
                             .seq_length = config.model().seq_length(),
                             .seed = train.seed()};
+  if (!(options.peak_tflops >= 0)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "peak_tflops = ", options.peak_tflops, "; it must be positive, or 0 for what is known of the GPU"));
+  }
   // A text that cannot be used is refused before anything is compiled.
   ASSIGN_OR_RETURN(std::vector<int64_t> lengths, LengthsOf(config));
   const bool by_lines = !train.length_buckets().empty();
@@ -495,6 +521,13 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   if (backend == Backend::kCuda) {
     speaker.Say("device", absl::StrCat(DescribeDevices(*executor), "\n", meeting.devices->Describe()));
   }
+  const absl::StatusOr<double> peak = PeakFlops(options, config, *executor);
+  if (peak.ok()) {
+    speaker.Say("peak", absl::StrFormat("%.5g TFLOP/s of a device, for MFU", *peak / 1e12));
+  } else if (backend == Backend::kCuda) {
+    speaker.Say("peak",
+                absl::StrCat("no MFU: ", peak.status().message(), "; --peak_tflops says what it is of"));
+  }
   RETURN_IF_ERROR(executor->InitializeState(train.seed()));
 
   int64_t done = 0;
@@ -515,6 +548,7 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   hooks.writes = leads;
   hooks.stop = executor->stop();
   hooks.devices = executor->num_ranks();
+  hooks.peak_flops = peak.value_or(0);
   hooks.tuning_interval = train.micro_batch_interval();
   hooks.tuned = [&](int b, const MicroBatchTuner& tuner) {
     speaker.Say("tuned",
@@ -606,13 +640,13 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
 
   // Of several plans, the one that takes most.
   const Executor* fullest = executor.get();
-  const auto peak = [](const Executor& e) {
+  const auto peak_bytes = [](const Executor& e) {
     int64_t most = 0;
     for (const StageMemory& stage : e.program().memory.stages) most = std::max(most, stage.peak_bytes());
     return most;
   };
   for (const Executor* e : executors) {
-    if (peak(*e) > peak(*fullest)) fullest = e;
+    if (peak_bytes(*e) > peak_bytes(*fullest)) fullest = e;
   }
   std::vector<int64_t> measured = fullest->MeasuredPeakPerStage();
   if (group != nullptr) {

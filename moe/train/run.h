@@ -33,6 +33,7 @@ struct RunOptions {
   absl::Duration device_timeout = absl::Seconds(60);
   std::string prompt = kSamplePrompt;
   bool cuda_graphs = true;  // record and launch what is the same in every step
+  double peak_tflops = 0;   // of a device, which MFU is a share of; 0: what is known of a GPU of its name
   const std::atomic<bool>* stop = nullptr;
   // This process among those that train together; null: it is alone. Rank 0 speaks and writes.
   Job* job = nullptr;

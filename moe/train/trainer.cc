@@ -13,7 +13,6 @@
 #include "glog/logging.h"
 #include "moe/base/file.h"
 #include "moe/base/status.h"
-#include "moe/cost/node_cost.h"
 #include "moe/ir/state.h"
 #include "moe/model/config.h"
 #include "moe/train/learning_rate.h"
@@ -49,16 +48,6 @@ std::vector<double> StepShares(const std::vector<StepBucket>& buckets, const Dat
 }
 
 }  // namespace
-
-double ModelFlopsPerStep(const Module& logical) {
-  const Function* step = logical.Find("step");
-  if (step == nullptr) return 0;
-  double flops = 0;
-  for (const auto& node : step->body()) {
-    if (node->phase == Phase::kForward) flops += NodeFlops(*node, logical.mesh());
-  }
-  return 3 * flops * static_cast<double>(AttrInt(logical.attributes(), "microbatches", 1));
-}
 
 Trainer::Trainer(const RunConfig& resolved, const Module& module, std::vector<StepBucket> buckets,
                  const Dataset* data, TrainerOptions options)
@@ -217,6 +206,7 @@ absl::StatusOr<StepMetrics> Trainer::Step() {
   m.milliseconds = 1e3 * seconds;
   m.tokens_per_second = std::round(1 / inputs.scalars.at("inv_tokens")) / seconds;
   m.tflops_per_device = bucket.flops_per_step / seconds / static_cast<double>(options_.devices) / 1e12;
+  if (options_.peak_flops > 0) m.mfu = 1e12 * m.tflops_per_device / options_.peak_flops;
   if (buckets_.size() > 1) m.seq_length = bucket.seq_length;
   if (bucket.plans.size() > 1) m.micro_batch_size = plan.micro_batch_size;
   if (tuners_[b].Record(seconds, times) && options_.tuned) options_.tuned(b, tuners_[b]);
@@ -276,6 +266,7 @@ absl::StatusOr<TrainResult> Trainer::Train() {
     shown.milliseconds = 1e3 * since / static_cast<double>(steps_since);
     shown.tokens_per_second = tokens_since / since;
     shown.tflops_per_device = tflop_since / since;
+    if (options_.peak_flops > 0) shown.mfu = 1e12 * shown.tflops_per_device / options_.peak_flops;
     if (metrics) RETURN_IF_ERROR(metrics->Write(m));
     if (logs) {
       if (options_.progress) options_.progress(shown);

@@ -49,7 +49,7 @@ struct StepPlan {
 // of different sizes. Where there are several, MicroBatchTuner moves among them.
 struct StepBucket {
   int64_t seq_length = 0, global_batch = 0;
-  double flops_per_step = 0;  // of the model; see ModelFlopsPerStep. 0: TFLOP/s is not known
+  double flops_per_step = 0;  // of the model; see ModelFlopsPerToken. 0: TFLOP/s is not known
   std::vector<StepPlan> plans;
   int first_plan = 0;
 };
@@ -66,6 +66,7 @@ struct TrainerOptions {
   std::function<void(int bucket, const MicroBatchTuner& tuner)> tuned;
   const std::atomic<bool>* stop = nullptr;  // set: the step is finished, a checkpoint saved, training ends
   int64_t devices = 1;
+  double peak_flops = 0;        // FLOP/s of a device at most; 0: not known, and no MFU is reported
   int64_t tuning_interval = 0;  // steps between rounds of measuring; 0: one round
 };
 
@@ -77,10 +78,6 @@ struct TrainResult {
   std::vector<double> losses;    // of each step
   std::string checkpoint;        // the last one saved; empty without run_dir
 };
-
-// Multiplications and additions of forward and backward, without what is computed twice: three times the
-// forward of the logical module, over all microbatches.
-double ModelFlopsPerStep(const Module& logical);
 
 class Trainer {
  public:

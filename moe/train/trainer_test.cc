@@ -104,6 +104,26 @@ TEST(TrainerTest, LossFallsAndTwoRunsAreBitwiseTheSame) {
   EXPECT_LT(x, first.losses[0]);
 }
 
+TEST(TrainerTest, MfuIsTheShareOfThePeakOfADevice) {
+  RunConfig config = SmallConfig("dp=1");
+  config.mutable_train()->set_train_iters(2);
+  ASSERT_OK_AND_ASSIGN(const Rig rig, Make(config));
+  StepMetrics shown;
+  TrainerOptions options;
+  options.devices = 2;
+  options.peak_flops = 1e9;
+  options.progress = [&](const StepMetrics& m) { shown = m; };
+  const StepBucket bucket = {
+      .seq_length = 16,
+      .global_batch = 8,
+      .flops_per_step = 6e9,
+      .plans = {{rig.session.get(), StrategyOf(config).microbatches, config.train().micro_batch_size()}}};
+  Trainer trainer(config, *rig.compiled->plan.program.module, {bucket}, rig.data.get(), options);
+  ASSERT_OK(trainer.Train().status());
+  EXPECT_NEAR(shown.mfu * shown.milliseconds, 3e3,
+              1e-6);  // 6e9 on two devices take three seconds at their peak
+}
+
 // f16 with a scale far too high: the first steps overflow and change nothing, the scale falls until they do not, and
 // where it stands survives a checkpoint.
 TEST(TrainerTest, LossScaleFallsUntilStepsAreFinite) {
