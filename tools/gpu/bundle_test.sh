@@ -60,8 +60,16 @@ if [[ ! -e /proc/driver/nvidia/version ]]; then
   "${clean[@]}" "$bundle/run.sh" bench >"$work/bench.txt" 2>&1 && fail "the benchmarks pass without a GPU"
   grep -q 'error: no CUDA device' "$work/bench.txt" || fail "the benchmarks do not say that there is no GPU"
 fi
-if command -v python3 >/dev/null; then
-  python3 "$bundle/pytorch_step.py" --print_model || fail "pytorch_step.py does not read step.textproto"
+
+# A step on the CPU, with a peak rate of which 100% would be 10 MFLOP in a millisecond.
+"${clean[@]}" "$bundle/run.sh" step --device=cpu --strategy=dp=1 --num_layers=2 --hidden_size=64 --num_attention_heads=4 \
+  --vocab_size=256 --seq_length=64 --num_experts=4 --moe_router_topk=2 --moe_ffn_hidden_size=32 \
+  --global_batch_size=4 --micro_batch_size=2 --train_iters=4 --save_interval=1 --peak_tflops=0.01 \
+  >"$work/step.txt" 2>&1 || fail "a step on the CPU"
+grep -q 'MFU: ' "$work/step.txt" || fail "compile_and_train shows no MFU"
+if "${clean[@]}" python3 -c '' 2>/dev/null; then
+  grep -q '^| compile_and_train | .*% |' "$work/step.txt" || fail "pytorch_step.py does not show the run that it is about"
+  grep -qE '^(PyTorch is not installed|\| eager)' "$work/step.txt" || fail "pytorch_step.py does not say what PyTorch does"
 fi
 
 "${clean[@]}" "$bundle/run.sh" nonsense >"$work/usage.txt" 2>&1

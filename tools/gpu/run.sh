@@ -5,7 +5,7 @@
 #   ./run.sh test [PATTERN]       the tests whose name contains PATTERN; those of real devices are skipped without one
 #   ./run.sh sanitize [PATTERN]   the same under compute-sanitizer: memcheck, racecheck, synccheck, initcheck
 #   ./run.sh bench [ARGUMENTS]    the benchmarks (bin/bench --help)
-#   ./run.sh step                 the training step of step.textproto, and the same model in PyTorch where it is installed
+#   ./run.sh step [ARGUMENTS]     steps of step.textproto by compile_and_train, and the same in PyTorch where it is installed
 #   ./run.sh train [ARGUMENTS]    compile_and_train on the text of the bundle
 #   ./run.sh hostid [RANKS]       several NCCL ranks on one GPU, each taken for a host of its own (NCCL_HOSTID)
 #   ./run.sh all                  check, test, bench, step
@@ -155,11 +155,12 @@ step() {
   rm -rf "$out/step"
   (cd "$here" && bin/compile_and_train --device=cuda --config="$here/step.textproto" --strategy="dp=1 bf16" --eval_interval=0 \
     --data_path="$here/text.txt" --run_dir="$out/step" "$@") 2>&1 | tee "$out/step.log"
-  bad=${PIPESTATUS[0]}
+  ((PIPESTATUS[0] == 0)) || return 1
   grep '"kind":"train"' "$out/step/metrics.jsonl" 2>/dev/null | tail -n 1 >>"$out/bench.jsonl"
   # Libraries of the bundle and of the machine stay away from PyTorch's own.
   if command -v "$python" >/dev/null; then
-    env -u LD_LIBRARY_PATH "$python" "$here/pytorch_step.py" --json="$out/bench.jsonl" 2>&1 | tee "$out/pytorch.log"
+    env -u LD_LIBRARY_PATH "$python" "$here/pytorch_step.py" --run="$out/step" --json="$out/bench.jsonl" 2>&1 |
+      tee "$out/pytorch.log"
     ((PIPESTATUS[0] == 0)) || bad=1
   fi
   return "$bad"
