@@ -18,6 +18,7 @@ constexpr int64_t kBlock = 2048;  // elements: some operands and results of 8 Ki
 using Tensors = absl::InlinedVector<Tensor, 10>;
 
 bool IsNarrow(const Tensor& t) { return IsFloat(t.dtype) && ByteSize(t.dtype) < 4; }
+bool IsCopied(const Tensor& t, Prepare prepare) { return IsNarrow(t) || (prepare && t.dtype == DType::kF32); }
 int64_t RoundUp(int64_t n) { return (n + 63) / 64 * 64; }
 
 // Elements of a tensor that its own memory holds.
@@ -124,13 +125,14 @@ int64_t WorstRows(const Type& type, const Tensor& t) {
   return groups * type.ragged_bound;
 }
 
-absl::Status RunWhole(const Kernel& wide, KernelContext& c, KernelContext& f32, Workspace& workspace) {
+absl::Status RunWhole(const Kernel& wide, KernelContext& c, KernelContext& f32, Workspace& workspace,
+                      Prepare prepare) {
   Overflow overflow;
   f32.in = c.in;
   f32.out = c.out;
   for (size_t i = 0; i < c.in.size(); ++i) {
     const Tensor& x = c.in[i];
-    if (!IsNarrow(x)) continue;
+    if (!IsCopied(x, prepare)) continue;
     Tensor& y = f32.in[i];
     y = AsF32(x);
     if (x.is_ragged() && x.rows() > x.capacity_rows) {
@@ -139,6 +141,7 @@ absl::Status RunWhole(const Kernel& wide, KernelContext& c, KernelContext& f32, 
       ASSIGN_OR_RETURN(y.data, workspace.Take(Capacity(x) * sizeof(float)));
     }
     ToF32(x.dtype, x.data, y.As<float>(), x.elements());
+    if (prepare != nullptr) RETURN_IF_ERROR(prepare(c, static_cast<int>(i), y.As<float>()));
   }
   for (size_t i = 0; i < c.out.size(); ++i) {
     const Tensor& x = c.out[i];
@@ -173,12 +176,12 @@ absl::Status RunWhole(const Kernel& wide, KernelContext& c, KernelContext& f32, 
 
 int64_t WidenedWorkspace(const Kernel& wide, const Node& n, const ShardingRule& rule,
                          absl::Span<const int64_t> extent, absl::Span<const Tensor> in,
-                         absl::Span<const Tensor> out) {
+                         absl::Span<const Tensor> out, Prepare prepare) {
   Tensors wide_in, wide_out;
   int64_t bytes = 0;
   const auto add = [&](const Tensor& t, Tensors* to) {
     to->push_back(AsF32(t));
-    if (!IsNarrow(t)) return;
+    if (!IsNarrow(t) && !(to == &wide_in && IsCopied(t, prepare))) return;
     const int64_t elements = GoesInBlocks(n) ? BlockOf(t) : Capacity(t);
     bytes += RoundUp(elements * static_cast<int64_t>(sizeof(float)));
   };
@@ -187,7 +190,7 @@ int64_t WidenedWorkspace(const Kernel& wide, const Node& n, const ShardingRule& 
   return bytes + RoundUp(wide.WorkspaceBytes(n, rule, extent, wide_in, wide_out));
 }
 
-absl::Status RunWidened(const Kernel& wide, KernelContext& c) {
+absl::Status RunWidened(const Kernel& wide, KernelContext& c, Prepare prepare) {
   thread_local KernelContext f32;  // its vectors keep their memory: steps allocate nothing
   f32.node = c.node;
   f32.rule = c.rule;
@@ -200,7 +203,8 @@ absl::Status RunWidened(const Kernel& wide, KernelContext& c) {
   f32.workspace_bytes = own;
   Workspace workspace(c);
   RETURN_IF_ERROR(workspace.Take(own).status());
-  return GoesInBlocks(*c.node) ? RunBlocks(wide, c, f32, workspace) : RunWhole(wide, c, f32, workspace);
+  return GoesInBlocks(*c.node) ? RunBlocks(wide, c, f32, workspace)
+                               : RunWhole(wide, c, f32, workspace, prepare);
 }
 
 void RegisterWidenedKernels(KernelRegistry& r) {

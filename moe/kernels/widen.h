@@ -8,6 +8,7 @@
 // Operands that are f32 already are read, and f32 results written, where they lie. Elementwise ops go in
 // blocks that stay in the nearest cache; others widen whole operands in the workspace. Rows of a ragged value
 // beyond its arena bound, which no workspace is planned for, are widened in memory mapped for the run.
+// `Prepare` may change what the f32 kernel reads: then all its operands are copies, also of f32.
 // Thread-safe.
 #pragma once
 
@@ -19,9 +20,11 @@
 
 namespace moe {
 
+using Prepare = absl::Status (*)(const KernelContext& c, int operand, float* copy);
+
 int64_t WidenedWorkspace(const Kernel& wide, const Node& n, const ShardingRule& rule,
                          absl::Span<const int64_t> extent, absl::Span<const Tensor> in,
-                         absl::Span<const Tensor> out);
-absl::Status RunWidened(const Kernel& wide, KernelContext& c);
+                         absl::Span<const Tensor> out, Prepare prepare = nullptr);
+absl::Status RunWidened(const Kernel& wide, KernelContext& c, Prepare prepare = nullptr);
 
 }  // namespace moe

@@ -7,7 +7,9 @@
 #include <random>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "glog/logging.h"
 #include "moe/ir/builder.h"
 #include "moe/kernels/convert.h"
@@ -189,6 +191,10 @@ class CaseBuilder {
     absl::StatusOr<Node*> n = b.CreateTyped(op, std::move(operands), std::move(attributes), std::move(types));
     CHECK(n.ok()) << op << ": " << n.status();
     case_.node = *n;
+  }
+  // That of sums over many tokens: f32 at least.
+  std::string DTypeOfSums() const {
+    return std::string(DTypeName(ByteSize(options_.dtype) < 4 ? DType::kF32 : options_.dtype));
   }
   std::string DTypeOfReals() const { return std::string(DTypeName(options_.dtype)); }
   double Normal() { return normal_(rng_); }
@@ -391,6 +397,31 @@ void MathCases(Cases* out) {
     c.Op("math.einsum", {dy, c.DispatchedTokens(true, {c.s.hidden})},
          {{"eq", "e b c p! f, e b c p! h -> h f"}});
   });
+  // The products of experts on operands rounded to e4m3.
+  struct RoundedEq {
+    std::string name, eq;
+    int ragged;  // operands from this one on are dense
+  };
+  for (const RoundedEq& q : {RoundedEq{"experts", "e b c p h, e h f -> e b c p f", 1},
+                             {"experts-dx", "e b c p f, e h f -> e b c p h", 1},
+                             {"experts-dw", "e b c p f, e b c p h -> e h f", 2},
+                             {"shared-dw", "e b c p f, e b c p h -> h f", 2}}) {
+    for (const bool dropless : {false, true}) {
+      add(absl::StrCat("math.einsum/f8-", q.name, dropless ? "/dropless" : ""),
+          [q, dropless](CaseBuilder& c) {
+            std::vector<Value> operands;
+            const std::vector<std::string> terms = absl::StrSplit(q.eq, absl::ByAnyChar(",-"));
+            for (int i = 0; i < 2; ++i) {
+              const bool hidden = absl::StrContains(terms[i], "h"), weight = i >= q.ragged;
+              operands.push_back(weight ? c.Real({c.s.experts, c.s.hidden, c.s.ffn})
+                                        : c.DispatchedTokens(dropless, {hidden ? c.s.hidden : c.s.ffn}));
+            }
+            Attributes attributes = {{"eq", q.eq}, {"multiply", std::string("f8e4m3")}};
+            if (q.ragged == 2) attributes["dtype"] = c.DTypeOfSums();
+            c.Op("math.einsum", operands, attributes);
+          });
+    }
+  }
   add("math.einsum/per-sample/dropless", [](CaseBuilder& c) {
     const Value x = c.DispatchedTokens(true, {c.s.hidden});
     c.Op("math.einsum", {x, c.Real({c.s.batch, c.s.hidden})}, {{"eq", "e b c p! h, b h -> e b c p! h"}});

@@ -725,7 +725,9 @@ void PromoteToF64(Module* module) {
       for (int i = 0; i < n->num_results(); ++i) n->SetType(i, promote(n->type(i)));
       const std::optional<DType> dtype = ParseDType(n->StringOr("dtype", ""));
       if (dtype && IsFloat(*dtype)) n->Set("dtype", std::string("f64"));
-      if (n->Has("wire")) n->Set("wire", std::string());  // exchanged as it is
+      for (const char* narrower : {"wire", "multiply"}) {  // exchanged and multiplied as it is
+        if (n->Has(narrower)) n->Set(narrower, std::string());
+      }
     }
   }
 }

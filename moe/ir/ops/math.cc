@@ -54,6 +54,19 @@ std::vector<std::string> Factors(absl::string_view term) {
   return absl::StrSplit(term, ' ', absl::SkipEmpty());
 }
 
+// What else `multiply` asks of an einsum (a grouped matrix product) kernels know
+// (moe/kernels/rounded_operands.h).
+absl::Status VerifyEinsum(const Node& n) {
+  const std::string multiply = n.StringOr("multiply", "");
+  if (multiply.empty()) return absl::OkStatus();
+  if (multiply != "f8e4m3" || n.num_operands() != 2) {
+    return absl::InvalidArgumentError(absl::StrCat("math.einsum of ", n.num_operands(),
+                                                   " operands with multiply = \"", multiply,
+                                                   "\"; legal is \"f8e4m3\", with two"));
+  }
+  return absl::OkStatus();
+}
+
 // d(einsum): dy with the other operands, contracted to this operand's factors. A factor of this operand that
 // is nowhere else was summed away, so its gradient is a broadcast.
 absl::Status EinsumGradient(Node* n, Dys dys, Builder& b, Values* dxs) {
@@ -79,10 +92,11 @@ absl::Status EinsumGradient(Node* n, Dys dys, Builder& b, Values* dxs) {
     }
     Value d = dys[0];
     if (operands.size() > 1 || part != out) {
-      ASSIGN_OR_RETURN(
-          d,
-          b.Create("math.einsum", operands,
-                   {{"eq", absl::StrCat(absl::StrJoin(in_terms, ", "), " -> ", absl::StrJoin(part, " "))}}));
+      Attributes attributes = {
+          {"eq", absl::StrCat(absl::StrJoin(in_terms, ", "), " -> ", absl::StrJoin(part, " "))}};
+      // The gradient of rounding is taken to be 1, and gradients are multiplied like values.
+      if (n->Has("multiply")) attributes["multiply"] = n->String("multiply");
+      ASSIGN_OR_RETURN(d, b.Create("math.einsum", operands, attributes));
     }
     if (part != mine) {
       std::vector<std::string> extents;
@@ -162,13 +176,17 @@ void RegisterMathOps(OpRegistry* r) {
                   "ragged operand "
                   "[e b c p h] this is the grouped matmul of the experts. `dtype` is that of the result, "
                   "where it is "
-                  "wider than the operands'.")
+                  "wider than the operands'. multiply = \"f8e4m3\": a grouped matrix product of operands "
+                  "rounded to e4m3, "
+                  "each with an f32 scale per 128 values along the summed side of the local shard.")
              .Operands({"x"})
              .Variadic()
              .Results({"y"})
              .Attr("eq", AttrKind::kString)
              .Attr("dtype", AttrKind::kString, false)
+             .Attr("multiply", AttrKind::kString, false)
              .ResultDTypes({"@dtype"})
+             .Verify(VerifyEinsum)
              .RuleFrom(RuleOfEq)
              .LinearInAll()
              .ComputesIn(Precision::kFollows)

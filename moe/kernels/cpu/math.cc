@@ -7,6 +7,7 @@
 #include "moe/kernels/cpu/gemm.h"
 #include "moe/kernels/cpu/simd.h"
 #include "moe/kernels/loops.h"
+#include "moe/kernels/rounded_operands.h"
 #include "moe/kernels/widen.h"
 
 namespace moe {
@@ -109,11 +110,29 @@ const Kernel& EinsumInF32() {
   return kernel;
 }
 
+absl::Status EinsumF64(KernelContext& c) {
+  return RoundsOperands(*c.node) ? RunOnRounded<double>(c, &Einsum<double>) : Einsum<double>(c);
+}
+
+// Rounded operands are multiplied in f32.
+Prepare RoundingOf(const Node& n) { return RoundsOperands(n) ? &RoundOperand<float> : nullptr; }
+
+absl::Status EinsumF32(KernelContext& c) {
+  const Prepare rounding = RoundingOf(*c.node);
+  return rounding != nullptr ? RunWidened(EinsumInF32(), c, rounding) : Einsum<float>(c);
+}
+
+int64_t EinsumF32Workspace(const Node& n, const ShardingRule& rule, absl::Span<const int64_t> extent,
+                           absl::Span<const Tensor> in, absl::Span<const Tensor> out) {
+  const Prepare rounding = RoundingOf(n);
+  return rounding != nullptr ? WidenedWorkspace(EinsumInF32(), n, rule, extent, in, out, rounding) : 0;
+}
+
 // Where the CPU has products of bf16 and the einsum is such products; else by way of f32, for which the
 // workspace has room.
-absl::Status EinsumBf16(KernelContext& c) {
+absl::Status EinsumNarrow(KernelContext& c) {
   const bool narrow = c.in.size() == 2 && c.in[0].dtype == DType::kBF16 && c.in[1].dtype == DType::kBF16;
-  if (narrow && ChosenBf16Product() != nullptr) {
+  if (narrow && !RoundsOperands(*c.node) && ChosenBf16Product() != nullptr) {
     RETURN_IF_ERROR(PlaceLikeOperand(c));
     const bool ragged = c.in[0].is_ragged() || c.in[1].is_ragged();
     const bool wide = c.out[0].dtype == DType::kF32;
@@ -122,12 +141,12 @@ absl::Status EinsumBf16(KernelContext& c) {
       return absl::OkStatus();
     }
   }
-  return RunWidened(EinsumInF32(), c);
+  return RunWidened(EinsumInF32(), c, RoundingOf(*c.node));
 }
 
-int64_t EinsumBf16Workspace(const Node& n, const ShardingRule& rule, absl::Span<const int64_t> extent,
-                            absl::Span<const Tensor> in, absl::Span<const Tensor> out) {
-  return WidenedWorkspace(EinsumInF32(), n, rule, extent, in, out);
+int64_t EinsumNarrowWorkspace(const Node& n, const ShardingRule& rule, absl::Span<const int64_t> extent,
+                              absl::Span<const Tensor> in, absl::Span<const Tensor> out) {
+  return WidenedWorkspace(EinsumInF32(), n, rule, extent, in, out, RoundingOf(n));
 }
 
 template <typename T>
@@ -281,7 +300,6 @@ template <typename T>
 void RegisterFloat(KernelRegistry& r, DType dtype) {
   auto add = [&](const char* op, KernelFn fn) { r.Add({op, Backend::kCpu, dtype, fn}); };
   add("math.add", &Add<T>);
-  add("math.einsum", &Einsum<T>);
   add("math.mul", &Mul<T>);
   add("math.scale", &Scale<T>);
   add("math.silu", &Silu<T>);
@@ -294,7 +312,10 @@ void RegisterFloat(KernelRegistry& r, DType dtype) {
 void RegisterCpuMath(KernelRegistry& r) {
   RegisterFloat<float>(r, DType::kF32);
   RegisterFloat<double>(r, DType::kF64);
-  r.Add({"math.einsum", Backend::kCpu, DType::kBF16, &EinsumBf16, &EinsumBf16Workspace});
+  r.Add({"math.einsum", Backend::kCpu, DType::kF64, &EinsumF64});
+  r.Add({"math.einsum", Backend::kCpu, DType::kF32, &EinsumF32, &EinsumF32Workspace});
+  for (const DType dtype : {DType::kBF16, DType::kF16})
+    r.Add({"math.einsum", Backend::kCpu, dtype, &EinsumNarrow, &EinsumNarrowWorkspace});
   for (const DType dtype : {DType::kS32, DType::kBF16, DType::kF16, DType::kF32, DType::kF64}) {
     r.Add({"math.cast", Backend::kCpu, dtype, &Cast});
   }

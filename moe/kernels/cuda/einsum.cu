@@ -1,5 +1,6 @@
 // math.einsum: dense products through cuBLASLt, those of experts with ragged rows and what the library
-// refuses through the back end's own products, everything else by loops.
+// refuses through the back end's own products, rounded operands through those of e4m3, everything else by
+// loops.
 #include <algorithm>
 #include <array>
 
@@ -7,10 +8,12 @@
 #include "moe/kernels/cuda/context.h"
 #include "moe/kernels/cuda/contraction.h"
 #include "moe/kernels/cuda/einsum_loops.h"
+#include "moe/kernels/cuda/f8_product.h"
 #include "moe/kernels/cuda/matrix_product.h"
 #include "moe/kernels/cuda/ragged.h"
 #include "moe/kernels/cuda/vec.h"
 #include "moe/kernels/loops.h"
+#include "moe/kernels/rounded_operands.h"
 
 namespace moe {
 namespace {
@@ -28,6 +31,7 @@ Contraction PlanOf(const ShardingRule& rule, const std::vector<int64_t>& extent,
 int64_t EinsumWorkspace(const Node& n, const ShardingRule& rule, absl::Span<const int64_t> extent,
                         absl::Span<const Tensor> in, absl::Span<const Tensor> out) {
   const int64_t ragged = RaggedWorkspaceOf(n, rule, extent, in, out);
+  if (RoundsOperands(n)) return ragged + F8Workspace(rule, extent, in, out);
   if (ragged > 0) return ragged;
   const Contraction c = PlanOf(rule, std::vector<int64_t>(extent.begin(), extent.end()), in, out);
   if (c.kind != ContractionKind::kDense) return 0;
@@ -172,6 +176,7 @@ absl::Status ByLoops(const KernelContext& c, const RaggedRows& rows) {
 absl::Status Einsum(KernelContext& c) {
   Workspace w(c);
   ASSIGN_OR_RETURN(const RaggedRows rows, PlaceLikeOperand(c, w));
+  if (RoundsOperands(*c.node)) return F8Einsum(c, rows, MostRows(c), w.Take<char>(0));
   const Contraction s = PlanOf(*c.rule, c.extent, c.in, c.out);
   if (s.kind == ContractionKind::kLoops) return ByLoops(c, rows);
   if (s.kind == ContractionKind::kDense) {

@@ -240,6 +240,18 @@ TEST_F(ProductKernelsTest, RunsAgreeToTheBit) {
   }
 }
 
+// Rows beyond the arena go through the workspace in several parts, in which sums over rows go on.
+TEST_F(ProductKernelsTest, RoundedRowsThatSpillGoInParts) {
+  int cases = 0;
+  for (const OpCase& c : MakeOpCases(Ops(), {DType::kBF16, Seed(), BeyondATile(), 0.2})) {
+    if (c.node->op_name() != "math.einsum" || c.node->StringOr("multiply", "").empty()) continue;
+    if (c.operands[0].ragged < 0) continue;
+    ++cases;
+    Compare(c, {.spill_from_row = 150}, c.node->type().dtype == DType::kF32 ? 1e-5 : 1e-2);
+  }
+  EXPECT_EQ(cases, 4);
+}
+
 struct AttentionSizes {
   int64_t s, t, d;
   int64_t first_query;  // its position; keys are at 0, 1, ...

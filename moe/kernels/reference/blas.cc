@@ -10,6 +10,7 @@
 #include "moe/kernels/cpu/gemm.h"
 #include "moe/kernels/kernel.h"
 #include "moe/kernels/loops.h"
+#include "moe/kernels/rounded_operands.h"
 
 namespace moe {
 namespace {
@@ -146,9 +147,13 @@ bool Contract(KernelContext& c) {
   return true;
 }
 
-absl::Status Einsum(KernelContext& c) {
+absl::Status Multiply(KernelContext& c) {
   RETURN_IF_ERROR(PlaceLikeOperand(c));
   return Contract(c) ? absl::OkStatus() : ReduceProducts<double>(c, Reduce::kSum);
+}
+
+absl::Status Einsum(KernelContext& c) {
+  return RoundsOperands(*c.node) ? RunOnRounded<double>(c, &Multiply) : Multiply(c);
 }
 
 // One head of one sequence at a time: q [s, d], k and v [t, d], the scores [s, t] whole. Blocks of a sequence

@@ -5,6 +5,7 @@
 
 #include "moe/kernels/loops.h"
 #include "moe/kernels/reference/families.h"
+#include "moe/kernels/rounded_operands.h"
 
 namespace moe {
 namespace {
@@ -20,6 +21,11 @@ absl::Status Constant(KernelContext& c) {
 template <typename T>
 absl::Status SumOfProducts(KernelContext& c) {
   return ReduceProducts<T>(c, Reduce::kSum);
+}
+
+template <typename T>
+absl::Status Einsum(KernelContext& c) {
+  return RoundsOperands(*c.node) ? RunOnRounded<T>(c, &SumOfProducts<T>) : SumOfProducts<T>(c);
 }
 
 template <typename T>
@@ -125,7 +131,7 @@ void RegisterFloat(KernelRegistry& r, DType dtype) {
   add("math.broadcast", &SumOfProducts<T>);
   add("math.cast", &Cast);
   add("math.constant", &Constant<T>);
-  add("math.einsum", &SumOfProducts<T>);
+  add("math.einsum", &Einsum<T>);
   add("math.log", &Log<T>);
   add("math.mul", &Mul<T>);
   add("math.permute_blocks", &PermuteBlocks);
