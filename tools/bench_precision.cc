@@ -2,6 +2,8 @@
 #include <cmath>
 #include <list>
 #include <memory>
+#include <numeric>
+#include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -22,7 +24,8 @@
 namespace moe {
 namespace {
 
-constexpr int64_t kSteps = 60, kLast = 10;
+constexpr int64_t kSteps = 60, kLast = 10;           // of one respect after the other
+constexpr int64_t kLongSteps = 400, kLongLast = 50;  // of what products are computed in
 
 // An einsum of dense operands in one dtype.
 class Product {
@@ -125,10 +128,10 @@ struct Trained {
   int64_t peak = 0;
 };
 
-absl::StatusOr<Trained> Train(const BenchOptions& options, const std::string& words) {
+absl::StatusOr<Trained> Train(const BenchOptions& options, const std::string& words, int64_t steps) {
   RunConfig config = DefaultRunConfig();
   *config.mutable_model() = options.model;
-  config.mutable_train()->set_train_iters(kSteps);
+  config.mutable_train()->set_train_iters(steps);
   config.mutable_train()->set_global_batch_size(8);
   ASSIGN_OR_RETURN(const Strategy strategy, ParseStrategy(words));
   SetStrategy(strategy, config);
@@ -144,7 +147,7 @@ absl::StatusOr<Trained> Train(const BenchOptions& options, const std::string& wo
   Trained t;
   const double begin = ProcessCpuSeconds();
   ASSIGN_OR_RETURN(const TrainResult result, trainer.Train());
-  t.cpu_seconds = (ProcessCpuSeconds() - begin) / kSteps;
+  t.cpu_seconds = (ProcessCpuSeconds() - begin) / static_cast<double>(steps);
   t.losses = result.losses;
   t.wire_bytes = WireBytesPerStep(compiled.program, strategy.microbatches);
   for (const StageMemory& s : compiled.program.memory.stages) t.peak = std::max(t.peak, s.peak_bytes());
@@ -160,6 +163,7 @@ absl::Status BenchTraining(const BenchOptions& options) {
   const std::vector<std::string> variants = {
       "bf16",
       "f16",
+      "bf16 fp8_experts",
       "compress_dispatch=bf16",
       "compress_dispatch=f8",
       "compress_combine=bf16",
@@ -177,7 +181,7 @@ absl::Status BenchTraining(const BenchOptions& options) {
                     "MB per rank and step", "CPU ms per step", "peak MiB"});
   Trained f32;
   const auto add = [&](const std::string& name, const std::string& strategy) -> absl::Status {
-    ASSIGN_OR_RETURN(const Trained t, Train(options, strategy));
+    ASSIGN_OR_RETURN(const Trained t, Train(options, strategy, kSteps));
     if (f32.losses.empty()) f32 = t;
     double last = 0, last_f32 = 0, largest = 0;
     for (int64_t i = 0; i < kSteps; ++i) {
@@ -198,11 +202,37 @@ absl::Status BenchTraining(const BenchOptions& options) {
   return absl::OkStatus();
 }
 
+// Longer, beside f32 summed in another order: whether what products are computed in shows in the loss at all.
+absl::Status BenchLongTraining(const BenchOptions& options) {
+  const std::string base = "dp=4 ep=4 zero=3 microbatches=2";
+  const std::pair<std::string, std::string> rows[] = {{"f32", base},
+                                                      {"f32, as dp=2 microbatches=4", "dp=2 microbatches=4"},
+                                                      {"bf16", base + " bf16"},
+                                                      {"bf16 fp8_experts", base + " bf16 fp8_experts"}};
+  BenchTable table("precision_long_training", {"words", "loss, mean of steps 351-400", "difference to f32",
+                                               "mean of all steps", "CPU ms per step"});
+  const auto mean = [](const std::vector<double>& losses, int64_t last) {
+    return std::accumulate(losses.end() - last, losses.end(), 0.0) / static_cast<double>(last);
+  };
+  double f32 = 0;
+  for (const auto& [name, words] : rows) {
+    ASSIGN_OR_RETURN(const Trained t, Train(options, words, kLongSteps));
+    const double loss = mean(t.losses, kLongLast);
+    if (f32 == 0) f32 = loss;
+    table.Add({name, absl::StrFormat("%.4f", loss), absl::StrFormat("%+.4f", loss - f32),
+               absl::StrFormat("%.4f", mean(t.losses, kLongSteps)),
+               absl::StrFormat("%.0f", 1e3 * t.cpu_seconds)});
+  }
+  table.Print(options.json);
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status BenchPrecision(const BenchOptions& options) {
   RETURN_IF_ERROR(BenchProducts(options));
-  return BenchTraining(options);
+  RETURN_IF_ERROR(BenchTraining(options));
+  return BenchLongTraining(options);
 }
 
 }  // namespace moe

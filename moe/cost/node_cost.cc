@@ -198,7 +198,9 @@ double NodeSeconds(const Node& n, const Mesh& mesh, const Target& target) {
     }
     return seconds;
   }
-  return std::max(NodeFlops(n, mesh) / target.flops, NodeBytes(n, mesh) / target.bytes_per_second);
+  const bool f8 = n.StringOr("multiply", "") == "f8e4m3" && target.f8_flops > 0;
+  return std::max(NodeFlops(n, mesh) / (f8 ? target.f8_flops : target.flops),
+                  NodeBytes(n, mesh) / target.bytes_per_second);
 }
 
 }  // namespace moe

@@ -29,6 +29,18 @@ TEST(NodeCost, LocalFlopsAndRingBytes) {
   EXPECT_GT(NodeSeconds(*nodes[1], m->mesh(), t), t.link_latency_seconds);
 }
 
+TEST(NodeCost, ProductsOfE4M3HaveARateOfTheirOwn) {
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Module> m, ParseModule(R"(
+    module @m
+    func @f(%x: bf16[8,16], %w: bf16[16,32]) {
+      %y = math.einsum(%x, %w) {eq = "b k, k n -> b n", multiply = "f8e4m3"} : bf16[8,32]
+      return %y
+    })"));
+  Target t;
+  t.flops = 1, t.f8_flops = 2;
+  EXPECT_EQ(NodeSeconds(*m->Find("f")->Nodes()[0], m->mesh(), t), 8 * 16 * 32);
+}
+
 // Four ranks in two nodes: b crosses, a does not.
 TEST(NodeCost, BytesThatLeaveANode) {
   const Mesh mesh({{"b", 2}, {"a", 2}}, {{"node", {1}}});

@@ -12,6 +12,7 @@ struct Target {
   std::string name = "cpu";
   std::string device = "cpu";          // whose kernels run: "cpu" or "cuda"
   double flops = 1e11;                 // of one device
+  double f8_flops = 1e11;              // of products of e4m3; 0: there are none
   double bytes_per_second = 1e10;      // of its memory
   double link_bytes_per_second = 5e9;  // of one device, to others in its node
   double link_latency_seconds = 5e-6;  // of one message

@@ -8,6 +8,7 @@
 #include "moe/passes/compress.h"
 #include "moe/passes/context_parallel.h"
 #include "moe/passes/expert_slots.h"
+#include "moe/passes/fp8_experts.h"
 #include "moe/passes/fuse.h"
 #include "moe/passes/insert_collectives.h"
 #include "moe/passes/mixed_precision.h"
@@ -41,6 +42,7 @@ void RegisterBuiltinPasses(PassRegistry* registry) {
   registry->Add({"context-parallel",
                  "Orders the sequence over context ranks; attention as a ring, or with gathered keys.",
                  ContextParallel});
+  registry->Add({"fp8-experts", "Marks the products of the experts to be multiplied in e4m3.", Fp8Experts});
   registry->Add({"fuse", "Replaces patterns by ops with a kernel of their own.", Fuse});
   registry->Add(
       {"insert-collectives", "Lowers conversions to the cheapest legal collectives.", InsertCollectives});
@@ -77,7 +79,7 @@ PassRegistry& Passes() {
 }
 
 std::string DefaultPipeline() {
-  return "autodiff,expert-slots,pad-vocabulary,context-parallel,mixed-precision,partition-stages,shard,"
+  return "fp8-experts,autodiff,expert-slots,pad-vocabulary,context-parallel,mixed-precision,partition-stages,shard,"
          "insert-collectives,compress,checkpoint,fuse,split-experts,split-phases,split-backward,bucket-"
          "collectives,overlap,schedule,plan-memory,certify";
 }

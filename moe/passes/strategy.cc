@@ -213,6 +213,7 @@ std::string Strategy::ToString() const {
   if (dispatcher != defaults.dispatcher) words.push_back(absl::StrCat("dispatcher=", dispatcher));
   if (!precision.empty()) words.push_back(precision);
   if (!grads.empty()) words.push_back(absl::StrCat("grads=", grads));
+  if (fp8_experts) words.push_back("fp8_experts");
   for (const WireField& f : kWires) {
     if (!(this->*f.field).empty()) words.push_back(absl::StrCat(f.name, "=", this->*f.field));
   }
@@ -268,6 +269,8 @@ absl::StatusOr<Strategy> ParseStrategy(absl::string_view text) {
       s.vocab_parallel = true;
     } else if (word == "no_kv_axis") {
       s.kv_axis = false;
+    } else if (word == "fp8_experts") {
+      s.fp8_experts = true;
     } else if (word == "bf16" || word == "f16") {
       if (!s.precision.empty() && s.precision != word) return bad("one of bf16 and f16");
       s.precision = std::string(word);
@@ -334,7 +337,8 @@ absl::StatusOr<Strategy> ParseStrategy(absl::string_view text) {
             "'; known: pp= dp= cp= tp= ep= etp= sp vp zero= expert_zero= microbatches= virtual_chunks= "
             "moe_chunks= schedule= checkpoint= checkpoint_budget= memory_limit= dispatcher= overload= "
             "ep_order= "
-            "bucket= overlap= bf16 f16 grads= compress_dispatch= compress_combine= compress_gather= "
+            "bucket= overlap= bf16 f16 grads= fp8_experts compress_dispatch= compress_combine= "
+            "compress_gather= "
             "compress_grad= "
             "no_kv_axis expert_slots= expert_map= zero_dp= expert_zero_dp= cp_attention= cp_order= "
             "devices_per_node= hierarchical="));
@@ -343,6 +347,9 @@ absl::StatusOr<Strategy> ParseStrategy(absl::string_view text) {
         return bad("a positive number");
       }
     }
+  }
+  if (s.fp8_experts && s.precision != "bf16") {
+    return absl::InvalidArgumentError("strategy: 'fp8_experts' is legal with bf16 only, which it rounds");
   }
   return s;
 }

@@ -23,6 +23,15 @@ TEST(FoldMesh, ExpertsInsideDataParallel) {
   EXPECT_EQ(mesh.Alias("ep"), AxisList({2}));
 }
 
+TEST(Strategy, Fp8ExpertsRoundWhatIsBf16) {
+  EXPECT_TRUE(S("fp8_experts bf16 dp=2").fp8_experts);
+  EXPECT_EQ(S("fp8_experts bf16 dp=2").ToString(), "dp=2 bf16 fp8_experts");
+  ExpectError(ParseStrategy("dp=2 fp8_experts"), absl::StatusCode::kInvalidArgument,
+              "'fp8_experts' is legal with bf16");
+  ExpectError(ParseStrategy("f16 fp8_experts"), absl::StatusCode::kInvalidArgument,
+              "'fp8_experts' is legal with bf16");
+}
+
 TEST(FoldMesh, AtomsAreMajorFirstAndNamedMinorFirst) {
   ASSERT_OK_AND_ASSIGN(Mesh mesh, FoldMesh(S("cp=2 tp=2 dp=4 ep=8"), 2));
   ASSERT_EQ(mesh.num_axes(), 4);

@@ -229,6 +229,7 @@ void ToProto(const Target& t, TargetProto* p) {
   p->set_bucket_bytes(t.bucket_bytes);
   p->set_overlaps(t.overlaps);
   p->set_device(t.device);
+  p->set_f8_flops(t.f8_flops);
 }
 
 Target FromProto(const TargetProto& p) {
@@ -245,6 +246,7 @@ Target FromProto(const TargetProto& p) {
   t.bucket_bytes = p.bucket_bytes();
   t.overlaps = p.overlaps();
   if (!p.device().empty()) t.device = p.device();
+  t.f8_flops = p.f8_flops();
   return t;
 }
 

@@ -63,6 +63,7 @@ constexpr Feature kFeatures[] = {
     {"bf16", [](const Subject& x) { return x.s.precision == "bf16"; }},
     {"f16", [](const Subject& x) { return x.s.precision == "f16"; }},
     {"narrow gradients", [](const Subject& x) { return !x.s.grads.empty(); }},
+    {"fp8 experts", [](const Subject& x) { return x.s.fp8_experts; }},
     {"compressed",
      [](const Subject& x) {
        return !x.s.compress_dispatch.empty() || !x.s.compress_combine.empty() ||
@@ -146,6 +147,7 @@ Composition Compose(const std::vector<EquivalenceCase>& cases) {
       {"gpipe", "interleaved", "zb-h1", "zb-v", "dualpipe"},
       {"selective", "full", "auto", "op list"},
       {"bf16", "f16"},
+      {"f16", "fp8 experts"},
       {"capacity", "dropless", "spill"}};
   for (const auto& group : exclusive) {
     for (size_t a = 0; a < kCount; ++a) {

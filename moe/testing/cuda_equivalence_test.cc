@@ -76,6 +76,8 @@ constexpr Line kLines[] = {
     {"drop", "tp=2 dp=2 ep=4 sp vp zero=3 overlap=on", 8, 2},
     {"cap tied", "pp=2 dp=2 ep=2 microbatches=4", 8, 2},
     {"drop", "dp=2 ep=2 bf16 zero=2 microbatches=2 compress_dispatch=f8 compress_grad=bf16", 8, 2},
+    {"cap", "dp=1 bf16 fp8_experts", 8, 2},
+    {"drop", "tp=2 dp=2 etp=2 ep=2 overload=0.6 microbatches=2 bf16 fp8_experts", 8, 2},
     {"cap", "cp=2 cp_attention=ring cp_order=zigzag", 8, 2},
     {"drop", "pp=2 tp=2 etp=2 schedule=zb-h1 microbatches=4 overlap=on", 8, 2},
 };

@@ -190,6 +190,12 @@ constexpr Line kNarrow[] = {
     {"cap", "dp=2 ep=2 f16", 8, 20},
     {"drop", "pp=2 tp=2 etp=2 sp vp microbatches=4 f16", 8, 20},
     {"odd tied", "pp=2 dp=3 zero=3 microbatches=2 f16", 6, 5},
+    // Products of experts in e4m3.
+    {"cap", "dp=1 bf16 fp8_experts", 8, 20},
+    {"drop", "dp=4 ep=4 microbatches=2 bf16 fp8_experts", 8, 20},
+    {"drop", "tp=2 dp=2 etp=2 ep=2 sp vp overload=0.6 bf16 fp8_experts", 8, 20},
+    {"cap", "pp=2 dp=2 ep=2 zero=3 microbatches=4 schedule=zb-h1 checkpoint=full bf16 fp8_experts", 8, 5},
+    {"odd", "dp=7 ep=7 zero=2 bf16 grads=bf16 fp8_experts compress_dispatch=f8", 7, 5},
     // Exchanges narrower than what is computed.
     {"cap", "dp=4 ep=4 compress_dispatch=bf16 compress_combine=bf16", 8, 20},
     {"drop", "dp=4 ep=4 compress_dispatch=f8", 8, 20},

@@ -70,7 +70,7 @@ std::vector<Dimension> Features() {
       Words("overlap", {"", "overlap=on"}),
       Words("bucket", {"", "bucket=4096"}),
       Words("moe_chunks", {"", "moe_chunks=2"}, "ep"),
-      Words("precision", {"", "bf16", "f16", "bf16 grads=bf16"}),
+      Words("precision", {"", "bf16", "f16", "bf16 grads=bf16", "bf16 fp8_experts"}),
       Words("wires",
             {"", "compress_dispatch=f8 compress_combine=bf16", "compress_gather=bf16 compress_grad=f8"}),
       Words("ep_order", {"", "ep_order=reversed"}),

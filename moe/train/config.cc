@@ -149,6 +149,7 @@ Strategy StrategyOf(const RunConfig& config) {
   s.precision = c.fp16() ? "f16" : c.bf16() ? "bf16" : "";
   const std::string& grads = c.main_grads_dtype();
   s.grads = grads == "fp32" ? "" : grads == "fp16" ? "f16" : grads;
+  s.fp8_experts = c.fp8_experts();
   s.compress_dispatch = c.compress_dispatch();
   s.compress_combine = c.compress_combine();
   s.compress_gather = c.compress_gather();
@@ -209,6 +210,7 @@ void SetStrategy(const Strategy& s, RunConfig& config) {
   c.set_bf16(s.precision == "bf16");
   c.set_fp16(s.precision == "f16");
   c.set_main_grads_dtype(s.grads.empty() ? "fp32" : s.grads == "f16" ? "fp16" : s.grads);
+  c.set_fp8_experts(s.fp8_experts);
   c.set_compress_dispatch(s.compress_dispatch);
   c.set_compress_combine(s.compress_combine);
   c.set_compress_gather(s.compress_gather);

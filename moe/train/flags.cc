@@ -19,7 +19,8 @@ ABSL_FLAG(
     "A strategy in compact words (pp= dp= cp= tp= ep= etp= sp vp zero= expert_zero= microbatches= "
     "virtual_chunks= "
     "moe_chunks= schedule= checkpoint= checkpoint_budget= memory_limit= dispatcher= overload= ep_order= "
-    "bucket= overlap= bf16 f16 grads= compress_dispatch= compress_combine= compress_gather= compress_grad= "
+    "bucket= overlap= bf16 f16 grads= fp8_experts compress_dispatch= compress_combine= compress_gather= "
+    "compress_grad= "
     "no_kv_axis expert_slots= expert_map= zero_dp= expert_zero_dp= cp_attention= cp_order= "
     "devices_per_node= hierarchical=); replaces the strategy of --config and the "
     "defaults.");
@@ -165,6 +166,8 @@ ABSL_FLAG(
   X(tie_embeddings, model, tie_embeddings, "The head shares the embedding's weights.")                       \
   X(bf16, strategy, bf16, "Compute in bf16, with f32 masters, gradients, statistics and router.")            \
   X(fp16, strategy, fp16, "The same in f16, with a dynamic loss scale.")                                     \
+  X(fp8_experts, strategy, fp8_experts,                                                                      \
+    "With bf16: products of experts in e4m3 with a scale per 128 values.")                                   \
   X(sequence_parallel, strategy, sequence_parallel,                                                          \
     "Norms and residuals sharded by sequence over tensor ranks.")                                            \
   X(vocab_parallel, strategy, vocab_parallel, "Embedding and head sharded by vocabulary over tensor ranks.") \

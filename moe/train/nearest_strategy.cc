@@ -82,6 +82,7 @@ std::string DescribeNearest(const RunConfig& from, const RunConfig& to) {
   if (a.moe_chunks() != b.moe_chunks()) add("moe_chunks", b.moe_chunks());
   if (a.overlap() != b.overlap()) add("overlap", b.overlap());
   if (a.ddp_bucket_size() != b.ddp_bucket_size()) add("ddp_bucket_size", b.ddp_bucket_size());
+  if (a.fp8_experts() && !b.fp8_experts()) flags.push_back("--nofp8_experts");
   if (a.world_size() != b.world_size()) add("world_size", b.world_size());
   if (from.train().micro_batch_size() != to.train().micro_batch_size()) {
     add("micro_batch_size", to.train().micro_batch_size());
@@ -101,6 +102,7 @@ std::optional<RunConfig> NearestLegalStrategy(const RunConfig& config) {
   if (!IsExpertOrder(s.expert_axis_order())) s.set_expert_axis_order("");
   if (s.bf16()) s.set_fp16(false);
   if (!IsGradsDType(s)) s.set_main_grads_dtype("fp32");
+  if (!s.bf16() || !Sizes(config).moe_layers || TargetOf(config).f8_flops <= 0) s.set_fp8_experts(false);
   for (std::string* wire : {s.mutable_compress_dispatch(), s.mutable_compress_combine(),
                             s.mutable_compress_gather(), s.mutable_compress_grad()}) {
     if (!IsWire(*wire)) wire->clear();

@@ -117,6 +117,23 @@ bool CheckDegrees(const StrategyConfig& s, Collector& out) {
   return good;
 }
 
+void CheckFp8Experts(const RunConfig& config, const Sizes& z, Collector& out) {
+  const StrategyConfig& s = config.strategy();
+  if (!s.fp8_experts()) return;
+  if (!s.bf16()) out.Add("fp8_experts without bf16, which it rounds").legal = "bf16 with it, or neither";
+  if (!z.moe_layers)
+    out.Add("fp8_experts, but the model has no experts").legal = "a model with experts, or not";
+  const Target target = TargetOf(config);
+  if (target.f8_flops <= 0) {
+    std::vector<std::string> with;
+    for (const std::string& name : TargetNames()) {
+      if (NamedTarget(name)->f8_flops > 0) with.push_back(name);
+    }
+    out.Add("fp8_experts on target ", target.name, ", which has no products of e4m3").legal =
+        absl::StrJoin(with, ", ");
+  }
+}
+
 void CheckModelFits(const Sizes& z, const StrategyConfig& s, Collector& out) {
   const int64_t pp = s.pipeline_model_parallel_size(), tp = s.tensor_model_parallel_size();
   const int64_t cp = s.context_parallel_size(), ep = s.expert_model_parallel_size();
@@ -337,6 +354,7 @@ std::vector<ConfigProblem> StrategyProblems(const RunConfig& config) {
     out.Add(config.strategy().bf16() ? "bf16" : "fp16", " with dtype = 'f64': masters are f32").legal =
         "dtype f32";
   }
+  CheckFp8Experts(config, sizes, out);
   if (CheckDegrees(config.strategy(), out)) {
     CheckModelFits(sizes, config.strategy(), out);
     CheckWorld(sizes, config.strategy(), out);

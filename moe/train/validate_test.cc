@@ -130,6 +130,17 @@ TEST(ValidateTest, ExpertsThatNoLayerHas) {
       "the model has no experts", "--expert_slots=0");
 }
 
+TEST(ValidateTest, Fp8Experts) {
+  EXPECT_OK(ValidateRunConfig(With("strategy { bf16: true fp8_experts: true } cluster { target: 'h100' }")));
+  ExpectProblems("strategy { fp16: true fp8_experts: true } cluster { target: 'a100' }", 2,
+                 "fp8_experts without bf16", "legal here: bf16 with it, or neither",
+                 "target a100, which has no products of e4m3", "legal here: cpu, h100, h200");
+  ExpectProblems(
+      "model { num_layers: 2 first_dense_layers: 2 ffn_hidden_size: 64 } "
+      "strategy { bf16: true fp8_experts: true }",
+      1, "fp8_experts, but the model has no experts", "--nofp8_experts");
+}
+
 TEST(ValidateTest, PartsOfExperts) {
   EXPECT_OK(ValidateRunConfig(With("strategy { moe_chunks: 2 }")));
   ExpectProblems("strategy { moe_chunks: 3 }", 1, "moe_chunks = 3 does not divide the 4 experts of a rank",
