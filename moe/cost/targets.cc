@@ -35,11 +35,11 @@ Target Gpu(const char* name, double flops, double f8_flops, double memory, doubl
 std::vector<Target> Targets() {
   return {
       Target(),
-      // A100 80GB SXM data sheet (2021): bf16 312 TFLOP/s, no fp8, 2,039 GB/s, NVLink 600 GB/s both ways. DGX A100: a
-      // 200 Gbit/s adapter for each GPU.
+      // A100 80GB SXM data sheet (2021): bf16 312 TFLOP/s, no fp8, 2,039 GB/s, NVLink 600 GB/s both ways. DGX
+      // A100: a 200 Gbit/s adapter for each GPU.
       Gpu("a100", 312e12, 0, 2039e9, 300e9, 25e9),
-      // H100 SXM data sheet (2023): bf16 1,979 and fp8 3,958 TFLOP/s with sparsity, half of it dense; 3.35 TB/s; NVLink 900
-      // GB/s both ways. DGX H100: a 400 Gbit/s adapter for each GPU.
+      // H100 SXM data sheet (2023): bf16 1,979 and fp8 3,958 TFLOP/s with sparsity, half of it dense; 3.35
+      // TB/s; NVLink 900 GB/s both ways. DGX H100: a 400 Gbit/s adapter for each GPU.
       Gpu("h100", 989.5e12, 1979e12, 3.35e12, 450e9, 50e9),
       // H200 SXM data sheet (2024): the H100's arithmetic and links, 4.8 TB/s.
       Gpu("h200", 989.5e12, 1979e12, 4.8e12, 450e9, 50e9),

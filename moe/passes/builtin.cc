@@ -79,7 +79,8 @@ PassRegistry& Passes() {
 }
 
 std::string DefaultPipeline() {
-  return "fp8-experts,autodiff,expert-slots,pad-vocabulary,context-parallel,mixed-precision,partition-stages,shard,"
+  return "fp8-experts,autodiff,expert-slots,pad-vocabulary,context-parallel,mixed-precision,partition-stages,"
+         "shard,"
          "insert-collectives,compress,checkpoint,fuse,split-experts,split-phases,split-backward,bucket-"
          "collectives,overlap,schedule,plan-memory,certify";
 }
