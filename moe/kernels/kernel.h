@@ -138,8 +138,12 @@ struct Kernel {
   WorkspaceFn workspace = nullptr;
   // Instead of `fn`: the f32 kernel that computes for this one, see widen.h. Of the same registry.
   const Kernel* wide = nullptr;
+  // Called once when a node is bound, before anything runs: says what is missing here for it, and does once
+  // what takes long. Run does without. Null: nothing to prepare.
+  KernelFn prepare = nullptr;
 
   absl::Status Run(KernelContext& c) const;
+  absl::Status Prepare(KernelContext& c) const { return prepare == nullptr ? absl::OkStatus() : prepare(c); }
   int64_t WorkspaceBytes(const Node& n, const ShardingRule& rule, absl::Span<const int64_t> extent,
                          absl::Span<const Tensor> in, absl::Span<const Tensor> out) const;
 };

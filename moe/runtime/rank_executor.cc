@@ -346,6 +346,7 @@ absl::Status RankExecutor::BindNode(const Node& n, const FunctionMemory& memory,
     b.context.workspace = arena_->At(ws->second.space, ws->second.offset);
     b.context.workspace_bytes = ws->second.bytes;
   }
+  if (b.kernel != nullptr) RETURN_IF_ERROR(Annotate(b.kernel->Prepare(b.context), b.what));
   b.expert_result = n.op().Has(kDecision) ? n.op().FindResult("expert") : -1;
   if (b.expert_result >= 0) b.decision_block = LocalBlockInOrder(n, n.type(b.expert_result), mesh_, rank_);
   out->nodes.push_back(std::move(b));

@@ -207,6 +207,7 @@ absl::StatusOr<std::vector<HostValue>> RunNodeOnRank(const Node& n, const Kernel
   for (Bound* b : all) {
     for (Buffer& buffer : b->buffers) RETURN_IF_ERROR(buffer.Upload(c.stream));
   }
+  RETURN_IF_ERROR(Annotate(kernel.Prepare(c), n.op_name()));
   std::unique_ptr<WorkGraph> graph;
   if (options.as_graph) RETURN_IF_ERROR(c.stream->BeginGraph());
   RETURN_IF_ERROR(Annotate(kernel.Run(c), n.op_name()));

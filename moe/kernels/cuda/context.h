@@ -40,9 +40,10 @@ class Workspace {
 };
 
 // Registers a kernel for every float that CUDA offers: it looks at the dtypes of its operands by itself.
-inline void AddForFloats(KernelRegistry& r, const char* op, KernelFn fn, WorkspaceFn workspace = nullptr) {
+inline void AddForFloats(KernelRegistry& r, const char* op, KernelFn fn, WorkspaceFn workspace = nullptr,
+                         KernelFn prepare = nullptr) {
   for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF16})
-    r.Add({op, Backend::kCuda, dtype, fn, workspace});
+    r.Add({op, Backend::kCuda, dtype, fn, workspace, /*wide=*/nullptr, prepare});
 }
 
 }  // namespace moe
