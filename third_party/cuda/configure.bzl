@@ -14,7 +14,6 @@ _LIBRARIES = {
     "cudart": "cudart_static",
     "cublaslt": "cublasLt",
     "cublas": "cublas",
-    "cudnn": "cudnn",
     "nvrtc": "nvrtc",
 }
 
@@ -36,8 +35,10 @@ def _cuda_configure_impl(ctx):
                 linkopts += ["-ldl", "-lrt", "-lpthread"]
             lines.append("cc_library(name = %r, deps = [':headers'], linkopts = %r)" % (name, linkopts))
 
-        # Loaded when the program runs (moe/comm/nccl/nccl_api.h), so that it starts without.
+        # Loaded when the program runs (moe/comm/nccl/nccl_api.h, moe/kernels/cuda/cudnn_api.h), so that it starts
+        # without, and looked for in the same folders.
         lines.append('cc_library(name = "nccl", deps = [":headers"], linkopts = ["-ldl"])')
+        lines.append('cc_library(name = "cudnn", linkopts = %r)' % (search + ["-ldl"]))
     ctx.file("BUILD", "\n".join(lines) + "\n")
 
 cuda_configure = repository_rule(

@@ -47,7 +47,7 @@ find_libraries() {
   local -a folders found=() needed
   local name folder place
   mapfile -t folders < <(library_folders)
-  mapfile -t needed < <(cat "$here/cuda_libraries.txt"; echo libnccl.so.2)
+  mapfile -t needed < <(cat "$here/cuda_libraries.txt"; echo libnccl.so.2; echo libcudnn.so.9)
   missing=()
   for name in "${needed[@]}"; do
     place=
@@ -93,8 +93,10 @@ check() {
   for name in ${missing[@]+"${missing[@]}"}; do
     if [[ $name == libnccl.so.2 ]]; then
       say "missing    $name: ranks of several processes cannot exchange data between GPUs (package nvidia-nccl-cu13)"
+    elif [[ $name == libcudnn.so.9 ]]; then
+      say "missing    $name: no --cudnn_attention (package nvidia-cudnn-cu13)"
     else
-      say "missing    $name: what links it does not start (CUDA toolkit, or packages nvidia-cublas, nvidia-cudnn-cu13, nvidia-cuda-nvrtc)"
+      say "missing    $name: what links it does not start (CUDA toolkit, or packages nvidia-cublas, nvidia-cuda-nvrtc)"
     fi
   done
   say "sanitizer  $(sanitizer || echo 'none: ./run.sh sanitize does nothing')"
