@@ -25,6 +25,8 @@ struct Target {
   bool overlaps = false;
   std::set<std::string> fusions;  // ops that `fuse` may create; empty with all_fusions
   bool all_fusions = true;
+  // Libraries to whose kernels `use-libraries` gives nodes: "cudnn".
+  std::set<std::string> libraries;
   // Scratch bytes of a kernel are asked through this hook (set by whoever links the kernels): "op" -> bytes.
   bool CanFuse(const std::string& op) const { return all_fusions || fusions.count(op) > 0; }
 };

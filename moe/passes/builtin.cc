@@ -23,6 +23,7 @@
 #include "moe/passes/split_backward.h"
 #include "moe/passes/split_experts.h"
 #include "moe/passes/split_phases.h"
+#include "moe/passes/use_libraries.h"
 
 namespace moe {
 
@@ -67,6 +68,9 @@ void RegisterBuiltinPasses(PassRegistry* registry) {
                  "Cuts the experts of a rank in parts, to be exchanged and computed in turn.", SplitExperts});
   registry->Add(
       {"split-phases", "Cuts each chunk into forward and backward with explicit residuals.", SplitPhases});
+  registry->Add({"use-libraries",
+                 "Gives nodes to kernels of the target's libraries, where they compute the same.",
+                 UseLibraries});
 }
 
 PassRegistry& Passes() {
@@ -80,8 +84,8 @@ PassRegistry& Passes() {
 
 std::string DefaultPipeline() {
   return "fp8-experts,autodiff,expert-slots,pad-vocabulary,context-parallel,mixed-precision,partition-stages,"
-         "shard,"
-         "insert-collectives,compress,checkpoint,fuse,split-experts,split-phases,split-backward,bucket-"
+         "shard,insert-collectives,compress,checkpoint,fuse,use-libraries,split-experts,split-phases,"
+         "split-backward,bucket-"
          "collectives,overlap,schedule,plan-memory,certify";
 }
 

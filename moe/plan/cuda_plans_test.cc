@@ -2,6 +2,7 @@
 // CUDA kernels ask for, and a CUDA kernel for every node.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <set>
 #include <string>
 
@@ -20,7 +21,8 @@ namespace moe {
 namespace {
 
 absl::StatusOr<Compiled> CompileFor(const std::string& target, const ModelConfig& model,
-                                    const std::string& text, int64_t global_batch) {
+                                    const std::string& text, int64_t global_batch,
+                                    const std::set<std::string>& libraries = {}) {
   ASSIGN_OR_RETURN(const Strategy strategy, ParseStrategy(text));
   BuildOptions build;
   build.global_batch = global_batch;
@@ -28,6 +30,7 @@ absl::StatusOr<Compiled> CompileFor(const std::string& target, const ModelConfig
   ASSIGN_OR_RETURN(std::unique_ptr<Module> module, BuildModel(model, build));
   CompileOptions options;
   ASSIGN_OR_RETURN(options.target, NamedTarget(target));
+  options.target.libraries = libraries;
   ASSIGN_OR_RETURN(const Backend backend, BackendOf(options.target));
   options.workspace = WorkspaceHook(backend, strategy.overload);
   return Compile(std::move(module), strategy, options);
@@ -96,6 +99,29 @@ TEST(TargetsTest, MakeOtherPlans) {
   };
   EXPECT_EQ(started(cpu.plan), 0);
   EXPECT_GT(started(gpu.plan), 0);
+}
+
+// A plan with attention by cuDNN has its scratch memory, without a cuDNN: one head's matrix of the backward
+// at least. It knows whose kernels it was made for.
+TEST(TargetsTest, CudnnIsInThePlan) {
+  ASSERT_OK_AND_ASSIGN(ModelConfig model, LoadModelConfig("testdata/models/moe_10b.textproto"));
+  model.set_num_layers(2);
+  ASSERT_OK_AND_ASSIGN(const Compiled own, CompileFor("h100", model, "dp=4 ep=4 zero=1 bf16", 16));
+  ASSERT_OK_AND_ASSIGN(const Compiled cudnn,
+                       CompileFor("h100", model, "dp=4 ep=4 zero=1 bf16", 16, {"cudnn"}));
+  const auto scratch = [](const Plan& plan) {
+    int64_t most = 0;
+    for (const auto& f : plan.module().functions()) {
+      for (const Node* n : f->NodesOf("nn.attention_grad")) {
+        const FunctionMemory& memory = plan.program.memory.functions.at(f->name());
+        most = std::max(most, memory.workspace.at(n->result_name()).bytes);
+      }
+    }
+    return most;
+  };
+  EXPECT_GT(scratch(cudnn.plan) - scratch(own.plan), 2 * model.seq_length() * model.seq_length());
+  ASSERT_OK_AND_ASSIGN(const Plan read, ParsePlan(SerializePlan(cudnn.plan)));
+  EXPECT_EQ(read.target.libraries, std::set<std::string>{"cudnn"});
 }
 
 TEST(TargetsTest, UnknownOnesAreNamed) {

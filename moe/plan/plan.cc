@@ -228,6 +228,7 @@ void ToProto(const Target& t, TargetProto* p) {
   p->set_all_fusions(t.all_fusions);
   p->set_bucket_bytes(t.bucket_bytes);
   p->set_overlaps(t.overlaps);
+  for (const std::string& library : t.libraries) p->add_libraries(library);
   p->set_device(t.device);
   p->set_f8_flops(t.f8_flops);
 }
@@ -245,6 +246,7 @@ Target FromProto(const TargetProto& p) {
   t.all_fusions = p.all_fusions();
   t.bucket_bytes = p.bucket_bytes();
   t.overlaps = p.overlaps();
+  t.libraries.insert(p.libraries().begin(), p.libraries().end());
   if (!p.device().empty()) t.device = p.device();
   t.f8_flops = p.f8_flops();
   return t;

@@ -169,6 +169,11 @@ absl::StatusOr<Reports> Executor::RunProgram(const std::string& name, const Step
                                                    inputs.tokens.size(), ", ", inputs.labels.size(), ", ",
                                                    inputs.mask.size(), ", ", inputs.positions.size()));
   }
+  for (size_t i = 1; i < seq; ++i) {  // plans may mask by index
+    if (inputs.positions[i] > inputs.positions[i - 1]) continue;
+    return absl::InvalidArgumentError(absl::StrCat("positions ascend; number ", i, " is ",
+                                                   inputs.positions[i], " after ", inputs.positions[i - 1]));
+  }
   failed_ = RunRanks(name, inputs);
   if (!failed_.ok()) return failed_;
   absl::StatusOr<std::map<int64_t, StageReports>> gathered = GatherReports(name);

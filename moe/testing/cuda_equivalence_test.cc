@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "moe/device/cuda/cuda.h"
 #include "moe/device/device.h"
 #include "moe/ir/state.h"
+#include "moe/kernels/cuda/cudnn_api.h"
 #include "moe/model/config.h"
 #include "moe/model/transformer.h"
 #include "moe/passes/pass.h"
@@ -85,7 +87,8 @@ constexpr Line kLines[] = {
 INSTANTIATE_TEST_SUITE_P(Strategies, CudaEquivalenceTest, ::testing::ValuesIn(kLines));
 
 // A program on CUDA, without the reference.
-absl::StatusOr<std::unique_ptr<Program>> Compile(const char* model_key, const char* words) {
+absl::StatusOr<std::unique_ptr<Program>> Compile(const char* model_key, const char* words,
+                                                 const std::set<std::string>& libraries = {}) {
   ASSIGN_OR_RETURN(ModelConfig model, ParseModelConfig(LineModel(model_key), "model"));
   model.set_dtype("f32");
   ASSIGN_OR_RETURN(const Strategy strategy, ParseStrategy(words));
@@ -98,6 +101,7 @@ absl::StatusOr<std::unique_ptr<Program>> Compile(const char* model_key, const ch
                    FoldMesh(strategy, AttrInt(program->module->attributes(), "kv_heads")));
   PassContext context;
   context.strategy = strategy;
+  context.target.libraries = libraries;
   context.workspace = WorkspaceHook(Backend::kCuda, strategy.overload);
   RETURN_IF_ERROR(RunPipeline(DefaultPipeline(), *program, context).status());
   return program;
@@ -138,6 +142,65 @@ TEST(CudaGraphs, GiveTheSameBits) {
     EXPECT_GT(graphs, 0);
     EXPECT_EQ(none, 0);
   }
+}
+
+struct CudnnLine {
+  const char *model, *strategy;
+  int forward, backward;  // nodes by cuDNN, of those on all stages
+};
+class CudaCudnnTest : public ::testing::TestWithParam<CudnnLine> {};
+
+TEST_P(CudaCudnnTest, MatchesTheReference) {
+  if (CountDevices(DeviceKind::kCuda) == 0) GTEST_SKIP() << OpenDevice(DeviceKind::kCuda, 0).status();
+  if (const auto cudnn = LoadCudnn(); !cudnn.ok()) GTEST_SKIP() << cudnn.status();
+  const CudnnLine& line = GetParam();
+  SCOPED_TRACE(line.strategy);
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Program> program, Compile(line.model, line.strategy, {"cudnn"}));
+  int forward = 0, backward = 0;
+  for (const auto& f : program->module->functions()) {
+    for (const Node* n : f->NodesOf("nn.attention")) forward += n->Has("library");
+    for (const Node* n : f->NodesOf("nn.attention_grad")) backward += n->Has("library");
+  }
+  EXPECT_EQ(forward, line.forward);
+  EXPECT_EQ(backward, line.backward);
+  EquivalenceCase c;
+  c.name = line.strategy;
+  c.model = LineModel(line.model);
+  c.strategy = line.strategy;
+  c.steps = 2;
+  c.backend = Backend::kCuda;
+  c.libraries = {"cudnn"};
+  c.twice = true;
+  ASSERT_OK_AND_ASSIGN(const EquivalenceResult r, CheckEquivalence(c));
+  SCOPED_TRACE(r.ToString());
+  EXPECT_LT(r.worst_loss, 2e-2);
+  EXPECT_TRUE(r.repeated_bitwise);
+  EXPECT_EQ(r.planned_peak, r.measured_peak);
+}
+
+// Attention by cuDNN: samples and heads of a rank, computed again, stages, ranks of a ring whose own keys it
+// sees, and of a zig-zag, where it sees none.
+constexpr CudnnLine kCudnnLines[] = {
+    {"cap", "tp=2 dp=2 etp=2 ep=2 bf16 microbatches=2 checkpoint=selective+nn.attention", 4, 2},
+    {"drop", "pp=2 dp=2 f16 microbatches=2 checkpoint=full", 4, 2},
+    {"drop", "cp=2 cp_attention=ring cp_order=contiguous bf16", 2, 2},
+    {"cap", "cp=2 cp_attention=ring cp_order=zigzag bf16", 0, 0},
+};
+
+INSTANTIATE_TEST_SUITE_P(Strategies, CudaCudnnTest, ::testing::ValuesIn(kCudnnLines));
+
+// The mask by index is that of positions which ascend; others are refused.
+TEST(CudaCudnn, PositionsAscend) {
+  if (CountDevices(DeviceKind::kCuda) == 0) GTEST_SKIP() << OpenDevice(DeviceKind::kCuda, 0).status();
+  if (const auto cudnn = LoadCudnn(); !cudnn.ok()) GTEST_SKIP() << cudnn.status();
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Program> program, Compile("cap", "dp=1 bf16", {"cudnn"}));
+  ExecutorOptions options;
+  options.backend = Backend::kCuda;
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Executor> plan, Executor::Create(*program, options));
+  ASSERT_OK(plan->InitializeState(3));
+  ASSERT_OK_AND_ASSIGN(StepInputs in, RandomInputs(*program->module, {}, 1));
+  std::swap(in.positions[4], in.positions[5]);
+  ExpectError(plan->TrainStep(in), absl::StatusCode::kInvalidArgument, "number 5 is 4 after 5");
 }
 
 // As a run with a GPU for each rank: the communicators of NCCL, here among threads of one process.

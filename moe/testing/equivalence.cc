@@ -131,6 +131,7 @@ absl::StatusOr<EquivalenceResult> CheckEquivalence(const ModelConfig& config, co
                    FoldMesh(strategy, AttrInt(program.module->attributes(), "kv_heads")));
   PassContext context;
   context.strategy = strategy;
+  context.target.libraries = c.libraries;
   context.workspace = WorkspaceHook(c.backend, strategy.overload);
   ASSIGN_OR_RETURN(auto passes,
                    RunPipeline(c.passes.empty() ? DefaultPipeline() : c.passes, program, context));

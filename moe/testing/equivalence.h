@@ -16,6 +16,7 @@
 #pragma once
 
 #include <cstdint>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -39,6 +40,7 @@ struct EquivalenceCase {
   std::string passes;  // "": the default pipeline
   // Whose kernels the plan runs on. kCuda has no f64: f32, and ranks on the devices that are linked in.
   Backend backend = Backend::kCpu;
+  std::set<std::string> libraries;  // of the target
   // Workloads that starve something.
   bool empty_sample = false;  // the first sample of every batch is all padding
   bool one_expert = false;    // routers start at zero: by the tie rule, all tokens choose the first experts

@@ -186,6 +186,7 @@ Target TargetOf(const RunConfig& config) {
   set(c.link_microseconds(), 1e-6, &t.link_latency_seconds);
   set(c.node_gbytes_per_second(), 1e9, &t.node_bytes_per_second);
   set(c.node_microseconds(), 1e-6, &t.node_latency_seconds);
+  if (config.train().cudnn_attention()) t.libraries.insert("cudnn");
   return t;
 }
 

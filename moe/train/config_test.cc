@@ -98,6 +98,9 @@ TEST(RunConfigTest, NamedTargetsAndLinksOverThem) {
   config.mutable_cluster()->set_node_gbytes_per_second(25);
   EXPECT_EQ(TargetOf(config).node_bytes_per_second, 25e9);
   EXPECT_EQ(TargetOf(config).link_bytes_per_second, 450e9);
+  EXPECT_TRUE(TargetOf(config).libraries.empty());
+  config.mutable_train()->set_cudnn_attention(true);
+  EXPECT_EQ(TargetOf(config).libraries.count("cudnn"), 1u);
 }
 
 TEST(RunConfigTest, LinksOfTheCluster) {

@@ -21,7 +21,7 @@ namespace moe {
 namespace {
 
 constexpr char kModel[] = R"(
-  name: "test" num_layers: 2 hidden_size: 24 num_attention_heads: 4 num_key_value_heads: 2 ffn_hidden_size: 32
+  name: "test" num_layers: 2 hidden_size: 24 num_attention_heads: 4 num_key_value_heads: 2 head_dim: 8 ffn_hidden_size: 32
   vocab_size: 256 seq_length: 16 num_experts: 4 moe_router_topk: 2 moe_ffn_hidden_size: 16 first_dense_layers: 1
   norm_topk_prob: true aux_loss_coeff: 0.01 aux_loss_scope: "sequence" init_std: 0.1
 )";
@@ -45,6 +45,7 @@ class CudaRun : public ::testing::Test {
     TrainConfig& t = *config.mutable_train();
     t.set_device(device);
     t.set_tf32(tf32_);
+    t.set_cudnn_attention(cudnn_);
     t.set_data_path(JoinPath(folder_, "text.txt"));
     t.set_train_iters(3);
     t.set_global_batch_size(8);
@@ -81,7 +82,7 @@ class CudaRun : public ::testing::Test {
   }
 
   std::string folder_;
-  bool tf32_ = false;
+  bool tf32_ = false, cudnn_ = false;
   static inline int runs_ = 0;
 };
 
@@ -103,6 +104,19 @@ TEST_F(CudaRun, Tf32RoundsWhatIsMultiplied) {
     EXPECT_NE(f32[i], tf32[i]) << "step " << i + 1;
     EXPECT_NEAR(f32[i], tf32[i], 1e-2) << "step " << i + 1;
   }
+}
+
+TEST_F(CudaRun, AttentionByCudnn) {
+  if (CountDevices(DeviceKind::kCuda) == 0) GTEST_SKIP() << OpenDevice(DeviceKind::kCuda, 0).status();
+  std::string printed;
+  ASSERT_OK_AND_ASSIGN(const std::vector<double> own, Losses("cuda", "dp=2 ep=2 bf16", "f32", &printed));
+  cudnn_ = true;
+  const absl::StatusOr<std::vector<double>> cudnn = Losses("cuda", "dp=2 ep=2 bf16", "f32", &printed);
+  if (absl::IsUnavailable(cudnn.status())) GTEST_SKIP() << cudnn.status();
+  ASSERT_OK(cudnn.status());
+  EXPECT_THAT(printed, ::testing::HasSubstr("attention: 4 nodes by cuDNN"));
+  ASSERT_EQ(own.size(), cudnn->size());
+  for (size_t i = 0; i < own.size(); ++i) EXPECT_NEAR(own[i], (*cudnn)[i], 1e-2) << "step " << i + 1;
 }
 
 TEST_F(CudaRun, RanksWithAGpuEach) {

@@ -175,6 +175,8 @@ ABSL_FLAG(
     "Halve the sequence where no micro_batch_size fits the memory limit.")                                   \
   X(adaptive_micro_batch_size, train, adaptive_micro_batch_size,                                             \
     "Measure several microbatch sizes while training, and keep the fastest.")                                \
+  X(cudnn_attention, train, cudnn_attention,                                                                 \
+    "With --device=cuda: attention by cuDNN's kernels where they compute the same.")                         \
   X(tf32, train, tf32,                                                                                       \
     "With --device=cuda: dense products of f32 may round their operands to TF32, of 10 bits of mantissa.")   \
   X(split_tensor_by_kv_heads, strategy, split_tensor_by_kv_heads,                                            \

@@ -392,6 +392,9 @@ std::vector<ConfigProblem> TrainConfigProblems(const RunConfig& config) {
   if (t.tf32() && device != "cuda") {
     out.Add("tf32, in which GPUs multiply, with device = ", device).legal = "--notf32, or --device=cuda";
   }
+  if (t.cudnn_attention() && device != "cuda") {
+    out.Add("cudnn_attention with device = ", device).legal = "--nocudnn_attention, or --device=cuda";
+  }
   if (device == "cuda" && config.model().dtype() == "f64") {
     out.Add("dtype = f64 on CUDA, which has no kernels for it").legal = "f32";
   }

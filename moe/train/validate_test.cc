@@ -65,6 +65,12 @@ TEST(ValidateTest, Tf32IsForGpus) {
   ExpectProblems("train { tf32: true }", 1, "tf32", "device = cpu", "--notf32, or --device=cuda");
 }
 
+TEST(ValidateTest, CudnnIsForGpus) {
+  EXPECT_OK(ValidateRunConfig(With("train { cudnn_attention: true device: 'cuda' }")));
+  ExpectProblems("train { cudnn_attention: true }", 1, "cudnn_attention with device = cpu",
+                 "--nocudnn_attention, or --device=cuda");
+}
+
 TEST(ValidateTest, ExpertsOverRanks) {
   ExpectProblems(
       "strategy { expert_model_parallel_size: 3 data_parallel_size: 3 } train { global_batch_size: 24 }", 1,

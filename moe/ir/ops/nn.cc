@@ -28,6 +28,20 @@ std::string AttentionRule(const Node& n, absl::string_view more, absl::string_vi
   return absl::StrReplaceAll(text, {{"S", blocks ? "(r s)" : "s"}, {"T", blocks ? "(r t!)" : "t!"}});
 }
 
+// The mask of a library's kernel is by index.
+absl::Status KnownLibrary(const Node& n) {
+  const std::string library = n.StringOr("library", "cudnn");
+  if (library != "cudnn") {
+    return absl::InvalidArgumentError(absl::StrCat("library = ", library, "; there is cudnn"));
+  }
+  if (n.Has("library") && n.operand(3) != n.operand(4)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("library = ", library, ", whose mask is by index, with different positions of queries, %",
+                     n.operand(3).name(), ", and keys, %", n.operand(4).name()));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 void RegisterNnOps(OpRegistry* r) {
@@ -128,10 +142,14 @@ void RegisterNnOps(OpRegistry* r) {
                   "Blockwise: no "
                   "[s, t] matrix is ever held (Dao 2023). A query that sees no key has output 0 and a "
                   "log-sum-exp of "
-                  "-1e30. With blocks = r, queries see the keys of their own of r blocks of the sequence.")
+                  "-1e30. With blocks = r, queries see the keys of their own of r blocks of the sequence. With a "
+                  "library, by its kernel where there is one: positions are those of the batch, which ascend, so "
+                  "that the mask is by index.")
              .Operands({"q", "k", "v", "q_positions", "k_positions"})
              .Results({"o", "lse"})
              .Attr("blocks", AttrKind::kInt, false)
+             .Attr("library", AttrKind::kString, false)
+             .Verify(KnownLibrary)
              .RuleFrom([](const Node& n) { return AttentionRule(n, "", "b S (k g) d!, b S (k g)"); })
              .FactorFrom("r", "blocks")
              .NotDifferentiable({1})
@@ -154,6 +172,8 @@ void RegisterNnOps(OpRegistry* r) {
              .Operands({"q", "k", "v", "q_positions", "k_positions", "o", "lse", "do"})
              .Results({"dq", "dk", "dv"})
              .Attr("blocks", AttrKind::kInt, false)
+             .Attr("library", AttrKind::kString, false)
+             .Verify(KnownLibrary)
              .RuleFrom([](const Node& n) {
                return AttentionRule(n, "b S (k g) d!, b S (k g), b S (k g) d!",
                                     "b S (k g) d!, b T k d!, b T k d!");

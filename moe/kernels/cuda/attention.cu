@@ -1,9 +1,10 @@
-// nn.attention and nn.attention_grad.
+// nn.attention and nn.attention_grad: by this back end's own kernels, or by cuDNN where the node says so.
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
 #include "moe/kernels/cuda/attention_launch.h"
 #include "moe/kernels/cuda/context.h"
+#include "moe/kernels/cuda/cudnn_attention.h"
 
 namespace moe {
 
@@ -36,7 +37,90 @@ void CheckVectors(AttentionArgs& a, absl::Span<const Reals> read) {
   for (const Reals& x : read) a.vectors = a.vectors && x.storage == a.q.storage && IsAligned(x.data);
 }
 
+// ---- cuDNN
+
+// Its shape on this rank, from the extents of the rule's factors and the dtype of q.
+CudnnAttention CudnnShapeOf(const ShardingRule& rule, absl::Span<const int64_t> extent, DType dtype) {
+  const auto of = [&](absl::string_view factor) {
+    const int f = rule.Find(factor);
+    return f < 0 ? 1 : extent[f];
+  };
+  return {.batch = of("b") * of("r"),
+          .s = of("s"),
+          .kv_heads = of("k"),
+          .per_kv = of("g"),
+          .d = of("d"),
+          .dtype = dtype};
+}
+
+absl::Status CheckCudnn(const KernelContext& c, const CudnnAttention& a) {
+  RETURN_IF_ERROR(CheckCudnnAttention(a));
+  if (c.Extent("t") != a.s) {
+    return absl::UnimplementedError(absl::StrCat("attention by cuDNN, whose mask is by index, of ", a.s,
+                                                 " queries and ", c.Extent("t"), " keys"));
+  }
+  // One dtype, but for the log-sum-exp.
+  const Tensor& lse = c.node->Is("nn.attention") ? c.out[1] : c.in[6];
+  RETURN_IF_ERROR(WantsF32(lse));
+  for (const absl::Span<const Tensor> tensors : {absl::MakeConstSpan(c.in), absl::MakeConstSpan(c.out)}) {
+    for (const Tensor& t : tensors) {
+      if (&t == &lse || !IsFloat(t.dtype) || t.dtype == a.dtype) continue;
+      return absl::UnimplementedError(absl::StrCat("attention by cuDNN in ", DTypeName(a.dtype), " with ",
+                                                   DTypeName(t.dtype), " beside it"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PrepareCudnn(KernelContext& c) {
+  if (!c.node->Has("library")) return absl::OkStatus();
+  const CudnnAttention a = CudnnShapeOf(*c.rule, c.extent, c.in[0].dtype);
+  RETURN_IF_ERROR(CheckCudnn(c, a));
+  return PrepareCudnnAttention(a, c.node->Is("nn.attention_grad"));
+}
+
+// [batch, s, heads] to [batch, heads, s]
+__global__ void HeadByHeadKernel(const float* lse, int64_t batch, int64_t s, int64_t heads, float* to) {
+  const int64_t n = batch * s * heads, step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += step) {
+    const int64_t at = i % s, head = i / s % heads, sample = i / s / heads;
+    to[i] = lse[(sample * s + at) * heads + head];
+  }
+}
+
+absl::Status AttentionByCudnn(KernelContext& c) {
+  const CudnnAttention a = CudnnShapeOf(*c.rule, c.extent, c.in[0].dtype);
+  RETURN_IF_ERROR(CheckCudnn(c, a));
+  return RunCudnnAttention(a, {c.in[0].data, c.in[1].data, c.in[2].data, c.out[0].data, c.out[1].data},
+                           c.workspace, CudaStreamOf(c));
+}
+
+absl::Status AttentionGradByCudnn(KernelContext& c) {
+  const CudnnAttention a = CudnnShapeOf(*c.rule, c.extent, c.in[0].dtype);
+  RETURN_IF_ERROR(CheckCudnn(c, a));
+  Workspace w(c);
+  const int64_t queries = a.batch * a.s * a.heads();
+  float* const lse = w.Take<float>(queries);
+  char* const scratch = w.Take<char>(CudnnBackwardWorkspace(a));
+  const LaunchShape shape = FlatLaunch(queries);
+  RETURN_IF_ERROR(MOE_LAUNCH(HeadByHeadKernel, GridOf(shape), BlockOf(shape), 0, CudaStreamOf(c),
+                             c.in[6].As<float>(), a.batch, a.s, a.heads(), lse));
+  return RunCudnnAttentionGrad(a,
+                               {c.in[0].data, c.in[1].data, c.in[2].data, c.in[5].data, lse, c.in[7].data,
+                                c.out[0].data, c.out[1].data, c.out[2].data},
+                               scratch, CudaStreamOf(c));
+}
+
+// ---- the ops
+
+int64_t ForwardWorkspace(const Node& n, const ShardingRule& rule, absl::Span<const int64_t> extent,
+                         absl::Span<const Tensor> in, absl::Span<const Tensor>) {
+  if (!n.Has("library")) return 0;
+  return WorkspacePart(CudnnForwardWorkspace(CudnnShapeOf(rule, extent, in[0].dtype)));
+}
+
 absl::Status Attention(KernelContext& c) {
+  if (c.node->Has("library")) return AttentionByCudnn(c);
   ASSIGN_OR_RETURN(AttentionArgs a, ArgsOf(c));
   ASSIGN_OR_RETURN(a.o, RealsOf(c.out[0]));
   RETURN_IF_ERROR(WantsF32(c.out[1]));
@@ -53,12 +137,17 @@ absl::Status Attention(KernelContext& c) {
   }
 }
 
-int64_t GradWorkspace(const Node&, const ShardingRule&, absl::Span<const int64_t>,
+int64_t GradWorkspace(const Node& n, const ShardingRule& rule, absl::Span<const int64_t> extent,
                       absl::Span<const Tensor> in, absl::Span<const Tensor>) {
-  return WorkspacePart(in[6].elements() * static_cast<int64_t>(sizeof(float)));
+  const int64_t of_lse = WorkspacePart(in[6].elements() * static_cast<int64_t>(sizeof(float)));
+  if (n.Has("library")) {
+    return of_lse + WorkspacePart(CudnnBackwardWorkspace(CudnnShapeOf(rule, extent, in[0].dtype)));
+  }
+  return of_lse;  // of delta, which is as large
 }
 
 absl::Status AttentionGrad(KernelContext& c) {
+  if (c.node->Has("library")) return AttentionGradByCudnn(c);
   ASSIGN_OR_RETURN(AttentionArgs a, ArgsOf(c));
   ASSIGN_OR_RETURN(a.o, RealsOf(c.in[5]));
   RETURN_IF_ERROR(WantsF32(c.in[6]));
@@ -81,8 +170,8 @@ absl::Status AttentionGrad(KernelContext& c) {
 }
 
 void Register(KernelRegistry& r) {
-  AddForFloats(r, "nn.attention", &Attention);
-  AddForFloats(r, "nn.attention_grad", &AttentionGrad, &GradWorkspace);
+  AddForFloats(r, "nn.attention", &Attention, &ForwardWorkspace, &PrepareCudnn);
+  AddForFloats(r, "nn.attention_grad", &AttentionGrad, &GradWorkspace, &PrepareCudnn);
 }
 const KernelRegistration registration(&Register);
 

@@ -17,6 +17,7 @@
 #include "moe/base/status_matchers.h"
 #include "moe/device/device.h"
 #include "moe/ir/builder.h"
+#include "moe/kernels/cuda/cudnn_api.h"
 #include "moe/kernels/kernel.h"
 #include "moe/testing/op_cases.h"
 #include "moe/testing/op_cases_run.h"
@@ -297,6 +298,70 @@ TEST_F(ProductKernelsTest, AttentionOfManyShapes) {
       grad.operands[6] = y[1];
       Compare(grad, {}, Tolerance(dtype));
     }
+  }
+}
+
+struct CudnnSizes {
+  int64_t batch, blocks, s, kv_heads, per_kv, d;
+};
+
+// Through cuDNN's graphs: layouts, heads that share keys, samples, blocks, a sequence of one.
+TEST_F(ProductKernelsTest, AttentionByCudnn) {
+  if (const auto cudnn = LoadCudnn(); !cudnn.ok()) GTEST_SKIP() << cudnn.status();
+  for (const CudnnSizes& z : {CudnnSizes{2, 1, 70, 2, 3, 16},
+                              {1, 2, 33, 1, 1, 64},
+                              {3, 1, 1, 2, 1, 8},
+                              {1, 1, 130, 1, 2, 72},
+                              {2, 3, 16, 4, 2, 16}}) {
+    for (const DType dtype : {DType::kBF16, DType::kF16}) {
+      SCOPED_TRACE(testing::Message()
+                   << DTypeName(dtype) << " batch " << z.batch << " blocks " << z.blocks << " s " << z.s
+                   << " heads " << z.kv_heads << " x " << z.per_kv << " d " << z.d);
+      const int64_t s = z.blocks * z.s, heads = z.kv_heads * z.per_kv;
+      Attributes by = {{"library", std::string("cudnn")}};
+      if (z.blocks > 1) by["blocks"] = z.blocks;
+      const auto operands = [&](NodeBuilder& b) {
+        std::vector<Value> x = {b.Real(dtype, {z.batch, s, heads, z.d}),
+                                b.Real(dtype, {z.batch, s, z.kv_heads, z.d}),
+                                b.Real(dtype, {z.batch, s, z.kv_heads, z.d})};
+        x.push_back(b.Ints({s}, [](int64_t i) { return 3 * i + 5; }));
+        x.push_back(x.back());
+        return x;
+      };
+      NodeBuilder forward;
+      OpCase attention = forward.Op("nn.attention", operands(forward), by);
+      attention.operands.push_back(attention.operands[3]);
+      Compare(attention, {}, Tolerance(dtype));
+      // The gradient of what the forward gives.
+      ASSERT_OK_AND_ASSIGN(const Kernel* reference, Kernels().Lookup(*attention.node, Backend::kReference));
+      ASSERT_OK_AND_ASSIGN(const std::vector<HostValue> y,
+                           RunNode(*attention.node, *reference, attention.operands));
+      NodeBuilder backward;
+      std::vector<Value> x = operands(backward);
+      x.push_back(backward.Real(dtype, {z.batch, s, heads, z.d}));
+      x.push_back(backward.Real(DType::kF32, {z.batch, s, heads}));
+      x.push_back(backward.Real(dtype, {z.batch, s, heads, z.d}));
+      OpCase grad = backward.Op("nn.attention_grad", x, by);
+      const HostValue dy = grad.operands.back();
+      grad.operands = attention.operands;
+      grad.operands.insert(grad.operands.end(), {y[0], y[1], dy});
+      Compare(grad, {}, Tolerance(dtype));
+    }
+  }
+}
+
+// What cuDNN does not take is said when a node is bound.
+TEST_F(ProductKernelsTest, WhatCudnnDoesNotTakeIsRefused) {
+  if (const auto cudnn = LoadCudnn(); !cudnn.ok()) GTEST_SKIP() << cudnn.status();
+  for (const auto& [dtype, d, why] :
+       {std::tuple{DType::kF32, 16, "in f32; it takes bf16 and f16"}, {DType::kBF16, 12, "heads of 12"}}) {
+    NodeBuilder b;
+    const Value q = b.Real(dtype, {1, 4, 1, d}), p = b.Ints({4}, [](int64_t i) { return i; });
+    OpCase c = b.Op("nn.attention", {q, q, q, p, p}, {{"library", std::string("cudnn")}});
+    c.operands = {c.operands[0], c.operands[0], c.operands[0], c.operands[1], c.operands[1]};
+    ASSERT_OK_AND_ASSIGN(const Kernel* kernel, Kernels().Lookup(*c.node, Backend::kCuda));
+    ExpectError(RunNode(*c.node, *kernel, c.operands, {.device = device_.get(), .stream = stream_.get()}),
+                absl::StatusCode::kUnimplemented, why);
   }
 }
 
