@@ -36,8 +36,8 @@ struct Strategy {
   // How tokens that are sharded over a part of ep reach its experts: exchanged (alltoall), gathered and their
   // results reduced (allgather), or whatever moves fewer bytes (auto).
   std::string dispatcher = "auto";
-  std::string precision;  // "": as the model; bf16, f16: compute in it, with f32 masters
-  std::string grads;      // "": gradients are summed in f32; the same word as `precision`: in that
+  std::string precision;     // "": as the model; bf16, f16: compute in it, with f32 masters
+  std::string grads;         // "": gradients are summed in f32; the same word as `precision`: in that
   bool fp8_experts = false;  // with bf16: products of experts in e4m3 with a scale per 128 values
   // Wire formats of exchanges: "" (as computed), "bf16" or "f8" (e4m3 with an f32 scale per 128 values).
   std::string compress_dispatch, compress_combine, compress_gather, compress_grad;

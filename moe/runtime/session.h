@@ -48,7 +48,8 @@ class Session {
   virtual absl::StatusOr<Reports> EvalStep(const StepInputs& inputs) = 0;
 
   // Logical tensors (global, row-major, by experts and words), as f64. Names as in Module::states(). Reading
-  // checks that replicas agree bitwise (Internal error naming the ranks otherwise); a partial value is reduced.
+  // checks that replicas agree bitwise (Internal error naming the ranks otherwise); a partial value is
+  // reduced.
   virtual std::vector<std::string> StateNames() const = 0;
   virtual absl::StatusOr<Type> StateType(const std::string& name) const = 0;
   virtual absl::StatusOr<std::vector<double>> ReadState(const std::string& name) = 0;

@@ -117,11 +117,12 @@ TEST(RunConfigTest, StrategyThereAndBack) {
   RunConfig config = DefaultRunConfig();
   ASSERT_OK_AND_ASSIGN(
       const Strategy s,
-      ParseStrategy("pp=2 dp=2 tp=4 cp=2 ep=8 etp=2 sp vp zero=3 expert_zero=1 microbatches=8 "
-                    "schedule=gpipe virtual_chunks=2 checkpoint=auto checkpoint_budget=96KiB memory_limit=1.5MiB "
-                    "dispatcher=allgather overload=1.5 ep_order=reversed "
-                    "no_kv_axis zero_dp=2 expert_zero_dp=1 cp_attention=ring cp_order=zigzag devices_per_node=4 "
-                    "hierarchical=off expert_slots=16 expert_map=0:1:2:3:4:5:6:7:7:6:5:4:3:-1:-1:-1"));
+      ParseStrategy(
+          "pp=2 dp=2 tp=4 cp=2 ep=8 etp=2 sp vp zero=3 expert_zero=1 microbatches=8 "
+          "schedule=gpipe virtual_chunks=2 checkpoint=auto checkpoint_budget=96KiB memory_limit=1.5MiB "
+          "dispatcher=allgather overload=1.5 ep_order=reversed "
+          "no_kv_axis zero_dp=2 expert_zero_dp=1 cp_attention=ring cp_order=zigzag devices_per_node=4 "
+          "hierarchical=off expert_slots=16 expert_map=0:1:2:3:4:5:6:7:7:6:5:4:3:-1:-1:-1"));
   SetStrategy(s, config);
   config = ResolveRunConfig(config);
   EXPECT_EQ(StrategyOf(config).ToString(), s.ToString());

@@ -39,9 +39,9 @@ struct RunOptions {
   Job* job = nullptr;
 };
 
-// `config` is resolved; it is validated here. With several processes, all call this with the same configuration. An
-// error that one meets ends all; of a hang or a death every survivor says who caused it, and flight/ in the run
-// directory gets the records of all ranks.
+// `config` is resolved; it is validated here. With several processes, all call this with the same
+// configuration. An error that one meets ends all; of a hang or a death every survivor says who caused it,
+// and flight/ in the run directory gets the records of all ranks.
 absl::Status RunTraining(const RunConfig& config, const RunOptions& options, std::ostream& out);
 
 }  // namespace moe

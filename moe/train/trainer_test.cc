@@ -124,8 +124,8 @@ TEST(TrainerTest, MfuIsTheShareOfThePeakOfADevice) {
               1e-6);  // 6e9 on two devices take three seconds at their peak
 }
 
-// f16 with a scale far too high: the first steps overflow and change nothing, the scale falls until they do not, and
-// where it stands survives a checkpoint.
+// f16 with a scale far too high: the first steps overflow and change nothing, the scale falls until they do
+// not, and where it stands survives a checkpoint.
 TEST(TrainerTest, LossScaleFallsUntilStepsAreFinite) {
   RunConfig config = SmallConfig("dp=2 ep=2 f16");
   config.mutable_train()->set_initial_loss_scale(std::ldexp(1.0, 36));
@@ -203,8 +203,8 @@ TEST(TrainerTest, StoppedAndResumedIsBitwiseUninterrupted) {
 }
 
 // Trains five steps under one strategy and two more under another, or the same one.
-std::vector<double> LossesAfterMove(const std::string& dtype, const std::string& from,
-                                    const std::string& to, int64_t vocab = 256) {
+std::vector<double> LossesAfterMove(const std::string& dtype, const std::string& from, const std::string& to,
+                                    int64_t vocab = 256) {
   const auto configured = [&](const std::string& strategy) {
     RunConfig config = SmallConfig(strategy, dtype);
     config.mutable_model()->set_vocab_size(vocab);
@@ -285,7 +285,8 @@ TEST(TrainerTest, ExpertsMoveBetweenSteps) {
   ASSERT_OK_AND_ASSIGN(moved, Make(SmallConfig(kStrategy, "f64"), options));
   ASSERT_OK_AND_ASSIGN(const TrainResult got, moved.trainer->Train());
   ASSERT_EQ(got.losses.size(), want.losses.size());
-  for (size_t i = 0; i < want.losses.size(); ++i) EXPECT_NEAR(got.losses[i], want.losses[i], 1e-9 * want.losses[i]);
+  for (size_t i = 0; i < want.losses.size(); ++i)
+    EXPECT_NEAR(got.losses[i], want.losses[i], 1e-9 * want.losses[i]);
   ExpectError(moved.session->WriteState(table, {0, 1, 2, 2, -1, -1, -1, -1}),
               absl::StatusCode::kInvalidArgument, "expert 3 has no slot");
   ASSERT_OK_AND_ASSIGN(Rig without, Make(SmallConfig("dp=2 ep=2 expert_slots=6")));

@@ -35,9 +35,9 @@ absl::Status KnownLibrary(const Node& n) {
     return absl::InvalidArgumentError(absl::StrCat("library = ", library, "; there is cudnn"));
   }
   if (n.Has("library") && n.operand(3) != n.operand(4)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("library = ", library, ", whose mask is by index, with different positions of queries, %",
-                     n.operand(3).name(), ", and keys, %", n.operand(4).name()));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "library = ", library, ", whose mask is by index, with different positions of queries, %",
+        n.operand(3).name(), ", and keys, %", n.operand(4).name()));
   }
   return absl::OkStatus();
 }
@@ -135,38 +135,39 @@ void RegisterNnOps(OpRegistry* r) {
              .Flops([](const Node&, const ShardingRule&, absl::Span<const double> e) {
                return 3 * Product(e);
              }));
-  r->Add(OpDef("nn.attention")
-             .Doc("Causal attention with grouped queries: softmax(q k^T / sqrt(d)) v over keys whose "
-                  "position is not "
-                  "after the query's. Also gives the log-sum-exp of the scaled scores, for the backward. "
-                  "Blockwise: no "
-                  "[s, t] matrix is ever held (Dao 2023). A query that sees no key has output 0 and a "
-                  "log-sum-exp of "
-                  "-1e30. With blocks = r, queries see the keys of their own of r blocks of the sequence. With a "
-                  "library, by its kernel where there is one: positions are those of the batch, which ascend, so "
-                  "that the mask is by index.")
-             .Operands({"q", "k", "v", "q_positions", "k_positions"})
-             .Results({"o", "lse"})
-             .Attr("blocks", AttrKind::kInt, false)
-             .Attr("library", AttrKind::kString, false)
-             .Verify(KnownLibrary)
-             .RuleFrom([](const Node& n) { return AttentionRule(n, "", "b S (k g) d!, b S (k g)"); })
-             .FactorFrom("r", "blocks")
-             .NotDifferentiable({1})
-             .ResultDTypes({"=0", "^0"})
-             .ComputesIn(Precision::kNarrow)
-             .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
-               ASSIGN_OR_RETURN(Node * g,
-                                b.CreateNode("nn.attention_grad",
-                                             {n->operand(0), n->operand(1), n->operand(2), n->operand(3),
-                                              n->operand(4), n->result(0), n->result(1), dys[0]}));
-               if (n->Has("blocks")) g->Set("blocks", n->Int("blocks"));
-               for (int i = 0; i < 3; ++i) (*dxs)[i] = g->result(i);
-               return absl::OkStatus();
-             })
-             .Flops([](const Node&, const ShardingRule&, absl::Span<const double> e) {
-               return 2 * Product(e);
-             }));
+  r->Add(
+      OpDef("nn.attention")
+          .Doc(
+              "Causal attention with grouped queries: softmax(q k^T / sqrt(d)) v over keys whose "
+              "position is not "
+              "after the query's. Also gives the log-sum-exp of the scaled scores, for the backward. "
+              "Blockwise: no "
+              "[s, t] matrix is ever held (Dao 2023). A query that sees no key has output 0 and a "
+              "log-sum-exp of "
+              "-1e30. With blocks = r, queries see the keys of their own of r blocks of the sequence. With a "
+              "library, by its kernel where there is one: positions are those of the batch, which ascend, so "
+              "that the mask is by index.")
+          .Operands({"q", "k", "v", "q_positions", "k_positions"})
+          .Results({"o", "lse"})
+          .Attr("blocks", AttrKind::kInt, false)
+          .Attr("library", AttrKind::kString, false)
+          .Verify(KnownLibrary)
+          .RuleFrom([](const Node& n) { return AttentionRule(n, "", "b S (k g) d!, b S (k g)"); })
+          .FactorFrom("r", "blocks")
+          .NotDifferentiable({1})
+          .ResultDTypes({"=0", "^0"})
+          .ComputesIn(Precision::kNarrow)
+          .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
+            ASSIGN_OR_RETURN(
+                Node * g,
+                b.CreateNode("nn.attention_grad", {n->operand(0), n->operand(1), n->operand(2), n->operand(3),
+                                                   n->operand(4), n->result(0), n->result(1), dys[0]}));
+            if (n->Has("blocks")) g->Set("blocks", n->Int("blocks"));
+            for (int i = 0; i < 3; ++i) (*dxs)[i] = g->result(i);
+            return absl::OkStatus();
+          })
+          .Flops(
+              [](const Node&, const ShardingRule&, absl::Span<const double> e) { return 2 * Product(e); }));
   r->Add(OpDef("nn.attention_grad")
              .Doc("Gradient of nn.attention from its output and log-sum-exp.")
              .Operands({"q", "k", "v", "q_positions", "k_positions", "o", "lse", "do"})
