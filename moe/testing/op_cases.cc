@@ -66,16 +66,16 @@ class CaseBuilder {
 
   const OpSizes s;
 
-  Value Real(Dims dims) {
-    return Fill(options_.dtype, std::move(dims), [&] { return normal_(rng_); });
+  Value Real(Dims dims, double deviation = 1) {
+    return Fill(options_.dtype, std::move(dims), [&] { return deviation * normal_(rng_); });
   }
   Value Positive(Dims dims) {
     return Fill(options_.dtype, std::move(dims), [&] { return 0.1 + std::abs(normal_(rng_)); });
   }
-  // Above any logit of random operands: a maximum, of which the exponent is taken, must not be below.
-  Value Maxima(Dims dims) {
-    const double bound = 5 * std::sqrt(static_cast<double>(s.hidden));
-    return Fill(options_.dtype, std::move(dims), [&] { return bound + normal_(rng_); });
+  // About the largest of random logits: far below them their exponents overflow, far above they vanish.
+  Value Maxima(Dims dims) { return Maxima(std::move(dims), std::sqrt(static_cast<double>(s.hidden))); }
+  Value Maxima(Dims dims, double deviation) {
+    return Fill(options_.dtype, std::move(dims), [&, deviation] { return 5 * deviation + normal_(rng_); });
   }
   Value Scalar(double x) {
     return Fill(options_.dtype, {}, [&] { return x; });
@@ -532,8 +532,10 @@ void NnCases(Cases* out) {
          {{"blocks", c.s.vocab_blocks}, {"vocab", int64_t{1}}});
   });
   add("nn.head_stats_grad", [=](CaseBuilder& c) {
-    const Value x = c.Real(tokens(c)), w = c.Real({words(c), c.s.hidden}), l = labels(c);
-    const Value max = c.Maxima(blocks(c)), dsum = c.Real(blocks(c));
+    // Logits of deviation 1, so that no seed has one whose exponent is beyond f16.
+    const Value x = c.Real(tokens(c), 1 / std::sqrt(static_cast<double>(c.s.hidden)));
+    const Value w = c.Real({words(c), c.s.hidden}), l = labels(c);
+    const Value max = c.Maxima(blocks(c), 1), dsum = c.Real(blocks(c));
     c.Op("nn.head_stats_grad", {x, w, l, max, dsum, c.Real({c.s.batch, c.s.sequence})}, head(c));
   });
   add("nn.merge_sum_exp", [=](CaseBuilder& c) {
