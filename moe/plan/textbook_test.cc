@@ -211,7 +211,7 @@ TEST(Textbook, ZeroTableInF32) {
 // of gradients, 12 of optimizer state, of which 4 are the f32 master and 8 the moments. Here gradients have 4
 // bytes, or 2 with grads=. Under ZeRO-1 and -2 a parameter that is read narrow is a sharded master (4 / N)
 // with a narrow copy (2); otherwise it is its own master, and narrow casts lie in the frame. What is read
-// wide (norms and the head) has no copy and stays whole (4): the only bytes beyond the publication.
+// wide (norms and the embedding) has no copy and stays whole (4): the only bytes beyond the publication.
 TEST(Textbook, ZeroTableInMixedPrecision) {
   const int64_t n = 4;
   const int64_t p = CountParameters(ResolveModelConfig(Dense(3))).total;
