@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "moe/base/clock.h"
 #include "moe/base/status.h"
 #include "moe/device/host_device.h"
 
@@ -23,12 +24,12 @@ struct Progress {
   std::mutex mutex;
   std::condition_variable changed;
   int64_t recorded = 0, reached = 0;
-  absl::Time time;
+  int64_t time_ns = 0;  // of the last
 
   void Reach(int64_t n) {
     std::lock_guard<std::mutex> lock(mutex);
     reached = std::max(reached, n);
-    time = absl::Now();
+    time_ns = NowNanos();
     changed.notify_all();
   }
   void Await(int64_t n) {
@@ -170,16 +171,16 @@ class DelayedDevice : public Device {
   absl::StatusOr<std::unique_ptr<Event>> NewEvent() override { return std::make_unique<DelayedEvent>(); }
   absl::StatusOr<std::unique_ptr<Event>> NewTimedEvent() override { return NewEvent(); }
   absl::StatusOr<double> SecondsBetween(const Event& from, const Event& to) override {
-    absl::Time times[2];
+    int64_t times[2];
     const Event* const events[2] = {&from, &to};
     for (int i = 0; i < 2; ++i) {
       Progress& p = *static_cast<const DelayedEvent*>(events[i])->progress;
       std::unique_lock<std::mutex> lock(p.mutex);
       if (p.recorded == 0) return absl::FailedPreconditionError("an event was never recorded");
       p.changed.wait(lock, [&] { return p.reached >= p.recorded; });
-      times[i] = p.time;
+      times[i] = p.time_ns;
     }
-    return absl::ToDoubleSeconds(times[1] - times[0]);
+    return 1e-9 * static_cast<double>(times[1] - times[0]);
   }
 
  private:

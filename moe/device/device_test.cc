@@ -3,8 +3,15 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <memory>
+#include <utility>
+#include <vector>
+
 #include "absl/time/clock.h"
+#include "moe/base/clock.h"
 #include "moe/base/status_matchers.h"
+#include "moe/device/delayed_device.h"
+#include "moe/device/stream_timer.h"
 
 namespace moe {
 namespace {
@@ -55,6 +62,46 @@ TEST(Device, TimedEventsTellHowLongWorkTook) {
   ASSERT_OK_AND_ASSIGN(const double seconds, device->SecondsBetween(*begin, *end));
   EXPECT_GE(seconds, 1e-3);
   ExpectError(device->SecondsBetween(*begin, *untimed), absl::StatusCode::kFailedPrecondition, "not timed");
+}
+
+// By the host's clock, on a device that is late and on one that is not.
+TEST(Device, MarksTellWhenStreamsReachThem) {
+  ASSERT_OK_AND_ASSIGN(std::unique_ptr<Device> host, OpenDevice(DeviceKind::kHost, 0));
+  for (const bool late : {false, true}) {
+    const std::unique_ptr<Device> device = late ? NewDelayedDevice(0, 17) : std::move(host);
+    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Stream> first, device->NewStream("compute"));
+    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Stream> second, device->NewStream("comm"));
+    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Event> done, device->NewEvent());
+    ASSERT_OK_AND_ASSIGN(const auto clock, ClockReference::Create(first.get()));
+    StreamTimer a(first.get()), b(second.get());
+    ASSERT_OK(a.Reserve(2));
+    ASSERT_OK(b.Reserve(1));
+    const int64_t before = NowNanos();
+    ASSERT_OK(clock->Set());
+    std::vector<char> memory(1 << 20);
+    ASSERT_OK(a.Mark().status());
+    for (int i = 0; i < 100; ++i) ASSERT_OK(first->Fill(memory.data(), 1, 1 << 20));
+    ASSERT_OK(a.Mark().status());
+    ASSERT_OK(first->Record(done.get()));
+    ASSERT_OK(second->Wait(done.get()));
+    ASSERT_OK(b.Mark().status());
+    const int64_t given = NowNanos();
+    std::vector<int64_t> times;
+    for (const auto& [timer, mark] : {std::pair{&a, 0}, {&a, 1}, {&b, 0}}) {
+      ASSERT_OK_AND_ASSIGN(times.emplace_back(), clock->HostNanos(*timer, mark));
+    }
+    const int64_t after = NowNanos();
+    EXPECT_GE(times[0], before);
+    EXPECT_GE(times[1] - times[0], 100 * 1000) << "100 MiB were written in less than 0.1 ms";
+    EXPECT_GE(times[2], times[1]) << "of a stream that waits for the other";
+    EXPECT_LE(times[2], late ? after : given);
+    ASSERT_OK_AND_ASSIGN(const double seconds, a.Seconds(0, 1));
+    EXPECT_NEAR(1e9 * seconds, static_cast<double>(times[1] - times[0]), 2);
+    ExpectError(a.Mark(), absl::StatusCode::kResourceExhausted, "the 2 marks");
+    a.Clear();
+    ASSERT_OK_AND_ASSIGN(const int64_t again, a.Mark());
+    EXPECT_EQ(again, 0);
+  }
 }
 
 }  // namespace

@@ -4,11 +4,10 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
-#include "absl/time/time.h"
 #include "moe/device/copy_rows.h"
 #include "moe/device/reduce.h"
 #include "moe/device/wire_codec.h"
@@ -53,8 +52,10 @@ void StoreFloats(DType dtype, const float* x, int64_t count, char* to) {
   }
 }
 
+using Clock = std::chrono::steady_clock;  // that of NowNanos()
+
 struct HostEvent : Event {
-  absl::Time reached = absl::InfinitePast();  // by its last Record; of timed events alone
+  Clock::time_point reached;  // by its last Record; of timed events alone
   bool timed = false;
 };
 
@@ -110,7 +111,7 @@ class ImmediateStream : public Stream {
   }
   absl::Status Record(Event* event) override {
     HostEvent* e = static_cast<HostEvent*>(event);
-    if (e->timed) e->reached = absl::Now();
+    if (e->timed) e->reached = Clock::now();
     return absl::OkStatus();
   }
   absl::Status Wait(const Event*) override { return absl::OkStatus(); }
@@ -166,13 +167,13 @@ class HostDevice : public Device {
     return event;
   }
   absl::StatusOr<double> SecondsBetween(const Event& from, const Event& to) override {
-    const absl::Time begin = static_cast<const HostEvent&>(from).reached;
-    const absl::Time end = static_cast<const HostEvent&>(to).reached;
-    if (begin == absl::InfinitePast() || end == absl::InfinitePast()) {
+    const Clock::time_point begin = static_cast<const HostEvent&>(from).reached;
+    const Clock::time_point end = static_cast<const HostEvent&>(to).reached;
+    if (begin == Clock::time_point() || end == Clock::time_point()) {
       return absl::FailedPreconditionError(
           "no time is known of an event that is not timed or was never recorded");
     }
-    return absl::ToDoubleSeconds(end - begin);
+    return std::chrono::duration<double>(end - begin).count();
   }
 };
 

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "moe/base/status.h"
+#include "moe/device/stream_timer.h"
 #include "moe/kernels/convert.h"
 #include "moe/runtime/local.h"
 #include "tools/bench_table.h"
@@ -136,29 +137,28 @@ absl::Status BenchGraph::Run() {
 absl::StatusOr<BenchTimes> BenchGraph::Time(int warm_up, int repeats) {
   for (int i = 0; i < warm_up; ++i) RETURN_IF_ERROR(Run());
   RETURN_IF_ERROR(stream_->Synchronize());
-  std::vector<std::unique_ptr<Event>> events;
-  for (size_t i = 0; i <= steps_.size(); ++i) {
-    ASSIGN_OR_RETURN(std::unique_ptr<Event> event, device_->NewTimedEvent());
-    events.push_back(std::move(event));
-  }
+  StreamTimer timer(stream_.get());
+  RETURN_IF_ERROR(timer.Reserve(static_cast<int64_t>(steps_.size()) + 1));
   std::vector<double> whole;
   for (int i = 0; i < repeats; ++i) {
-    RETURN_IF_ERROR(stream_->Record(events.front().get()));
+    timer.Clear();
+    ASSIGN_OR_RETURN(const int64_t begin, timer.Mark());
     RETURN_IF_ERROR(Run());
-    RETURN_IF_ERROR(stream_->Record(events.back().get()));
-    ASSIGN_OR_RETURN(const double seconds, device_->SecondsBetween(*events.front(), *events.back()));
+    ASSIGN_OR_RETURN(const int64_t end, timer.Mark());
+    ASSIGN_OR_RETURN(const double seconds, timer.Seconds(begin, end));
     whole.push_back(seconds);
   }
   std::map<std::string, std::vector<double>> nodes;
   for (int i = 0; i < repeats; ++i) {
-    RETURN_IF_ERROR(stream_->Record(events[0].get()));
-    for (size_t s = 0; s < steps_.size(); ++s) {
-      RETURN_IF_ERROR(RunStep(steps_[s]));
-      RETURN_IF_ERROR(stream_->Record(events[s + 1].get()));
+    timer.Clear();
+    RETURN_IF_ERROR(timer.Mark().status());
+    for (Step& s : steps_) {
+      RETURN_IF_ERROR(RunStep(s));
+      RETURN_IF_ERROR(timer.Mark().status());
     }
     RETURN_IF_ERROR(stream_->Synchronize());
     for (size_t s = 0; s < steps_.size(); ++s) {
-      ASSIGN_OR_RETURN(const double seconds, device_->SecondsBetween(*events[s], *events[s + 1]));
+      ASSIGN_OR_RETURN(const double seconds, timer.Seconds(s, s + 1));
       nodes[steps_[s].name].push_back(seconds);
     }
   }

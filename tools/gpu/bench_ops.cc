@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "moe/base/status.h"
+#include "moe/device/stream_timer.h"
 #include "tools/bench_table.h"
 #include "tools/gpu/bench_graph.h"
 
@@ -69,15 +70,16 @@ absl::Status BenchCeilings(GpuBench& b) {
   ASSIGN_OR_RETURN(const std::unique_ptr<Stream> stream, b.device->NewStream("copy"));
   ASSIGN_OR_RETURN(const std::unique_ptr<DeviceMemory> from, b.device->Allocate(b.sizes.copy_bytes));
   ASSIGN_OR_RETURN(const std::unique_ptr<DeviceMemory> to, b.device->Allocate(b.sizes.copy_bytes));
-  ASSIGN_OR_RETURN(const std::unique_ptr<Event> begin, b.device->NewTimedEvent());
-  ASSIGN_OR_RETURN(const std::unique_ptr<Event> end, b.device->NewTimedEvent());
+  StreamTimer timer(stream.get());
+  RETURN_IF_ERROR(timer.Reserve(2));
   RETURN_IF_ERROR(stream->Fill(from->data(), 1, b.sizes.copy_bytes));
   std::vector<double> seconds;
   for (int i = 0; i < b.sizes.warm_up + b.sizes.repeats; ++i) {
-    RETURN_IF_ERROR(stream->Record(begin.get()));
+    timer.Clear();
+    ASSIGN_OR_RETURN(const int64_t begin, timer.Mark());
     RETURN_IF_ERROR(stream->Copy(to->data(), from->data(), b.sizes.copy_bytes));
-    RETURN_IF_ERROR(stream->Record(end.get()));
-    ASSIGN_OR_RETURN(const double s, b.device->SecondsBetween(*begin, *end));
+    ASSIGN_OR_RETURN(const int64_t end, timer.Mark());
+    ASSIGN_OR_RETURN(const double s, timer.Seconds(begin, end));
     if (i >= b.sizes.warm_up) seconds.push_back(s);
   }
   b.copy_bytes_per_second = 2.0 * b.sizes.copy_bytes / Median(seconds);

@@ -2,6 +2,8 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <map>
@@ -9,10 +11,14 @@
 #include <mutex>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
+#include "slow_streams.h"
+
 using Work = std::function<cudaError_t()>;
+using Clock = std::chrono::steady_clock;
 
 struct Capture {
   std::vector<Work> work;
@@ -28,12 +34,13 @@ struct CUgraphExec_st {
 struct CUstream_st {
   int device = 0, priority = 0;
   std::shared_ptr<Capture> capture;
-  bool unjoined = false;  // has captured work that no other stream waits for yet
+  bool unjoined = false;   // has captured work that no other stream waits for yet
+  Clock::time_point idle;  // from then on
 };
 struct CUevent_st {
   std::shared_ptr<Capture> capture;  // of the last Record
   CUstream_st* stream = nullptr;
-  std::chrono::steady_clock::time_point time;
+  Clock::time_point time;
 };
 
 namespace {
@@ -65,6 +72,16 @@ struct World {
 World& TheWorld() {
   static World& world = *new World;
   return world;
+}
+
+std::atomic<int64_t> slowness_ns = 0;
+
+cudaError_t AwaitTime(Clock::time_point time) {
+  if (slowness_ns > 0) std::this_thread::sleep_until(time);
+  return cudaSuccess;
+}
+cudaError_t QueryTime(Clock::time_point time) {
+  return slowness_ns > 0 && time > Clock::now() ? cudaErrorNotReady : cudaSuccess;
 }
 
 thread_local int current_device = 0;
@@ -138,6 +155,9 @@ cudaError_t Enqueue(cudaStream_t handle, Work work) {
     stream->unjoined = stream != stream->capture->streams[0];
     return cudaSuccess;
   }
+  if (const int64_t each = slowness_ns; each > 0) {
+    stream->idle = std::max(stream->idle, Clock::now()) + std::chrono::nanoseconds(each);
+  }
   return Result(work());
 }
 
@@ -163,6 +183,8 @@ int PhysicalDevice(int device) {
 }
 
 void SetDriverVersion(int version) { TheWorld().driver = version; }
+
+void SetSlowness(std::chrono::nanoseconds each) { slowness_ns = each.count(); }
 
 }  // namespace emulated
 
@@ -398,14 +420,20 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t handle) {
   CUstream_st* const stream = Of(handle);
-  if (stream->capture == nullptr) return cudaSuccess;
+  if (stream->capture == nullptr) return AwaitTime(stream->idle);
   stream->capture->valid = false;
   return Result(cudaErrorStreamCaptureUnsupported);
 }
-cudaError_t cudaStreamQuery(cudaStream_t stream) { return cudaStreamSynchronize(stream); }
+cudaError_t cudaStreamQuery(cudaStream_t handle) {
+  CUstream_st* const stream = Of(handle);
+  return stream->capture == nullptr ? QueryTime(stream->idle) : cudaStreamSynchronize(handle);
+}
 cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event, unsigned) {
   CUstream_st* const stream = Of(handle);
-  if (stream->capture == nullptr && event->capture == nullptr) return cudaSuccess;
+  if (stream->capture == nullptr && event->capture == nullptr) {
+    stream->idle = std::max(stream->idle, event->time);
+    return cudaSuccess;
+  }
   if (event->stream == nullptr) return cudaSuccess;  // never recorded
   if (event->capture == nullptr || event->capture->ended ||
       (stream->capture != nullptr && stream->capture != event->capture)) {
@@ -441,15 +469,17 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t handle) {
   CUstream_st* const stream = Of(handle);
   event->capture = stream->capture;
   event->stream = stream;
-  if (stream->capture == nullptr) event->time = std::chrono::steady_clock::now();
+  if (stream->capture == nullptr) event->time = std::max(stream->idle, Clock::now());
   return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-  if (event->capture == nullptr) return cudaSuccess;
+  if (event->capture == nullptr) return AwaitTime(event->time);
   event->capture->valid = false;
   return Result(cudaErrorStreamCaptureUnsupported);
 }
-cudaError_t cudaEventQuery(cudaEvent_t event) { return cudaEventSynchronize(event); }
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  return event->capture == nullptr ? QueryTime(event->time) : cudaEventSynchronize(event);
+}
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
   *milliseconds = std::chrono::duration<float, std::milli>(end->time - begin->time).count();
   return cudaSuccess;
