@@ -67,7 +67,7 @@ struct Breakdown {
 };
 
 absl::StatusOr<Trace> TraceStep(Running& r) {
-  r.executor->StartTrace(/*steps=*/1);
+  RETURN_IF_ERROR(r.executor->StartTrace(/*steps=*/1));
   const absl::Status status = r.Step();
   r.executor->StopTrace();
   r.wall.pop_back();

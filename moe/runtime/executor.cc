@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "moe/base/clock.h"
 #include "moe/base/status.h"
 #include "moe/ir/state.h"
 #include "moe/ir/state_layout.h"
@@ -75,7 +76,6 @@ absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(const Program& progra
     ASSIGN_OR_RETURN(std::unique_ptr<RankExecutor> rank,
                      RankExecutor::Create(program, world->rank(), e->worlds_.back().get(), rank_options));
     e->ranks_.push_back(std::move(rank));
-    e->recorders_.push_back(std::make_unique<TraceRecorder>());
   }
   for (auto& rank : e->ranks_) rank->decisions = e.get();
   e->crew_->statuses.resize(e->ranks_.size());
@@ -96,7 +96,6 @@ Executor::~Executor() {
   if (hangs) {  // nothing ends a thread that does not come back: all that it may use stays
     for (std::thread& t : threads_) t.detach();
     for (auto& rank : ranks_) rank.release();
-    for (auto& recorder : recorders_) recorder.release();
     for (auto& world : worlds_) world.release();
     gate_.release();
     own_.release();
@@ -309,19 +308,13 @@ std::vector<int64_t> Executor::MeasuredPeakPerStage() const {
   return out;
 }
 
-void Executor::StartTrace(int64_t steps) {
-  int64_t nodes = 0;
-  for (const auto& f : program_.module->functions()) nodes += f->num_nodes();
-  const int64_t events_per_rank = steps * (nodes + 100) * std::max(1, program_.schedule.microbatches);
-  for (int64_t r = 0; r < num_local_ranks(); ++r) {
-    recorders_[r]->Clear();
-    recorders_[r]->Reserve(events_per_rank);
-    ranks_[r]->recorder = recorders_[r].get();
-  }
+absl::Status Executor::StartTrace(int64_t steps) {
+  for (auto& r : ranks_) RETURN_IF_ERROR(r->StartTrace(steps));
+  return absl::OkStatus();
 }
 
 void Executor::StopTrace() {
-  for (auto& r : ranks_) r->recorder = nullptr;
+  for (auto& r : ranks_) r->StopTrace();
 }
 
 std::vector<FlightRecord> Executor::Flight() const {

@@ -90,10 +90,10 @@ class Executor : public LogicalSession, private DecisionHook {
   int64_t step() const { return step_; }
 
   // Tracing of the steps that follow, with room for so many; off by default. Events are kept until the next
-  // StartTrace.
-  void StartTrace(int64_t steps);
+  // StartTrace. Error: that of a device which makes no more events.
+  absl::Status StartTrace(int64_t steps);
   void StopTrace();
-  bool tracing() const { return ranks_[0]->recorder != nullptr; }
+  bool tracing() const { return ranks_[0]->tracing(); }
   // The events of all ranks, with the times of process 0's clock. With several processes all call it, and
   // process 0 gets them; the others get those of their own ranks.
   absl::StatusOr<Trace> GatherTrace();
@@ -142,7 +142,6 @@ class Executor : public LogicalSession, private DecisionHook {
   std::vector<std::unique_ptr<RecordedWorld>> worlds_;
   std::vector<std::shared_ptr<RankDevice>> devices_;  // per rank of this process
   std::vector<std::unique_ptr<RankExecutor>> ranks_;
-  std::vector<std::unique_ptr<TraceRecorder>> recorders_;
   std::shared_ptr<Crew> crew_;
   std::vector<std::thread> threads_;
 

@@ -7,6 +7,7 @@
 #include <iterator>
 
 #include "absl/strings/str_cat.h"
+#include "moe/base/clock.h"
 #include "moe/base/file.h"
 #include "moe/base/status.h"
 #include "moe/runtime/executor.h"
@@ -256,7 +257,7 @@ absl::StatusOr<std::vector<int64_t>> Executor::CompareClocks() {
 absl::StatusOr<Trace> Executor::GatherTrace() {
   Trace trace(num_ranks());
   for (size_t i = 0; i < ranks_.size(); ++i) {
-    for (const TraceEvent& e : recorders_[i]->events()) trace.Add(ranks_[i]->rank(), e);
+    for (const TraceEvent& e : ranks_[i]->trace()) trace.Add(ranks_[i]->rank(), e);
   }
   if (host_ == nullptr || host_->size() == 1) return trace;
   ASSIGN_OR_RETURN(const std::vector<int64_t> ahead, CompareClocks());
@@ -265,8 +266,8 @@ absl::StatusOr<Trace> Executor::GatherTrace() {
     for (size_t i = 0; i < ranks_.size(); ++i) {
       EventPacker events(&packer);
       packer.Int(ranks_[i]->rank());
-      packer.Int(static_cast<int64_t>(recorders_[i]->events().size()));
-      for (const TraceEvent& e : recorders_[i]->events()) events.Event(e);
+      packer.Int(static_cast<int64_t>(ranks_[i]->trace().size()));
+      for (const TraceEvent& e : ranks_[i]->trace()) events.Event(e);
     }
     const int64_t bytes = static_cast<int64_t>(packer.bytes().size());
     RETURN_IF_ERROR(host_->Send(&bytes, sizeof(bytes), 0, 0, "size of a trace"));

@@ -74,11 +74,14 @@ TEST_P(NoAllocationTest, StepsAllocateNothing) {
   ASSERT_OK_AND_ASSIGN(const StepInputs inputs, RandomInputs(*program.module, {}, 1));
   // Threads, locks and libraries set themselves up at their first steps, in whatever order the threads meet.
   for (int i = 0; i < 5; ++i) ASSERT_OK(executor->TrainStep(inputs).status());
-  allocations = 0;
-  counting = true;
-  for (int i = 0; i < 5; ++i) ASSERT_OK(executor->TrainStep(inputs).status());
-  counting = false;
-  EXPECT_EQ(allocations.load(), 0) << "allocations in 5 steps of 8 ranks";
+  for (const bool traced : {false, true}) {
+    if (traced) ASSERT_OK(executor->StartTrace(5));
+    allocations = 0;
+    counting = true;
+    for (int i = 0; i < 5; ++i) ASSERT_OK(executor->TrainStep(inputs).status());
+    counting = false;
+    EXPECT_EQ(allocations.load(), 0) << "allocations in 5 steps of 8 ranks" << (traced ? ", traced" : "");
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Routing, NoAllocationTest, ::testing::Bool(), [](const auto& info) {

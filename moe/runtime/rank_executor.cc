@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "glog/logging.h"
+#include "moe/base/clock.h"
 #include "moe/base/status.h"
 #include "moe/ir/conversion_parts.h"
 #include "moe/ir/state.h"
@@ -72,6 +73,7 @@ absl::Status RankExecutor::Bind() {
   RETURN_IF_ERROR(device_->Use());
   ASSIGN_OR_RETURN(compute_, options_.device->StreamOf("compute"));
   ASSIGN_OR_RETURN(comm_, options_.device->StreamOf("comm"));
+  ASSIGN_OR_RETURN(recorder_, TraceRecorder::Create(compute_, comm_));
   ASSIGN_OR_RETURN(arena_, options_.memory_of != nullptr
                                ? Arena::Share(memory, *options_.memory_of)
                                : Arena::Create(memory, device_, options_.reserve_bytes));
@@ -454,6 +456,23 @@ absl::StatusOr<const char*> RankExecutor::ReadTensor(const Tensor& t, std::vecto
   return room->data();
 }
 
+absl::Status RankExecutor::StartTrace(int64_t runs) {
+  int64_t events = 0, marks[TraceRecorder::kStreams] = {0, 0};  // of the program that has most
+  for (const auto& [_, steps] : programs_) {
+    int64_t nodes[TraceRecorder::kStreams] = {static_cast<int64_t>(steps.size()), 0};
+    for (const Step& s : steps) {
+      if (s.function == nullptr) continue;
+      for (const BoundNode& n : s.function->nodes) ++nodes[StreamOf(n)];
+    }
+    events = std::max(events, nodes[0] + nodes[1]);
+    for (int i = 0; i < TraceRecorder::kStreams; ++i) marks[i] = std::max(marks[i], 2 * nodes[i]);
+  }
+  RETURN_IF_ERROR(device_->Use());
+  RETURN_IF_ERROR(recorder_->Reserve(runs * events, marks[0], marks[1]));
+  tracing_ = true;
+  return absl::OkStatus();
+}
+
 int64_t RankExecutor::graphs() const {
   int64_t n = 0;
   for (const auto& [_, f] : functions_) {
@@ -564,8 +583,12 @@ absl::Status RankExecutor::RunNode(BoundNode& n, int microbatch) {
   for (Tensor& t : c.in) {
     if (t.is_ragged() && on_host_) RETURN_IF_ERROR(t.PlaceRows());
   }
-  const int64_t begin = recorder != nullptr ? NowNanos() : 0;
-  const int64_t cpu_begin = recorder != nullptr ? ThreadCpuNanos() : 0;
+  const TraceRecorder::Of stream = StreamOf(n);
+  int64_t begin = 0, cpu_begin = 0;
+  if (tracing_) {
+    ASSIGN_OR_RETURN(begin, recorder_->Mark(stream));
+    cpu_begin = ThreadCpuNanos();
+  }
   absl::Status status;
   if (n.exchange != nullptr) {
     status = n.exchange->Run(c.in[0], c.out[0], c.workspace, c.workspace_bytes, n.what);
@@ -578,15 +601,17 @@ absl::Status RankExecutor::RunNode(BoundNode& n, int microbatch) {
   } else {
     status = n.kernel->Run(c);
   }
-  if (recorder != nullptr) {
+  if (!status.ok()) return Annotate(status, n.what);
+  if (tracing_) {
     const int64_t sent = n.exchange != nullptr ? n.exchange->bytes_sent()
                          : n.bucket != nullptr ? n.bucket->bytes_sent()
                                                : 0;
     const int64_t cpu = ThreadCpuNanos() - cpu_begin;
-    recorder->Add({n.node->op_name().c_str(), &n.node->result_name(), begin, NowNanos(), microbatch,
-                   n.category == Category::kCollective ? 1 : 0, n.category, sent, cpu});
+    ASSIGN_OR_RETURN(const int64_t end, recorder_->Mark(stream));
+    recorder_->Add({n.node->op_name().c_str(), &n.node->result_name(), 0, 0, microbatch,
+                    n.category == Category::kCollective ? 1 : 0, n.category, sent, cpu},
+                   stream, begin, end);
   }
-  if (!status.ok()) return Annotate(status, n.what);
   for (const Tensor& t : c.out) {
     if (t.is_ragged() && !on_host_) {  // how many rows there are is not known here
       arena_->MarkUsed(arena_->OffsetOf(t.arena_rows) + t.capacity_rows * t.row_elements * ByteSize(t.dtype));
@@ -634,8 +659,7 @@ absl::Status RankExecutor::RunFunction(BoundFunction& f, const Step& step, const
   comm_queue_->BeginFunction();
   if (f.begun != nullptr) RETURN_IF_ERROR(compute_->Record(f.begun));
   // Graphs hide their nodes from who wants to see them.
-  const bool graphs =
-      !f.segments.empty() && recorder == nullptr && !(decisions != nullptr && decisions->Active());
+  const bool graphs = !f.segments.empty() && !tracing_ && !(decisions != nullptr && decisions->Active());
   size_t recorded = 0;  // nodes before this one are done, as part of a graph
   for (size_t i = 0; i < f.nodes.size(); ++i) {
     BoundNode& n = f.nodes[i];
@@ -680,6 +704,7 @@ absl::Status RankExecutor::Run(const std::string& program_name, const StepInputs
   if (it == programs_.end())
     return absl::NotFoundError(absl::StrCat("the plan has no program ", program_name));
   RETURN_IF_ERROR(device_->Use());
+  if (tracing_) RETURN_IF_ERROR(recorder_->BeginStep());
   for (const ScalarInput& s : scalars_) {
     auto value = inputs.scalars.find(s.name);
     if (value == inputs.scalars.end() && program_name == "train_step") {
@@ -693,8 +718,11 @@ absl::Status RankExecutor::Run(const std::string& program_name, const StepInputs
   for (auto& [_, values] : summed_) std::fill(values.begin(), values.end(), 0.0);
   for (Step& step : it->second) {
     const Action& a = *step.action;
-    const int64_t begin = NowNanos();
-    log_.Action(&step.name, begin);
+    log_.Action(&step.name, NowNanos());
+    int64_t begin = 0;
+    if (tracing_) {
+      ASSIGN_OR_RETURN(begin, recorder_->Mark(TraceRecorder::kCompute));
+    }
     switch (a.kind) {
       case Action::kReset:
         RETURN_IF_ERROR(ResetAccumulators());
@@ -718,13 +746,19 @@ absl::Status RankExecutor::Run(const std::string& program_name, const StepInputs
         for (auto& [queue, slot] : step.wait_for) RETURN_IF_ERROR(queue->WaitFor(slot, compute_));
         RETURN_IF_ERROR(Annotate(RunFunction(*step.function, step, inputs), step.name));
     }
-    if (recorder != nullptr && a.kind != Action::kReset) {
-      recorder->Add({step.name.c_str(), nullptr, begin, NowNanos(), a.microbatch, 2, Category::kOther, 0});
+    if (tracing_ && a.kind != Action::kReset) {
+      ASSIGN_OR_RETURN(const int64_t end, recorder_->Mark(TraceRecorder::kCompute));
+      recorder_->Add({step.name.c_str(), nullptr, 0, 0, a.microbatch, 2, Category::kOther, 0},
+                     TraceRecorder::kCompute, begin, end);
     }
   }
   for (auto& [_, queue] : send_queues_) RETURN_IF_ERROR(queue->WaitForAll(compute_));
   RETURN_IF_ERROR(AwaitStream(compute_));
   RETURN_IF_ERROR(world_->Failure());
+  if (tracing_) {
+    CHECK(comm_queue_->Idle()) << "rank " << rank_ << " ends " << program_name << " before its exchanges";
+    RETURN_IF_ERROR(recorder_->EndStep());
+  }
   for (const Step& step : it->second) {
     if (step.function == nullptr) continue;
     for (const Report& r : step.function->reports) {

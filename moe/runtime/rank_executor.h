@@ -89,7 +89,13 @@ class RankExecutor {
   // What this rank was doing last. Readable from any thread.
   const ActionLog& log() const { return log_; }
 
-  TraceRecorder* recorder = nullptr;  // null: no trace
+  // Traces the runs that follow, with room for so many; between runs. Events are kept until the next
+  // StartTrace.
+  absl::Status StartTrace(int64_t runs);
+  void StopTrace() { tracing_ = false; }
+  bool tracing() const { return tracing_; }
+  const std::vector<TraceEvent>& trace() const { return recorder_->events(); }
+
   DecisionHook* decisions = nullptr;  // null: none
 
  private:
@@ -206,6 +212,9 @@ class RankExecutor {
   absl::Status RunJob(const Job& job);
   absl::Status ShowDecision(BoundNode& n, int microbatch);
   absl::Status ResetAccumulators();
+  static TraceRecorder::Of StreamOf(const BoundNode& n) {
+    return n.node->queue == Queue::kComm ? TraceRecorder::kComm : TraceRecorder::kCompute;
+  }
   static void ReplayTopK(const BoundNode& n, KernelContext& c);
   // Where the host writes what belongs at `to`, and the copy that brings it there.
   char* Window(void* to, int64_t staging) const {
@@ -239,6 +248,8 @@ class RankExecutor {
   std::unique_ptr<CommQueue> comm_queue_;    // last but for plain data: its thread uses what stands above
   std::map<std::string, std::vector<double>> summed_, common_;
   ActionLog log_;
+  std::unique_ptr<TraceRecorder> recorder_;
+  bool tracing_ = false;
 };
 
 }  // namespace moe

@@ -3,12 +3,12 @@
 #include <time.h>
 
 #include <algorithm>
-#include <chrono>
 #include <map>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "moe/base/status.h"
 
 namespace moe {
 
@@ -41,16 +41,56 @@ Category CategoryOf(const Node& n) {
   return Category::kOther;
 }
 
-int64_t NowNanos() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
-
 int64_t ThreadCpuNanos() {
   timespec t;
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
   return t.tv_sec * int64_t{1000000000} + t.tv_nsec;
+}
+
+absl::StatusOr<std::unique_ptr<TraceRecorder>> TraceRecorder::Create(Stream* compute, Stream* comm) {
+  std::unique_ptr<TraceRecorder> r(new TraceRecorder(compute, comm));
+  ASSIGN_OR_RETURN(r->clock_, ClockReference::Create(compute));
+  return r;
+}
+
+absl::Status TraceRecorder::Reserve(int64_t events, int64_t compute_marks_per_step,
+                                    int64_t comm_marks_per_step) {
+  events_.clear();
+  open_.clear();
+  dropped_ = 0;
+  events_.reserve(events);
+  open_.reserve(events);
+  RETURN_IF_ERROR(timers_[kCompute].Reserve(compute_marks_per_step));
+  return timers_[kComm].Reserve(comm_marks_per_step);
+}
+
+absl::Status TraceRecorder::BeginStep() {
+  events_.resize(events_.size() - open_.size());  // of a step that failed
+  open_.clear();
+  for (StreamTimer& timer : timers_) timer.Clear();
+  return clock_->Set();
+}
+
+void TraceRecorder::Add(const TraceEvent& event, Of stream, int64_t begin, int64_t end) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (events_.size() == events_.capacity()) {
+    ++dropped_;
+    return;
+  }
+  events_.push_back(event);
+  open_.push_back({stream, begin, end});
+}
+
+absl::Status TraceRecorder::EndStep() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  TraceEvent* event = events_.data() + (events_.size() - open_.size());
+  for (const Span& span : open_) {
+    ASSIGN_OR_RETURN(event->begin_ns, clock_->HostNanos(timers_[span.stream], span.begin));
+    ASSIGN_OR_RETURN(event->end_ns, clock_->HostNanos(timers_[span.stream], span.end));
+    ++event;
+  }
+  open_.clear();
+  return absl::OkStatus();
 }
 
 void Trace::Add(int64_t rank, TraceEvent event) {

@@ -1,8 +1,12 @@
 // Trace of a run: what each rank did when, and its summary by category.
 //
-// Events go to a buffer that is reserved when tracing starts; nothing is allocated while steps run, and
-// events beyond the reservation are dropped and counted. One recorder a rank, which any of its threads may
-// add to. A Trace has the events of all ranks, of whatever processes, on one clock.
+// An event lasts from one mark of a stream to another, by timed events of the device: a span shows when the
+// stream did the work, not when it was given, and begins after whatever the stream waited for before it. Its
+// times are read when the step is over, and are put onto the clock of NowNanos() by a reference that is taken
+// before the step. On the host a stream does its work at once, and a mark is the time of the call. Events and
+// marks are reserved when tracing starts; nothing is allocated while steps run, and events beyond the
+// reservation are dropped and counted. A Trace has the events of all ranks, of whatever processes, on one
+// clock.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +17,11 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "moe/base/clock.h"
+#include "moe/device/device.h"
+#include "moe/device/stream_timer.h"
 #include "moe/ir/graph.h"
 
 namespace moe {
@@ -23,13 +31,12 @@ constexpr int kNumCategories = 6;
 absl::string_view CategoryName(Category c);
 Category CategoryOf(const Node& n);
 
-int64_t NowNanos();        // monotonic
 int64_t ThreadCpuNanos();  // CPU time of the calling thread
 
 struct TraceEvent {
   const char* name;           // owned by the plan, or by a Trace: op or action
   const std::string* detail;  // result name, may be null
-  int64_t begin_ns, end_ns;
+  int64_t begin_ns, end_ns;   // by NowNanos()
   int32_t microbatch;
   int32_t lane;  // 0 compute, 1 communication, 2 pipeline actions
   Category category;
@@ -37,27 +44,50 @@ struct TraceEvent {
   int64_t cpu_ns = 0;  // of a node: CPU time of its thread, which leaves out waiting
 };
 
+// What a rank's streams do in its steps.
+//
+//   RETURN_IF_ERROR(recorder.BeginStep());
+//   ASSIGN_OR_RETURN(const int64_t begin, recorder.Mark(TraceRecorder::kCompute));
+//   ... work for the compute stream ...
+//   ASSIGN_OR_RETURN(const int64_t end, recorder.Mark(TraceRecorder::kCompute));
+//   recorder.Add({name, &detail, 0, 0, ...}, TraceRecorder::kCompute, begin, end);
+//   ...
+//   RETURN_IF_ERROR(recorder.EndStep());
+//
+// Marks of a stream are the business of the thread that gives it work; any thread may add. All else is called
+// while no step runs. The streams outlive it.
 class TraceRecorder {
  public:
-  void Reserve(int64_t events) { events_.reserve(events); }
-  void Clear() {
-    events_.clear();
-    dropped_ = 0;
-  }
-  void Add(const TraceEvent& e) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (events_.size() < events_.capacity()) {
-      events_.push_back(e);
-    } else {
-      ++dropped_;
-    }
-  }
-  const std::vector<TraceEvent>& events() const { return events_; }
+  enum Of { kCompute, kComm };  // streams
+  static constexpr int kStreams = 2;
+
+  static absl::StatusOr<std::unique_ptr<TraceRecorder>> Create(Stream* compute, Stream* comm);
+
+  // Of all steps that follow; forgets what there is.
+  absl::Status Reserve(int64_t events, int64_t compute_marks_per_step, int64_t comm_marks_per_step);
+
+  absl::Status BeginStep();
+  absl::StatusOr<int64_t> Mark(Of stream) { return timers_[stream].Mark(); }
+  // `event` lasts from one mark of the stream to another.
+  void Add(const TraceEvent& event, Of stream, int64_t begin, int64_t end);
+  // Reads the times of what was added since BeginStep. Waits until all marks are reached.
+  absl::Status EndStep();
+
+  const std::vector<TraceEvent>& events() const { return events_; }  // of steps that ended
   int64_t dropped() const { return dropped_; }
 
  private:
-  std::mutex mutex_;
+  struct Span {
+    Of stream;
+    int64_t begin, end;
+  };
+  TraceRecorder(Stream* compute, Stream* comm) : timers_{StreamTimer(compute), StreamTimer(comm)} {}
+
+  StreamTimer timers_[kStreams];
+  std::unique_ptr<ClockReference> clock_;
+  std::mutex mutex_;  // of what Add changes
   std::vector<TraceEvent> events_;
+  std::vector<Span> open_;  // of the last events, whose times are not known yet
   int64_t dropped_ = 0;
 };
 

@@ -2,6 +2,9 @@
 // with the communicator of ranks in one process.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <chrono>
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
@@ -9,6 +12,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "moe/base/clock.h"
 #include "moe/base/status.h"
 #include "moe/base/status_matchers.h"
 #include "moe/comm/device_worlds.h"
@@ -24,6 +29,10 @@
 #include "moe/testing/equivalence.h"
 #include "moe/testing/equivalence_lines.h"
 #include "moe/testing/random_inputs.h"
+
+#ifdef MOE_EMULATED
+#include "slow_streams.h"
+#endif
 
 namespace moe {
 namespace {
@@ -235,6 +244,91 @@ TEST(CudaNccl, RanksWithAGpuEachTrainAsThoseThatShareOne) {
 }
 
 #ifdef MOE_EMULATED
+// On a device whose streams take much longer than the host takes to give them work: spans are the device's.
+TEST(CudaTraces, ShowWhenTheDeviceWorked) {
+  constexpr int64_t kEach = 500 * 1000;  // ns; kernels of this model take less in emulation
+  emulated::SetDevices(1, size_t{4} << 30);
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Program> program,
+                       Compile("cap", "pp=2 dp=2 ep=2 zero=1 microbatches=2 overlap=on"));
+  ExecutorOptions options;
+  options.backend = Backend::kCuda;
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Executor> plan, Executor::Create(*program, options));
+  ASSERT_OK(plan->InitializeState(3));
+  ASSERT_OK_AND_ASSIGN(const StepInputs in, RandomInputs(*program->module, {}, 1));
+  ASSERT_OK(plan->TrainStep(in).status());
+  emulated::SetSlowness(std::chrono::nanoseconds(kEach));
+  ASSERT_OK(plan->StartTrace(1));
+  const int64_t before = NowNanos();
+  const absl::Status ran = plan->TrainStep(in).status();
+  const int64_t after = NowNanos();
+  emulated::SetSlowness(std::chrono::nanoseconds(0));
+  plan->StopTrace();
+  ASSERT_OK(ran);
+  ASSERT_OK_AND_ASSIGN(const Trace trace, plan->GatherTrace());
+
+  // What makes a value, through futures, where its name says so.
+  std::map<std::string, std::set<std::string>> operands;
+  std::map<std::string, int> made;
+  for (const auto& f : program->module->functions()) {
+    for (const auto& n : f->body()) {
+      ++made[n->result_name()];
+      for (const Value& v : n->operands()) {
+        const Node* from = v.node;
+        if (from->Is("comm.done")) from = from->operand(0).node;
+        operands[n->result_name()].insert(from->result_name());
+      }
+    }
+  }
+  constexpr int64_t kExact = 100;  // ns: between events of one device
+  int64_t waits = 0, products = 0, messages = 0;
+  std::map<std::string, int64_t> sent;  // by message, of stage 0: when
+  for (const bool receivers : {false, true}) {
+    for (int64_t rank = 0; rank < trace.ranks(); ++rank) {
+      std::map<int, std::vector<std::pair<int64_t, int64_t>>> lanes;
+      std::map<std::pair<std::string, int>, const TraceEvent*> of;
+      for (const TraceEvent& e : trace.events(rank)) {
+        EXPECT_GE(e.begin_ns, before) << e.name;
+        EXPECT_LE(e.end_ns, after) << e.name;
+        lanes[e.lane].push_back({e.begin_ns, e.end_ns});
+        if (e.detail != nullptr) of[{*e.detail, e.microbatch}] = &e;
+        absl::string_view name = e.name;  // "send act.0 mb0 -> stage 1"
+        const bool sends = absl::ConsumePrefix(&name, "send "),
+                   receives = absl::ConsumePrefix(&name, "recv ");
+        const std::string message = absl::StrCat(name.substr(0, name.find(" mb") + 4), " of ", rank % 2);
+        if (!receivers && sends) sent[message] = e.begin_ns;
+        if (receivers && receives) {
+          ASSERT_TRUE(sent.count(message)) << message;
+          EXPECT_GE(e.end_ns, sent[message]) << message;
+          ++messages;
+        }
+      }
+      if (receivers) continue;
+      for (auto& [lane, spans] : lanes) {  // of one stream, in order
+        if (lane == 2) continue;
+        std::sort(spans.begin(), spans.end());
+        for (size_t i = 1; i < spans.size(); ++i) EXPECT_GE(spans[i].first, spans[i - 1].second - kExact);
+      }
+      for (const auto& [key, e] : of) {
+        if (e->category == Category::kGemm) {
+          EXPECT_GE(e->end_ns - e->begin_ns, kEach - kExact) << *e->detail;
+          ++products;
+        }
+        for (const std::string& operand : operands[key.first]) {
+          const auto producer = of.find({operand, key.second});
+          if (made[key.first] > 1 || made[operand] > 1 || producer == of.end()) continue;
+          EXPECT_GE(e->begin_ns, producer->second->end_ns - kExact) << *e->detail << " of " << operand;
+          ++waits;
+        }
+      }
+    }
+  }
+  EXPECT_GT(waits, 100);
+  EXPECT_GT(products, 50);
+  EXPECT_GT(messages, 7);
+  // Queues work beside each other, as the plan wants it.
+  EXPECT_GT(CommunicationOf(trace).hidden_seconds, 0);
+}
+
 TEST(CudaMemory, TooLittleIsRefusedWithThePlansNumbers) {
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Program> program, Compile("cap", "dp=1"));
   ExecutorOptions options;

@@ -145,7 +145,7 @@ class StepTracer {
         first_(done + 1 + std::min<int64_t>(10, std::max<int64_t>(0, steps - done - kTracedSteps))) {}
   void Before(int64_t step) {
     if (step != first_) return;
-    for (Executor* e : executors_) e->StartTrace(kTracedSteps);
+    for (Executor* e : executors_) started_.Update(e->StartTrace(kTracedSteps));
   }
   void After(int64_t step) {
     if (step < first_ || done_) return;
@@ -160,6 +160,7 @@ class StepTracer {
       }
       if (trace->num_events() > trace_->num_events()) trace_ = std::move(trace);
     }
+    if (!started_.ok()) trace_ = started_;  // the others wanted the gathering all the same
   }
   // Of the plan with most events; without any before the steps were run. Whole on process 0.
   const absl::StatusOr<Trace>& trace() const { return trace_; }
@@ -168,6 +169,7 @@ class StepTracer {
   const std::vector<Executor*> executors_;
   const int64_t first_;
   bool done_ = false;
+  absl::Status started_;
   absl::StatusOr<Trace> trace_ = Trace();
 };
 
@@ -661,9 +663,12 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   if (!tracer.trace().ok()) {
     speaker.Say("note", absl::StrCat("no trace.json: ", tracer.trace().status().message()));
   } else if (const Trace& traced = *tracer.trace(); traced.num_events() > 0) {
+    // The ranks of a CPU take turns on its cores; each has streams of its own on a GPU.
     const int64_t hosts = options.job == nullptr ? 1 : options.job->count() / options.job->local_count();
-    const StepShares shares =
-        SharesOf(traced, static_cast<int>(hosts * std::max(1u, std::thread::hardware_concurrency())));
+    const int64_t at_once = backend == Backend::kCuda
+                                ? traced.ranks()
+                                : hosts * std::max(1u, std::thread::hardware_concurrency());
+    const StepShares shares = SharesOf(traced, static_cast<int>(at_once));
     absl::StrAppend(&end, "   step: ", SharesText(shares));
     for (int i = 0; i < kNumCategories; ++i) {
       summary["shares"][std::string(CategoryName(static_cast<Category>(i)))] = shares.share[i];

@@ -9,6 +9,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
+#include "moe/base/clock.h"
 #include "moe/base/status.h"
 #include "moe/inspect/timeline.h"
 
@@ -262,13 +263,14 @@ StepPrediction PlayStep(const Program& program, const StepTimes& times, int64_t 
 
 void ExecutorMeter::Start() {
   starts_ = !executor_->tracing();
-  if (starts_) executor_->StartTrace(/*steps=*/1);
+  started_ = starts_ ? executor_->StartTrace(/*steps=*/1) : absl::OkStatus();
   from_ = NowNanos();
 }
 
 absl::StatusOr<StepTimes> ExecutorMeter::Stop() {
   const int64_t to = NowNanos();
   if (starts_) executor_->StopTrace();
+  RETURN_IF_ERROR(started_);
   ASSIGN_OR_RETURN(const Trace trace, executor_->GatherTrace());
   return TimesOf(trace, executor_->program().module->mesh(), from_, to);
 }

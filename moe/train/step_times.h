@@ -17,6 +17,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "moe/ir/program.h"
 #include "moe/ir/types.h"
@@ -94,6 +95,7 @@ class ExecutorMeter : public StepMeter {
   Executor* const executor_;
   const int64_t cores_;
   bool starts_ = false;
+  absl::Status started_;
   int64_t from_ = 0;
 };
 

@@ -23,7 +23,7 @@ std::string SummaryLine(absl::string_view word, absl::string_view text);
 // What each pass changed and said, with its time; long notes go on in further rows.
 std::string PassTable(const std::vector<PassResult>& passes, double total_milliseconds);
 
-// Where the time of traced steps went, as shares of what the cores had to give.
+// Where the time of traced steps went, as shares of what the cores, or the ranks' GPUs, had to give.
 struct StepShares {
   std::array<double, kNumCategories> share = {};  // by Category; collectives are what the others leave:
                                                   // transfers, waiting for peers, and the executor itself
