@@ -196,19 +196,34 @@ absl::StatusOr<Reports> Executor::RunProgram(const std::string& name, const Step
 absl::Status Executor::InitializeState(uint64_t seed) {
   for (const auto& s : program_.module->states()) {
     const Initializer init(module(), *s, seed);
+    struct Holder {
+      RankExecutor* rank;
+      Tensor* tensor;
+    };
+    std::map<std::pair<Dims, Dims>, std::vector<Holder>> blocks;  // replicas are computed once
     for (auto& rank : ranks_) {
       Tensor* t = rank->FindState(s->name);
       if (t == nullptr) continue;
-      RETURN_IF_ERROR(rank->WriteTensor(*t, [&](char* bytes) {
-        if (init.AllZero()) {
-          std::memset(bytes, 0, t->elements() * ByteSize(t->dtype));
-          return;
-        }
-        ForEachRun(LocalBlock(s->type, program_.module->mesh(), rank->rank()),
-                   [&](int64_t from, int64_t to, int64_t n) {
-                     for (int64_t i = 0; i < n; ++i) StoreElement(t->dtype, bytes, to + i, init(from + i));
-                   });
-      }));
+      const Block block = LocalBlock(s->type, program_.module->mesh(), rank->rank());
+      blocks[{block.begin, block.extent}].push_back({rank.get(), t});
+    }
+    for (const auto& [_, holders] : blocks) {
+      const Block block = LocalBlock(s->type, program_.module->mesh(), holders[0].rank->rank());
+      const DType dtype = holders[0].tensor->dtype;
+      std::vector<char> shared;
+      if (holders.size() > 1 && !init.AllZero()) {
+        shared.resize(block.elements() * ByteSize(dtype));
+        InitializeBlock(init, block, dtype, shared.data());
+      }
+      for (const Holder& h : holders) {
+        RETURN_IF_ERROR(h.rank->WriteTensor(*h.tensor, [&](char* bytes) {
+          if (shared.empty()) {
+            InitializeBlock(init, block, dtype, bytes);
+          } else {
+            std::memcpy(bytes, shared.data(), shared.size());
+          }
+        }));
+      }
     }
   }
   return absl::OkStatus();

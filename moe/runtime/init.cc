@@ -1,9 +1,13 @@
 #include "moe/runtime/init.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <thread>
 
 #include "glog/logging.h"
 #include "moe/ir/state.h"
+#include "moe/kernels/kernel.h"
 
 namespace moe {
 namespace {
@@ -62,6 +66,37 @@ double Initializer::operator()(int64_t index) const {
   const double u = static_cast<double>((CounterBits(seed_, stream_, 2 * index) >> 11) + 1) * 0x1p-53;
   const double v = static_cast<double>(CounterBits(seed_, stream_, 2 * index + 1) >> 11) * 0x1p-53;
   return std_ * std::sqrt(-2 * std::log(u)) * std::cos(2 * M_PI * v);
+}
+
+void InitializeBlock(const Initializer& init, const Block& block, DType dtype, char* data) {
+  struct Run {
+    int64_t from, to, count;
+  };
+  std::vector<Run> runs;  // by `to`
+  if (!init.AllZero()) {
+    ForEachRun(block, [&](int64_t from, int64_t to, int64_t n) { runs.push_back({from, to, n}); });
+  }
+  const auto part = [&](int64_t begin, int64_t end) {
+    if (init.AllZero()) {
+      std::memset(data + begin * ByteSize(dtype), 0, (end - begin) * ByteSize(dtype));
+      return;
+    }
+    auto run = std::upper_bound(runs.begin(), runs.end(), begin,
+                                [](int64_t at, const Run& r) { return at < r.to + r.count; });
+    for (; run != runs.end() && run->to < end; ++run) {
+      const int64_t last = std::min(run->to + run->count, end);
+      for (int64_t i = std::max(run->to, begin); i < last; ++i)
+        StoreElement(dtype, data, i, init(run->from + i - run->to));
+    }
+  };
+  const int64_t n = block.elements(), worth_a_thread = init.AllZero() ? 1 << 20 : 1 << 14;
+  const int64_t threads =
+      std::clamp<int64_t>(n / worth_a_thread, 1, std::max(1u, std::thread::hardware_concurrency()));
+  std::vector<std::thread> others;
+  for (int64_t i = 1; i < threads; ++i)
+    others.emplace_back([&part, n, i, threads] { part(n * i / threads, n * (i + 1) / threads); });
+  part(0, n / threads);
+  for (std::thread& t : others) t.join();
 }
 
 }  // namespace moe

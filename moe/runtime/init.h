@@ -10,6 +10,7 @@
 #include "absl/strings/string_view.h"
 #include "moe/ir/graph.h"
 #include "moe/ir/stored_rows.h"
+#include "moe/runtime/local.h"
 
 namespace moe {
 
@@ -33,5 +34,8 @@ class Initializer {
   double std_ = 0;
   uint64_t seed_, stream_;
 };
+
+// Writes the values of a block, in local order, to `data`; several threads do it where there is much to do.
+void InitializeBlock(const Initializer& init, const Block& block, DType dtype, char* data);
 
 }  // namespace moe

@@ -205,13 +205,9 @@ absl::StatusOr<std::unique_ptr<Interpreter::Program>> Interpreter::Prepare(const
 
 absl::Status Interpreter::InitializeState(uint64_t seed) {
   for (const auto& s : module_->states()) {
-    Buffer& buffer = *states_.at(s->name);
-    std::memset(buffer.data, 0, buffer.bytes);
-    const Initializer init(*module_, *s, seed);
-    if (init.AllZero()) continue;
-    std::vector<double> values(s->type.num_elements());
-    for (size_t i = 0; i < values.size(); ++i) values[i] = init(static_cast<int64_t>(i));
-    RETURN_IF_ERROR(CopyIn(values.data(), static_cast<int64_t>(values.size()), s->type.dtype, buffer.data));
+    const Dims& dims = s->type.dims;
+    InitializeBlock(Initializer(*module_, *s, seed), {Dims(dims.size(), 0), dims, dims}, s->type.dtype,
+                    static_cast<char*>(states_.at(s->name)->data));
   }
   return absl::OkStatus();
 }
