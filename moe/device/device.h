@@ -52,6 +52,13 @@ class Event {
 
 class Device;
 
+// What a piece of work does with some bytes.
+struct MemoryUse {
+  const void* at = nullptr;
+  int64_t bytes = 0;
+  bool writes = false;  // else reads
+};
+
 // A recorded sequence of work, launched as one.
 class WorkGraph {
  public:
@@ -93,6 +100,12 @@ class Stream {
   virtual absl::Status BeginGraph() = 0;
   virtual absl::StatusOr<std::unique_ptr<WorkGraph>> EndGraph() = 0;
   virtual absl::Status Launch(WorkGraph* graph) = 0;
+
+  // Said before work that goes past this interface, to native() or done by the host in the stream's place:
+  // what it does with memory. `what` names it and the work after it, up to the next name; if empty, the last
+  // name stays. Uses may be none. Nothing comes of it but on devices that check the order of work
+  // (order_check.h).
+  virtual void Uses(absl::string_view what, absl::Span<const MemoryUse> uses) {}
 };
 
 class Device {
@@ -103,6 +116,7 @@ class Device {
   virtual std::string description() const = 0;  // "NVIDIA H200, 139.8 GiB, driver 580.65"
   virtual bool host_accessible() const = 0;     // the host may read and write its memory
   virtual bool has_graphs() const = 0;
+  virtual bool checks_order() const { return false; }  // wants to be told of Uses
 
   // The calling thread gives this device's streams work from now on. Every thread says so before it does.
   virtual absl::Status Use() = 0;
@@ -120,6 +134,9 @@ class Device {
   // Seconds between two timed events of this device, by its clock. Waits until both are reached. Error:
   // FailedPrecondition for one that was never recorded, or is not timed.
   virtual absl::StatusOr<double> SecondsBetween(const Event& from, const Event& to) = 0;
+
+  // As Stream::Uses, of what the calling thread does with the device's memory or with staging memory itself.
+  virtual void HostUses(absl::string_view what, absl::Span<const MemoryUse> uses) {}
 };
 
 // Devices of a kind that this process can use; 0 if there are none or the back end is not linked in.

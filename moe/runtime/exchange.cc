@@ -17,6 +17,8 @@ constexpr int32_t kOneRow = 1;  // the sizes of a dense value
 
 int64_t RoundUp(int64_t n) { return (n + 63) / 64 * 64; }
 
+int64_t SizesBytes(int64_t cells) { return cells * static_cast<int64_t>(sizeof(int32_t)); }
+
 // Rows before each cell.
 void Accumulate(const int32_t* sizes, std::vector<int64_t>& rows) {
   rows[0] = 0;
@@ -136,7 +138,7 @@ absl::Status Exchange::LaySizes() {
     most_out = std::max({most_out, packed, l.cells_out});
   }
   Device* const device = stream_->device();
-  ASSIGN_OR_RETURN(host_sizes_, device->AllocateStaging(total * static_cast<int64_t>(sizeof(int32_t))));
+  ASSIGN_OR_RETURN(host_sizes_, device->AllocateStaging(SizesBytes(total)));
   auto* at = reinterpret_cast<int32_t*>(host_sizes_->data()) + layout_.steps[0].cells_in;
   for (size_t i = 0; i < steps_.size(); ++i) {
     const StepLayout& l = layout_.steps[i];
@@ -157,10 +159,12 @@ absl::Status Exchange::TalkSizes(const int32_t* in, int64_t n_in, int32_t* out, 
   if (on_host_) return f(in, out);
   char* const sent = device_sizes_->data();
   char* const received = sent + device_sizes_in_;
-  RETURN_IF_ERROR(stream_->Copy(sent, in, n_in * static_cast<int64_t>(sizeof(int32_t))));
+  RETURN_IF_ERROR(stream_->Copy(sent, in, SizesBytes(n_in)));
   RETURN_IF_ERROR(f(sent, received));
-  RETURN_IF_ERROR(stream_->Copy(out, received, n_out * static_cast<int64_t>(sizeof(int32_t))));
-  return AwaitStream(stream_);
+  RETURN_IF_ERROR(stream_->Copy(out, received, SizesBytes(n_out)));
+  RETURN_IF_ERROR(AwaitStream(stream_));
+  stream_->device()->HostUses("sizes that were received", {{out, SizesBytes(n_out), false}});
+  return absl::OkStatus();
 }
 
 absl::StatusOr<char*> Exchange::Take(Scratch& scratch, int64_t bytes) {
@@ -246,6 +250,7 @@ absl::Status Exchange::ConvertSizes(const StepLayout& l, Step& s, const int32_t*
           return s.communicator->AllGather(from, to, l.cells_block, DType::kS32, what);
         }));
   } else {
+    stream_->device()->HostUses("sizes to send", {{s.packed_sizes, SizesBytes(n * l.cells_block), true}});
     for (int p = 0; p < n; ++p) pack(p, s.packed_sizes + p * l.cells_block);
     RETURN_IF_ERROR(TalkSizes(s.packed_sizes, n * l.cells_block, received, n * l.cells_block,
                               [&](const void* from, void* to) {
@@ -371,8 +376,9 @@ absl::Status Exchange::RunStep(int i, Local& value, Tensor& out, Scratch& scratc
     int32_t* const to = last && on_host_ ? out.sizes : s.sizes_out;
     RETURN_IF_ERROR(ConvertSizes(l, s, value.sizes, to, what));
     sizes = to;
+    stream_->device()->HostUses("sizes of a step", {{to, SizesBytes(l.cells_out), true}});
     if (last && !on_host_) {
-      RETURN_IF_ERROR(stream_->Copy(out.sizes, to, l.cells_out * static_cast<int64_t>(sizeof(int32_t))));
+      RETURN_IF_ERROR(stream_->Copy(out.sizes, to, SizesBytes(l.cells_out)));
     }
   }
   CountRows(l, s, value.sizes, sizes);
@@ -435,8 +441,9 @@ absl::Status Exchange::Run(const Tensor& in, Tensor& out, void* workspace, int64
   Local value = {ragged() ? in.sizes : &kOneRow, static_cast<const char*>(in.data)};
   if (ragged() && !on_host_) {
     auto* const sizes = reinterpret_cast<int32_t*>(host_sizes_->data());
-    RETURN_IF_ERROR(stream_->Copy(sizes, in.sizes, first.cells_in * static_cast<int64_t>(sizeof(int32_t))));
+    RETURN_IF_ERROR(stream_->Copy(sizes, in.sizes, SizesBytes(first.cells_in)));
     RETURN_IF_ERROR(AwaitStream(stream_));
+    stream_->device()->HostUses("sizes of the source", {{sizes, SizesBytes(first.cells_in), false}});
     Tensor source = in;
     RETURN_IF_ERROR(Place(source, std::accumulate(sizes, sizes + first.cells_in, int64_t{0})));
     value = {sizes, static_cast<const char*>(source.data)};

@@ -349,10 +349,31 @@ absl::Status RankExecutor::BindNode(const Node& n, const FunctionMemory& memory,
     b.context.workspace_bytes = ws->second.bytes;
   }
   if (b.kernel != nullptr) RETURN_IF_ERROR(Annotate(b.kernel->Prepare(b.context), b.what));
+  if (b.kernel != nullptr && device_->checks_order()) BindUses(&b);
   b.expert_result = n.op().Has(kDecision) ? n.op().FindResult("expert") : -1;
   if (b.expert_result >= 0) b.decision_block = LocalBlockInOrder(n, n.type(b.expert_result), mesh_, rank_);
   out->nodes.push_back(std::move(b));
   return absl::OkStatus();
+}
+
+void RankExecutor::BindUses(BoundNode* b) const {
+  const auto add = [&](const Tensor& t, const Type& type, bool writes) {
+    if (!t.is_ragged()) {
+      b->uses.push_back({t.data, t.elements() * ByteSize(t.dtype), writes});
+      return;
+    }
+    const LocalStorage s = StorageOf(type, mesh_);
+    const int64_t row = t.row_elements * ByteSize(t.dtype);
+    b->uses.push_back({t.sizes, t.cells * static_cast<int64_t>(sizeof(int32_t)), writes});
+    b->uses.push_back({t.arena_rows, t.capacity_rows * row, writes});
+    if (t.spill_rows != nullptr) b->uses.push_back({t.spill_rows, s.worst_rows * row, writes});
+  };
+  const Node& n = *b->node;
+  for (int i = 0; i < n.num_operands(); ++i) add(b->context.in[i], n.operand(i).type(), false);
+  for (int i = 0; i < n.num_results(); ++i) add(b->context.out[i], n.type(i), true);
+  if (b->context.workspace_bytes > 0) {
+    b->uses.push_back({b->context.workspace, b->context.workspace_bytes, true});
+  }
 }
 
 void RankExecutor::BindFutures(const Node& n, BoundNode* b) {
@@ -580,8 +601,12 @@ absl::Status RankExecutor::RunNode(BoundNode& n, int microbatch) {
   log_.Node(&n.what);
   if (n.node->Is("comm.done")) return absl::OkStatus();  // the value lies where the exchange wrote it
   KernelContext& c = n.context;
+  if (device_->checks_order()) (n.node->queue == Queue::kComm ? comm_ : compute_)->Uses(n.what, n.uses);
+  // Kernels that work on a stream find the rows of ragged values themselves, and exchanges where the host
+  // cannot.
+  const bool places = n.kernel != nullptr ? c.stream == nullptr : on_host_;
   for (Tensor& t : c.in) {
-    if (t.is_ragged() && on_host_) RETURN_IF_ERROR(t.PlaceRows());
+    if (t.is_ragged() && places) RETURN_IF_ERROR(t.PlaceRows());
   }
   const TraceRecorder::Of stream = StreamOf(n);
   int64_t begin = 0, cpu_begin = 0;
@@ -630,6 +655,7 @@ absl::Status RankExecutor::FillInputs(const BoundFunction& f, const Step& step, 
     const int64_t at = std::max(0, step.action->microbatch) * in.microbatch_elements;
     const int64_t bytes = t.elements() * ByteSize(t.dtype);
     char* const to = Window(t.data, step.staging + in.staging);
+    device_->HostUses("inputs", {{to, bytes, true}});
     for (const Input::Run& r : in.runs) {
       if (in.kind == kMask) {
         for (int64_t i = 0; i < r.count; ++i) {
@@ -710,15 +736,18 @@ absl::Status RankExecutor::Run(const std::string& program_name, const StepInputs
     if (value == inputs.scalars.end() && program_name == "train_step") {
       return absl::InvalidArgumentError(absl::StrCat("the step needs the scalar ", s.name));
     }
-    StoreElement(s.tensor.dtype, Window(s.tensor.data, s.staging), 0,
-                 value == inputs.scalars.end() ? 0.0 : value->second);
-    RETURN_IF_ERROR(CopyFromWindow(s.tensor.data, s.staging, ByteSize(s.tensor.dtype)));
-    arena_->MarkUsed(arena_->OffsetOf(s.tensor.data) + ByteSize(s.tensor.dtype));
+    const int64_t bytes = ByteSize(s.tensor.dtype);
+    char* const to = Window(s.tensor.data, s.staging);
+    device_->HostUses("scalars", {{to, bytes, true}});
+    StoreElement(s.tensor.dtype, to, 0, value == inputs.scalars.end() ? 0.0 : value->second);
+    RETURN_IF_ERROR(CopyFromWindow(s.tensor.data, s.staging, bytes));
+    arena_->MarkUsed(arena_->OffsetOf(s.tensor.data) + bytes);
   }
   for (auto& [_, values] : summed_) std::fill(values.begin(), values.end(), 0.0);
   for (Step& step : it->second) {
     const Action& a = *step.action;
     log_.Action(&step.name, NowNanos());
+    compute_->Uses(step.name, {});
     int64_t begin = 0;
     if (tracing_) {
       ASSIGN_OR_RETURN(begin, recorder_->Mark(TraceRecorder::kCompute));
@@ -764,6 +793,7 @@ absl::Status RankExecutor::Run(const std::string& program_name, const StepInputs
     for (const Report& r : step.function->reports) {
       std::vector<double>& out = (r.summed ? summed_ : common_)[r.name];
       const char* const values = staging_->data() + step.staging + r.staging;
+      device_->HostUses("reports", {{values, r.tensor.elements() * ByteSize(r.tensor.dtype), false}});
       for (int64_t i = 0; i < r.tensor.elements(); ++i) {
         out[i] = (r.summed ? out[i] : 0) + LoadElement(r.tensor.dtype, values, i);
       }

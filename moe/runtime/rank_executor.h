@@ -136,7 +136,8 @@ class RankExecutor {
     const Event* waits_for = nullptr;
     Event* done = nullptr;
     bool recordable = false;
-    int segment = -1;  // of the function: this node begins it
+    std::vector<MemoryUse> uses;  // of a kernel, on a device that wants to know
+    int segment = -1;             // of the function: this node begins it
     Job run, skip;
   };
   // A part of a function that can be recorded.
@@ -199,6 +200,7 @@ class RankExecutor {
                         BoundFunction* out);
   absl::StatusOr<Tensor> TensorOf(Value v, const FunctionMemory& memory, const Action& action);
   absl::StatusOr<Tensor> BoundaryTensor(const std::string& name, const Type& type, int slot);
+  void BindUses(BoundNode* b) const;
   void BindFutures(const Node& n, BoundNode* b);
   absl::Status BindQueues(const FunctionMemory& memory, BoundFunction* f);
   void BindSegments(BoundFunction* f);

@@ -68,6 +68,7 @@ absl::Status SendQueue::WaitForAll(Stream* writer) {
 
 absl::Status SendQueue::Send(const Item& item) {
   RETURN_IF_ERROR(stream_->Wait(written_[item.slot].get()));
+  stream_->Uses(what_, {});
   RETURN_IF_ERROR(comm_->Send(item.data, item.bytes, peer_, item.tag, what_));
   return stream_->Record(sent_[item.slot].get());
 }

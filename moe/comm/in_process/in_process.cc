@@ -35,7 +35,7 @@ InProcessWorld::~InProcessWorld() = default;
 absl::StatusOr<Communicator*> InProcessWorld::Member(int64_t rank, absl::Span<const int64_t> ranks,
                                                      absl::string_view channel, Stream* stream) {
   ASSIGN_OR_RETURN(const int at, PositionInGroup(rank, num_ranks(), ranks));
-  const bool on_device = stream != nullptr && stream->kind() != DeviceKind::kHost;
+  const bool on_device = stream != nullptr && !stream->device()->host_accessible();
   absl::MutexLock lock(&mutex_);
   std::unique_ptr<InProcessGroup>& group =
       groups_[{std::vector<int64_t>(ranks.begin(), ranks.end()), std::string(channel), on_device}];

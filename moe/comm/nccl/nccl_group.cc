@@ -92,7 +92,9 @@ NcclGroup::NcclGroup(const NcclApi* nccl, Store* store, std::string name, std::v
       options_(options),
       parts_(ranks_.size()),
       sources_(ranks_.size()),
-      given_(kTracked) {}
+      given_(kTracked) {
+  uses_.reserve(2 * ranks_.size());
+}
 
 NcclGroup::~NcclGroup() {
   absl::MutexLock lock(&mutex_);
@@ -229,7 +231,9 @@ absl::Status NcclGroup::AwaitTaken(absl::Time deadline) {
   }
 }
 
-absl::Status NcclGroup::Give(const std::function<ncclResult_t(ncclComm_t, cudaStream_t)>& calls) {
+absl::Status NcclGroup::Give(absl::Span<const MemoryUse> uses,
+                             const std::function<ncclResult_t(ncclComm_t, cudaStream_t)>& calls) {
+  stream_->Uses("", uses);
   {
     absl::MutexLock lock(&mutex_);
     if (!failed_.ok()) return failed_;
@@ -334,13 +338,16 @@ absl::Status NcclGroup::ExchangeParts(DType dtype) {
   if (own.receive_count > 0 && own.receive != own.send) {
     RETURN_IF_ERROR(stream_->Copy(own.receive, own.send, own.receive_count * ByteSize(dtype)));
   }
-  bool any = false;
+  uses_.clear();
   for (int p = 0; p < size(); ++p) {
-    any |= p != me_ && (parts_[p].send_count > 0 || parts_[p].receive_count > 0);
+    const Part& part = parts_[p];
+    if (p == me_) continue;
+    if (part.send_count > 0) uses_.push_back({part.send, part.send_count * ByteSize(dtype), false});
+    if (part.receive_count > 0) uses_.push_back({part.receive, part.receive_count * ByteSize(dtype), true});
   }
-  if (!any) return absl::OkStatus();
+  if (uses_.empty()) return absl::OkStatus();
   const ncclDataType_t type = NcclType(dtype);
-  return Give([this, type](ncclComm_t comm, cudaStream_t stream) {
+  return Give(uses_, [this, type](ncclComm_t comm, cudaStream_t stream) {
     ncclResult_t result = ncclSuccess;
     for (int p = 0; p < size() && result == ncclSuccess; ++p) {
       const Part& part = parts_[p];
@@ -390,26 +397,30 @@ absl::Status NcclGroup::Collective(const Call& call) {
   const bool rounds =
       (call.dtype == DType::kBF16 || call.dtype == DType::kF16) && call.kind == Reduction::kSum && n > 2;
   const bool in_order = rounds || options_.canonical_order;
+  const int64_t bytes = call.count * element;
   switch (call.op) {
     case Call::kAllReduce:
       if (call.count == 0) return absl::OkStatus();
       if (in_order) return ReduceInOrder(call);
-      return Give([&](ncclComm_t comm, cudaStream_t stream) {
-        return nccl_->AllReduce(call.in, call.out, call.count, type, op, comm, stream);
-      });
+      return Give({{call.in, bytes, false}, {call.out, bytes, true}},
+                  [&](ncclComm_t comm, cudaStream_t stream) {
+                    return nccl_->AllReduce(call.in, call.out, call.count, type, op, comm, stream);
+                  });
     case Call::kReduceScatter:
       if (call.count == 0) return absl::OkStatus();
       if (in_order) return ReduceInOrder(call);
-      return Give([&](ncclComm_t comm, cudaStream_t stream) {
-        return nccl_->ReduceScatter(call.in, call.out, call.count, type, op, comm, stream);
-      });
+      return Give({{call.in, n * bytes, false}, {call.out, bytes, true}},
+                  [&](ncclComm_t comm, cudaStream_t stream) {
+                    return nccl_->ReduceScatter(call.in, call.out, call.count, type, op, comm, stream);
+                  });
     case Call::kReduceScatterV:
       return ReduceInOrder(call);
     case Call::kAllGather:
       if (call.count == 0) return absl::OkStatus();
-      return Give([&](ncclComm_t comm, cudaStream_t stream) {
-        return nccl_->AllGather(call.in, call.out, call.count, type, comm, stream);
-      });
+      return Give({{call.in, bytes, false}, {call.out, n * bytes, true}},
+                  [&](ncclComm_t comm, cudaStream_t stream) {
+                    return nccl_->AllGather(call.in, call.out, call.count, type, comm, stream);
+                  });
     case Call::kAllGatherV: {
       int64_t at = 0;
       for (int p = 0; p < n; ++p) {
@@ -436,13 +447,14 @@ absl::Status NcclGroup::Collective(const Call& call) {
     }
     case Call::kBroadcast:
       if (call.count == 0) return absl::OkStatus();
-      return Give([&](ncclComm_t comm, cudaStream_t stream) {
-        return nccl_->Broadcast(call.in, call.out, call.count, type, call.root, comm, stream);
-      });
+      return Give({{call.in, bytes, false}, {call.out, bytes, true}},
+                  [&](ncclComm_t comm, cudaStream_t stream) {
+                    return nccl_->Broadcast(call.in, call.out, call.count, type, call.root, comm, stream);
+                  });
     case Call::kBarrier: {
       ASSIGN_OR_RETURN(char* const word, Scratch(sizeof(int32_t)));
       RETURN_IF_ERROR(stream_->Fill(word, 0, sizeof(int32_t)));
-      RETURN_IF_ERROR(Give([&](ncclComm_t comm, cudaStream_t stream) {
+      RETURN_IF_ERROR(Give({{word, sizeof(int32_t), true}}, [&](ncclComm_t comm, cudaStream_t stream) {
         return nccl_->AllReduce(word, word, 1, ncclInt32, ncclSum, comm, stream);
       }));
       if (IsCapturing(native())) return absl::OkStatus();
@@ -476,7 +488,7 @@ absl::Status NcclGroup::Exchange(bool send, void* data, int64_t bytes, int peer,
   deadline_ = absl::Now() + options_.timeout;
   if (bytes == 0) return status;  // the other side knows, too
   if (status.ok()) {
-    status = Give([&](ncclComm_t comm, cudaStream_t stream) {
+    status = Give({{data, bytes, !send}}, [&](ncclComm_t comm, cudaStream_t stream) {
       return send ? nccl_->Send(data, bytes, ncclUint8, peer, comm, stream)
                   : nccl_->Recv(data, bytes, ncclUint8, peer, comm, stream);
     });

@@ -78,8 +78,9 @@ class NcclGroup : public CallCommunicator {
   absl::Status ReduceInOrder(const Call& call);
   // Between all members at once; the own part is copied.
   absl::Status ExchangeParts(DType dtype);
-  // Gives calls to NCCL as one group, and waits until they are taken.
-  absl::Status Give(const std::function<ncclResult_t(ncclComm_t, cudaStream_t)>& calls);
+  // Gives calls to NCCL as one group, and waits until they are taken. `uses`: what of this rank's memory.
+  absl::Status Give(absl::Span<const MemoryUse> uses,
+                    const std::function<ncclResult_t(ncclComm_t, cudaStream_t)>& calls);
   // Until NCCL has nothing in progress. Error of DeadlineExceeded without words: the caller finds them.
   absl::Status AwaitTaken(absl::Time deadline);
   absl::Status Poll(bool* in_progress) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -102,6 +103,7 @@ class NcclGroup : public CallCommunicator {
   int ordinal_ = 0;
   std::vector<Part> parts_;           // by member, of the call that runs
   std::vector<const void*> sources_;  // of a sum, by member
+  std::vector<MemoryUse> uses_;       // of parts; room for all members
   std::unique_ptr<DeviceMemory> scratch_;
   uint64_t number_ = 0;  // of the last call
   absl::Time deadline_;  // of the call that runs
