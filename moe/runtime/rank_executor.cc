@@ -569,7 +569,9 @@ absl::Status RankExecutor::RunExchange(BoundNode& n, int microbatch) {
 
 absl::Status RankExecutor::RunJob(const Job& job) {
   RETURN_IF_ERROR(device_->Use());
-  return job.runs ? RunExchange(*job.node, job.microbatch) : comm_->Record(job.node->done);
+  if (job.runs) return RunExchange(*job.node, job.microbatch);
+  RETURN_IF_ERROR(comm_->Wait(job.node->waits_for));  // those after it count on that
+  return comm_->Record(job.node->done);
 }
 
 // Whether the part of the function that begins here is done by a graph.
