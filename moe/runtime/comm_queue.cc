@@ -1,5 +1,7 @@
 #include "moe/runtime/comm_queue.h"
 
+#include <glog/logging.h>
+
 #include <algorithm>
 
 namespace moe {
@@ -18,14 +20,15 @@ CommQueue::~CommQueue() {
   thread_.join();
 }
 
-void CommQueue::BeginFunction() {
+int64_t CommQueue::BeginFunction() {
   absl::MutexLock lock(&mutex_);
-  first_job_ = posted_;
   first_compute_ = compute_done_;
+  return posted_;
 }
 
 int64_t CommQueue::Post(Job job, int64_t after_compute) {
   absl::MutexLock lock(&mutex_);
+  CHECK_LT(posted_ - done_, static_cast<int64_t>(ring_.size())) << "more collectives than planned wait";
   ring_[posted_ % static_cast<int64_t>(ring_.size())] = {job, first_compute_ + after_compute};
   changed_.NotifyAll();
   return ++posted_;
@@ -50,9 +53,7 @@ int64_t CommQueue::CountInline() {
   return ++posted_;
 }
 
-absl::Status CommQueue::WaitFor(int64_t jobs) { return WaitForJob(first_job_ + jobs); }
-
-absl::Status CommQueue::WaitForJob(int64_t job) {
+absl::Status CommQueue::WaitFor(int64_t job) {
   absl::MutexLock lock(&mutex_);
   while (done_ < job && status_.ok()) changed_.Wait(&mutex_);
   return status_;

@@ -5,13 +5,13 @@
 // A collective whose result is wanted at once, while this queue is idle, is run by the compute thread itself:
 // the order is the same and nobody has to be woken.
 //
-//   queue.BeginFunction();
-//   const int64_t job = queue.Post(&node, /*after_compute=*/3);   // compute thread
+//   const int64_t before = queue.BeginFunction();
+//   const int64_t job = queue.Post(&node, /*after_compute=*/3);   // before + 1; compute thread
 //   queue.ComputeDone();
-//   RETURN_IF_ERROR(queue.WaitFor(1));
+//   RETURN_IF_ERROR(queue.WaitFor(job));
 //
-// Jobs may stay behind when their function ends: whoever needs one, in a later function, waits for its number
-// (WaitForJob). Numbers count on for as long as the queue lives.
+// Jobs may stay behind when their function ends: whoever needs one, in a later function, waits for its
+// number. Numbers count on for as long as the queue lives.
 //
 // All but the thread's own work is called by the compute thread of the rank. Owns its thread; nothing is
 // allocated after construction.
@@ -36,16 +36,16 @@ class CommQueue {
   CommQueue(std::function<absl::Status(Job)> run, ComputeGate* gate, size_t capacity);
   ~CommQueue();
 
-  void BeginFunction();  // from here on jobs and compute nodes count from 1 again
+  // From here on compute nodes count from 1 again. Gives the number of the last job so far.
+  int64_t BeginFunction();
   // The job may start when that many compute nodes are done; null: does nothing in its turn. Gives its
   // number.
   int64_t Post(Job job, int64_t after_compute);
   void ComputeDone();     // one more
   bool Idle();            // all that was posted is done
   int64_t CountInline();  // the compute thread ran the next job itself
-  absl::Status WaitFor(
-      int64_t jobs);  // until that many jobs of the function are done; the first error of any
-  absl::Status WaitForJob(int64_t job);  // by number
+  // Until the job of that number is done, and all before it; the first error of any.
+  absl::Status WaitFor(int64_t job);
 
  private:
   struct Item {
@@ -60,7 +60,7 @@ class CommQueue {
   ComputeGate::Condition changed_;
   std::vector<Item> ring_;                            // job n is at n % size
   int64_t posted_ = 0, done_ = 0, compute_done_ = 0;  // ever
-  int64_t first_job_ = 0, first_compute_ = 0;         // before the function
+  int64_t first_compute_ = 0;                         // before the function
   absl::Status status_;
   bool stop_ = false;
   std::thread thread_;

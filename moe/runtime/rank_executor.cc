@@ -145,8 +145,11 @@ absl::Status RankExecutor::Bind() {
     for (const BoundNode& n : f->nodes) left_behind += !n.gives.empty();
   }
   comm_queue_ = std::make_unique<CommQueue>(
-      [this](CommQueue::Job job) { return RunJob(*static_cast<const Job*>(job)); }, options_.gate,
-      collectives + left_behind);
+      [this](CommQueue::Job job) {
+        RETURN_IF_ERROR(device_->Use());
+        return RunExchange(*static_cast<const Job*>(job));
+      },
+      options_.gate, collectives + left_behind);
   for (auto& [_, steps] : programs_) {
     std::set<const Function*> seen;
     for (auto s = steps.rbegin(); s != steps.rend(); ++s) {
@@ -416,39 +419,44 @@ absl::Status RankExecutor::BindQueues(const FunctionMemory& memory, BoundFunctio
       wanted = n->wait_for;
     }
   }
-  if (count[1] == 0) return absl::OkStatus();
-  ASSIGN_OR_RETURN(f->begun, NewEvent());
   for (BoundNode* n : in_order[1]) {
-    ASSIGN_OR_RETURN(n->done, NewEvent());
-    n->waits_for = f->begun;
-    if (n->wait_for > 0) {
-      BoundNode& before = *in_order[0][n->wait_for - 1];
-      if (before.done == nullptr) {
-        ASSIGN_OR_RETURN(before.done, NewEvent());
-      }
-      n->waits_for = before.done;
-    }
     n->run = {n, true, -1};
     n->skip = {n, false, -1};
+    if (!n->gives.empty()) RETURN_IF_ERROR(DoneOf(n).status());
+    if (n->wait_for > 0) {
+      ASSIGN_OR_RETURN(n->waits_for, DoneOf(in_order[0][n->wait_for - 1]));
+    } else if (n == in_order[1].front()) {  // the others come after it
+      ASSIGN_OR_RETURN(f->begun, NewEvent());
+      n->waits_for = f->begun;
+    }
   }
   for (BoundNode* n : in_order[0]) {
-    if (n->wait_for > 0) n->waits_for = in_order[1][n->wait_for - 1]->done;
+    if (n->wait_for > 0) {
+      ASSIGN_OR_RETURN(n->waits_for, DoneOf(in_order[1][n->wait_for - 1]));
+    }
   }
-  if (f->own_collectives > 0) f->ended = in_order[1][f->own_collectives - 1]->done;
+  if (f->own_collectives > 0) {
+    ASSIGN_OR_RETURN(f->ended, DoneOf(in_order[1][f->own_collectives - 1]));
+  }
   return absl::OkStatus();
+}
+
+absl::StatusOr<Event*> RankExecutor::DoneOf(BoundNode* n) {
+  if (n->done == nullptr) {
+    ASSIGN_OR_RETURN(n->done, NewEvent());
+  }
+  return n->done;
 }
 
 void RankExecutor::BindSegments(BoundFunction* f) {
   std::vector<QueueNode> nodes;
-  int64_t waited = 0;
   for (const BoundNode& n : f->nodes) {
     QueueNode& q = nodes.emplace_back();
     q.on_compute = n.node->queue != Queue::kComm;
     if (!q.on_compute) continue;
     q.recordable = n.recordable;
-    q.waits = n.wait_for > waited || n.awaits != nullptr;
+    q.waits = n.wait_for > 0 || n.awaits != nullptr;
     q.waited_for = n.done != nullptr;
-    waited = std::max(waited, n.wait_for);
   }
   for (const GraphSegment& s : GraphSegments(nodes, 2)) {
     f->nodes[s.begin].segment = static_cast<int>(f->segments.size());
@@ -561,17 +569,19 @@ absl::Status RankExecutor::ShowDecision(BoundNode& n, int microbatch) {
 }
 
 // Of the communication queue: on its stream, after what it waits for there.
-absl::Status RankExecutor::RunExchange(BoundNode& n, int microbatch) {
-  RETURN_IF_ERROR(comm_->Wait(n.waits_for));
-  RETURN_IF_ERROR(RunNode(n, microbatch));
-  return comm_->Record(n.done);
+absl::Status RankExecutor::RunExchange(const Job& job) {
+  BoundNode& n = *job.node;
+  // One that does not run waits all the same: those after it count on that.
+  if (n.waits_for != nullptr) RETURN_IF_ERROR(comm_->Wait(n.waits_for));
+  if (job.runs) RETURN_IF_ERROR(RunNode(n, job.microbatch));
+  return n.done == nullptr ? absl::OkStatus() : comm_->Record(n.done);
 }
 
-absl::Status RankExecutor::RunJob(const Job& job) {
-  RETURN_IF_ERROR(device_->Use());
-  if (job.runs) return RunExchange(*job.node, job.microbatch);
-  RETURN_IF_ERROR(comm_->Wait(job.node->waits_for));  // those after it count on that
-  return comm_->Record(job.node->done);
+absl::Status RankExecutor::AwaitJob(int64_t number, const Event* done) {
+  if (number <= awaited_) return absl::OkStatus();
+  RETURN_IF_ERROR(comm_queue_->WaitFor(number));
+  awaited_ = number;
+  return compute_->Wait(done);
 }
 
 // Whether the part of the function that begins here is done by a graph.
@@ -684,7 +694,7 @@ absl::Status RankExecutor::RunFunction(BoundFunction& f, const Step& step, const
                                    program_.memory.functions.at(step.action->function).frame_bytes));
   }
   RETURN_IF_ERROR(FillInputs(f, step, inputs));
-  comm_queue_->BeginFunction();
+  const int64_t earlier = comm_queue_->BeginFunction();  // jobs
   if (f.begun != nullptr) RETURN_IF_ERROR(compute_->Record(f.begun));
   // Graphs hide their nodes from who wants to see them.
   const bool graphs = !f.segments.empty() && !tracing_ && !(decisions != nullptr && decisions->Active());
@@ -692,14 +702,8 @@ absl::Status RankExecutor::RunFunction(BoundFunction& f, const Step& step, const
   for (size_t i = 0; i < f.nodes.size(); ++i) {
     BoundNode& n = f.nodes[i];
     if (n.node->queue != Queue::kComm) {
-      if (n.wait_for > 0) {
-        RETURN_IF_ERROR(comm_queue_->WaitFor(n.wait_for));
-        RETURN_IF_ERROR(compute_->Wait(n.waits_for));
-      }
-      if (n.awaits != nullptr) {
-        RETURN_IF_ERROR(comm_queue_->WaitForJob(n.awaits->job));
-        RETURN_IF_ERROR(compute_->Wait(n.awaits->done));
-      }
+      if (n.wait_for > 0) RETURN_IF_ERROR(AwaitJob(earlier + n.wait_for, n.waits_for));
+      if (n.awaits != nullptr) RETURN_IF_ERROR(AwaitJob(n.awaits->job, n.awaits->done));
       if (graphs && n.segment >= 0) {
         ASSIGN_OR_RETURN(const bool done, RunSegment(f, i, microbatch));
         if (done) recorded = f.segments[n.segment].end;
@@ -708,7 +712,8 @@ absl::Status RankExecutor::RunFunction(BoundFunction& f, const Step& step, const
       if (n.done != nullptr) RETURN_IF_ERROR(compute_->Record(n.done));
       comm_queue_->ComputeDone();
     } else if (n.wanted_at_once && comm_queue_->Idle()) {
-      RETURN_IF_ERROR(RunExchange(n, microbatch));
+      n.run.microbatch = microbatch;
+      RETURN_IF_ERROR(RunExchange(n.run));
       comm_queue_->CountInline();
     } else {
       Job& job = n.last && !step.last ? n.skip : n.run;
@@ -717,8 +722,9 @@ absl::Status RankExecutor::RunFunction(BoundFunction& f, const Step& step, const
       for (Flight* flight : n.gives) *flight = {number, n.done};
     }
   }
-  RETURN_IF_ERROR(comm_queue_->WaitFor(f.own_collectives));
-  if (f.ended != nullptr) RETURN_IF_ERROR(compute_->Wait(f.ended));
+  // What earlier functions left behind has left the queue, too, which has room for so many.
+  RETURN_IF_ERROR(comm_queue_->WaitFor(earlier + f.own_collectives));
+  if (f.ended != nullptr) RETURN_IF_ERROR(AwaitJob(earlier + f.own_collectives, f.ended));
   for (const Report& r : f.reports) {
     RETURN_IF_ERROR(compute_->Copy(staging_->data() + step.staging + r.staging, r.tensor.data,
                                    r.tensor.elements() * ByteSize(r.tensor.dtype)));

@@ -131,8 +131,8 @@ class RankExecutor {
     std::vector<Flight*> gives;
     Flight* awaits = nullptr;
     bool last = false;  // runs only when its function runs for the last time in the program
-    // Streams. `waits_for`: recorded in the other queue's stream, before this. `done`: recorded after this;
-    // null where nobody waits for it.
+    // Streams. `waits_for`: recorded in the other queue's stream, before this; null where what came before
+    // this in its own stream waited for it. `done`: recorded after this; null where nobody waits for it.
     const Event* waits_for = nullptr;
     Event* done = nullptr;
     bool recordable = false;
@@ -206,12 +206,14 @@ class RankExecutor {
   void BindSegments(BoundFunction* f);
   absl::Status BindStaging();
   absl::StatusOr<Event*> NewEvent();
+  absl::StatusOr<Event*> DoneOf(BoundNode* n);  // makes it
   absl::Status RunFunction(BoundFunction& f, const Step& step, const StepInputs& inputs);
   absl::Status FillInputs(const BoundFunction& f, const Step& step, const StepInputs& inputs);
   absl::StatusOr<bool> RunSegment(BoundFunction& f, size_t at, int microbatch);
   absl::Status RunNode(BoundNode& n, int microbatch);
-  absl::Status RunExchange(BoundNode& n, int microbatch);
-  absl::Status RunJob(const Job& job);
+  absl::Status RunExchange(const Job& job);
+  // The compute stream waits for that job of the communication queue, and so for all before it.
+  absl::Status AwaitJob(int64_t number, const Event* done);
   absl::Status ShowDecision(BoundNode& n, int microbatch);
   absl::Status ResetAccumulators();
   static TraceRecorder::Of StreamOf(const BoundNode& n) {
@@ -247,6 +249,7 @@ class RankExecutor {
   std::map<std::string, std::unique_ptr<SendQueue>> send_queues_;    // by boundary value
   std::map<std::string, std::vector<Step>> programs_;
   std::map<std::string, Flight> in_flight_;  // by future that crosses functions
+  int64_t awaited_ = 0;                      // the last job that the compute stream waited for
   std::unique_ptr<CommQueue> comm_queue_;    // last but for plain data: its thread uses what stands above
   std::map<std::string, std::vector<double>> summed_, common_;
   ActionLog log_;

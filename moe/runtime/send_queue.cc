@@ -27,7 +27,8 @@ SendQueue::SendQueue(Communicator* comm, Stream* stream, int peer, int slots, st
       peer_(peer),
       what_(std::move(what)),
       ring_(slots),
-      pending_(slots, false) {}
+      pending_(slots, false),
+      awaited_(slots, true) {}
 
 SendQueue::~SendQueue() {
   {
@@ -40,6 +41,7 @@ SendQueue::~SendQueue() {
 
 absl::Status SendQueue::Post(int slot, const void* data, int64_t bytes, int64_t tag, Stream* writer) {
   RETURN_IF_ERROR(writer->Record(written_[slot].get()));
+  awaited_[slot] = false;
   absl::MutexLock lock(&mutex_);
   CHECK(!pending_[slot]) << what_ << ": slot " << slot << " is still being sent";
   pending_[slot] = true;
@@ -50,11 +52,13 @@ absl::Status SendQueue::Post(int slot, const void* data, int64_t bytes, int64_t 
 }
 
 absl::Status SendQueue::WaitFor(int slot, Stream* writer) {
+  if (awaited_[slot]) return absl::OkStatus();
   {
     absl::MutexLock lock(&mutex_);
     while (pending_[slot]) changed_.Wait(&mutex_);
     if (!status_.ok()) return status_;
   }
+  awaited_[slot] = true;
   return writer->Wait(sent_[slot].get());
 }
 

@@ -55,6 +55,7 @@ class SendQueue {
   std::vector<Item> ring_;  // at most one item per slot
   size_t head_ = 0, size_ = 0;
   std::vector<bool> pending_;
+  std::vector<bool> awaited_;  // the writer waits for the last transfer already; the writer's
   std::vector<std::unique_ptr<Event>> written_, sent_;  // per slot
   absl::Status status_;
   bool stop_ = false;
