@@ -105,9 +105,9 @@ absl::StatusOr<std::unique_ptr<DeviceWorlds>> DeviceWorlds::Open(const DeviceWor
       w->worlds_.push_back(host[i]);
       continue;
     }
-    ASSIGN_OR_RETURN(std::unique_ptr<World> world,
-                     Nccl()->connect(options.process * local + i, options.num_ranks, store, host[i],
-                                     options.timeout, options.canonical_order));
+    ASSIGN_OR_RETURN(
+        std::unique_ptr<World> world,
+        Nccl()->connect(options.process * local + i, options.num_ranks, store, host[i], options));
     w->worlds_.push_back(world.get());
     w->owned_.push_back(std::move(world));
   }

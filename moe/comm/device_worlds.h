@@ -39,8 +39,9 @@ struct DeviceWorldsOptions {
   int64_t processes = 1, process = 0, local_processes = 1, local_process = 0;
   Store* store = nullptr;    // of the job; needed with several processes
   std::vector<World*> host;  // of the local ranks, for the host's memory; needed with several processes
-  absl::Duration timeout = absl::Seconds(60);
-  bool canonical_order = false;  // see nccl_world.h
+  absl::Duration timeout = absl::Seconds(60);          // of a call
+  absl::Duration connect_timeout = absl::Seconds(60);  // for the members of a group to come
+  bool canonical_order = false;                        // see nccl_world.h
   // Tests: as many devices as there are to be, and what opens them. 0, null: all of the kind, by OpenDevice.
   int devices = 0;
   std::function<absl::StatusOr<std::unique_ptr<Device>>(DeviceKind, int ordinal)> open;
@@ -83,8 +84,7 @@ class DeviceWorlds {
 struct NcclBackend {
   absl::StatusOr<std::string> (*version)();  // "2.28.9", or why there is none
   absl::StatusOr<std::unique_ptr<World>> (*connect)(int64_t rank, int64_t num_ranks, Store* store,
-                                                    World* host, absl::Duration timeout,
-                                                    bool canonical_order);
+                                                    World* host, const DeviceWorldsOptions& options);
 };
 struct NcclBackendRegistration {
   explicit NcclBackendRegistration(NcclBackend backend);

@@ -51,6 +51,7 @@ class RecordedWorld : public World {
   absl::StatusOr<Communicator*> Group(absl::Span<const int64_t> ranks, absl::string_view channel,
                                       Stream* stream = nullptr) override;
   absl::Status Failure() override { return inner_->Failure(); }
+  absl::Status Ended() override { return inner_->Ended(); }
   void Abort(absl::Status reason) override { inner_->Abort(std::move(reason)); }
 
   // Of every communicator that was called at all; by channel and group.

@@ -42,6 +42,10 @@ class World {
   // Stream::Synchronize and before results are believed.
   virtual absl::Status Failure() { return absl::OkStatus(); }
 
+  // Why the run has ended, if this rank was told so, by whoever met an error first. Never waits, also while a
+  // call does not come back; by any thread.
+  virtual absl::Status Ended() { return absl::OkStatus(); }
+
   // Fails every pending and later call of every communicator, of all ranks where the back end can reach them.
   virtual void Abort(absl::Status reason) = 0;
 };

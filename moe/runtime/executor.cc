@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <condition_variable>
 #include <cstring>
 
@@ -142,7 +143,12 @@ absl::Status Executor::RunRanks(const std::string& name, const StepInputs& input
   crew_->statuses.assign(ranks_.size(), absl::OkStatus());
   ++crew_->generation;
   crew_->start.notify_all();
-  crew_->done.wait(lock, [&] { return crew_->running == 0 || crew_->failing > 0; });
+  const auto over = [&] { return crew_->running == 0 || crew_->failing > 0; };
+  absl::Status ended;  // by another process, which a rank that hangs does not see
+  while (!crew_->done.wait_for(lock, std::chrono::seconds(1), over)) {
+    if (!ended.ok()) return ended;  // told a second ago, and no rank has come back
+    for (auto& world : worlds_) ended.Update(world->Ended());
+  }
   // After a failure the others are woken from whatever they wait in. One that does not come back then, hangs.
   const absl::Duration grace = std::min(timeout_, absl::Seconds(10));
   crew_->done.wait_for(lock, absl::ToChronoNanoseconds(grace), [&] { return crew_->running == 0; });

@@ -62,7 +62,7 @@ absl::StatusOr<std::unique_ptr<GlooTransport>> GlooTransport::Connect(int64_t ra
     // Once somebody is missing, the others are only asked for.
     const absl::Duration left =
         missing.empty() ? std::max(deadline - absl::Now(), absl::ZeroDuration()) : absl::ZeroDuration();
-    const absl::StatusOr<std::string> theirs = store->Get(AddressKey(p), left);
+    const absl::StatusOr<std::string> theirs = GetUnlessAborted(store, AddressKey(p), left);
     if (absl::IsDeadlineExceeded(theirs.status())) {
       missing.push_back(p);
       continue;
@@ -137,7 +137,7 @@ void GlooTransport::WatchDeadlines() {
 absl::Status GlooTransport::ConnectionLost(int64_t peer) {
   // A peer that ended because of an error has said so before it closed its connections.
   RETURN_IF_ERROR(failed());
-  const absl::StatusOr<std::string> said = store_->Get("abort", absl::Milliseconds(200));
+  const absl::StatusOr<std::string> said = store_->Get(kAbortKey, absl::Milliseconds(200));
   absl::Status status =
       said.ok() ? absl::AbortedError(*said)
                 : absl::UnavailableError(absl::StrCat(

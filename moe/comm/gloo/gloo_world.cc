@@ -54,18 +54,20 @@ absl::StatusOr<Communicator*> GlooWorld::Group(absl::Span<const int64_t> ranks, 
   return group.get();
 }
 
+absl::Status GlooWorld::Ended() { return transport_->failed(); }
+
 void GlooWorld::Abort(absl::Status reason) {
   if (reason.ok()) reason = absl::AbortedError("no reason given");
   transport_->Fail(absl::AbortedError(reason.ToString()));
   // The first error of all is the one that counts. Best effort: without the store the others see connections
   // close.
   const std::string text = absl::StrCat("rank ", rank_, " ended the run: ", reason.ToString());
-  store_->SetOnce("abort", absl::string_view(text).substr(0, kMaxStoreValue)).IgnoreError();
+  store_->SetOnce(kAbortKey, absl::string_view(text).substr(0, kMaxStoreValue)).IgnoreError();
 }
 
 void GlooWorld::WatchForAbort() {
   while (!stop_.cancelled()) {
-    const absl::StatusOr<std::string> text = store_->Get("abort", absl::Seconds(30), &stop_);
+    const absl::StatusOr<std::string> text = store_->Get(kAbortKey, absl::Seconds(30), &stop_);
     if (text.ok()) return transport_->Fail(absl::AbortedError(*text));
     if (absl::IsCancelled(text.status())) return;
     if (!absl::IsDeadlineExceeded(text.status())) {

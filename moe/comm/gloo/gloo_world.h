@@ -11,7 +11,7 @@
 // Every collective begins with a header from each member to each other, which carries small contributions at
 // once. From the headers all members see whether their calls fit together (FailedPrecondition, naming both),
 // and after the timeout who entered and who did not (DeadlineExceeded). A peer whose process ended gives
-// Unavailable, naming it. Abort reaches the other ranks through the store, under the key "abort".
+// Unavailable, naming it. Abort reaches the other ranks through the store, under kAbortKey.
 //
 // The store outlives the world. Owns its threads: Gloo's, one that watches deadlines, one that watches for
 // the errors of others. Gloo allocates as it sends; besides, steps allocate nothing.
@@ -61,6 +61,7 @@ class GlooWorld : public World {
   int64_t num_ranks() const override { return num_ranks_; }
   absl::StatusOr<Communicator*> Group(absl::Span<const int64_t> ranks, absl::string_view channel,
                                       Stream* stream = nullptr) override;
+  absl::Status Ended() override;
   void Abort(absl::Status reason) override;
 
  private:

@@ -189,13 +189,13 @@ absl::Status NcclGroup::Check() {
   return Poll(&in_progress);
 }
 
-void NcclGroup::Watch() {
+absl::Status NcclGroup::Watch() {
   std::string late;
   uint64_t number = 0;
   {
     absl::MutexLock lock(&mutex_);
     bool in_progress;
-    if (!Poll(&in_progress).ok()) return;
+    if (!Poll(&in_progress).ok()) return absl::OkStatus();  // known already
     absl::Time oldest = absl::Now() - options_.timeout;
     for (Given& g : given_) {
       if (!g.waiting) continue;
@@ -207,14 +207,14 @@ void NcclGroup::Watch() {
         number = g.number;
       } else if (e != cudaSuccess && e != cudaErrorNotReady) {
         Fail(cuda::StatusOf(e, absl::StrCat(g.text, " in ", GroupName(ranks_)))).IgnoreError();
-        return;
+        return absl::OkStatus();
       }
     }
   }
-  if (late.empty()) return;
-  absl::Status why = ExplainTimeout(late, number);
+  if (late.empty()) return absl::OkStatus();
+  absl::Status why = ExplainTimeout(late, number, options_.timeout);
   absl::MutexLock lock(&mutex_);
-  Fail(std::move(why)).IgnoreError();
+  return Fail(std::move(why));
 }
 
 absl::Status NcclGroup::AwaitTaken(absl::Time deadline) {
@@ -249,7 +249,7 @@ absl::Status NcclGroup::Give(absl::Span<const MemoryUse> uses,
   return AwaitTaken(deadline_);
 }
 
-absl::Status NcclGroup::ExplainTimeout(const std::string& text, uint64_t number) {
+absl::Status NcclGroup::ExplainTimeout(const std::string& text, uint64_t number, absl::Duration waited) {
   const auto key = [&](int member) { return absl::StrCat(name_, "/late/", number, "/", member); };
   // The others notice at about the same time, if they are there.
   const absl::Duration grace = std::clamp(options_.timeout / 2, absl::Milliseconds(100), absl::Seconds(5));
@@ -270,13 +270,12 @@ absl::Status NcclGroup::ExplainTimeout(const std::string& text, uint64_t number)
       in.push_back(absl::StrCat("rank ", ranks_[p], " in ", *theirs));
     }
   }
-  const std::string waited =
-      absl::StrCat(GroupName(ranks_), " waited ", absl::FormatDuration(options_.timeout), " for ");
+  const std::string wait = absl::StrCat(GroupName(ranks_), " waited ", absl::FormatDuration(waited), " for ");
   if (missing.empty()) {
     return absl::DeadlineExceededError(
-        absl::StrCat(waited, "NCCL, though all are there: ", absl::StrJoin(in, ", ")));
+        absl::StrCat(wait, "NCCL, though all are there: ", absl::StrJoin(in, ", ")));
   }
-  return absl::DeadlineExceededError(absl::StrCat(waited, "all to enter; ", absl::StrJoin(in, ", "),
+  return absl::DeadlineExceededError(absl::StrCat(wait, "all to enter; ", absl::StrJoin(in, ", "),
                                                   "; never entered: ", absl::StrJoin(missing, ", ")));
 }
 
@@ -298,16 +297,18 @@ absl::Status NcclGroup::Run(const Call& call) {
     }
     return RunAlone(call);
   }
-  absl::Status connected = AwaitTaken(absl::Now() + options_.connect_timeout);
+  absl::Status status = AwaitTaken(absl::Now() + options_.connect_timeout);
+  const bool met = status.ok();
   ++number_;
   deadline_ = absl::Now() + options_.timeout;
-  if (connected.ok()) connected = Collective(call);
-  if (absl::IsDeadlineExceeded(connected) && connected.message().empty()) {
-    absl::Status why = ExplainTimeout(CallToString(call), number_);
+  if (met) status = Collective(call);
+  if (absl::IsDeadlineExceeded(status) && status.message().empty()) {
+    absl::Status why =
+        ExplainTimeout(CallToString(call), number_, met ? options_.timeout : options_.connect_timeout);
     absl::MutexLock lock(&mutex_);
     return Fail(std::move(why));
   }
-  RETURN_IF_ERROR(connected);
+  RETURN_IF_ERROR(status);
   Track(CallToString(call));
   return absl::OkStatus();
 }
@@ -485,6 +486,7 @@ absl::Status NcclGroup::Exchange(bool send, void* data, int64_t bytes, int peer,
                                                    peer));
   }
   absl::Status status = AwaitTaken(absl::Now() + options_.connect_timeout);
+  const bool met = status.ok();
   deadline_ = absl::Now() + options_.timeout;
   if (bytes == 0) return status;  // the other side knows, too
   if (status.ok()) {
@@ -498,8 +500,9 @@ absl::Status NcclGroup::Exchange(bool send, void* data, int64_t bytes, int peer,
   if (absl::IsDeadlineExceeded(status) && status.message().empty()) {
     absl::MutexLock lock(&mutex_);
     return Fail(absl::DeadlineExceededError(
-        absl::StrCat(text, " in ", GroupName(ranks_), " waited ", absl::FormatDuration(options_.timeout),
-                     "; rank ", ranks_[peer], " never came, or came with another size")));
+        absl::StrCat(text, " in ", GroupName(ranks_), " waited ",
+                     absl::FormatDuration(met ? options_.timeout : options_.connect_timeout), "; rank ",
+                     ranks_[peer], " never came, or came with another size")));
   }
   RETURN_IF_ERROR(status);
   Track(text);

@@ -49,7 +49,8 @@ class NcclGroup : public CallCommunicator {
   void Abort(absl::Status reason) override;
 
   absl::Status Check();  // what went wrong, as NCCL knows it now
-  void Watch();          // also ends what takes too long
+  // Also ends what takes too long, and gives that error.
+  absl::Status Watch();
 
  protected:
   absl::Status Run(const Call& call) override;
@@ -88,7 +89,7 @@ class NcclGroup : public CallCommunicator {
   absl::Status Fail(absl::Status status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Asks the members what they are in. DeadlineExceeded, or FailedPrecondition if they are in different
   // calls.
-  absl::Status ExplainTimeout(const std::string& text, uint64_t number);
+  absl::Status ExplainTimeout(const std::string& text, uint64_t number, absl::Duration waited);
   void Track(const std::string& text);
   absl::StatusOr<char*> Scratch(int64_t bytes);
   cudaStream_t native() const { return static_cast<cudaStream_t>(stream_->native()); }

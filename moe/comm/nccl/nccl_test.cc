@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -28,6 +29,10 @@
 #include "moe/comm/staged_world.h"
 #include "moe/comm/store/directory_store.h"
 #include "moe/device/device.h"
+
+#ifdef MOE_EMULATED
+#include "slow_streams.h"
+#endif
 
 namespace moe {
 namespace {
@@ -341,6 +346,33 @@ TEST_F(Nccl, CollectivesAreRecordedInGraphs) {
        })) {
     EXPECT_OK(s);
   }
+}
+
+// The calls have returned, and the host may never come back from waiting for the stream: what watches the
+// work ends the run on all ranks.
+TEST_F(Nccl, WorkThatIsNotDoneInTimeEndsTheRun) {
+  ASSERT_OK_AND_ASSIGN(auto worlds, Worlds::Make(2, {.timeout = absl::Milliseconds(200)}));
+  ASSERT_OK_AND_ASSIGN(auto devices, Open(2));
+  emulated::SetSlowness(std::chrono::seconds(20));
+  for (const absl::Status& s : RunRanks(2, [&](int r) -> absl::Status {
+         ASSIGN_OR_RETURN(auto stream, devices[r]->NewStream("comm"));
+         ASSIGN_OR_RETURN(auto memory, devices[r]->Allocate(4));
+         ASSIGN_OR_RETURN(Communicator * c, worlds->rank(r)->Group({0, 1}, "", stream.get()));
+         EXPECT_OK(worlds->rank(r)->Ended());
+         RETURN_IF_ERROR(stream->Fill(memory->data(), 0, 4));
+         RETURN_IF_ERROR(
+             c->AllReduce(memory->data(), memory->data(), 1, DType::kF32, Reduction::kSum, "mlp"));
+         for (int i = 0; i < 500 && worlds->rank(r)->Ended().ok(); ++i)
+           absl::SleepFor(absl::Milliseconds(10));
+         const absl::Status ended = worlds->rank(r)->Ended();
+         ExpectError(ended, absl::StatusCode::kAborted, "DEADLINE_EXCEEDED", "group [0, 1] waited 200ms",
+                     "in all_reduce(sum, f32, count 1) for 'mlp'");
+         ExpectError(worlds->rank(r)->Failure(), absl::StatusCode::kAborted, "for 'mlp'");
+         return absl::OkStatus();
+       })) {
+    EXPECT_OK(s);
+  }
+  emulated::SetSlowness(std::chrono::seconds(0));
 }
 
 TEST(NcclApi, AnOldLibraryIsNamed) {

@@ -14,19 +14,18 @@ namespace moe {
 namespace {
 
 constexpr absl::Duration kWatchEvery = absl::Milliseconds(50);
-constexpr char kAbortKey[] = "nccl/abort";
 
 const NcclBackendRegistration registration({
     []() -> absl::StatusOr<std::string> {
       ASSIGN_OR_RETURN(const NcclApi* nccl, LoadNccl());
       return NcclVersionName(nccl->version);
     },
-    [](int64_t rank, int64_t num_ranks, Store* store, World* host, absl::Duration timeout,
-       bool canonical_order) -> absl::StatusOr<std::unique_ptr<World>> {
+    [](int64_t rank, int64_t num_ranks, Store* store, World* host,
+       const DeviceWorldsOptions& wanted) -> absl::StatusOr<std::unique_ptr<World>> {
       NcclOptions options;
-      options.timeout = timeout;
-      options.connect_timeout = std::max(timeout, absl::Seconds(60));
-      options.canonical_order = canonical_order;
+      options.timeout = wanted.timeout;
+      options.connect_timeout = wanted.connect_timeout;
+      options.canonical_order = wanted.canonical_order;
       return NcclWorld::Connect(rank, num_ranks, store, host, options);
     },
 });
@@ -97,7 +96,7 @@ absl::StatusOr<ncclUniqueId> NcclWorld::AgreeOnId(const std::string& name) {
           absl::StrCat("NCCL gives no id for a communicator: ", nccl_->GetErrorString(made)));
     }
     RETURN_IF_ERROR(store_->SetOnce(name, absl::string_view(id.internal, sizeof(id.internal))).status());
-    agreed = store_->Get(name, options_.connect_timeout);
+    agreed = GetUnlessAborted(store_, name, options_.connect_timeout);
   }
   RETURN_IF_ERROR(agreed.status());
   if (agreed->size() != sizeof(id.internal)) {
@@ -108,17 +107,31 @@ absl::StatusOr<ncclUniqueId> NcclWorld::AgreeOnId(const std::string& name) {
 }
 
 absl::Status NcclWorld::Failure() {
-  absl::MutexLock lock(&mutex_);
-  if (!aborted_.ok()) return aborted_;
-  for (auto& [key, group] : groups_) RETURN_IF_ERROR(group->Check());
+  RETURN_IF_ERROR(Ended());
+  for (NcclGroup* group : Groups()) RETURN_IF_ERROR(group->Check());
   return host_ == nullptr ? absl::OkStatus() : host_->Failure();
 }
 
-void NcclWorld::AbortHere(const absl::Status& reason) {
+absl::Status NcclWorld::Ended() {
   absl::MutexLock lock(&mutex_);
-  if (!aborted_.ok()) return;
-  aborted_ = absl::AbortedError(reason.ToString());
-  for (auto& [key, group] : groups_) group->Abort(reason);
+  return aborted_;
+}
+
+std::vector<NcclGroup*> NcclWorld::Groups() {
+  std::vector<NcclGroup*> groups;
+  absl::MutexLock lock(&mutex_);
+  for (auto& [key, group] : groups_) groups.push_back(group.get());
+  return groups;
+}
+
+// A group aborts when nobody is inside NCCL with it. What one waits for, the world does not.
+void NcclWorld::AbortHere(const absl::Status& reason) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!aborted_.ok()) return;
+    aborted_ = absl::AbortedError(reason.ToString());
+  }
+  for (NcclGroup* group : Groups()) group->Abort(reason);
 }
 
 void NcclWorld::Abort(absl::Status reason) {
@@ -131,12 +144,10 @@ void NcclWorld::Abort(absl::Status reason) {
 
 void NcclWorld::WatchGroups() {
   while (!stop_.SleepFor(kWatchEvery)) {
-    std::vector<NcclGroup*> groups;  // they live as long as the world
-    {
-      absl::MutexLock lock(&mutex_);
-      for (auto& [key, group] : groups_) groups.push_back(group.get());
+    for (NcclGroup* group : Groups()) {
+      // Who waits for the stream may never wake up, here and on the other ranks.
+      if (const absl::Status late = group->Watch(); !late.ok()) Abort(late);
     }
-    for (NcclGroup* group : groups) group->Watch();
   }
 }
 

@@ -18,7 +18,7 @@
 // in it and those that were not, which the members tell each other through the store once it is too late.
 // NCCL sees no mismatch of calls: it hangs, and the same exchange then names both (FailedPrecondition). A
 // thread asks NCCL for asynchronous errors; what it finds comes out of the next call and out of Failure().
-// Abort reaches the other ranks through the store, under the key "nccl/abort".
+// Abort reaches the other ranks through the store, and so does a process that gives up (kAbortKey).
 //
 // Messages of one pair in one group must come in the same order on both sides: NCCL has no tags. A stream
 // that is being captured records its collectives; what a graph then does is not watched for timeouts.
@@ -73,6 +73,7 @@ class NcclWorld : public World {
   absl::StatusOr<Communicator*> Group(absl::Span<const int64_t> ranks, absl::string_view channel,
                                       Stream* stream = nullptr) override;
   absl::Status Failure() override;
+  absl::Status Ended() override;
   void Abort(absl::Status reason) override;
 
  private:
@@ -80,6 +81,7 @@ class NcclWorld : public World {
             const NcclOptions& options);
   absl::StatusOr<ncclUniqueId> AgreeOnId(const std::string& name);
   void AbortHere(const absl::Status& reason);
+  std::vector<NcclGroup*> Groups();  // which live as long as the world
   void WatchGroups();
   void WatchForAbort();
 

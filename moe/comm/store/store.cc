@@ -78,6 +78,18 @@ absl::StatusOr<std::string> PollStore(const Store& store, absl::string_view key,
   }
 }
 
+absl::StatusOr<std::string> GetUnlessAborted(Store* store, absl::string_view key, absl::Duration timeout) {
+  const absl::Time deadline = absl::Now() + timeout;
+  for (;;) {
+    const absl::Duration left = std::max(deadline - absl::Now(), absl::ZeroDuration());
+    absl::StatusOr<std::string> value = store->Get(key, std::min(left, absl::Milliseconds(500)));
+    if (value.ok() || !absl::IsDeadlineExceeded(value.status())) return value;
+    const absl::StatusOr<std::string> abort = store->Get(kAbortKey, absl::ZeroDuration());
+    if (abort.ok()) return absl::AbortedError(*abort);
+    if (left <= absl::Milliseconds(500)) return StoreTimeout(*store, key, timeout);
+  }
+}
+
 absl::Status MemoryStore::Set(absl::string_view key, absl::string_view value) {
   RETURN_IF_ERROR(CheckStoreEntry(key, value));
   absl::MutexLock lock(&mutex_);

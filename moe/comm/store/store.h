@@ -78,6 +78,11 @@ absl::StatusOr<std::string> PollStore(const Store& store, absl::string_view key,
                                       Cancellation* cancel,
                                       const std::function<absl::StatusOr<std::string>()>& ask);
 
+// The first error of a run, by whoever met it: "rank 3 ended the run: UNAVAILABLE: ...".
+inline constexpr char kAbortKey[] = "abort";
+// As Get; Aborted with that error as soon as there is one.
+absl::StatusOr<std::string> GetUnlessAborted(Store* store, absl::string_view key, absl::Duration timeout);
+
 class MemoryStore : public Store {
  public:
   absl::Status Set(absl::string_view key, absl::string_view value) override;
