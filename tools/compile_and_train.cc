@@ -54,6 +54,10 @@ ABSL_FLAG(bool, json, false,
           "Print JSON lines instead of text: one for each progress line, and a summary at the end.");
 ABSL_FLAG(double, device_timeout, 60,
           "Seconds that a rank waits for its peers before the run ends with an error.");
+ABSL_FLAG(
+    double, connect_timeout, 0,
+    "Seconds in which all processes must have come and be connected; 0: 60, or --device_timeout if that is "
+    "longer.");
 ABSL_FLAG(std::string, prompt, "", "What the sample text begins with.");
 ABSL_FLAG(bool, cuda_graphs, true,
           "With --device=cuda: record what is the same in every step once, and launch it as graphs.");
@@ -87,6 +91,7 @@ void OnSignal(int signal) {
 
 // What one of several processes says of its error: rank 0 all, the others a line.
 void PrintError(const absl::Status& status, int64_t rank) {
+  if (status.message().empty()) return;  // rank 0 says it
   if (rank == 0) {
     std::cerr << absl::StrCat("error: ", status.message(), "\n") << std::flush;
     return;
@@ -175,6 +180,9 @@ int main(int argc, char** argv) {
                   : absl::GetFlag(FLAGS_quiet) ? moe::RunOptions::kQuiet
                                                : moe::RunOptions::kText;
   options.device_timeout = absl::Seconds(absl::GetFlag(FLAGS_device_timeout));
+  const double connect_timeout = absl::GetFlag(FLAGS_connect_timeout);
+  options.connect_timeout = connect_timeout > 0 ? absl::Seconds(connect_timeout)
+                                                : std::max(options.device_timeout, absl::Seconds(60));
   if (!absl::GetFlag(FLAGS_prompt).empty()) options.prompt = absl::GetFlag(FLAGS_prompt);
   options.cuda_graphs = absl::GetFlag(FLAGS_cuda_graphs);
   options.peak_tflops = absl::GetFlag(FLAGS_peak_tflops);
@@ -195,7 +203,8 @@ int main(int argc, char** argv) {
     absl::StatusOr<std::unique_ptr<moe::Job>> joined =
         moe::Job::Join(**place, {.rendezvous = absl::GetFlag(FLAGS_rendezvous),
                                  .address = absl::GetFlag(FLAGS_bind_address),
-                                 .timeout = std::max(options.device_timeout, absl::Seconds(60))});
+                                 .timeout = std::max(options.device_timeout, absl::Seconds(60)),
+                                 .connect_timeout = options.connect_timeout});
     status = joined.status();
     if (joined.ok()) job = *std::move(joined);
     options.job = job.get();

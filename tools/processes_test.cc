@@ -179,6 +179,35 @@ class ProcessesTest : public ::testing::Test {
                                                       : "does not end by itself and is killed"));
   }
 
+  // Two processes that meet in a folder, as a launcher of clusters starts them; the second has more
+  // variables.
+  std::vector<Outcome> RunTwo(const std::string& name, const std::string& variables,
+                              const std::string& flags) const {
+    std::vector<pid_t> pids;
+    for (int r = 0; r < 2; ++r) {
+      const std::string place = absl::StrCat("env RANK=", r, " LOCAL_RANK=", r,
+                                             " WORLD_SIZE=2 LOCAL_WORLD_SIZE=2 ", r == 0 ? "" : variables);
+      pids.push_back(Start(
+          absl::StrCat(name, r),
+          Command(name,
+                  absl::StrCat("--strategy=\"dp=2 ep=2\" --rendezvous=", Path(name + "_meet"), " ", flags),
+                  place)));
+    }
+    std::vector<Outcome> outcomes;
+    for (int r = 0; r < 2; ++r) outcomes.push_back(Wait(absl::StrCat(name, r), pids[r]));
+    return outcomes;
+  }
+  // Processes that work in this test's folder.
+  int Left() const {
+    int left = 0;
+    const absl::StatusOr<std::vector<std::string>> all = ListFolder("/proc");
+    for (const std::string& pid : all.value()) {
+      const std::string line = ReadFile(absl::StrCat("/proc/", pid, "/cmdline")).value_or("");
+      left += absl::StrContains(line, absl::StrCat("--run_dir=", folder_));
+    }
+    return left;
+  }
+
   std::string folder_;
 };
 
@@ -259,7 +288,10 @@ TEST_F(ProcessesTest, CheckpointsGoFromAnyNumberOfProcessesToAny) {
   }
 }
 
-TEST_F(ProcessesTest, AProcessThatDiesIsNamedByEverySurvivor) { ExpectNamed(4, 2, SIGKILL, "30"); }
+// Gloo sees that a connection closes; NCCL waits for as long as it may.
+TEST_F(ProcessesTest, AProcessThatDiesIsNamedByEverySurvivor) {
+  ExpectNamed(4, 2, SIGKILL, kGpus ? "6" : "30");
+}
 
 TEST_F(ProcessesTest, AProcessThatStopsIsNamedByEverySurvivor) { ExpectNamed(4, 3, SIGSTOP, "6"); }
 
@@ -311,6 +343,37 @@ TEST_F(ProcessesTest, AWrongNumberOfProcessesIsRefused) {
   EXPECT_THAT(bad.errors, HasSubstr("num_experts = 8"));
   EXPECT_THAT(bad.errors, Not(HasSubstr("rank 1")));  // said once
   EXPECT_FALSE(IsFolder(Path("bad")));
+}
+
+TEST_F(ProcessesTest, AProcessThatNeverComesIsNamed) {
+  const std::string variables = "env RANK=0 LOCAL_RANK=0 WORLD_SIZE=2 LOCAL_WORLD_SIZE=2";
+  const std::string flags = absl::StrCat("--strategy=\"dp=2 ep=2\" --train_iters=1 --connect_timeout=1 ",
+                                         "--rendezvous=", Path("meet"));
+  const Outcome o = Wait("alone", Start("alone", Command("alone", flags, variables)));
+  EXPECT_EQ(o.code, 1);
+  EXPECT_THAT(o.errors, HasSubstr("rank 0 waited 1s for 2 ranks to meet at the folder"));
+  EXPECT_THAT(o.errors, HasSubstr("missing: 1"));
+}
+
+// One of two has no text to train on: the other learns it while it still waits for it.
+TEST_F(ProcessesTest, WhatOneLacksEndsAllAndIsSaidOnce) {
+  ASSERT_OK(WriteFile(Path("short.txt"), "x"));
+  std::vector<pid_t> pids;
+  for (int r = 0; r < 2; ++r) {
+    const std::string place =
+        absl::StrCat("env RANK=", r, " LOCAL_RANK=", r, " WORLD_SIZE=2 LOCAL_WORLD_SIZE=2");
+    const std::string flags = absl::StrCat("--strategy=\"dp=2 ep=2\" --rendezvous=", Path("meet"),
+                                           r == 0 ? "" : absl::StrCat(" --data_path=", Path("short.txt")));
+    pids.push_back(Start(absl::StrCat("one", r), Command("one", flags, place)));
+  }
+  const absl::Time start = absl::Now();
+  const Outcome first = Wait("one0", pids[0]), second = Wait("one1", pids[1]);
+  EXPECT_LT(absl::Now() - start, absl::Seconds(40)) << "waited for the one that gave up";
+  EXPECT_EQ(first.code, 1);
+  EXPECT_EQ(second.code, 1);
+  EXPECT_THAT(first.errors, HasSubstr("error: rank 1 ended the run: "));
+  EXPECT_THAT(first.errors, HasSubstr("short.txt"));
+  EXPECT_EQ(second.errors, "");
 }
 
 TEST_F(ProcessesTest, TheFirstInterruptSavesAndStopsAll) {
@@ -368,6 +431,62 @@ TEST_F(ProcessesTest, ProcessesThatCountAsHostsShareAGpu) {
       EXPECT_EQ(Losses(name), Losses("alone"));
     }
   }
+}
+
+// NCCL leaves the other one waiting.
+TEST_F(ProcessesTest, AGpuRankThatDiesInAnExchangeIsNamed) {
+  const std::vector<Outcome> two =
+      RunTwo("dies", "EMULATED_NCCL_FAULT=kill:60", "--device_timeout=4 --train_iters=100000");
+  EXPECT_EQ(two[0].code, 1);
+  EXPECT_EQ(two[1].code, 1000 + SIGKILL);
+  for (const char* part : {"error: step 1, rank 0 (stage 0, dp 0) waits ", "action F0.", "does not answer",
+                           "group [0, 1] waited 4s for all to enter; rank 0 in all_", " for 'layers.",
+                           "never entered: 1", "flight record of all ranks"}) {
+    EXPECT_THAT(two[0].errors, HasSubstr(part));
+  }
+  EXPECT_EQ(Left(), 0);
+}
+
+TEST_F(ProcessesTest, AGpuRankThatDiesBeforeItsFirstExchangeIsNamed) {
+  const std::vector<Outcome> two =
+      RunTwo("dies", "EMULATED_NCCL_FAULT=kill:0", "--device_timeout=20 --train_iters=100000");
+  EXPECT_EQ(two[0].code, 1);
+  EXPECT_EQ(two[1].code, 1000 + SIGKILL);
+  EXPECT_THAT(two[0].errors, HasSubstr("lost the connection to rank 1; its process has ended"));
+  EXPECT_EQ(Left(), 0);
+}
+
+// Its process lives, though a thread never comes back from NCCL: it says so, and ends like the others.
+TEST_F(ProcessesTest, AGpuRankThatHangsInAnExchangeEndsToo) {
+  const std::vector<Outcome> two =
+      RunTwo("hangs", "EMULATED_NCCL_FAULT=hang:60", "--device_timeout=4 --train_iters=100000");
+  for (const Outcome& o : two) EXPECT_EQ(o.code, 1);
+  EXPECT_THAT(two[0].errors, HasSubstr("group [0, 1] waited 4s for all to enter; rank 0 in all_"));
+  EXPECT_THAT(two[0].errors, HasSubstr("never entered: 1"));
+  EXPECT_THAT(two[1].errors, HasSubstr("rank 1: error: step 1"));
+  EXPECT_EQ(Left(), 0);
+}
+
+TEST_F(ProcessesTest, GpusWithoutNcclAreRefusedOnce) {
+  const auto lines = [](const std::string& text) { return std::count(text.begin(), text.end(), '\n'); };
+  const std::string flags = "--strategy=\"dp=4 ep=2\" --train_iters=1 --spawn=4";
+  for (const auto& [version, why] : {std::pair{"0", "NCCL, by which GPUs exchange data, was not found"},
+                                     {"2708", "is NCCL 2.7.8; 2.18.0 or newer is needed"}}) {
+    const std::string name = absl::StrCat("nccl", version);
+    const Outcome o =
+        Wait(name, Start(name, Command(name, flags, absl::StrCat("env EMULATED_NCCL_VERSION=", version))));
+    EXPECT_EQ(o.code, 1);
+    EXPECT_THAT(o.errors, ::testing::StartsWith("error: --device=cuda: "));
+    EXPECT_THAT(o.errors, HasSubstr(why));
+    EXPECT_EQ(lines(o.errors), 1) << o.errors;
+    EXPECT_EQ(Left(), 0);
+  }
+  // Of two machines, one has none.
+  const std::vector<Outcome> two = RunTwo("one", "EMULATED_NCCL_VERSION=0", "--train_iters=1");
+  for (const Outcome& o : two) EXPECT_EQ(o.code, 1);
+  EXPECT_THAT(two[0].errors, ::testing::StartsWith("error: process 1 of 2: --device=cuda: NCCL, by which"));
+  EXPECT_EQ(lines(two[0].errors), 1) << two[0].errors;
+  EXPECT_EQ(two[1].errors, "");
 }
 
 TEST_F(ProcessesTest, FewerGpusThanRanksIsSaid) {

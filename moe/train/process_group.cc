@@ -46,7 +46,8 @@ std::vector<FlightRecord> Unpack(const std::string& text, double* age) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ProcessGroup>> ProcessGroup::Connect(Job* job, int64_t num_ranks,
-                                                                    absl::Duration timeout) {
+                                                                    absl::Duration timeout,
+                                                                    absl::Duration connect_timeout) {
   // Writing to a process that has died is an error of the call, not the end of this one.
   std::signal(SIGPIPE, SIG_IGN);
   if (num_ranks % job->count() != 0) {
@@ -69,7 +70,7 @@ absl::StatusOr<std::unique_ptr<ProcessGroup>> ProcessGroup::Connect(Job* job, in
       GlooOptions options;
       options.address = job->address();
       options.timeout = timeout;
-      options.connect_timeout = std::max(timeout, absl::Seconds(30));
+      options.connect_timeout = connect_timeout;
       auto world = GlooWorld::Connect(job->rank() * g->per_process_ + i, num_ranks, job->store(), options);
       if (world.ok()) {
         g->worlds_[i] = *std::move(world);
@@ -106,6 +107,34 @@ absl::Status ProcessGroup::CheckSame(const std::string& what, const std::string&
     }
   }
   return absl::OkStatus();
+}
+
+absl::Status ProcessGroup::Agree(const absl::Status& mine) {
+  constexpr char kWhat[] = "whether all can begin";
+  const size_t n = job_->count();
+  const std::string text(mine.message());
+  const int64_t own[2] = {static_cast<int64_t>(mine.code()), static_cast<int64_t>(text.size())};
+  std::vector<int64_t> all(2 * n), counts(n);
+  RETURN_IF_ERROR(host_->AllGather(own, all.data(), 2, DType::kS64, kWhat));
+  int64_t total = 0;
+  for (size_t p = 0; p < n; ++p) total += counts[p] = all[2 * p + 1];
+  std::string texts(total, '\0');
+  RETURN_IF_ERROR(host_->AllGatherV(text.data(), own[1], texts.data(), counts, DType::kPred, kWhat));
+  absl::string_view rest = texts;
+  absl::Status first;
+  std::vector<size_t> same;
+  for (size_t p = 0; p < n; ++p) {
+    const absl::Status theirs(static_cast<absl::StatusCode>(all[2 * p]), rest.substr(0, counts[p]));
+    rest.remove_prefix(counts[p]);
+    if (theirs.ok()) continue;
+    first.Update(theirs);
+    if (theirs == first) same.push_back(p);
+  }
+  // Nobody ends before all know why.
+  if (!first.ok()) host_->Barrier(kWhat).IgnoreError();
+  if (first.ok() || same.size() == n) return first;
+  return Annotate(first, absl::StrCat(same.size() == 1 ? "process " : "processes ", absl::StrJoin(same, ", "),
+                                      " of ", n));
 }
 
 absl::StatusOr<std::vector<int64_t>> ProcessGroup::Max(std::vector<int64_t> values, const std::string& what) {

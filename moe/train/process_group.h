@@ -1,8 +1,8 @@
 // ProcessGroup: the ranks of this process in a run of several processes: their connections, what all agree
 // on, and the flight records that they give each other.
 //
-//   ASSIGN_OR_RETURN(auto group, ProcessGroup::Connect(job.get(), /*num_ranks=*/8, timeout));
-//   wanted.host = group->worlds();                              // of the DeviceWorlds
+//   ASSIGN_OR_RETURN(auto group, ProcessGroup::Connect(job.get(), /*num_ranks=*/8, timeout,
+//   connect_timeout)); wanted.host = group->worlds();                              // of the DeviceWorlds
 //   options.host = group->host();                               // of the Executor
 //   group->StartReporting([&] { return executor->Flight(); });  // every second, for when this process cannot
 //   ...
@@ -33,7 +33,8 @@ class ProcessGroup {
  public:
   // InvalidArgument if the processes cannot share the ranks evenly, with the numbers that could.
   static absl::StatusOr<std::unique_ptr<ProcessGroup>> Connect(Job* job, int64_t num_ranks,
-                                                               absl::Duration timeout);
+                                                               absl::Duration timeout,
+                                                               absl::Duration connect_timeout);
   ~ProcessGroup();
 
   const std::vector<World*>& worlds() const { return local_; }  // of the ranks of this process
@@ -42,6 +43,9 @@ class ProcessGroup {
 
   // FailedPrecondition if the processes have different texts, naming one that has not rank 0's.
   absl::Status CheckSame(const std::string& what, const std::string& text);
+  // The same on all processes: ok if `mine` is on all of them, else the error of the first that has one, with
+  // the numbers of those that have the same, unless all do.
+  absl::Status Agree(const absl::Status& mine);
   // The largest of each over all processes.
   absl::StatusOr<std::vector<int64_t>> Max(std::vector<int64_t> values, const std::string& what);
 

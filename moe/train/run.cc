@@ -331,6 +331,7 @@ absl::StatusOr<double> PeakFlops(const RunOptions& options, const RunConfig& con
 struct Meeting {
   std::unique_ptr<ProcessGroup> group;  // of several processes
   std::unique_ptr<DeviceWorlds> devices;
+  bool begun = false;  // errors from here on are those of a step
 };
 
 // Opens the devices of this process's ranks, and their ways to the others.
@@ -340,6 +341,7 @@ absl::Status MeetOnDevices(const RunOptions& run, Backend backend, int64_t num_r
   wanted.kind = backend == Backend::kCuda ? DeviceKind::kCuda : DeviceKind::kHost;
   wanted.num_ranks = num_ranks;
   wanted.timeout = run.device_timeout;
+  wanted.connect_timeout = run.connect_timeout;
   if (run.job != nullptr) {
     wanted.processes = run.job->count(), wanted.process = run.job->rank();
     wanted.local_processes = run.job->local_count(), wanted.local_process = run.job->local_rank();
@@ -481,7 +483,8 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
     for (const PlannedStep& p : b.plans) devices.room_for.push_back(&p.compiled.plan.program);
   }
   if (options.job != nullptr) {
-    ASSIGN_OR_RETURN(group, ProcessGroup::Connect(options.job, mesh.num_ranks(), options.device_timeout));
+    ASSIGN_OR_RETURN(group, ProcessGroup::Connect(options.job, mesh.num_ranks(), options.device_timeout,
+                                                  options.connect_timeout));
     std::string plans;
     for (const PlannedBucket& b : planned_run.buckets) {
       for (const PlannedStep& p : b.plans) plans += SerializePlan(p.compiled.plan);
@@ -491,9 +494,13 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
     const int64_t cores = std::max(1u, std::thread::hardware_concurrency());
     devices.compute_threads = static_cast<int>(std::max<int64_t>(1, cores / options.job->local_count()));
   }
-  RETURN_IF_ERROR(Annotate(MeetOnDevices(options, backend, mesh.num_ranks(), meeting, &devices),
-                           absl::StrCat("--device=", compile.target.device)));
-  ASSIGN_OR_RETURN(const std::unique_ptr<Executor> executor, Executor::Create(program, devices));
+  // What one process lacks ends all of them here, before they wait for it.
+  const auto on_all = [&](const absl::Status& mine) { return group == nullptr ? mine : group->Agree(mine); };
+  RETURN_IF_ERROR(on_all(Annotate(MeetOnDevices(options, backend, mesh.num_ranks(), meeting, &devices),
+                                  absl::StrCat("--device=", compile.target.device))));
+  absl::StatusOr<std::unique_ptr<Executor>> created = Executor::Create(program, devices);
+  RETURN_IF_ERROR(on_all(created.status()));
+  const std::unique_ptr<Executor> executor = *std::move(created);
   std::vector<std::unique_ptr<Executor>> others;  // of the other plans, in the same memory
   std::vector<std::unique_ptr<StepMeter>> meters;
   // What computes at once: the ranks of a GPU take turns, those of a CPU share its cores.
@@ -565,6 +572,7 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   };
   hooks.after_step = [&](int64_t step) { tracer.After(step); };
   Trainer trainer(config, *program.module, buckets, data.get(), hooks);
+  meeting.begun = true;
   const auto explain = [&](const absl::Status& status) {
     if (options.job != nullptr) options.job->GiveUp(status);  // the others may not know yet
     return Explain(status, RanLast(executors), group.get(), mesh, dir, trainer.last_checkpoint());
@@ -707,11 +715,13 @@ absl::Status RunTraining(const RunConfig& config, const RunOptions& options, std
   std::ostream silence(nullptr);
   const bool leads = options.job == nullptr || options.job->rank() == 0;
   const absl::Status status = Run(config, options, leads ? out : silence, *meeting);
+  const bool begun = meeting->begun;
   if (!status.ok()) meeting.release();  // a rank that hangs may still use it
   if (options.job == nullptr) return status;
   if (status.ok()) return options.job->Finish();
   options.job->GiveUp(status);
-  return status;
+  const bool said = !begun && options.job->RankZeroSays(status.message());
+  return said ? absl::Status(status.code(), "") : status;
 }
 
 }  // namespace moe

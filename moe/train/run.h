@@ -31,6 +31,7 @@ struct RunOptions {
   enum Voice { kText, kQuiet, kJson };
   Voice voice = kText;
   absl::Duration device_timeout = absl::Seconds(60);
+  absl::Duration connect_timeout = absl::Seconds(60);  // for all processes to come, and to be connected
   std::string prompt = kSamplePrompt;
   bool cuda_graphs = true;  // record and launch what is the same in every step
   double peak_tflops = 0;   // of a device, which MFU is a share of; 0: what is known of a GPU of its name
@@ -41,7 +42,8 @@ struct RunOptions {
 
 // `config` is resolved; it is validated here. With several processes, all call this with the same
 // configuration. An error that one meets ends all; of a hang or a death every survivor says who caused it,
-// and flight/ in the run directory gets the records of all ranks.
+// and flight/ in the run directory gets the records of all ranks. An error that keeps the run from beginning
+// is without words on those processes whose words rank 0 has said.
 absl::Status RunTraining(const RunConfig& config, const RunOptions& options, std::ostream& out);
 
 }  // namespace moe

@@ -20,6 +20,8 @@ namespace moe {
 namespace {
 
 constexpr char kLoopback[] = "127.0.0.1";
+constexpr char kSaidKey[] = "said";  // the error of rank 0
+constexpr absl::Duration kSaysWithin = absl::Seconds(3);
 
 struct Endpoint {
   std::string numeric;  // of the peer
@@ -102,7 +104,7 @@ absl::StatusOr<std::unique_ptr<Job>> Job::Join(const ProcessPlace& place, const 
     ASSIGN_OR_RETURN(const Endpoint way, Reach(redis.host, redis.port));
     if (options.address.empty()) job->address_ = way.own;
     ASSIGN_OR_RETURN(job->store_, RedisStore::Connect(way.numeric, redis.port, redis.job, redis.password,
-                                                      options.timeout));
+                                                      options.connect_timeout));
   } else if (!options.rendezvous.empty()) {
     ASSIGN_OR_RETURN(job->store_, DirectoryStore::Open(options.rendezvous));
   } else {
@@ -127,7 +129,7 @@ absl::StatusOr<std::unique_ptr<Job>> Job::Join(const ProcessPlace& place, const 
                                            .max_connections = static_cast<int>(4 * place.count + 16)}));
     }
     ASSIGN_OR_RETURN(job->store_,
-                     GrpcStore::Connect(address, place.token, options.timeout,
+                     GrpcStore::Connect(address, place.token, options.connect_timeout,
                                         place.spawned ? "what started the processes" : "rank 0"));
   }
   ASSIGN_OR_RETURN(const bool first, job->store_->SetOnce(absl::StrCat("joined/", place.rank), ""));
@@ -140,18 +142,11 @@ absl::StatusOr<std::unique_ptr<Job>> Job::Join(const ProcessPlace& place, const 
 }
 
 absl::StatusOr<std::string> Job::Await(const std::string& key, const std::string& of_whom) {
-  const absl::Time deadline = absl::Now() + options_.timeout;
-  for (;;) {
-    absl::StatusOr<std::string> value = store_->Get(key, absl::Milliseconds(500));
-    if (value.ok() || !absl::IsDeadlineExceeded(value.status())) return value;
-    const absl::StatusOr<std::string> abort = store_->Get("abort", absl::ZeroDuration());
-    if (abort.ok()) return absl::AbortedError(*abort);
-    if (absl::Now() > deadline) {
-      return absl::DeadlineExceededError(absl::StrCat(of_whom, " did not come to the rendezvous at ",
-                                                      store_->Describe(), " within ",
-                                                      absl::FormatDuration(options_.timeout)));
-    }
-  }
+  absl::StatusOr<std::string> value = GetUnlessAborted(store_.get(), key, options_.timeout);
+  if (!absl::IsDeadlineExceeded(value.status())) return value;
+  return absl::DeadlineExceededError(absl::StrCat(of_whom, " did not come to the rendezvous at ",
+                                                  store_->Describe(), " within ",
+                                                  absl::FormatDuration(options_.timeout)));
 }
 
 absl::StatusOr<std::string> Job::Agree(const std::string& what, const std::string& mine) {
@@ -163,7 +158,24 @@ absl::StatusOr<std::string> Job::Agree(const std::string& what, const std::strin
 
 void Job::GiveUp(const absl::Status& reason) {
   const std::string text = absl::StrCat("rank ", place_.rank, " ended the run: ", reason.ToString());
-  store_->SetOnce("abort", absl::string_view(text).substr(0, kMaxStoreValue)).IgnoreError();
+  store_->SetOnce(kAbortKey, absl::string_view(text).substr(0, kMaxStoreValue)).IgnoreError();
+}
+
+bool Job::RankZeroSays(absl::string_view error) {
+  error = error.substr(0, kMaxStoreValue);
+  const auto heard = [](int64_t process) { return absl::StrCat("heard/", process); };
+  if (place_.rank != 0) {
+    const absl::StatusOr<std::string> said = store_->Get(kSaidKey, kSaysWithin);
+    store_->Set(heard(place_.rank), "").IgnoreError();
+    return said.ok() && absl::EndsWith(*said, error);  // also as "rank 3 ended the run: ..."
+  }
+  store_->Set(kSaidKey, error).IgnoreError();
+  // Who runs the rendezvous stays until the others have heard.
+  const absl::Time deadline = absl::Now() + kSaysWithin;
+  for (int64_t p = 1; serves() && p < place_.count; ++p) {
+    store_->Get(heard(p), std::max(deadline - absl::Now(), absl::ZeroDuration())).status().IgnoreError();
+  }
+  return false;
 }
 
 absl::Status Job::Finish() {

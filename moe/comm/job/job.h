@@ -29,7 +29,8 @@ struct JobOptions {
   std::string rendezvous;
   std::string
       address;  // of this process, where its peers reach it; "": that of the way to the master, else loopback
-  absl::Duration timeout = absl::Seconds(60);
+  absl::Duration timeout = absl::Seconds(60);          // for the others to come to where all agree, or end
+  absl::Duration connect_timeout = absl::Seconds(60);  // for the rendezvous to be there
 };
 
 class Job {
@@ -52,6 +53,9 @@ class Job {
   bool serves() const { return server_ != nullptr; }
   // Tells the others that this process gives up, so that they need not wait for it.
   void GiveUp(const absl::Status& reason);
+  // Of an error that kept the run from beginning, on each process that meets one: whether rank 0 says the
+  // same, and this process need not. Waits a few seconds for its word.
+  bool RankZeroSays(absl::string_view error);
   // Waits for all processes to come here: none may close its connections before.
   absl::Status Finish();
 

@@ -163,6 +163,23 @@ TEST(Job, WhoGivesUpIsNotWaitedFor) {
   for (int r : {1, 2}) ExpectError(statuses[r], absl::StatusCode::kAborted, "rank 0", "run directory taken");
 }
 
+TEST(Job, RankZeroSaysWhatAllWouldSay) {
+  std::atomic<int> speakers = 0;
+  for (const absl::Status& s : RunProcesses(4, {}, [&](Job& job) -> absl::Status {
+         const std::string why = "NCCL was not found";
+         const bool said =
+             job.RankZeroSays(job.rank() == 0   ? absl::StrCat("rank 2 ended the run: UNAVAILABLE: ", why)
+                              : job.rank() == 3 ? "no memory is left"
+                                                : why);
+         EXPECT_EQ(said, job.rank() == 1 || job.rank() == 2) << job.rank();
+         speakers += !said;
+         return absl::OkStatus();
+       })) {
+    EXPECT_OK(s);
+  }
+  EXPECT_EQ(speakers, 2);
+}
+
 TEST(Job, ARankThatNeverComesIsNamed) {
   const std::vector<absl::Status> statuses =
       RunProcesses(2, {.timeout = absl::Seconds(1)}, [&](Job& job) -> absl::Status {

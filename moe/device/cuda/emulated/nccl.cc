@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -383,7 +384,22 @@ ncclResult_t Answer(ncclComm* comm) {
 
 bool Refused(ncclResult_t posted) { return posted != ncclSuccess && posted != ncclInProgress; }
 
+// EMULATED_NCCL_FAULT, where a communicator is joined or the next group of calls given.
+void MeetFault(bool joins) {
+  static const std::string& fault = *new std::string([] {
+    const char* const said = std::getenv("EMULATED_NCCL_FAULT");
+    return said == nullptr ? "" : said;
+  }());
+  static std::atomic<int> groups = 0;
+  const size_t colon = fault.find(':');
+  if (colon == std::string::npos) return;
+  if ((joins ? 0 : ++groups) != std::atoi(fault.c_str() + colon + 1)) return;
+  if (fault.substr(0, colon) == "kill") raise(SIGKILL);
+  for (;;) pause();
+}
+
 ncclResult_t Give(ncclComm* comm, const std::shared_ptr<Batch>& batch) {
+  MeetFault(/*joins=*/false);
   const Lock lock(comm);
   return Post(comm, batch);
 }
@@ -496,7 +512,8 @@ void FailNccl(int rank, ncclResult_t error) {
 }  // namespace emulated
 
 ncclResult_t ncclGetVersion(int* version) {
-  *version = fake_version != 0 ? fake_version.load() : NCCL_VERSION_CODE;
+  static const char* const said = std::getenv("EMULATED_NCCL_VERSION");
+  *version = fake_version != 0 ? fake_version.load() : said != nullptr ? std::atoi(said) : NCCL_VERSION_CODE;
   return ncclSuccess;
 }
 
@@ -514,6 +531,7 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int ranks, ncclUniqueId id
   if (ranks < 1 || ranks > kMaxRanks || rank < 0 || rank >= ranks) return ncclInvalidArgument;
   if (config != nullptr && (config->magic != 0xcafebeef || config->size == 0)) return ncclInvalidArgument;
   id.internal[sizeof(id.internal) - 1] = 0;
+  MeetFault(/*joins=*/true);
   auto* c = new ncclComm;
   c->name = id.internal;
   c->rank = rank;

@@ -11,6 +11,12 @@
 //
 // Unlike the real one a call that does not block is done when it leaves ncclInProgress, not only given to the
 // stream; it goes on only while it is asked for that. At most 32 ranks, and 1 GiB of each at a time.
+//
+// For tests of whole processes, variables say what goes wrong in one:
+//
+//   EMULATED_NCCL_VERSION=2708     the version that it has; 0: there is none
+//   EMULATED_NCCL_FAULT=kill:40    what happens when it gives its 40th group of calls, or joins its first
+//                                  communicator (0): it dies (kill), or the thread never comes back (hang)
 #pragma once
 
 #include <climits>
