@@ -195,7 +195,17 @@ class ProcessesTest : public ::testing::Test {
     }
     std::vector<Outcome> outcomes;
     for (int r = 0; r < 2; ++r) outcomes.push_back(Wait(absl::StrCat(name, r), pids[r]));
+    for (const pid_t pid : pids) RemoveSharedMemory(pid);
     return outcomes;
+  }
+  // The emulated NCCL's, of a process that was the only one to join a communicator.
+  static void RemoveSharedMemory(pid_t pid) {
+    const absl::StatusOr<std::vector<std::string>> files = ListFolder("/dev/shm");
+    if (!files.ok()) return;
+    for (const std::string& file : *files) {
+      if (!absl::StartsWith(file, absl::StrCat("switchyard-nccl-", pid, "-"))) continue;
+      EXPECT_OK(RemoveTree(JoinPath("/dev/shm", file)));
+    }
   }
   // Processes that work in this test's folder.
   int Left() const {
