@@ -77,7 +77,7 @@ void Node::Set(absl::string_view name, Attribute value) {
 namespace {
 template <typename T>
 const T& Get(const Node& n, const Attributes& attributes, absl::string_view name) {
-  auto it = attributes.find(std::string(name));
+  auto it = attributes.find(name);
   CHECK(it != attributes.end()) << n.op_name() << " has no attribute " << name;
   const T* value = std::get_if<T>(&it->second);
   CHECK(value != nullptr) << n.op_name() << ": attribute " << name << " is of another kind";
@@ -299,12 +299,12 @@ State* Module::AddState(State state) {
 }
 
 State* Module::FindState(absl::string_view name) const {
-  auto it = state_index_.find(std::string(name));
+  auto it = state_index_.find(name);
   return it == state_index_.end() ? nullptr : it->second;
 }
 
 void Module::RemoveState(absl::string_view name) {
-  state_index_.erase(std::string(name));
+  state_index_.erase(name);
   states_.erase(std::remove_if(states_.begin(), states_.end(), [&](auto& s) { return s->name == name; }),
                 states_.end());
 }

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <list>
 #include <map>
 #include <memory>
@@ -18,6 +19,7 @@
 #include <variant>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -38,7 +40,7 @@ struct Axes {
 };
 using Attribute =
     std::variant<bool, int64_t, double, std::string, std::vector<int64_t>, std::vector<std::string>, Axes>;
-using Attributes = std::map<std::string, Attribute>;
+using Attributes = std::map<std::string, Attribute, std::less<>>;  // looked up without making a string
 
 struct Value {
   Node* node = nullptr;
@@ -102,7 +104,7 @@ class Node {
   bool HasUses() const;
 
   const Attributes& attributes() const { return attributes_; }
-  bool Has(absl::string_view name) const { return attributes_.count(std::string(name)) > 0; }
+  bool Has(absl::string_view name) const { return attributes_.find(name) != attributes_.end(); }
   void Set(absl::string_view name, Attribute value);  // forgets the cached rule
   // Typed access; CHECK-fails when the attribute is missing or of another kind (the verifier has seen to it).
   int64_t Int(absl::string_view name) const;
@@ -198,7 +200,7 @@ class Function {
   std::unique_ptr<Node> return_;
   std::vector<Attributes> result_bindings_;
   int64_t next_id_ = 0;
-  std::map<std::string, int64_t> used_names_;
+  absl::flat_hash_map<std::string, int64_t> used_names_;
 };
 
 // A tensor that outlives a step: a parameter, an optimizer moment, an accumulator, a counter.
@@ -238,7 +240,7 @@ class Module {
   Attributes attributes_;
   std::vector<std::unique_ptr<Function>> functions_;
   std::vector<std::unique_ptr<State>> states_;
-  std::map<std::string, State*> state_index_;
+  absl::flat_hash_map<std::string, State*> state_index_;
 };
 
 // Deep copy (ids and names kept).

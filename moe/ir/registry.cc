@@ -3,7 +3,7 @@
 #include <glog/logging.h>
 
 #include <algorithm>
-#include <array>
+#include <set>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -27,6 +27,12 @@ const std::vector<AttrDef>& UniversalAttrs() {
       {"order", AttrKind::kInts, false},  // decisions: block i of the groups is block order[i] of the batch's
   };
   return attrs;
+}
+
+bool HoldsIndices(absl::string_view operand_name) {
+  static const auto& names = *new std::set<absl::string_view>{
+      "ids", "labels", "expert", "slot", "expert_map", "positions", "q_positions", "k_positions"};
+  return names.count(operand_name) > 0;
 }
 
 int EditDistance(absl::string_view a, absl::string_view b) {
@@ -81,6 +87,10 @@ bool OpDef::IsWide(int operand) const {
   return std::find(wide_operands.begin(), wide_operands.end(), operand) != wide_operands.end();
 }
 
+bool OpDef::IsIndex(int operand) const {
+  return !index_operands.empty() && index_operands[variadic ? 0 : operand];
+}
+
 int InPlaceOperand(const Node& node, int result) {
   const auto it = node.op().in_place.find(result);
   return it == node.op().in_place.end() || it->second >= node.num_operands() ? -1 : it->second;
@@ -100,6 +110,7 @@ OpDef& OpRegistry::Add(OpDef def) {
   CHECK(!def.name.empty());
   auto [it, fresh] = ops_.emplace(def.name, nullptr);
   CHECK(fresh) << "op " << def.name << " is registered twice";
+  for (const std::string& operand : def.operand_names) def.index_operands.push_back(HoldsIndices(operand));
   it->second = std::make_unique<OpDef>(std::move(def));
   return *it->second;
 }
@@ -151,21 +162,26 @@ absl::StatusOr<std::vector<int64_t>> FactorExtents(const Node& n) {
                                                    rule->operands.size()));
   }
   std::vector<int64_t> extent(rule->num_factors(), 0);
-  auto set = [&](int f, int64_t value, absl::string_view where) -> absl::Status {
+  // `where`: says what gives the extent, when that is an error.
+  const auto set = [&](int f, int64_t value, auto where) -> absl::Status {
+    if (value >= 1 && value <= kMaxExtent && (extent[f] == 0 || extent[f] == value)) {
+      extent[f] = value;
+      return absl::OkStatus();
+    }
     if (value < 1 || value > kMaxExtent) {
-      return absl::InvalidArgumentError(absl::StrCat(op.name, ": ", where, " gives the factor ",
+      return absl::InvalidArgumentError(absl::StrCat(op.name, ": ", where(), " gives the factor ",
                                                      rule->factors[f], " the extent ", value,
                                                      "; legal are 1 to ", kMaxExtent));
     }
-    if (extent[f] == 0) extent[f] = value;
-    if (extent[f] == value) return absl::OkStatus();
     return absl::InvalidArgumentError(absl::StrCat(op.name, ": factor ", rule->factors[f], " is ", extent[f],
-                                                   " but ", where, " has ", value, " (rule ",
+                                                   " but ", where(), " has ", value, " (rule ",
                                                    rule->ToString(), ")"));
   };
   for (const auto& [factor, attr] : op.factor_from) {
     const int f = rule->Find(factor);
-    if (f >= 0 && n.Has(attr)) RETURN_IF_ERROR(set(f, n.Int(attr), absl::StrCat("attribute ", attr)));
+    if (f < 0 || !n.Has(attr)) continue;
+    const std::string& name = attr;
+    RETURN_IF_ERROR(set(f, n.Int(name), [&] { return absl::StrCat("attribute ", name); }));
   }
   if (n.Has("extents")) {
     for (const std::string& e : n.Strings("extents")) {
@@ -180,7 +196,7 @@ absl::StatusOr<std::vector<int64_t>> FactorExtents(const Node& n) {
         return absl::InvalidArgumentError(
             absl::StrCat(op.name, ": extents names factor '", kv[0], "', the rule is ", rule->ToString()));
       }
-      RETURN_IF_ERROR(set(f, value, "attribute extents"));
+      RETURN_IF_ERROR(set(f, value, [] { return "attribute extents"; }));
     }
   }
   for (int i = 0; i < n.num_operands(); ++i) {
@@ -192,8 +208,8 @@ absl::StatusOr<std::vector<int64_t>> FactorExtents(const Node& n) {
                                                      term.size()));
     }
     for (int d = 0; d < t.rank(); ++d) {
-      if (term[d].size() == 1)
-        RETURN_IF_ERROR(set(term[d][0], t.dims[d], absl::StrCat("operand ", i, " dim ", d)));
+      if (term[d].size() != 1) continue;
+      RETURN_IF_ERROR(set(term[d][0], t.dims[d], [&] { return absl::StrCat("operand ", i, " dim ", d); }));
     }
   }
   for (int i = 0; i < n.num_operands(); ++i) {  // products: all but one factor known gives the last
@@ -247,7 +263,7 @@ absl::StatusOr<std::vector<Type>> InferTypes(const Node& n) {
   std::vector<Type> out;
   for (size_t r = 0; r < rule->results.size(); ++r) {
     Type t;
-    const std::string want = r < op.result_dtypes.size() ? op.result_dtypes[r] : "=0";
+    const absl::string_view want = r < op.result_dtypes.size() ? absl::string_view(op.result_dtypes[r]) : "=0";
     if (want[0] == '=' || want[0] == '^') {
       int operand = 0;
       CHECK(absl::SimpleAtoi(want.substr(1), &operand)) << op.name;

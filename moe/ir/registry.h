@@ -241,9 +241,11 @@ struct OpDef {
   bool (*any_float)(int operand) = nullptr;
   uint32_t effects = kPure;
   std::map<int, int> in_place;
+  std::vector<bool> index_operands;  // by operand_names; set on registration
 
   bool IsLinearIn(int operand) const;              // separately linear in this operand
   bool IsWide(int operand) const;                  // see WideOperands
+  bool IsIndex(int operand) const;                 // whether it holds indices, by its name
   int FindResult(absl::string_view result) const;  // index of the result of that name, or -1
   const AttrDef* FindAttr(absl::string_view name) const;
 };

@@ -4,7 +4,7 @@ namespace moe {
 namespace {
 template <typename T>
 const T* Find(const Attributes& attributes, absl::string_view key) {
-  auto it = attributes.find(std::string(key));
+  auto it = attributes.find(key);
   return it == attributes.end() ? nullptr : std::get_if<T>(&it->second);
 }
 }  // namespace

@@ -1,13 +1,13 @@
 #include "moe/ir/verifier.h"
 
 #include <algorithm>
-#include <map>
 #include <set>
 #include <string>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -32,6 +32,11 @@ std::string Shape(const Type& type) {
   Type shape = type;
   shape.placement = Placement::Replicated(type.rank());
   return TypeToString(shape, Mesh());
+}
+
+bool SameShape(const Type& a, const Type& b) {
+  return a.dtype == b.dtype && a.dims == b.dims && a.ragged == b.ragged && a.ragged_bound == b.ragged_bound &&
+         a.future == b.future;
 }
 
 bool IsAxisName(absl::string_view name) {
@@ -101,13 +106,6 @@ absl::Status VerifyRuleRanks(const Node& node) {
   return VerifyRagged(node, *rule);
 }
 
-// Operands that hold indices, by the names that the ops give them.
-bool IsIndex(absl::string_view operand_name) {
-  static const auto& names = *new std::set<absl::string_view>{
-      "ids", "labels", "expert", "slot", "expert_map", "positions", "q_positions", "k_positions"};
-  return names.count(operand_name) > 0;
-}
-
 // Kernels are chosen by one dtype: values have it in common, indices are s32, and what the op declares wide
 // is f32 at least. Nothing converts silently.
 absl::Status VerifyOperandDTypes(const Node& node) {
@@ -116,7 +114,7 @@ absl::Status VerifyOperandDTypes(const Node& node) {
   int first = -1;
   for (int i = 0; i < node.num_operands(); ++i) {
     const DType dtype = node.operand(i).type().dtype;
-    if (IsIndex(name(i))) {
+    if (op.IsIndex(i)) {
       if (dtype == DType::kS32) continue;
       return absl::InvalidArgumentError(
           absl::StrCat("operand ", i, " (", name(i), ") must be s32, not ", DTypeName(dtype)));
@@ -161,7 +159,7 @@ class Verifier {
   std::vector<std::string> problems_;
   int more_ = 0;
   // Place of every node of the function under check; arguments are -1, the return node comes last.
-  std::unordered_map<const Node*, int64_t> place_;
+  absl::flat_hash_map<const Node*, int64_t> place_;
 };
 
 void Verifier::Problem(const Function* function, const Node* node, absl::string_view message) {
@@ -253,7 +251,8 @@ void Verifier::CheckModule(const Module& module) {
 }
 
 void Verifier::CheckNames(const Function& function) {
-  std::set<absl::string_view> names;
+  absl::flat_hash_set<absl::string_view> names;
+  names.reserve(place_.size());
   const auto check = [&](const Node& node) {
     for (int i = 0; i < node.num_results(); ++i) {
       const std::string& name = node.result_name(i);
@@ -328,44 +327,41 @@ void Verifier::CheckNode(const Node& node) {
 void Verifier::CheckBinding(const Function& function, const Attributes& binding, const Value& value,
                             bool result) {
   const absl::string_view kind = BindingKind(binding), name = BindingName(binding);
-  const std::string where = absl::StrCat(result ? "result %" : "argument %", value.name());
+  const auto problem = [&](const auto&... parts) {
+    Problem(&function, nullptr, absl::StrCat(result ? "result %" : "argument %", value.name(), parts...));
+  };
   if (kind.empty()) {
-    if (!name.empty()) Problem(&function, nullptr, absl::StrCat(where, " has a binding without a kind"));
+    if (!name.empty()) problem(" has a binding without a kind");
     return;
   }
-  const std::set<absl::string_view> legal =
-      result ? std::set<absl::string_view>{"state",  "boundary", "residual", "weight_residual",
-                                           "future", "report",   "loss"}
-             : std::set<absl::string_view>{"state",    "batch",           "scalar", "boundary",
-                                           "residual", "weight_residual", "future"};
-  if (legal.count(kind) == 0) {
-    return Problem(&function, nullptr,
-                   absl::StrCat(where, " is bound to '", kind, "'; legal are ", absl::StrJoin(legal, ", ")));
+  static constexpr absl::string_view kOfResults[] = {"boundary", "future", "loss",           "report",
+                                                     "residual", "state",  "weight_residual"};
+  static constexpr absl::string_view kOfArguments[] = {"batch",  "boundary", "future",         "residual",
+                                                       "scalar", "state",    "weight_residual"};
+  const absl::Span<const absl::string_view> legal = result ? kOfResults : kOfArguments;
+  if (std::find(legal.begin(), legal.end(), kind) == legal.end()) {
+    return problem(" is bound to '", kind, "'; legal are ", absl::StrJoin(legal, ", "));
   }
-  if (name.empty())
-    return Problem(&function, nullptr, absl::StrCat(where, " is bound to a ", kind, " without a name"));
+  if (name.empty()) return problem(" is bound to a ", kind, " without a name");
   if ((kind == "future") != value.type().future) {
-    return Problem(&function, nullptr,
-                   absl::StrCat(where, " is ", TypeToString(value.type(), mesh_), " and bound to a ", kind,
-                                "; futures are bound to futures, and nothing else is"));
+    return problem(" is ", TypeToString(value.type(), mesh_), " and bound to a ", kind,
+                   "; futures are bound to futures, and nothing else is");
   }
   if (kind != "state" || function.module() == nullptr) return;
   const State* state = function.module()->FindState(name);
   if (state == nullptr) {
-    return Problem(&function, nullptr,
-                   absl::StrCat(where, " is bound to the state @", name, ", which the module does not have"));
+    return problem(" is bound to the state @", name, ", which the module does not have");
   }
   const bool same =
-      options_.unplaced_nodes ? Shape(state->type) == Shape(value.type()) : state->type == value.type();
+      options_.unplaced_nodes ? SameShape(state->type, value.type()) : state->type == value.type();
   if (!same) {
-    Problem(&function, nullptr,
-            absl::StrCat(where, " is ", TypeToString(value.type(), mesh_), ", its state @", name, " is ",
-                         TypeToString(state->type, mesh_)));
+    problem(" is ", TypeToString(value.type(), mesh_), ", its state @", name, " is ",
+            TypeToString(state->type, mesh_));
   }
 }
 
 void Verifier::CheckBindings(const Function& function) {
-  std::set<std::pair<absl::string_view, absl::string_view>> read, written;
+  absl::flat_hash_set<std::pair<absl::string_view, absl::string_view>> read, written;
   for (const Node* arg : function.args()) {
     CheckBinding(function, arg->attributes(), Value{const_cast<Node*>(arg), 0}, false);
     const auto key = std::make_pair(BindingKind(arg->attributes()), BindingName(arg->attributes()));
@@ -388,6 +384,7 @@ void Verifier::CheckBindings(const Function& function) {
 
 void Verifier::CheckFunction(const Function& function) {
   place_.clear();
+  place_.reserve(function.args().size() + function.num_nodes() + 1);
   int64_t place = 0;
   for (const Node* arg : function.args()) place_[arg] = -1;
   for (const std::unique_ptr<Node>& node : function.body()) place_[node.get()] = place++;
@@ -430,12 +427,15 @@ absl::Status VerifyType(const Type& type, const Mesh& mesh) {
   if (type.ragged < 0 ? type.ragged_bound != 0 : type.ragged_bound < 1 || type.ragged_bound > kMaxExtent) {
     return error("a ragged bound of ", type.ragged_bound, type.ragged < 0 ? " without a ragged dim" : "");
   }
-  std::set<AxisId> seen;
+  AxisList seen;
   const auto take = [&](AxisId axis) -> absl::Status {
     if (axis < 0 || axis >= mesh.num_axes())
       return error("axis ", axis, " does not exist in ", mesh.ToString());
     if (mesh.name(axis) == "pp") return error("a placement names 'pp'; stages are separate programs");
-    if (!seen.insert(axis).second) return error("axis '", mesh.name(axis), "' stands twice in a type");
+    if (std::find(seen.begin(), seen.end(), axis) != seen.end()) {
+      return error("axis '", mesh.name(axis), "' stands twice in a type");
+    }
+    seen.push_back(axis);
     return absl::OkStatus();
   };
   // Elements at the larger of expected extent and bound, so that every size computed from the type fits 64
@@ -491,10 +491,7 @@ absl::Status VerifyNode(const Node& node) {
     ASSIGN_OR_RETURN(const std::vector<Type> inferred, InferTypes(node));
     for (int i = 0; i < node.num_results(); ++i) {
       const Type &is = node.type(i), &should = inferred[i];
-      if (is.dtype == should.dtype && is.dims == should.dims && is.ragged == should.ragged &&
-          is.ragged_bound == should.ragged_bound && is.future == should.future) {
-        continue;
-      }
+      if (SameShape(is, should)) continue;
       return absl::InvalidArgumentError(
           absl::StrCat("result %", node.result_name(i), " must be ", Shape(should), ", not ", Shape(is)));
     }

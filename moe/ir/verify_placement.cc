@@ -1,7 +1,6 @@
 #include "moe/ir/verify_placement.h"
 
 #include <algorithm>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -100,8 +99,8 @@ absl::StatusOr<std::vector<PassedPartial>> PassedThrough(const Node& node, const
 
 absl::Status VerifyAssignment(const Node& node, const ShardingRule& rule,
                               absl::Span<const PassedPartial> passed, const Mesh& mesh) {
-  std::set<AxisId> used;
-  for (const PassedPartial& p : passed) used.insert(p.axis);
+  AxisList used;
+  for (const PassedPartial& p : passed) used.push_back(p.axis);
   for (int f = 0; f < rule.num_factors(); ++f) {
     for (const AxisId axis : node.assignment[f]) {
       if (axis < 0 || axis >= mesh.num_axes())
@@ -109,10 +108,12 @@ absl::Status VerifyAssignment(const Node& node, const ShardingRule& rule,
       if (mesh.name(axis) == "pp")
         return Error("factor ", rule.factors[f], " is placed on 'pp'; stages are separate programs");
       // Tensors on their own share axes; within one, its type says whether an axis stands twice.
-      if (!used.insert(axis).second && !node.op().variadic_results) {
+      const bool taken = std::find(used.begin(), used.end(), axis) != used.end();
+      if (taken && !node.op().variadic_results) {
         return Error("factor ", rule.factors[f], " is placed on '", mesh.name(axis),
                      "', which another factor or a partial operand uses");
       }
+      if (!taken) used.push_back(axis);
     }
   }
   return absl::OkStatus();

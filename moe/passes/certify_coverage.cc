@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_join.h"
 #include "moe/base/status.h"
 #include "moe/ir/registry.h"
@@ -19,20 +21,20 @@ bool OfTheModel(const Node& n) {
          pass == "mixed-precision" || pass == "partition-stages";
 }
 
-using Names = std::set<std::pair<std::string, std::string>>;  // op, first result
+// The chunks in which nodes of the model stand, ascending, by op and first result.
+using Chunks = absl::flat_hash_map<std::pair<absl::string_view, absl::string_view>, std::vector<int>>;
 
-void AddNames(const Function* f, Names* names) {
-  if (f == nullptr) return;
-  for (const auto& n : f->body()) {
-    if (OfTheModel(*n)) names->emplace(n->op_name(), n->result_name());
-  }
-}
-
-std::vector<Names> NamesByChunk(const Module& module, int chunks) {
-  std::vector<Names> out(chunks);
+Chunks ChunksOfNodes(const Module& module, int chunks) {
+  Chunks out;
   for (int c = 0; c < chunks; ++c) {
     for (const char* kind : {"forward", "backward", "input_grad", "weight_grad"}) {
-      AddNames(module.Find(absl::StrCat(kind, c)), &out[c]);
+      const Function* f = module.Find(absl::StrCat(kind, c));
+      if (f == nullptr) continue;
+      for (const auto& n : f->body()) {
+        if (!OfTheModel(*n)) continue;
+        std::vector<int>& in = out[{n->op_name(), n->result_name()}];
+        if (in.empty() || in.back() != c) in.push_back(c);
+      }
     }
   }
   return out;
@@ -41,29 +43,25 @@ std::vector<Names> NamesByChunk(const Module& module, int chunks) {
 // Every node of the model in its chunk, and in no other.
 absl::Status CheckInventory(const ProgramFrame& f) {
   if (f.program->inventory.empty()) return Uncertified("the plan has no inventory of the model's nodes");
-  const std::vector<Names> names = NamesByChunk(*f.module, f.chunks);
-  std::map<std::pair<std::string, std::string>, std::vector<int>> where;
-  for (int c = 0; c < f.chunks; ++c) {
-    for (const auto& name : names[c]) where[name].push_back(c);
-  }
+  const Chunks where = ChunksOfNodes(*f.module, f.chunks);
   for (const LogicalNode& n : f.program->inventory) {
-    const std::string what = absl::StrCat("node %", n.name, " (", n.op, ") of the model");
+    const auto what = [&] { return absl::StrCat("node %", n.name, " (", n.op, ") of the model"); };
     if (!n.rewritten_by.empty()) {
       const OpDef* op = Ops().Find(n.op);
       const bool keep = op == nullptr || op->Has(kStateful) || (op->Has(kDecision) && !op->cheap);
-      if (keep && n.rewritten_by != "fuse") return Uncertified(what, " is gone since ", n.rewritten_by);
+      if (keep && n.rewritten_by != "fuse") return Uncertified(what(), " is gone since ", n.rewritten_by);
       continue;
     }
     auto it = where.find({n.op, n.name});
     if (it == where.end())
-      return Uncertified(what, " is in no chunk; it belongs to chunk ", absl::StrJoin(n.chunks, ", "));
+      return Uncertified(what(), " is in no chunk; it belongs to chunk ", absl::StrJoin(n.chunks, ", "));
     // Copies of what inputs alone determine may be gone where a chunk no longer needs them.
     const bool once = static_cast<int>(n.chunks.size()) == f.program->schedule.copies;
     const bool right =
         once ? it->second == n.chunks
              : std::includes(n.chunks.begin(), n.chunks.end(), it->second.begin(), it->second.end());
     if (!right) {
-      return Uncertified(what, " stands in chunks ", absl::StrJoin(it->second, ", "),
+      return Uncertified(what(), " stands in chunks ", absl::StrJoin(it->second, ", "),
                          "; it belongs to chunk ", absl::StrJoin(n.chunks, ", "));
     }
   }
@@ -72,20 +70,20 @@ absl::Status CheckInventory(const ProgramFrame& f) {
 
 // What a value is computed from: states read, and whether something updates state on the way.
 struct Ancestry {
-  std::set<std::string> states;
+  absl::flat_hash_set<absl::string_view> states;
   bool updates = false;
 };
 
-Ancestry AncestryOf(Value v) {
+Ancestry AncestryOf(const Node* node) {
   Ancestry out;
-  std::set<const Node*> seen;
-  std::vector<const Node*> stack = {v.node};
+  absl::flat_hash_set<const Node*> seen;
+  std::vector<const Node*> stack = {node};
   while (!stack.empty()) {
     const Node* n = stack.back();
     stack.pop_back();
     if (!seen.insert(n).second) continue;
     if (n->Is("arg") && BindingKind(n->attributes()) == "state")
-      out.states.insert(std::string(BindingName(n->attributes())));
+      out.states.insert(BindingName(n->attributes()));
     out.updates = out.updates || n->op().Has(kStateful);
     // A norm is computed from all gradients; whose update this is, says the path that does not lead through
     // it.
@@ -127,6 +125,7 @@ std::map<std::string, std::vector<Write>> StateWrites(const ProgramFrame& f) {
 absl::Status CheckStates(const ProgramFrame& f) {
   const std::map<std::string, std::vector<Write>> writes = StateWrites(f);
   std::map<std::string, std::string> gradient_of;
+  std::map<const Node*, Ancestry> ancestry;
   for (const auto& s : f.module->states()) {
     if (AttrString(s->attributes, "kind") == "gradient")
       gradient_of[AttrString(s->attributes, "of")] = s->name;
@@ -155,7 +154,9 @@ absl::Status CheckStates(const ProgramFrame& f) {
                          : kind == "gradient"                            ? w.phase == Write::kBackward
                                                                          : w.phase == Write::kForward;
       if (!right) return Uncertified("@", w.function->name(), " writes the ", kind, " @", s->name);
-      const Ancestry from = AncestryOf(w.value);
+      const auto [known, fresh] = ancestry.try_emplace(w.value.node);  // one node updates many tensors
+      if (fresh) known->second = AncestryOf(w.value.node);
+      const Ancestry& from = known->second;
       const std::string of = copy ? AttrString(s->attributes, "of") : s->name;
       if (!from.updates || !from.states.count(of)) {
         return Uncertified("@", w.function->name(), " overwrites @", s->name, " without updating ",

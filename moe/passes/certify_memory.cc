@@ -2,6 +2,7 @@
 #include <array>
 #include <utility>
 
+#include "absl/container/flat_hash_map.h"
 #include "moe/base/status.h"
 #include "moe/ir/conversion_parts.h"
 #include "moe/ir/registry.h"
@@ -229,7 +230,7 @@ class FunctionChecker {
     return absl::OkStatus();
   }
 
-  absl::Status CheckArgument(Value v, const BufferRef& ref) const {
+  absl::Status CheckArgument(Value v, const BufferRef& ref) {
     const Attributes& a = v.node->attributes();
     const std::string kind(BindingKind(a)), name(BindingName(a));
     if (kind == "state") {
@@ -261,18 +262,28 @@ class FunctionChecker {
       if (g == nullptr || g == &function_ || memory == f_.program->memory.functions.end()) {
         return Bad(v.name(), "no function saves it");
       }
-      for (int r = 0; r < g->num_results(); ++r) {
-        if (BindingKind(g->result_binding(r)) != kind || BindingName(g->result_binding(r)) != name) continue;
-        auto saved = memory->second.values.find(g->result(r).name());
-        if (saved == memory->second.values.end() || !(saved->second == ref) ||
-            !(g->result(r).type() == v.type())) {
-          return Bad(v.name(), absl::StrCat("@", forward, " saves it elsewhere or as something else"));
-        }
-        return absl::OkStatus();
+      const Value result = SavedBy(*g, kind, name);
+      if (!result) return Bad(v.name(), absl::StrCat("@", forward, " does not save it"));
+      auto saved = memory->second.values.find(result.name());
+      if (saved == memory->second.values.end() || !(saved->second == ref) || !(result.type() == v.type())) {
+        return Bad(v.name(), absl::StrCat("@", forward, " saves it elsewhere or as something else"));
       }
-      return Bad(v.name(), absl::StrCat("@", forward, " does not save it"));
+      return absl::OkStatus();
     }
     return Bad(v.name(), absl::StrCat("is bound to a '", kind, "', which has no place"));
+  }
+
+  // The result of `g` bound to (kind, name), or null.
+  Value SavedBy(const Function& g, absl::string_view kind, absl::string_view name) {
+    Saved& saved = saved_by_[&g];
+    if (saved.empty()) {
+      for (int r = 0; r < g.num_results(); ++r) {
+        const Attributes& binding = g.result_binding(r);
+        saved.try_emplace({BindingKind(binding), BindingName(binding)}, g.result(r));
+      }
+    }
+    auto it = saved.find({kind, name});
+    return it == saved.end() ? Value{} : it->second;
   }
 
   absl::Status CheckFuture(Value v, const BufferRef& ref, absl::string_view name) const {
@@ -498,9 +509,11 @@ class FunctionChecker {
   const CertifyOptions& options_;
   const FunctionMemory* memory_ = nullptr;
   std::vector<const Node*> nodes_;
-  std::map<const Node*, int> index_;  // in its queue
-  std::map<const Node*, std::array<int, kQueues>> clock_;
+  absl::flat_hash_map<const Node*, int> index_;  // in its queue
+  absl::flat_hash_map<const Node*, std::array<int, kQueues>> clock_;
   std::vector<Buffer> buffers_;
+  using Saved = absl::flat_hash_map<std::pair<absl::string_view, absl::string_view>, Value>;
+  std::map<const Function*, Saved> saved_by_;
 };
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "moe/base/status.h"
 #include "moe/ir/builder.h"
@@ -30,7 +31,7 @@ const State* StateOfArg(const Module& module, const Node& arg) {
 // States that a value is computed from.
 std::set<const State*> Sources(const Module& module, Value value) {
   std::set<const State*> out;
-  std::set<const Node*> seen;
+  absl::flat_hash_set<const Node*> seen;
   std::vector<Node*> stack = {value.node};
   while (!stack.empty()) {
     Node* n = stack.back();
@@ -106,7 +107,7 @@ class StagePart {
   }
 
   bool DependsOnNorm(Value v) const {
-    std::set<const Node*> seen;
+    absl::flat_hash_set<const Node*> seen;
     std::vector<const Node*> stack = {v.node};
     while (!stack.empty()) {
       const Node* n = stack.back();

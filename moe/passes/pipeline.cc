@@ -6,9 +6,9 @@
 #include <chrono>
 #include <memory>
 #include <regex>
-#include <set>
 #include <utility>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -101,7 +101,7 @@ absl::StatusOr<Program> Preview(const PassRegistry& registry, const std::vector<
 // Notes in the inventory which nodes of the model `pass` has replaced.
 void NoteRewrites(const std::string& pass, Program* program) {
   if (program->inventory.empty()) return;
-  std::set<std::pair<absl::string_view, absl::string_view>> present;
+  absl::flat_hash_set<std::pair<absl::string_view, absl::string_view>> present;
   for (const auto& function : program->module->functions()) {
     for (const auto& node : function->body()) {
       if (node->num_results() > 0) present.emplace(node->op_name(), node->result_name());
