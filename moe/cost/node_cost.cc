@@ -138,17 +138,31 @@ double NodeFlops(const Node& n, const Mesh& mesh) {
   const absl::StatusOr<const ShardingRule*> rule = n.Rule();
   const absl::StatusOr<std::vector<double>> extents = LocalFactorExtents(n, mesh);
   if (!rule.ok() || !extents.ok()) return 0;
-  if (n.op().flops) return n.op().flops(n, **rule, *extents);
-  double f = 1;
-  for (const double e : *extents) f *= e;
-  return f;
+  const OpDef& op = n.op();
+  if (op.flops) return op.flops(n, **rule, *extents);
+  double largest = 0;
+  const auto look = [&](const FactorTerm& term) {
+    double elements = 1;
+    for (const FactorDim& dim : term) {
+      for (const FactorId f : dim) elements *= (*extents)[f];
+    }
+    largest = std::max(largest, elements);
+  };
+  for (int i = 0; i < n.num_operands(); ++i) {
+    if (i != op.gathered_operand) look((*rule)->operands[i]);
+  }
+  for (const FactorTerm& result : (*rule)->results) look(result);
+  return op.flops_per_element * largest;
 }
 
 double NodeBytes(const Node& n, const Mesh& mesh) {
-  double bytes = 0;
-  for (const Value& v : n.operands()) bytes += LocalBytes(v.type(), mesh);
-  for (int i = 0; i < n.num_results(); ++i) bytes += LocalBytes(n.type(i), mesh);
-  return bytes;
+  double read = 0, written = 0;
+  for (int i = 0; i < n.num_results(); ++i) written += LocalBytes(n.type(i), mesh);
+  for (int i = 0; i < n.num_operands(); ++i) {
+    const double whole = LocalBytes(n.operand(i).type(), mesh);
+    read += i == n.op().gathered_operand ? std::min(whole, written) : whole;
+  }
+  return read + written;
 }
 
 CommCost CommunicationCost(const Node& n, const Mesh& mesh) {

@@ -24,10 +24,13 @@ namespace moe {
 // Local extents of the factors of the node's rule. Error: a rule that does not fit the operands.
 absl::StatusOr<std::vector<double>> LocalFactorExtents(const Node& n, const Mesh& mesh);
 
-// Floating-point operations of one rank; 0 for collectives and for nodes whose rule does not resolve.
+// Floating-point operations of one rank: what the op says of these extents (OpDef::Flops), else so many for
+// each element of the largest operand or result; a dispatch, which only copies, has as many as it has slots
+// times hidden. 0 for collectives and for nodes whose rule does not resolve.
 double NodeFlops(const Node& n, const Mesh& mesh);
 
-// Bytes of all operands and results of one rank (expected rows where ragged).
+// Bytes that one rank reads and writes: all operands and results (expected rows where ragged), of a table
+// that is read by index as much as the result has.
 double NodeBytes(const Node& n, const Mesh& mesh);
 
 // A comm.* node: bytes that a rank sends (ring algorithms: all_reduce 2 (n-1)/n of the value, reduce_scatter

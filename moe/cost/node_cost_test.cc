@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
+#include <string>
+
 #include "moe/base/status_matchers.h"
 #include "moe/cost/targets.h"
 #include "moe/ir/text.h"
@@ -27,6 +30,32 @@ TEST(NodeCost, LocalFlopsAndRingBytes) {
   t.flops = 1;  // compute bound
   EXPECT_EQ(NodeSeconds(*nodes[0], m->mesh(), t), 2.0 * 8 * 16 * 8);
   EXPECT_GT(NodeSeconds(*nodes[1], m->mesh(), t), t.link_latency_seconds);
+}
+
+// What routes tokens copies and adds rows: it has no product of tokens, experts and hidden.
+TEST(NodeCost, RoutingCostsWhatItTouches) {
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Module> m, ParseModule(R"(
+    module @m mesh<ep=2>
+    func @f(%ids: s32[4,16], %table: f32[1000,32], %e: s32[4,1,16,2], %s: s32[4,1,16,2], %p: f32[4,1,16,2]) {
+      %x = nn.embed(%ids, %table) : f32[4,16,32]
+      %t = math.reshape(%x) {eq = "b (c t) h -> b c t h", extents = ["c=1"]} : f32[4,1,16,32]
+      %n = moe.count(%e) {experts = 8} : s32[8]
+      %d = moe.dispatch(%t, %e, %s) {experts = 8, slots = 5} place<e=ep> : f32[8@ep,4,1,5,32]
+      %a = math.fused(%d) {program = ["t0 = silu x0", "t1 = mul t0 x0"]} place<a0=ep> : f32[8@ep,4,1,5,32]
+      %y = moe.combine(%a, %p, %e, %s) place<e=ep> : f32[4,1,16,32] partial(ep)
+      return %n, %y
+    })"));
+  const Mesh& mesh = m->mesh();
+  std::map<std::string, const Node*> node;
+  for (const Node* n : m->Find("f")->Nodes()) node[n->op_name()] = n;
+  const double rows = 4 * 16 * 32, slots = 8 / 2 * 4 * 5 * 32;  // elements of tokens, and of a rank's slots
+  EXPECT_EQ(NodeFlops(*node["nn.embed"], mesh), rows);
+  EXPECT_EQ(NodeBytes(*node["nn.embed"], mesh), 4 * (4 * 16 + 2 * rows));  // the rows, not the table
+  EXPECT_EQ(NodeFlops(*node["math.reshape"], mesh), rows);
+  EXPECT_EQ(NodeFlops(*node["moe.count"], mesh), 4 * 16 * 2);
+  EXPECT_EQ(NodeFlops(*node["moe.dispatch"], mesh), slots);
+  EXPECT_EQ(NodeFlops(*node["math.fused"], mesh), (4 + 1) * slots);  // as math.silu and math.mul
+  EXPECT_EQ(NodeFlops(*node["moe.combine"], mesh), 2 * slots);
 }
 
 TEST(NodeCost, ProductsOfE4M3HaveARateOfTheirOwn) {

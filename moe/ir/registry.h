@@ -8,7 +8,7 @@
 //       .Rule("e b c p! h, b c t! k!, b c t! k!, b c t! k! -> b c t! h")
 //       .LinearIn({0, 1})
 //       .Gradient(CombineGradient)
-//       .Flops(...)
+//       .FlopsPerElement(2)
 //       .Effects(kPure));
 //
 // Type inference follows from the rule: result extents are those of the factors, which come from the
@@ -182,10 +182,19 @@ struct OpDef {
     nodiff_results = std::move(r);
     return *this;
   }  // results without gradient
+  // Floating-point operations per element of the largest operand or result; a copy counts as one.
+  OpDef& FlopsPerElement(double n) {
+    flops_per_element = n;
+    return *this;
+  }
   OpDef& Flops(FlopsFn fn) {
     flops = std::move(fn);
     return *this;
-  }  // default: one per element of the iteration space
+  }  // replaces these: products, whose factors are more than any operand or result has
+  OpDef& Gathers(int operand) {
+    gathered_operand = operand;
+    return *this;
+  }  // reads rows of this operand by index: no more of it than the result has
   OpDef& ComputesIn(moe::Precision p) {
     precision = p;
     return *this;
@@ -235,7 +244,9 @@ struct OpDef {
   GradientFn gradient;
   bool no_gradient = false;
   std::vector<int> nodiff_results;
+  double flops_per_element = 1;
   FlopsFn flops;
+  int gathered_operand = -1;
   moe::Precision precision = moe::Precision::kWide;
   std::vector<int> wide_operands;
   bool (*any_float)(int operand) = nullptr;

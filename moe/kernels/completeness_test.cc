@@ -12,6 +12,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "moe/base/status_matchers.h"
+#include "moe/cost/node_cost.h"
 #include "moe/ir/builder.h"
 #include "moe/kernels/kernel.h"
 #include "moe/kernels/ops_page.h"
@@ -42,14 +43,9 @@ TEST(CompletenessTest, EveryOpHasKernels) {
       SCOPED_TRACE(testing::Message() << c.name << " " << DTypeName(dtype));
       seen.insert(c.node->op_name());
       EXPECT_TRUE(absl::StartsWith(c.name, c.node->op_name()));
-      ASSERT_OK_AND_ASSIGN(const ShardingRule* rule, c.node->Rule());
       ASSERT_OK_AND_ASSIGN(const std::vector<Type> types, InferTypes(*c.node));
       EXPECT_EQ(types.size(), c.node->num_results());
-      ASSERT_OK_AND_ASSIGN(const std::vector<int64_t> extents, FactorExtents(*c.node));
-      if (c.node->op().flops) {
-        const std::vector<double> e(extents.begin(), extents.end());
-        EXPECT_GT(c.node->op().flops(*c.node, *rule, e), 0);
-      }
+      EXPECT_GT(NodeFlops(*c.node, Mesh()), 0);
       for (const Backend backend : {Backend::kReference, Backend::kCpu, Backend::kCuda}) {
         if (backend == Backend::kCuda && dtype == DType::kF64) continue;  // not offered there
         EXPECT_OK(Kernels().Lookup(*c.node, backend).status());

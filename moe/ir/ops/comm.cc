@@ -103,7 +103,6 @@ OpDef Conversion(const char* name, const char* doc, uint32_t effects) {
       .Verify(KnownWire)
       .Elementwise()
       .NoGradient()
-      .Flops([](const Node&, const ShardingRule&, absl::Span<const double>) { return 0.0; })
       .Effects(effects);
 }
 
@@ -166,8 +165,7 @@ void RegisterCommOps(OpRegistry* r) {
              .Verify(VerifyDone)
              .Elementwise()
              .InPlace({{0, 0}})
-             .NoGradient()
-             .Flops([](const Node&, const ShardingRule&, absl::Span<const double>) { return 0.0; }));
+             .NoGradient());
   r->Add(OpDef("comm.stage_reduce")
              .Doc("Reduces a value over pipeline stages: ranks at the same place in the given stages; every "
                   "one of them "

@@ -26,6 +26,18 @@ absl::Status VerifyFused(const Node& n) {
   return absl::OkStatus();
 }
 
+// As many as the ops that the chain stands for.
+double FusedFlops(const Node& n, const ShardingRule&, absl::Span<const double> extents) {
+  const absl::StatusOr<FusedProgram> program = ParseFusedProgram(n.Strings("program"), n.num_operands());
+  if (!program.ok()) return 0;
+  double f = 0;
+  for (const FusedInstruction& instruction : *program) {
+    f += Ops().Find(absl::StrCat("math.", FusedOpName(instruction.op)))->flops_per_element;
+  }
+  for (const double e : extents) f *= e;
+  return f;
+}
+
 // Every tensor has factors of its own: the scalars, then p, gradient, m, v of each tensor; results p, m, v of
 // each, and the copies.
 absl::StatusOr<std::string> RuleOfMultiAdamW(const Node& n) {
@@ -128,11 +140,7 @@ void RegisterFusedOps(OpRegistry* r) {
              .Elementwise()
              .ComputesIn(Precision::kFollows)
              .NoGradient()
-             .Flops([](const Node& n, const ShardingRule&, absl::Span<const double> e) {
-               double f = static_cast<double>(n.Strings("program").size());
-               for (double x : e) f *= x;
-               return f;
-             }));
+             .Flops(FusedFlops));
   r->Add(OpDef("moe.router")
              .Doc("nn.softmax, moe.top_k and moe.count of its experts in one.")
              .Operands({"logits", "mask"})
@@ -142,6 +150,7 @@ void RegisterFusedOps(OpRegistry* r) {
              .Rule("b c t e!, b c t -> b c t e!, b c t k!, b c t k!, e!")
              .FactorFrom("k", "k")
              .NoGradient()
+             .FlopsPerElement(6)
              .Effects(kDecision));
   r->Add(OpDef("moe.softmax_top_k")
              .Doc("nn.softmax and moe.top_k in one: moe.router where the choices are counted elsewhere.")
@@ -152,6 +161,7 @@ void RegisterFusedOps(OpRegistry* r) {
              .Rule("b c t e!, b c t -> b c t e!, b c t k!, b c t k!")
              .FactorFrom("k", "k")
              .NoGradient()
+             .FlopsPerElement(6)
              .Effects(kDecision));
   r->Add(OpDef("nn.add_rms_norm")
              .Doc("sum = x + y; normed = rms_norm(sum, weight).")
@@ -161,7 +171,8 @@ void RegisterFusedOps(OpRegistry* r) {
              .Rule("b s h!, b s h!, h! -> b s h!, b s h!")
              .WideOperands({2})
              .ComputesIn(Precision::kNarrow)
-             .NoGradient());
+             .NoGradient()
+             .FlopsPerElement(5));
   r->Add(OpDef("optim.multi_adamw")
              .Doc("optim.adamw of several tensors. Operands: the 5 scalars, then p, gradient, m, v of each "
                   "tensor; results: "

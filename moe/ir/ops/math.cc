@@ -311,7 +311,8 @@ void RegisterMathOps(OpRegistry* r) {
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
                ASSIGN_OR_RETURN((*dxs)[0], b.Create("math.silu_grad", {n->operand(0), dys[0]}));
                return absl::OkStatus();
-             }));
+             })
+             .FlopsPerElement(4));
   r->Add(OpDef("math.silu_grad")
              .Doc("dy * sigmoid(x) * (1 + x * (1 - sigmoid(x))).")
              .Operands({"x", "dy"})
@@ -319,7 +320,8 @@ void RegisterMathOps(OpRegistry* r) {
              .Elementwise()
              .LinearIn({1})
              .ComputesIn(Precision::kNarrow)
-             .NoGradient());
+             .NoGradient()
+             .FlopsPerElement(9));
   r->Add(OpDef("math.log")
              .Doc("Natural logarithm.")
              .Operands({"x"})
@@ -373,7 +375,8 @@ void RegisterMathOps(OpRegistry* r) {
              .Results({"y"})
              .RuleFrom(ReduceAll)
              .ResultDTypes({"^0"})
-             .NoGradient());
+             .NoGradient()
+             .FlopsPerElement(2));
 }
 
 }  // namespace moe

@@ -91,14 +91,16 @@ void RegisterMoeOps(OpRegistry* r) {
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
                ASSIGN_OR_RETURN((*dxs)[0], b.Create("moe.normalize_grad", {n->operand(0), dys[0]}));
                return absl::OkStatus();
-             }));
+             })
+             .FlopsPerElement(2));
   r->Add(OpDef("moe.normalize_grad")
              .Doc("(dq - sum over k of dq q) / sum over k of p.")
              .Operands({"p", "dq"})
              .Results({"dp"})
              .Rule("b c t k!, b c t k! -> b c t k!")
              .LinearIn({1})
-             .NoGradient());
+             .NoGradient()
+             .FlopsPerElement(6));
   r->Add(OpDef("moe.slots")
              .Doc("Slot of each choice within its group and expert, in order of token, then k. Capacity "
                   "lives only here: "
@@ -252,7 +254,8 @@ void RegisterMoeOps(OpRegistry* r) {
                              b.Create("moe.combine_dp", {n->operand(0), dys[0], n->operand(2), n->operand(3)},
                                       {{"dropless", n->BoolOr("dropless", false)}}));
             return absl::OkStatus();
-          }));
+          })
+          .FlopsPerElement(2));
   r->Add(OpDef("moe.combine_do")
              .Doc("d(expert output) of moe.combine: dispatches probability times dy.")
              .Operands({"dy", "probability", "expert", "slot"})
@@ -282,7 +285,8 @@ void RegisterMoeOps(OpRegistry* r) {
           .LinearIn({0, 1})
           .ResultDTypes({"^0"})
           .ComputesIn(Precision::kNarrow)
-          .NoGradient());
+          .NoGradient()
+          .FlopsPerElement(2));
 }
 
 }  // namespace moe

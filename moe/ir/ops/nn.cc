@@ -53,6 +53,7 @@ void RegisterNnOps(OpRegistry* r) {
              .Results({"x"})
              .ResultDTypes({"=1"})
              .Rule("b s, v h -> b s h")
+             .Gathers(1)
              .LinearIn({1})
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
                ASSIGN_OR_RETURN((*dxs)[1], b.Create("nn.embed_grad", {n->operand(0), dys[0]},
@@ -86,9 +87,7 @@ void RegisterNnOps(OpRegistry* r) {
                                                     {{"eps", n->Float("eps")}}));
                return absl::OkStatus();
              })
-             .Flops([](const Node&, const ShardingRule&, absl::Span<const double> e) {
-               return 4 * Product(e);
-             }));
+             .FlopsPerElement(4));
   r->Add(OpDef("nn.rms_norm_dx")
              .Doc("r g - x r^3 mean(g x), with g = dy weight and r = 1 / sqrt(mean(x^2) + eps).")
              .Operands({"x", "weight", "dy"})
@@ -99,9 +98,7 @@ void RegisterNnOps(OpRegistry* r) {
              .WideOperands({1})
              .ComputesIn(Precision::kNarrow)
              .NoGradient()
-             .Flops([](const Node&, const ShardingRule&, absl::Span<const double> e) {
-               return 8 * Product(e);
-             }));
+             .FlopsPerElement(8));
   r->Add(OpDef("nn.rms_norm_dw")
              .Doc("Sum over tokens of x r dy.")
              .Operands({"x", "dy"})
@@ -112,9 +109,7 @@ void RegisterNnOps(OpRegistry* r) {
              .ResultDTypes({"^0"})
              .ComputesIn(Precision::kNarrow)
              .NoGradient()
-             .Flops([](const Node&, const ShardingRule&, absl::Span<const double> e) {
-               return 5 * Product(e);
-             }));
+             .FlopsPerElement(5));
   r->Add(OpDef("nn.rope")
              .Doc("Rotary positions on [b s n d] (Su et al. 2021): element i < d/2 pairs with i + d/2, by "
                   "the angle "
@@ -132,9 +127,7 @@ void RegisterNnOps(OpRegistry* r) {
                                                      {"inverse", !n->BoolOr("inverse", false)}}));
                return absl::OkStatus();
              })
-             .Flops([](const Node&, const ShardingRule&, absl::Span<const double> e) {
-               return 3 * Product(e);
-             }));
+             .FlopsPerElement(3));
   r->Add(
       OpDef("nn.attention")
           .Doc(
@@ -195,9 +188,7 @@ void RegisterNnOps(OpRegistry* r) {
              .Results({"merged", "merged_lse"})
              .Rule("b s n d!, b s n, b s n d!, b s n -> b s n d!, b s n")
              .NoGradient()
-             .Flops([](const Node&, const ShardingRule&, absl::Span<const double> e) {
-               return 3 * Product(e);
-             }));
+             .FlopsPerElement(3));
   r->Add(
       OpDef("nn.swiglu")
           .Doc("silu(gate) * up (Shazeer 2020), also over ragged rows. Saves its operands, not silu(gate).")
@@ -213,8 +204,7 @@ void RegisterNnOps(OpRegistry* r) {
             (*dxs)[1] = g->result(1);
             return absl::OkStatus();
           })
-          .Flops(
-              [](const Node&, const ShardingRule&, absl::Span<const double> e) { return 5 * Product(e); }));
+          .FlopsPerElement(5));
   r->Add(OpDef("nn.swiglu_grad")
              .Doc("d(gate) and d(up) of nn.swiglu.")
              .Operands({"gate", "up", "dy"})
@@ -223,9 +213,7 @@ void RegisterNnOps(OpRegistry* r) {
              .LinearIn({2})
              .ComputesIn(Precision::kNarrow)
              .NoGradient()
-             .Flops([](const Node&, const ShardingRule&, absl::Span<const double> e) {
-               return 9 * Product(e);
-             }));
+             .FlopsPerElement(9));
   r->Add(OpDef("nn.softmax")
              .Doc("Softmax over the last dim.")
              .Operands({"x"})
@@ -235,16 +223,15 @@ void RegisterNnOps(OpRegistry* r) {
                ASSIGN_OR_RETURN((*dxs)[0], b.Create("nn.softmax_grad", {n->result(0), dys[0]}));
                return absl::OkStatus();
              })
-             .Flops([](const Node&, const ShardingRule&, absl::Span<const double> e) {
-               return 5 * Product(e);
-             }));
+             .FlopsPerElement(5));
   r->Add(OpDef("nn.softmax_grad")
              .Doc("p * (dp - sum(p dp)).")
              .Operands({"p", "dp"})
              .Results({"dx"})
              .Rule("b c t e!, b c t e! -> b c t e!")
              .LinearIn({1})
-             .NoGradient());
+             .NoGradient()
+             .FlopsPerElement(4));
   r->Add(OpDef("nn.log_sum_exp")
              .Doc("log(sum(exp(x))) over the last dim.")
              .Operands({"x"})
@@ -254,14 +241,16 @@ void RegisterNnOps(OpRegistry* r) {
                ASSIGN_OR_RETURN((*dxs)[0],
                                 b.Create("nn.log_sum_exp_grad", {n->operand(0), n->result(0), dys[0]}));
                return absl::OkStatus();
-             }));
+             })
+             .FlopsPerElement(4));
   r->Add(OpDef("nn.log_sum_exp_grad")
              .Doc("exp(x - lse) dy.")
              .Operands({"x", "lse", "dy"})
              .Results({"dx"})
              .Rule("b c t e!, b c t, b c t -> b c t e!")
              .LinearIn({2})
-             .NoGradient());
+             .NoGradient()
+             .FlopsPerElement(3));
   r->Add(OpDef("nn.head_stats")
              .Doc("Head and cross-entropy without whole logits: with logits = x weight^T, per vocabulary "
                   "block u the row "
@@ -318,14 +307,16 @@ void RegisterNnOps(OpRegistry* r) {
                ASSIGN_OR_RETURN((*dxs)[1],
                                 b.Create("nn.merge_sum_exp_grad", {n->operand(0), n->operand(2), dys[0]}));
                return absl::OkStatus();
-             }));
+             })
+             .FlopsPerElement(4));
   r->Add(OpDef("nn.merge_sum_exp_grad")
              .Doc("exp(max_u - max) dsum.")
              .Operands({"block_max", "max", "dsum"})
              .Results({"dblock_sum"})
              .Rule("b s u, b s, b s -> b s u")
              .LinearIn({2})
-             .NoGradient());
+             .NoGradient()
+             .FlopsPerElement(3));
 }
 
 }  // namespace moe
