@@ -48,6 +48,11 @@ std::vector<ConversionStep> StepsOf(const Node& n, const Mesh& mesh) {
 
 namespace {
 
+Link LinkOf(bool inside, const Target& target) {
+  return inside ? Link{target.link_bytes_per_second, target.link_latency_seconds}
+                : Link{target.node_bytes_per_second, target.node_latency_seconds};
+}
+
 // What a collective moves, per part; a plain one is one part.
 std::vector<ConversionPart> PartsOf(const Node& n, const Mesh& mesh) {
   if (HasConversionParts(n)) {
@@ -70,15 +75,30 @@ AxisLevels LevelsOf(absl::Span<const AxisId> axes, const Mesh& mesh) {
   return out;
 }
 
-StepCost CostOfStep(const ConversionStep& step, double bytes, const Mesh& mesh, const Target& target) {
+Link LinkOf(absl::Span<const AxisId> axes, const Mesh& mesh, const Target& target) {
+  return LinkOf(LevelsOf(axes, mesh).across.empty(), target);
+}
+
+namespace {
+
+// Ranks that communicate: so many share a node, on so many nodes.
+struct Group {
+  double inside = 1, nodes = 1;
+};
+
+// Ranks at the same place in `stages` pipeline stages.
+Group GroupOfStages(double stages, const Mesh& mesh) {
+  const bool inside = LevelsOf(mesh.Alias("pp"), mesh).across.empty();
+  return inside ? Group{.inside = stages} : Group{.nodes = stages};
+}
+
+StepCost CostOf(StepKind kind, double bytes, const Group& group, const Target& target) {
   StepCost out;
   out.bytes_after = bytes;
-  const AxisLevels levels = LevelsOf(step.axes(), mesh);
-  const double inside = static_cast<double>(mesh.Size(levels.inside)),
-               size = inside * mesh.Size(levels.across);
+  const double inside = group.inside, size = inside * group.nodes;
   const double part = (size - 1) / size;
   double hops = size - 1;
-  switch (step.kind) {
+  switch (kind) {
     case StepKind::kZero:
       return out;
     case StepKind::kSlice:
@@ -110,18 +130,72 @@ StepCost CostOfStep(const ConversionStep& step, double bytes, const Mesh& mesh, 
     return out;
   }
   out.sent.launches = 1;
-  const bool crosses = !levels.across.empty();
-  if (step.kind == StepKind::kAllToAll) {
+  if (kind == StepKind::kAllToAll) {
     out.sent.across = bytes * (size - inside) / size;
     out.seconds = (inside - 1) * target.link_latency_seconds + (size - inside) * target.node_latency_seconds +
                   (out.sent.bytes - out.sent.across) / target.link_bytes_per_second +
                   out.sent.across / target.node_bytes_per_second;
     return out;
   }
-  out.sent.across = crosses ? out.sent.bytes / inside : 0;
-  out.seconds = crosses ? hops * target.node_latency_seconds + out.sent.bytes / target.node_bytes_per_second
-                        : hops * target.link_latency_seconds + out.sent.bytes / target.link_bytes_per_second;
+  out.sent.across = group.nodes > 1 ? out.sent.bytes / inside : 0;
+  out.seconds = LinkOf(group.nodes == 1, target).Seconds(hops, out.sent.bytes);
   return out;
+}
+
+StepCost CostOfStageReduce(const Node& n, const Mesh& mesh, const Target& target) {
+  const Group group = GroupOfStages(static_cast<double>(n.Ints("stages").size()), mesh);
+  return CostOf(StepKind::kAllReduce, LocalBytes(n.operand(0).type(), mesh), group, target);
+}
+
+}  // namespace
+
+StepCost CostOfStep(const ConversionStep& step, double bytes, const Mesh& mesh, const Target& target) {
+  const AxisLevels levels = LevelsOf(step.axes(), mesh);
+  const Group group = {.inside = static_cast<double>(mesh.Size(levels.inside)),
+                       .nodes = static_cast<double>(mesh.Size(levels.across))};
+  return CostOf(step.kind, bytes, group, target);
+}
+
+StepCost CostOfSteps(absl::Span<const ConversionStep> steps, double bytes, const Mesh& mesh,
+                     const Target& target) {
+  StepCost out;
+  out.bytes_after = bytes;
+  for (const ConversionStep& step : steps) {
+    const StepCost c = CostOfStep(step, out.bytes_after, mesh, target);
+    out.sent.bytes += c.sent.bytes;
+    out.sent.across += c.sent.across;
+    out.sent.launches += c.sent.launches;
+    out.seconds += c.seconds;
+    out.bytes_after = c.bytes_after;
+  }
+  return out;
+}
+
+std::vector<ConversionStep> InTwoLevels(const ConversionStep& step, int dim, const Mesh& mesh) {
+  const AxisLevels axes = LevelsOf(step.axes(), mesh);
+  if (axes.inside.empty() || axes.across.empty()) return {};
+  ConversionStep inside{step.kind, {}}, across{step.kind, {}};
+  for (const Move& m : step.moves) {
+    const bool in = std::find(axes.inside.begin(), axes.inside.end(), m.axis) != axes.inside.end();
+    (in ? inside : across).moves.push_back(m);
+  }
+  switch (step.kind) {
+    case StepKind::kReduceScatter:
+    case StepKind::kAllToAll:
+      return {inside, across};
+    case StepKind::kAllGather:
+      return {across, inside};
+    case StepKind::kAllReduce: {
+      ConversionStep scatter{StepKind::kReduceScatter, {}}, gather{StepKind::kAllGather, {}};
+      for (const Move& m : inside.moves) {
+        scatter.moves.push_back({m.axis, m.from, dim});
+        gather.moves.push_back({m.axis, dim, Placement::kNone});
+      }
+      return {scatter, across, gather};
+    }
+    default:
+      return {};
+  }
 }
 
 absl::StatusOr<std::vector<double>> LocalFactorExtents(const Node& n, const Mesh& mesh) {
@@ -169,22 +243,14 @@ CommCost CommunicationCost(const Node& n, const Mesh& mesh) {
   CommCost cost;
   if (!IsComm(n) || n.Is("comm.done")) return cost;
   if (n.Is("comm.stage_reduce")) {
-    const double size = static_cast<double>(n.Ints("stages").size());
-    const double bytes = LocalBytes(n.operand(0).type(), mesh);
-    if (size > 1) cost = {.bytes = 2 * (size - 1) / size * bytes, .launches = 1};
-    return cost;
+    return CostOfStageReduce(n, mesh, Target()).sent;
   }
   for (const ConversionPart& part : PartsOf(n, mesh)) {
-    double bytes = WireScale(n) * LocalBytes(part.from.type(), mesh);
-    int launches = 0;  // of this part; parts travel together
-    for (const ConversionStep& step : part.steps) {
-      const StepCost c = CostOfStep(step, bytes, mesh, Target());
-      cost.bytes += c.sent.bytes;
-      cost.across += c.sent.across;
-      launches += c.sent.launches;
-      bytes = c.bytes_after;
-    }
-    cost.launches = std::max(cost.launches, launches);
+    const double bytes = WireScale(n) * LocalBytes(part.from.type(), mesh);
+    const CommCost sent = CostOfSteps(part.steps, bytes, mesh, Target()).sent;
+    cost.bytes += sent.bytes;
+    cost.across += sent.across;
+    cost.launches = std::max(cost.launches, sent.launches);  // parts travel together
   }
   return cost;
 }
@@ -194,20 +260,15 @@ double NodeSeconds(const Node& n, const Mesh& mesh, const Target& target) {
   if (IsComm(n)) {
     const CommCost cost = CommunicationCost(n, mesh);
     if (cost.launches == 0) return NodeBytes(n, mesh) / target.bytes_per_second;
-    if (n.Is("comm.stage_reduce"))
-      return target.link_latency_seconds + cost.bytes / target.link_bytes_per_second;
+    if (n.Is("comm.stage_reduce")) return CostOfStageReduce(n, mesh, target).seconds;
     // Parts travel together: the messages of the first carry the others.
     Target rest = target;
     rest.link_latency_seconds = rest.node_latency_seconds = 0;
     double seconds = 0;
     bool first = true;
     for (const ConversionPart& part : PartsOf(n, mesh)) {
-      double bytes = WireScale(n) * LocalBytes(part.from.type(), mesh);
-      for (const ConversionStep& step : part.steps) {
-        const StepCost c = CostOfStep(step, bytes, mesh, first ? target : rest);
-        seconds += c.seconds;
-        bytes = c.bytes_after;
-      }
+      const double bytes = WireScale(n) * LocalBytes(part.from.type(), mesh);
+      seconds += CostOfSteps(part.steps, bytes, mesh, first ? target : rest).seconds;
       first = false;
     }
     return seconds;

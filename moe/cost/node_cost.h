@@ -37,7 +37,7 @@ double NodeBytes(const Node& n, const Mesh& mesh);
 // and all_gather (n-1)/n of the larger side, all_to_all (n-1)/n), and the number of collectives launched.
 // Where the mesh says which axes are inside a node (alias "node"): how many of the bytes leave it. Ranks of a
 // node are neighbours in a ring, so of a ring that crosses nodes every rank's share leaves by the last of
-// them.
+// them. A comm.stage_reduce is an all_reduce between stages.
 struct CommCost {
   double bytes = 0, across = 0;
   int launches = 0;
@@ -54,6 +54,14 @@ struct StepCost {
 // link; a ring with a hop between nodes is as slow as that hop, an all_to_all sends to each peer over the
 // link that leads there.
 StepCost CostOfStep(const ConversionStep& step, double bytes, const Mesh& mesh, const Target& target);
+// Of several, one after the other.
+StepCost CostOfSteps(absl::Span<const ConversionStep> steps, double bytes, const Mesh& mesh,
+                     const Target& target);
+// A collective that leaves nodes in two levels: first what makes the part small that leaves them. A
+// reduce_scatter and an all_to_all go inside nodes first, an all_gather across them first; an all_reduce is a
+// reduce_scatter inside (of dim `dim`, which the ranks of a node must divide), an all_reduce across and an
+// all_gather inside. Empty for other kinds, and for what is all inside nodes or all across.
+std::vector<ConversionStep> InTwoLevels(const ConversionStep& step, int dim, const Mesh& mesh);
 // The steps of a comm node; one without the attribute is one step of its own kind over its axes.
 std::vector<ConversionStep> StepsOf(const Node& n, const Mesh& mesh);
 // Splits axes into those inside a node and those across nodes, in their order. All are inside where there is
@@ -62,6 +70,17 @@ struct AxisLevels {
   AxisList inside, across;
 };
 AxisLevels LevelsOf(absl::Span<const AxisId> axes, const Mesh& mesh);
+
+// The link between ranks that differ in these axes: that between nodes where one of the axes crosses them.
+// Pipeline stages, LinkOf(mesh.Alias("pp"), ...), are on different nodes wherever there are several: the mesh
+// does not say which stages share one.
+struct Link {
+  double bytes_per_second = 0, latency_seconds = 0;
+  double Seconds(double messages, double bytes) const {  // one after the other
+    return messages * latency_seconds + bytes / bytes_per_second;
+  }
+};
+Link LinkOf(absl::Span<const AxisId> axes, const Mesh& mesh, const Target& target);
 
 // Roofline: max(flops / peak, bytes / memory bandwidth) for compute; CostOfStep for collectives.
 double NodeSeconds(const Node& n, const Mesh& mesh, const Target& target);

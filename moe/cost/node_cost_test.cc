@@ -5,6 +5,7 @@
 #include <map>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "moe/base/status_matchers.h"
 #include "moe/cost/targets.h"
 #include "moe/ir/text.h"
@@ -97,6 +98,27 @@ TEST(NodeCost, BytesThatLeaveANode) {
   EXPECT_EQ(ring.seconds, 6 * 3 + 1200 / 10.0);
   EXPECT_EQ(cost(StepKind::kReduceScatter, {1}).bytes_after, 400);
   EXPECT_EQ(cost(StepKind::kAllGather, {0}).bytes_after, 1600);
+}
+
+// Stages are on different nodes where there are several; what they exchange goes over the link between them.
+TEST(NodeCost, StagesReduceOverTheirLink) {
+  for (const bool several : {false, true}) {
+    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Module> m,
+                         ParseModule(absl::StrCat("module @m mesh<pp=4, a=2", several ? "; node=a" : "", R"(>
+      func @f(%x: f32[100]) {
+        %y = comm.stage_reduce(%x) {stages = [0, 3], reduction = "sum"} : f32[100]
+        return %y
+      })")));
+    Target t;
+    t.link_bytes_per_second = 100, t.link_latency_seconds = 1;
+    t.node_bytes_per_second = 10, t.node_latency_seconds = 3;
+    const Node& n = *m->Find("f")->Nodes()[0];
+    const CommCost cost = CommunicationCost(n, m->mesh());
+    EXPECT_EQ(cost.bytes, 400);
+    EXPECT_EQ(cost.across, several ? 400 : 0);
+    EXPECT_EQ(cost.launches, 1);
+    EXPECT_EQ(NodeSeconds(n, m->mesh(), t), several ? 2 * 3 + 400 / 10.0 : 2 * 1 + 400 / 100.0);
+  }
 }
 
 TEST(Targets, AGpuIsKnownByItsOwnNameAndSlowerVariantsAreNot) {

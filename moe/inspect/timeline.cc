@@ -220,10 +220,10 @@ Durations CostDurations(const Program& program, const Target& target) {
     auto it = seconds.find(a.function.empty() ? ChunkFunctionName(a.kind, a.chunk) : a.function);
     return it == seconds.end() ? 0 : it->second;
   };
-  d.transfer = [boundary, target](const Action& a, int) {
+  const Link link = LinkOf(mesh.Alias("pp"), mesh, target);
+  d.transfer = [boundary, link](const Action& a, int) {
     auto it = boundary.find(a.boundary);
-    return target.link_latency_seconds +
-           (it == boundary.end() ? 0 : it->second) / target.link_bytes_per_second;
+    return link.Seconds(1, it == boundary.end() ? 0 : it->second);
   };
   d.source = absl::StrCat("planned: costs of target ", target.name);
   d.seconds = true;

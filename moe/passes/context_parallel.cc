@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "moe/base/status.h"
+#include "moe/cost/node_cost.h"
 #include "moe/ir/builder.h"
 #include "moe/ir/state.h"
 
@@ -219,7 +220,8 @@ class Ring {
 
 }  // namespace
 
-AttentionSeconds EstimateAttention(const Node& attention, const Strategy& s, const Target& target) {
+AttentionSeconds EstimateAttention(const Node& attention, const Strategy& s, const Mesh& mesh,
+                                   const Target& target) {
   const Type &q = attention.operand(0).type(), &k = attention.operand(1).type();
   const double cp = static_cast<double>(s.cp), dp = static_cast<double>(s.dp), tp = static_cast<double>(s.tp);
   const double batch = static_cast<double>(q.dims[0]) / dp, sequence = static_cast<double>(q.dims[1]) / cp;
@@ -231,19 +233,17 @@ AttentionSeconds EstimateAttention(const Node& attention, const Strategy& s, con
   const double forward = 2 * product / target.flops, backward = 5 * product / target.flops;
   // One block of keys, and one of values; in the backward with the gradients of both.
   const double bytes = 2 * batch * sequence * kv_heads * width * static_cast<double>(ByteSize(k.dtype));
-  const auto link = [&](double messages, double b) {
-    return messages * target.link_latency_seconds + b / target.link_bytes_per_second;
-  };
+  const Link link = LinkOf(mesh.Alias("cp"), mesh, target);
   AttentionSeconds out;
   // Keys and values gathered in each pass, their gradients reduced and scattered, in rings of cp - 1 hops.
-  out.gather = cp * (forward + backward) + link(6 * (cp - 1), 3 * (cp - 1) * bytes);
+  out.gather = cp * (forward + backward) + link.Seconds(6 * (cp - 1), 3 * (cp - 1) * bytes);
   // Each step waits for its compute or its exchange, whichever is longer; the last step of the forward
   // exchanges nothing, that of the backward gradients alone, which nothing hides. Outputs are merged cp - 1
   // times.
   const double merge =
       4 * batch * sequence * heads * width * static_cast<double>(ByteSize(q.dtype)) / target.bytes_per_second;
-  out.ring = (cp - 1) * (std::max(forward, link(2, bytes)) + merge) + forward +
-             (cp - 1) * std::max(backward, link(4, 2 * bytes)) + backward + link(2, bytes);
+  out.ring = (cp - 1) * (std::max(forward, link.Seconds(2, bytes)) + merge) + forward +
+             (cp - 1) * std::max(backward, link.Seconds(4, 2 * bytes)) + backward + link.Seconds(2, bytes);
   return out;
 }
 
@@ -291,7 +291,7 @@ absl::StatusOr<bool> ContextParallel(Program& program, const PassContext& contex
   bool ring = s.cp_attention == "ring" && !attention.empty();
   std::string costs;
   if (!attention.empty()) {
-    const AttentionSeconds t = EstimateAttention(*attention[0], s, context.target);
+    const AttentionSeconds t = EstimateAttention(*attention[0], s, program.module->mesh(), context.target);
     if (s.cp_attention == "auto") ring = t.ring < t.gather;
     costs = absl::StrFormat(
         "; per layer and microbatch %.3g ms as a ring, %.3g ms gathered, by the target's figures",

@@ -40,7 +40,8 @@ absl::StatusOr<bool> ContextParallel(Program& program, const PassContext& contex
 struct AttentionSeconds {
   double gather = 0, ring = 0;
 };
-// `attention`: a logical nn.attention node.
-AttentionSeconds EstimateAttention(const Node& attention, const Strategy& strategy, const Target& target);
+// `attention`: a logical nn.attention node. The mesh says whether context ranks share a node.
+AttentionSeconds EstimateAttention(const Node& attention, const Strategy& strategy, const Mesh& mesh,
+                                   const Target& target);
 
 }  // namespace moe

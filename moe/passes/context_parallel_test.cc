@@ -164,10 +164,15 @@ TEST(ContextParallelChoice, RingWhereComputeHidesTheExchange) {
     return *b.CreateNode("nn.attention", {q, k, k, p, p});
   };
   const Strategy s = *ParseStrategy("cp=4");
-  const AttentionSeconds little = EstimateAttention(*attention(64), s, Target());
+  const Mesh node({{"a", 4}}, {{"cp", {0}}}), nodes({{"a", 4}}, {{"cp", {0}}, {"node", {}}});
+  const AttentionSeconds little = EstimateAttention(*attention(64), s, node, Target());
   EXPECT_LT(little.gather, little.ring);
-  const AttentionSeconds much = EstimateAttention(*attention(1 << 16), s, Target());
+  const AttentionSeconds much = EstimateAttention(*attention(1 << 16), s, node, Target());
   EXPECT_LT(much.ring, much.gather);
+  // Between nodes a gather takes longer; a ring hides even that.
+  const AttentionSeconds across = EstimateAttention(*attention(1 << 16), s, nodes, Target());
+  EXPECT_GT(across.gather, much.gather);
+  EXPECT_LT(across.ring - much.ring, across.gather - much.gather);
 }
 
 }  // namespace

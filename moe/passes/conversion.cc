@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "moe/cost/node_cost.h"
 
 namespace moe {
 namespace {
@@ -97,6 +98,13 @@ StepKind KindOf(const Move& m) {
 }
 
 }  // namespace
+
+ConversionPlanner::ConversionPlanner(const Mesh& mesh, const Target& target, bool two_levels)
+    : mesh_(mesh), two_levels_(two_levels) {
+  in_bytes_.link_latency_seconds = in_bytes_.node_latency_seconds = 0;
+  in_bytes_.link_bytes_per_second = 1;
+  in_bytes_.node_bytes_per_second = target.node_bytes_per_second / target.link_bytes_per_second;
+}
 
 PlacementId ConversionPlanner::Intern(const Placement& placement) {
   auto [it, inserted] = ids_.try_emplace(placement, static_cast<PlacementId>(placements_.size()));
@@ -203,6 +211,13 @@ Conversion ConversionPlanner::ThroughMiddle(const Placement& from, const Placeme
   return Chain(Plan(from, middle), Plan(middle, to));
 }
 
+double ConversionPlanner::StepCostInBytes(const ConversionStep& step, double bytes) const {
+  const double flat = CostOfStep(step, bytes, mesh_, in_bytes_).seconds;
+  if (!two_levels_) return flat;
+  const std::vector<ConversionStep> levels = InTwoLevels(step, 0, mesh_);
+  return levels.empty() ? flat : std::min(flat, CostOfSteps(levels, bytes, mesh_, in_bytes_).seconds);
+}
+
 Conversion ConversionPlanner::Direct(const Placement& from, const Placement& to) const {
   // Sum and max cannot travel in one collective.
   const std::pair<StepKind, int> order[] = {
@@ -229,30 +244,8 @@ Conversion ConversionPlanner::Direct(const Placement& from, const Placement& to)
       if (KindOf(m) == kind && (reduction == 0 || m.from == reduction)) step.moves.push_back(m);
     }
     if (step.moves.empty()) continue;
-    const double n = static_cast<double>(mesh_.Size(step.axes()));
-    switch (kind) {
-      case StepKind::kSlice:
-        bytes /= n;
-        break;
-      case StepKind::kReduceScatter:
-        c.per_byte += bytes * (n - 1) / n;
-        bytes /= n;
-        break;
-      case StepKind::kAllReduce:
-        c.per_byte += 2 * bytes * (n - 1) / n;
-        break;
-      case StepKind::kAllToAll:
-        c.per_byte += bytes * (n - 1) / n;
-        break;
-      case StepKind::kAllGather:
-        c.per_byte += bytes * (n - 1);
-        bytes *= n;
-        break;
-      case StepKind::kZero:
-      case StepKind::kPermute:
-      case StepKind::kRotate:
-        break;
-    }
+    c.per_byte += StepCostInBytes(step, bytes);
+    bytes = CostOfStep(step, bytes, mesh_, in_bytes_).bytes_after;
     if (!IsLocal(kind)) c.constant += kLaunch;
     steps.push_back(std::move(step));
   }
@@ -285,7 +278,7 @@ Conversion ConversionPlanner::Permute(const Placement& from, const Placement& to
     }
   }
   Conversion c;
-  c.per_byte = 1 / ShardsOf(from);
+  c.per_byte = StepCostInBytes(step, 1 / ShardsOf(from));
   c.constant = kLaunch;
   c.phases.push_back({from, to, {std::move(step)}});
   return c;

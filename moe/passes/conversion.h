@@ -13,10 +13,12 @@
 // placement; one that only changes the order of its axes is permuted where that is cheaper. replicated ->
 // partial is "zero all but one", which is exact.
 //
-// Cost: bytes that one rank sends in a ring, of the larger side, plus a constant per collective. It is linear
-// in the size of the value and otherwise depends on the placements alone, so plans are cached per mesh and
-// pair of placements. Placements are interned: ids of one planner are small integers that compare by value.
-// Not thread-safe; references stay valid for the planner's life, which must lie within the mesh's.
+// Cost: bytes that one rank sends in a ring, of the larger side, plus a constant per collective. On a mesh of
+// several nodes, what goes by a slower link counts as the bytes that a link inside a node takes in that time,
+// in two levels where these are faster. It is linear in the size of the value and otherwise depends on the
+// placements alone, so plans are cached per mesh and pair of placements. Placements are interned: ids of one
+// planner are small integers that compare by value. Not thread-safe; references stay valid for the planner's
+// life, which must lie within the mesh's.
 #pragma once
 
 #include <cstdint>
@@ -27,6 +29,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "moe/cost/target.h"
 #include "moe/ir/conversion_steps.h"
 #include "moe/ir/types.h"
 
@@ -52,7 +55,8 @@ using PlacementId = int32_t;
 
 class ConversionPlanner {
  public:
-  explicit ConversionPlanner(const Mesh& mesh) : mesh_(mesh) {}
+  // `target`: how fast its links are. two_levels: whether collectives that leave nodes may go in two levels.
+  explicit ConversionPlanner(const Mesh& mesh, const Target& target = Target(), bool two_levels = true);
   ConversionPlanner(const ConversionPlanner&) = delete;
 
   const Mesh& mesh() const { return mesh_; }
@@ -70,6 +74,9 @@ class ConversionPlanner {
     return from == to ? 0 : Plan(from, to).Cost(global_bytes);
   }
 
+  // Cost of one collective, without the constant, on a value of `bytes` on one rank.
+  double StepCostInBytes(const ConversionStep& step, double bytes) const;
+
   // Bytes of the whole value; ragged values count by their expected extent.
   static double GlobalBytes(const Type& type) {
     return static_cast<double>(type.num_elements()) * static_cast<double>(ByteSize(type.dtype));
@@ -83,6 +90,8 @@ class ConversionPlanner {
   double ShardsOf(const Placement& placement) const;
 
   const Mesh& mesh_;
+  Target in_bytes_;  // links without latency, one byte per second inside a node
+  const bool two_levels_;
   absl::flat_hash_map<Placement, PlacementId> ids_;
   std::deque<Placement> placements_;
   std::vector<double> shards_;

@@ -396,6 +396,23 @@ TEST_F(ConversionTest, CostIsRingBytesOfTheElementType) {
   EXPECT_EQ(planner_.Plan(P("- -"), P("- b")).Cost(bytes), 0);
 }
 
+// Axis c leaves the node, over links a tenth as fast: bytes count ten times, and a reduction of both levels
+// as much as it does in two.
+TEST_F(ConversionTest, WhatLeavesANodeCostsMore) {
+  const Mesh nodes({{"c", 2}, {"b", 4}, {"a", 2}}, {{"node", {1, 2}}});
+  Target t;
+  t.link_bytes_per_second = 100, t.node_bytes_per_second = 10;
+  ConversionPlanner levels(nodes, t), flat(nodes, t, /*two_levels=*/false);
+  const double bytes = 1 << 20;
+  for (ConversionPlanner* planner : {&levels, &flat}) {
+    EXPECT_EQ(planner->Plan(P("b -"), P("- -")).Cost(bytes), bytes * 3 / 4 + 1);
+    EXPECT_EQ(planner->Plan(P("c -"), P("- -")).Cost(bytes), 10 * bytes / 2 + 1);
+  }
+  EXPECT_DOUBLE_EQ(flat.Plan(P("- -", "cb"), P("- -")).Cost(bytes), 10 * 2 * bytes * 7 / 8 + 1);
+  EXPECT_DOUBLE_EQ(levels.Plan(P("- -", "cb"), P("- -")).Cost(bytes),
+                   2 * bytes * 3 / 4 + 10 * 2 * (bytes / 4) / 2 + 1);
+}
+
 TEST_F(ConversionTest, Description) {
   EXPECT_EQ(DescribeConversion(P("- c.b.a"), P("b.a c"), mesh_, {"experts", "batch"}),
             "batch@ep -> experts@ep");

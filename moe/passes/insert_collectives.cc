@@ -93,21 +93,14 @@ class Lowering {
     std::vector<ConversionPhase> out = {{phase.from, phase.to, {}}};
     for (const ConversionStep& step : phase.steps) {
       const StepCost flat = CostOfStep(step, bytes, mesh, context_.target);
-      const AxisLevels axes = LevelsOf(step.axes(), mesh);
-      const bool crosses = !IsLocal(step.kind) && !axes.across.empty();
+      const bool crosses = !IsLocal(step.kind) && !LevelsOf(step.axes(), mesh).across.empty();
       levels_.across += crosses;
       std::vector<ConversionPhase> two;
-      if (crosses && !axes.inside.empty() && wanted != "off") two = TwoLevels(step, phase, type);
-      if (!two.empty()) {
-        double seconds = 0, b = bytes;
-        for (const ConversionPhase& p : two) {
-          for (const ConversionStep& s : p.steps) {
-            const StepCost c = CostOfStep(s, b, mesh, context_.target);
-            seconds += c.seconds;
-            b = c.bytes_after;
-          }
-        }
-        if (wanted == "auto" && seconds >= flat.seconds) two.clear();
+      if (crosses && wanted != "off") two = TwoLevels(step, phase, type);
+      if (!two.empty() && wanted == "auto") {
+        std::vector<ConversionStep> steps;
+        for (const ConversionPhase& p : two) steps.insert(steps.end(), p.steps.begin(), p.steps.end());
+        if (CostOfSteps(steps, bytes, mesh, context_.target).seconds >= flat.seconds) two.clear();
       }
       if (two.empty()) {
         out.back().steps.push_back(step);
@@ -127,42 +120,27 @@ class Lowering {
   std::vector<ConversionPhase> TwoLevels(const ConversionStep& step, const ConversionPhase& phase,
                                          const Type& type) const {
     const Mesh& mesh = planner_.mesh();
-    const AxisLevels axes = LevelsOf(step.axes(), mesh);
-    ConversionStep inside{step.kind, {}}, across{step.kind, {}};
-    for (const Move& m : step.moves) {
-      const bool in = std::find(axes.inside.begin(), axes.inside.end(), m.axis) != axes.inside.end();
-      (in ? inside : across).moves.push_back(m);
-    }
-    switch (step.kind) {
-      case StepKind::kReduceScatter:
-      case StepKind::kAllToAll:
-        return {{phase.from, phase.to, {inside, across}}};
-      case StepKind::kAllGather:
-        return {{phase.from, phase.to, {across, inside}}};
-      case StepKind::kAllReduce:
-        break;
-      default:
-        return {};
-    }
+    const std::vector<ConversionStep> levels = InTwoLevels(step, 0, mesh);
+    if (levels.empty()) return {};
+    if (step.kind != StepKind::kAllReduce) return {{phase.from, phase.to, levels}};
     if (phase.steps.size() != 1) return {};
     Type local = type;
     local.placement = phase.from;
     const Dims dims = local.LocalDims(mesh);
     for (int d = 0; d < type.rank(); ++d) {
-      if (d == type.ragged || dims[d] % mesh.Size(axes.inside) != 0) continue;
-      ConversionStep scatter{StepKind::kReduceScatter, {}}, gather{StepKind::kAllGather, {}};
+      if (d == type.ragged || dims[d] % mesh.Size(levels[0].axes()) != 0) continue;
+      const std::vector<ConversionStep> steps = InTwoLevels(step, d, mesh);
       Placement scattered = phase.from, reduced = phase.to;
-      for (const Move& m : inside.moves) {
-        scatter.moves.push_back({m.axis, m.from, d});
-        gather.moves.push_back({m.axis, d, Placement::kNone});
+      for (const Move& m : steps[0].moves) {
         scattered.partial.erase(std::remove_if(scattered.partial.begin(), scattered.partial.end(),
                                                [&](const Partial& p) { return p.axis == m.axis; }),
                                 scattered.partial.end());
         scattered.dims[d].push_back(m.axis);
         reduced.dims[d].push_back(m.axis);
       }
-      return {
-          {phase.from, scattered, {scatter}}, {scattered, reduced, {across}}, {reduced, phase.to, {gather}}};
+      return {{phase.from, scattered, {steps[0]}},
+              {scattered, reduced, {steps[1]}},
+              {reduced, phase.to, {steps[2]}}};
     }
     return {};
   }
@@ -243,7 +221,7 @@ absl::StatusOr<std::string> CountCollectives(const Module& module) {
 
 absl::StatusOr<bool> InsertCollectives(Program& program, const PassContext& context) {
   Module& module = *program.module;
-  ConversionPlanner planner(module.mesh());
+  ConversionPlanner planner(module.mesh(), context.target, context.strategy.hierarchical != "off");
   bool changed = false;
   LevelCounts levels;
   for (const auto& f : module.functions()) {

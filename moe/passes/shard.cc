@@ -34,7 +34,7 @@ struct ModulePlan {
   AxisOrders orders;
   StatePlacements states;
   std::vector<FunctionPlan> functions;
-  double cost = 0;  // bytes per rank and step
+  double cost = 0;  // bytes per rank and step, weighed by the links (conversion.h)
 };
 
 bool Accumulates(const Function& f) {
@@ -58,7 +58,9 @@ bool HasRouting(const ShardGraph& g) {
 class ModuleSharder {
  public:
   ModuleSharder(Module* module, const PassContext& context)
-      : module_(*module), context_(context), planner_(module->mesh()) {}
+      : module_(*module),
+        context_(context),
+        planner_(module->mesh(), context.target, context.strategy.hierarchical != "off") {}
 
   absl::Status Run() {
     ModulePlan best;
@@ -198,7 +200,8 @@ class ModuleSharder {
     }
     if (total.empty()) return;
     context_.Note(
-        absl::StrFormat("dispatcher %s: %.2f MiB sent per rank and microbatch%s", name, taken / (1 << 20),
+        absl::StrFormat("dispatcher %s: %.2f MiB sent per rank and microbatch%s%s", name, taken / (1 << 20),
+                        module_.mesh().aliases().count("node") ? ", weighed by the links" : "",
                         others.empty() ? "" : absl::StrCat(" (", absl::StrJoin(others, ", "), ")")));
   }
 

@@ -220,17 +220,21 @@ bool ShardSearch::Try(const ShardNode& n, const std::vector<Option>& combination
     }
     if (!p.partial.empty()) {
       // A deferred partial is a debt: a reduce_scatter if a seed wants it scattered, else an all_reduce.
-      double m = 1;
+      ConversionStep debt{StepKind::kReduceScatter, {}};
       bool scattered = false;
       for (const Partial& q : p.partial) {
-        m *= static_cast<double>(mesh_.size(q.axis));
+        debt.moves.push_back({q.axis});
         scattered |= (g_.residual_axes >> q.axis & 1) != 0;
       }
-      cost += (policy_.debt_doubles && !scattered ? 2 : 1) * Local(v, id) * (m - 1) / m;
+      if (policy_.debt_doubles && !scattered) debt.kind = StepKind::kAllReduce;
+      cost += planner_.StepCostInBytes(debt, Local(v, id));
     }
     for (size_t d = 0; d < p.dims.size(); ++d) {
       // Sharding a dim that a consumer needs whole: an all_gather to come.
-      if (v.blocked >> d & 1) cost += Local(v, id) * static_cast<double>(mesh_.Size(p.dims[d]) - 1);
+      if ((v.blocked >> d & 1) == 0 || p.dims[d].empty()) continue;
+      ConversionStep gather{StepKind::kAllGather, {}};
+      for (const AxisId a : p.dims[d]) gather.moves.push_back({a});
+      cost += planner_.StepCostInBytes(gather, Local(v, id));
     }
   }
   if (std::isinf(cost)) return false;

@@ -59,7 +59,7 @@ struct Instruction {
 struct ShardPlan {
   std::vector<Instruction> program;  // without what nothing uses
   std::vector<PlacementId> results;  // of the function
-  double cost = 0;                   // bytes per rank
+  double cost = 0;                   // bytes per rank, weighed by the links (conversion.h)
   double deferred = 0;               // what reducing its open accumulators will cost, per microbatch
   // Open accumulators: what this plan makes of them, and those where it wanted more partials than it could
   // have.
