@@ -1,12 +1,9 @@
 #include "moe/comm/nccl/nccl_api.h"
 
-#include <dlfcn.h>
-
 #include <utility>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
+#include "moe/base/dynamic_library.h"
 #include "moe/base/status.h"
 
 namespace moe {
@@ -48,31 +45,23 @@ absl::Status CheckNcclVersion(int version, const std::string& library) {
 }
 
 absl::StatusOr<NcclApi> LoadNcclFrom(absl::Span<const char* const> libraries) {
-  std::vector<std::string> failures;
-  for (const char* library : libraries) {
-    void* const handle = dlopen(library, RTLD_NOW | RTLD_LOCAL);
-    if (handle == nullptr) {
-      failures.push_back(dlerror());
-      continue;
-    }
-    NcclApi api;
-    api.library = library;
-    std::string missing;
-#define MOE_NCCL_FIND(name)                                                     \
-  api.name = reinterpret_cast<decltype(api.name)>(dlsym(handle, "nccl" #name)); \
-  if (api.name == nullptr) absl::StrAppend(&missing, missing.empty() ? "" : ", ", "nccl" #name);
-    MOE_NCCL_FUNCTIONS(MOE_NCCL_FIND)
-#undef MOE_NCCL_FIND
-    // An old one is called old rather than incomplete.
-    if (api.GetVersion != nullptr && api.GetVersion(&api.version) == ncclSuccess) {
-      RETURN_IF_ERROR(CheckNcclVersion(api.version, api.library));
-    }
-    if (!missing.empty()) return absl::FailedPreconditionError(absl::StrCat(library, " lacks ", missing));
-    return api;
+  absl::StatusOr<DynamicLibrary> library = DynamicLibrary::Open(libraries);
+  if (!library.ok()) {
+    return absl::UnavailableError(
+        absl::StrCat("NCCL, by which GPUs exchange data, was not found (", library.status().message(),
+                     "); install it, or add the folder of libnccl.so.2 to LD_LIBRARY_PATH"));
   }
-  return absl::UnavailableError(
-      absl::StrCat("NCCL, by which GPUs exchange data, was not found (", absl::StrJoin(failures, "; "),
-                   "); install it, or add the folder of libnccl.so.2 to LD_LIBRARY_PATH"));
+  NcclApi api;
+  api.library = library->name();
+#define MOE_NCCL_FIND(name) library->Find("nccl" #name, &api.name);
+  MOE_NCCL_FUNCTIONS(MOE_NCCL_FIND)
+#undef MOE_NCCL_FIND
+  // An old one is called old rather than incomplete.
+  if (api.GetVersion != nullptr && api.GetVersion(&api.version) == ncclSuccess) {
+    RETURN_IF_ERROR(CheckNcclVersion(api.version, api.library));
+  }
+  RETURN_IF_ERROR(library->Complete());
+  return api;
 }
 
 absl::StatusOr<const NcclApi*> LoadNccl() {

@@ -1,11 +1,7 @@
 #include "moe/kernels/cuda/cudnn_api.h"
 
-#include <dlfcn.h>
-
-#include <vector>
-
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
+#include "moe/base/dynamic_library.h"
 #include "moe/base/status.h"
 #include "moe/device/cuda/cuda.h"  // MOE_EMULATED
 
@@ -54,32 +50,24 @@ absl::Status CheckCudnnVersion(int64_t version, const std::string& library) {
 }
 
 absl::StatusOr<CudnnApi> LoadCudnnFrom(absl::Span<const char* const> libraries) {
-  std::vector<std::string> failures;
-  for (const char* library : libraries) {
-    void* const handle = dlopen(library, RTLD_NOW | RTLD_LOCAL);
-    if (handle == nullptr) {
-      failures.push_back(dlerror());
-      continue;
-    }
-    CudnnApi api;
-    api.library = library;
-    std::string missing;
-#define MOE_CUDNN_FIND(name)                                                     \
-  api.name = reinterpret_cast<decltype(api.name)>(dlsym(handle, "cudnn" #name)); \
-  if (api.name == nullptr) absl::StrAppend(&missing, missing.empty() ? "" : ", ", "cudnn" #name);
-    MOE_CUDNN_FUNCTIONS(MOE_CUDNN_FIND)
-#undef MOE_CUDNN_FIND
-    // An old one is called old rather than incomplete.
-    if (api.GetVersion != nullptr) {
-      api.version = static_cast<int64_t>(api.GetVersion());
-      RETURN_IF_ERROR(CheckCudnnVersion(api.version, api.library));
-    }
-    if (!missing.empty()) return absl::FailedPreconditionError(absl::StrCat(library, " lacks ", missing));
-    return api;
+  absl::StatusOr<DynamicLibrary> library = DynamicLibrary::Open(libraries);
+  if (!library.ok()) {
+    return absl::UnavailableError(
+        absl::StrCat("cuDNN, which --cudnn_attention asks for, was not found (", library.status().message(),
+                     "); install it, or add the folder of libcudnn.so.9 to LD_LIBRARY_PATH"));
   }
-  return absl::UnavailableError(
-      absl::StrCat("cuDNN, which --cudnn_attention asks for, was not found (", absl::StrJoin(failures, "; "),
-                   "); install it, or add the folder of libcudnn.so.9 to LD_LIBRARY_PATH"));
+  CudnnApi api;
+  api.library = library->name();
+#define MOE_CUDNN_FIND(name) library->Find("cudnn" #name, &api.name);
+  MOE_CUDNN_FUNCTIONS(MOE_CUDNN_FIND)
+#undef MOE_CUDNN_FIND
+  // An old one is called old rather than incomplete.
+  if (api.GetVersion != nullptr) {
+    api.version = static_cast<int64_t>(api.GetVersion());
+    RETURN_IF_ERROR(CheckCudnnVersion(api.version, api.library));
+  }
+  RETURN_IF_ERROR(library->Complete());
+  return api;
 }
 
 absl::StatusOr<const CudnnApi*> LoadCudnn() {

@@ -1,7 +1,5 @@
 #include "moe/kernels/cuda/nvrtc.h"
 
-#include <dlfcn.h>
-
 #include <cstdlib>
 #include <vector>
 
@@ -10,16 +8,17 @@
 
 namespace moe {
 
-bool Nvrtc::Load(void* library) {
-  const auto find = [&](const char* name, auto* to) {
-    *to = reinterpret_cast<std::remove_pointer_t<decltype(to)>>(dlsym(library, name));
-    return *to != nullptr;
-  };
-  return find("nvrtcVersion", &version_) && find("nvrtcCreateProgram", &create_) &&
-         find("nvrtcDestroyProgram", &destroy_) && find("nvrtcCompileProgram", &compile_) &&
-         find("nvrtcGetProgramLogSize", &log_size_) && find("nvrtcGetProgramLog", &log_) &&
-         find("nvrtcGetCUBINSize", &cubin_size_) && find("nvrtcGetCUBIN", &cubin_) &&
-         find("nvrtcGetErrorString", &error_) && version_(&major_, &minor_) == 0;
+bool Nvrtc::Load(DynamicLibrary library) {
+  library.Find("nvrtcVersion", &version_);
+  library.Find("nvrtcCreateProgram", &create_);
+  library.Find("nvrtcDestroyProgram", &destroy_);
+  library.Find("nvrtcCompileProgram", &compile_);
+  library.Find("nvrtcGetProgramLogSize", &log_size_);
+  library.Find("nvrtcGetProgramLog", &log_);
+  library.Find("nvrtcGetCUBINSize", &cubin_size_);
+  library.Find("nvrtcGetCUBIN", &cubin_);
+  library.Find("nvrtcGetErrorString", &error_);
+  return library.Complete().ok() && version_(&major_, &minor_) == 0;
 }
 
 absl::StatusOr<const Nvrtc*> Nvrtc::Find() {
@@ -33,8 +32,8 @@ absl::StatusOr<const Nvrtc*> Nvrtc::Find() {
     }
     auto* nvrtc = new Nvrtc;
     for (const std::string& name : names) {
-      void* const library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
-      if (library != nullptr && nvrtc->Load(library)) return absl::StatusOr<const Nvrtc*>(nvrtc);
+      const absl::StatusOr<DynamicLibrary> library = DynamicLibrary::Open({name.c_str()});
+      if (library.ok() && nvrtc->Load(*library)) return absl::StatusOr<const Nvrtc*>(nvrtc);
     }
     delete nvrtc;
     return absl::StatusOr<const Nvrtc*>(

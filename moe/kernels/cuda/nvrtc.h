@@ -11,6 +11,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "moe/base/dynamic_library.h"
 
 namespace moe {
 
@@ -26,7 +27,7 @@ class Nvrtc {
 
  private:
   Nvrtc() = default;
-  bool Load(void* library);
+  bool Load(DynamicLibrary library);
 
   using Program = struct OpaqueProgram*;
   int (*version_)(int*, int*) = nullptr;
