@@ -7,7 +7,9 @@
 #include <string>
 
 #include "moe/base/status_matchers.h"
+#include "moe/ir/builder.h"
 #include "moe/kernels/kernel.h"
+#include "moe/kernels/widen.h"
 #include "moe/testing/op_cases.h"
 #include "moe/testing/op_cases_run.h"
 
@@ -126,6 +128,18 @@ TEST(CpuShardTest, OffsetsAndLocalExtents) {
     }
     EXPECT_GT(compared, 150);
   }
+}
+
+// Elementwise ops are widened a block at a time, so nobody could change a whole operand.
+TEST(WidenTest, BlocksCannotBePrepared) {
+  Module m;
+  Function* f = m.AddFunction("f");
+  const Value x = f->AddArg("x", Type(DType::kBF16, {8}));
+  ASSERT_OK_AND_ASSIGN(Node* const add, Builder(f).CreateNode("math.add", {x, x}));
+  KernelContext c;
+  c.node = add;
+  ExpectError(RunWidened(Kernel(), c, [](const KernelContext&, int, float*) { return absl::OkStatus(); }),
+              absl::StatusCode::kInternal, "math.add goes in blocks");
 }
 
 TEST(LookupTest, SaysWhatThereIs) {

@@ -191,6 +191,11 @@ int64_t WidenedWorkspace(const Kernel& wide, const Node& n, const ShardingRule& 
 }
 
 absl::Status RunWidened(const Kernel& wide, KernelContext& c, Prepare prepare) {
+  const bool blocks = GoesInBlocks(*c.node);
+  if (blocks && prepare != nullptr) {
+    return absl::InternalError(
+        absl::StrCat(c.node->op_name(), " goes in blocks: there are no whole operands to prepare"));
+  }
   thread_local KernelContext f32;  // its vectors keep their memory: steps allocate nothing
   f32.node = c.node;
   f32.rule = c.rule;
@@ -203,8 +208,7 @@ absl::Status RunWidened(const Kernel& wide, KernelContext& c, Prepare prepare) {
   f32.workspace_bytes = own;
   Workspace workspace(c);
   RETURN_IF_ERROR(workspace.Take(own).status());
-  return GoesInBlocks(*c.node) ? RunBlocks(wide, c, f32, workspace)
-                               : RunWhole(wide, c, f32, workspace, prepare);
+  return blocks ? RunBlocks(wide, c, f32, workspace) : RunWhole(wide, c, f32, workspace, prepare);
 }
 
 void RegisterWidenedKernels(KernelRegistry& r) {

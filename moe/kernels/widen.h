@@ -8,7 +8,8 @@
 // Operands that are f32 already are read, and f32 results written, where they lie. Elementwise ops go in
 // blocks that stay in the nearest cache; others widen whole operands in the workspace. Rows of a ragged value
 // beyond its arena bound, which no workspace is planned for, are widened in memory mapped for the run.
-// `Prepare` may change what the f32 kernel reads: then all its operands are copies, also of f32.
+// `Prepare` may change what the f32 kernel reads: then all its operands are copies, also of f32. Elementwise
+// ops, which never hold an operand whole, take none (Internal).
 // Thread-safe.
 #pragma once
 
