@@ -44,12 +44,7 @@ class CudaEquivalenceTest : public ::testing::TestWithParam<Line> {
   }
   EquivalenceCase Case() const {
     const Line& line = GetParam();
-    EquivalenceCase c;
-    c.name = line.strategy;
-    c.model = LineModel(line.model);
-    c.strategy = line.strategy;
-    c.global_batch = line.global_batch;
-    c.steps = line.steps;
+    EquivalenceCase c = CaseOf(line);
     c.backend = Backend::kCuda;
     c.twice = line.global_batch > 1 && std::string(line.model) == "cap";
     return c;

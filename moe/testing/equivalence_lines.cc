@@ -256,28 +256,32 @@ std::string LineModel(const std::string& key) {
   return models.at(key);
 }
 
+EquivalenceCase CaseOf(const Line& line) {
+  EquivalenceCase c;
+  c.name = line.strategy;
+  c.model = LineModel(line.model);
+  c.strategy = line.strategy;
+  c.global_batch = line.global_batch;
+  c.steps = line.steps;
+  return c;
+}
+
+EquivalenceCase CaseOf(const StarvedLine& line) {
+  EquivalenceCase c;
+  c.name = line.strategy;
+  c.model = LineModel(line.model);
+  c.strategy = line.strategy;
+  c.empty_sample = line.empty_sample;
+  c.one_expert = line.one_expert;
+  return c;
+}
+
 std::vector<EquivalenceCase> WrittenCases() {
   std::vector<EquivalenceCase> cases;
   for (const absl::Span<const Line> lines : {Lines(), NarrowLines()}) {
-    for (const Line& line : lines) {
-      EquivalenceCase c;
-      c.name = line.strategy;
-      c.model = LineModel(line.model);
-      c.strategy = line.strategy;
-      c.global_batch = line.global_batch;
-      c.steps = line.steps;
-      cases.push_back(c);
-    }
+    for (const Line& line : lines) cases.push_back(CaseOf(line));
   }
-  for (const StarvedLine& line : kStarved) {
-    EquivalenceCase c;
-    c.name = line.strategy;
-    c.model = LineModel(line.model);
-    c.strategy = line.strategy;
-    c.empty_sample = line.empty_sample;
-    c.one_expert = line.one_expert;
-    cases.push_back(c);
-  }
+  for (const StarvedLine& line : kStarved) cases.push_back(CaseOf(line));
   return cases;
 }
 

@@ -35,7 +35,10 @@ absl::Span<const StarvedLine> StarvedLines();
 
 // The fields of a model by its name in a line.
 std::string LineModel(const std::string& key);
-// All of them, as cases.
+// A line as a case, with the steps that it says.
+EquivalenceCase CaseOf(const Line& line);
+EquivalenceCase CaseOf(const StarvedLine& line);
+// All of them.
 std::vector<EquivalenceCase> WrittenCases();
 
 }  // namespace moe

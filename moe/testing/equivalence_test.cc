@@ -15,14 +15,8 @@ namespace {
 class StarvedTest : public ::testing::TestWithParam<StarvedLine> {};
 
 TEST_P(StarvedTest, MatchesTheReference) {
-  const StarvedLine& line = GetParam();
-  EquivalenceCase c;
-  c.name = line.strategy;
-  c.model = LineModel(line.model);
-  c.strategy = line.strategy;
+  EquivalenceCase c = CaseOf(GetParam());
   c.steps = 5;
-  c.empty_sample = line.empty_sample;
-  c.one_expert = line.one_expert;
   ASSERT_OK_AND_ASSIGN(EquivalenceResult r, CheckEquivalence(c));
   SCOPED_TRACE(r.ToString());
   EXPECT_LT(r.worst_gradient, 1e-9);
@@ -36,13 +30,7 @@ INSTANTIATE_TEST_SUITE_P(Workloads, StarvedTest,
 class EquivalenceTest : public ::testing::TestWithParam<Line> {};
 
 TEST_P(EquivalenceTest, MatchesTheReferenceInF64) {
-  const Line& line = GetParam();
-  EquivalenceCase c;
-  c.name = line.strategy;
-  c.model = LineModel(line.model);
-  c.strategy = line.strategy;
-  c.global_batch = line.global_batch;
-  c.steps = line.steps;
+  EquivalenceCase c = CaseOf(GetParam());
   c.twice = true;
   ASSERT_OK_AND_ASSIGN(EquivalenceResult r, CheckEquivalence(c));
   SCOPED_TRACE(r.ToString());
@@ -55,13 +43,7 @@ TEST_P(EquivalenceTest, MatchesTheReferenceInF64) {
 }
 
 TEST_P(EquivalenceTest, MatchesTheReferenceInF32WithItsDecisions) {
-  const Line& line = GetParam();
-  EquivalenceCase c;
-  c.name = line.strategy;
-  c.model = LineModel(line.model);
-  c.strategy = line.strategy;
-  c.global_batch = line.global_batch;
-  c.steps = line.steps;
+  EquivalenceCase c = CaseOf(GetParam());
   c.f32 = true;
   ASSERT_OK_AND_ASSIGN(EquivalenceResult r, CheckEquivalence(c));
   SCOPED_TRACE(r.ToString());
@@ -72,13 +54,7 @@ TEST_P(EquivalenceTest, MatchesTheReferenceInF32WithItsDecisions) {
 class NarrowTest : public ::testing::TestWithParam<Line> {};
 
 TEST_P(NarrowTest, LossesAreNearTheReference) {
-  const Line& line = GetParam();
-  EquivalenceCase c;
-  c.name = line.strategy;
-  c.model = LineModel(line.model);
-  c.strategy = line.strategy;
-  c.global_batch = line.global_batch;
-  c.steps = line.steps;
+  EquivalenceCase c = CaseOf(GetParam());
   c.twice = true;
   ASSERT_OK_AND_ASSIGN(EquivalenceResult r, CheckEquivalence(c));
   SCOPED_TRACE(r.ToString());
