@@ -26,7 +26,22 @@ struct Executor::Crew {
   std::vector<absl::Status> statuses;
 };
 
-Executor::Executor(const Program& program) : program_(program), crew_(std::make_shared<Crew>()) {}
+namespace {
+
+// A library's attention is (nn.attention in moe/ir/ops/nn.cc).
+bool MasksByIndex(const Module& module) {
+  for (const auto& function : module.functions()) {
+    for (const auto& node : function->body()) {
+      if (node->Has("library")) return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+Executor::Executor(const Program& program)
+    : program_(program), masks_by_index_(MasksByIndex(*program.module)), crew_(std::make_shared<Crew>()) {}
 
 absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(const Program& program,
                                                            const ExecutorOptions& options) {
@@ -174,10 +189,12 @@ absl::StatusOr<Reports> Executor::RunProgram(const std::string& name, const Step
                                                    inputs.tokens.size(), ", ", inputs.labels.size(), ", ",
                                                    inputs.mask.size(), ", ", inputs.positions.size()));
   }
-  for (size_t i = 1; i < seq; ++i) {  // plans may mask by index
+  for (size_t i = 1; masks_by_index_ && i < seq; ++i) {
     if (inputs.positions[i] > inputs.positions[i - 1]) continue;
-    return absl::InvalidArgumentError(absl::StrCat("positions ascend; number ", i, " is ",
-                                                   inputs.positions[i], " after ", inputs.positions[i - 1]));
+    return absl::InvalidArgumentError(
+        absl::StrCat("positions ascend where attention is masked by index, as "
+                     "here by a library; number ",
+                     i, " is ", inputs.positions[i], " after ", inputs.positions[i - 1]));
   }
   failed_ = RunRanks(name, inputs);
   if (!failed_.ok()) return failed_;

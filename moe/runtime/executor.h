@@ -134,6 +134,7 @@ class Executor : public LogicalSession, private DecisionHook {
                        size_t at);
 
   const Program& program_;
+  const bool masks_by_index_;  // some attention is, so that positions have to ascend
   Communicator* host_ = nullptr;
   absl::Duration timeout_;
   std::unique_ptr<ComputeGate> gate_;

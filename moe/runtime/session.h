@@ -26,7 +26,7 @@ namespace moe {
 struct StepInputs {
   std::vector<int32_t> tokens, labels;    // [global_batch, seq]
   std::vector<float> mask;                // [global_batch, seq], 1 valid / 0 padding
-  std::vector<int32_t> positions;         // [seq], each after the one before it
+  std::vector<int32_t> positions;         // [seq]; ascending where a library computes attention
   std::map<std::string, double> scalars;  // inv_tokens, learning_rate, bias1, bias2, ...
 };
 
