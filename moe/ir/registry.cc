@@ -263,7 +263,8 @@ absl::StatusOr<std::vector<Type>> InferTypes(const Node& n) {
   std::vector<Type> out;
   for (size_t r = 0; r < rule->results.size(); ++r) {
     Type t;
-    const absl::string_view want = r < op.result_dtypes.size() ? absl::string_view(op.result_dtypes[r]) : "=0";
+    const absl::string_view want =
+        r < op.result_dtypes.size() ? absl::string_view(op.result_dtypes[r]) : "=0";
     if (want[0] == '=' || want[0] == '^') {
       int operand = 0;
       CHECK(absl::SimpleAtoi(want.substr(1), &operand)) << op.name;
