@@ -73,4 +73,4 @@ for f in "$top"/bin/* "$top"/lib/*; do objdump -T "$f" 2>/dev/null || true; done
   grep -oE 'GLIBC_[0-9]+\.[0-9]+' | sed 's/GLIBC_//' | sort -uV | tail -n 1 >"$top/glibc.txt"
 
 tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -C "$stage" -cf - switchyard-gpu |
-  xz --threads=2 --lzma2=preset=4,dict=64MiB >"$archive"
+  xz --lzma2=preset=1,dict=64MiB >"$archive"
