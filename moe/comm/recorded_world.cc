@@ -1,21 +1,12 @@
 #include "moe/comm/recorded_world.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 
+#include "moe/base/clock.h"
 #include "moe/base/status.h"
 
 namespace moe {
-namespace {
-
-int64_t Now() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
-
-}  // namespace
 
 class RecordedWorld::Recorded : public Communicator {
  public:
@@ -93,14 +84,14 @@ class RecordedWorld::Recorded : public Communicator {
         std::memcpy(what_, what.data(), what_bytes_);
         ++number_;
         state_ = RecordedCall::kRunning;
-        begin_ = Now();
+        begin_ = NowNanos();
       }
     }
     absl::Status status = call();
     absl::MutexLock lock(&mutex_);
     if (state_ == RecordedCall::kRunning) {
       state_ = status.ok() ? RecordedCall::kDone : RecordedCall::kFailed;
-      end_ = Now();
+      end_ = NowNanos();
     }
     return status;
   }
@@ -129,7 +120,7 @@ absl::StatusOr<Communicator*> RecordedWorld::Group(absl::Span<const int64_t> ran
 }
 
 std::vector<RecordedCall> RecordedWorld::Calls() const {
-  const int64_t now = Now();
+  const int64_t now = NowNanos();
   std::vector<RecordedCall> out;
   absl::MutexLock lock(&mutex_);
   for (const auto& [key, group] : groups_) {
