@@ -223,15 +223,21 @@ absl::Status Executor::InitializeState(uint64_t seed) {
       RankExecutor* rank;
       Tensor* tensor;
     };
-    std::map<std::pair<Dims, Dims>, std::vector<Holder>> blocks;  // replicas are computed once
+    struct Replicas {
+      Block block;
+      std::vector<Holder> holders;
+    };
+    std::map<std::pair<Dims, Dims>, Replicas> blocks;  // replicas are computed once
     for (auto& rank : ranks_) {
       Tensor* t = rank->FindState(s->name);
       if (t == nullptr) continue;
       const Block block = LocalBlock(s->type, program_.module->mesh(), rank->rank());
-      blocks[{block.begin, block.extent}].push_back({rank.get(), t});
+      Replicas& replicas = blocks[{block.begin, block.extent}];
+      replicas.block = block;
+      replicas.holders.push_back({rank.get(), t});
     }
-    for (const auto& [_, holders] : blocks) {
-      const Block block = LocalBlock(s->type, program_.module->mesh(), holders[0].rank->rank());
+    for (const auto& [_, replicas] : blocks) {
+      const auto& [block, holders] = replicas;
       const DType dtype = holders[0].tensor->dtype;
       std::vector<char> shared;
       if (holders.size() > 1 && !init.AllZero()) {

@@ -1,8 +1,8 @@
 // ProcessGroup: the ranks of this process in a run of several processes: their connections, what all agree
 // on, and the flight records that they give each other.
 //
-//   ASSIGN_OR_RETURN(auto group, ProcessGroup::Connect(job.get(), /*num_ranks=*/8, timeout,
-//   connect_timeout)); wanted.host = group->worlds();                              // of the DeviceWorlds
+//   ASSIGN_OR_RETURN(auto group, ProcessGroup::Connect(job.get(), /*num_ranks=*/8, timeout, connecting));
+//   wanted.host = group->worlds();                              // of the DeviceWorlds
 //   options.host = group->host();                               // of the Executor
 //   group->StartReporting([&] { return executor->Flight(); });  // every second, for when this process cannot
 //   ...
