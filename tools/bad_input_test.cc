@@ -66,6 +66,8 @@ TEST_F(BadInputTest, Strategies) {
   ExpectRefused("--global_batch_size=30", {"global_batch_size = 30"});
   ExpectRefused("--device=tpu", {"device = tpu", "cpu, cuda"});
   ExpectRefused("--device=cpu --target=h100", {"device = cpu", "h100", "cuda"});
+  ExpectRefused("--device_timeout=0", {"--device_timeout=0", "seconds above 0"});
+  ExpectRefused("--connect_timeout=-1 --spawn=2", {"--connect_timeout=-1", "0 or above"});
 }
 
 TEST_F(BadInputTest, AllProblemsOfOneConfigurationAtOnce) {

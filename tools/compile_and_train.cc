@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "absl/flags/flag.h"
@@ -150,6 +151,13 @@ int main(int argc, char** argv) {
 
   const absl::StatusOr<std::optional<moe::ProcessPlace>> place = moe::FindProcess(moe::SystemEnvironment());
   if (!place.ok()) return fail(place.status());
+  for (const auto& [name, seconds, least] :
+       {std::tuple{"device_timeout", absl::GetFlag(FLAGS_device_timeout), "above 0"},
+        std::tuple{"connect_timeout", absl::GetFlag(FLAGS_connect_timeout), "0 or above"}}) {
+    if (seconds > 0 || (seconds == 0 && least[0] == '0')) continue;
+    return fail(
+        absl::InvalidArgumentError(absl::StrCat("--", name, "=", seconds, "; legal are seconds ", least)));
+  }
   const int spawn = absl::GetFlag(FLAGS_spawn);
   const bool spawned = place->has_value() && (*place)->spawned;
   if (spawn < 0)
