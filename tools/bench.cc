@@ -14,7 +14,7 @@
 #include "absl/strings/str_split.h"
 #include "moe/base/file.h"
 #include "moe/base/status.h"
-#include "moe/train/config.h"
+#include "moe/train/config/config.h"
 #include "tools/bench_parts.h"
 
 ABSL_FLAG(std::vector<std::string>, only, {},

@@ -15,9 +15,9 @@
 #include "moe/kernels/kernel.h"
 #include "moe/runtime/executor.h"
 #include "moe/runtime/local.h"
-#include "moe/train/config.h"
-#include "moe/train/data.h"
-#include "moe/train/trainer.h"
+#include "moe/train/config/config.h"
+#include "moe/train/data/data.h"
+#include "moe/train/run/trainer.h"
 #include "tools/bench_parts.h"
 #include "tools/bench_table.h"
 

@@ -8,8 +8,8 @@
 #include "moe/base/status.h"
 #include "moe/model/config.h"
 #include "moe/testing/equivalence.h"
-#include "moe/train/summary.h"
-#include "moe/train/validate.h"
+#include "moe/train/run/summary.h"
+#include "moe/train/config/validate.h"
 
 namespace moe {
 

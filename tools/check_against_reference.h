@@ -5,7 +5,7 @@
 #include <string>
 
 #include "absl/status/status.h"
-#include "moe/train/config.h"
+#include "moe/train/config/config.h"
 
 namespace moe {
 

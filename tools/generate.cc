@@ -15,9 +15,9 @@
 #include "moe/base/file.h"
 #include "moe/base/status.h"
 #include "moe/model/config.h"
-#include "moe/train/checkpoint.h"
-#include "moe/train/generator.h"
-#include "moe/train/session_state.h"
+#include "moe/train/checkpoint/checkpoint.h"
+#include "moe/train/run/generator.h"
+#include "moe/train/checkpoint/session_state.h"
 #include "tools/working_directory.h"
 
 ABSL_FLAG(std::string, checkpoint, "", "A checkpoint, a folder of them, or a run directory.");

@@ -10,7 +10,7 @@
 #include "absl/time/clock.h"
 #include "moe/base/clock.h"
 #include "moe/base/status_matchers.h"
-#include "moe/device/delayed_device.h"
+#include "moe/testing/delayed_device.h"
 #include "moe/device/stream_timer.h"
 
 namespace moe {

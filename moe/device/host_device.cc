@@ -11,7 +11,7 @@
 #include "moe/device/copy_rows.h"
 #include "moe/device/reduce.h"
 #include "moe/device/wire_codec.h"
-#include "moe/kernels/convert.h"
+#include "moe/device/convert.h"
 
 namespace moe {
 namespace {

@@ -8,7 +8,7 @@
 #include <limits>
 
 #include "glog/logging.h"
-#include "moe/kernels/convert.h"
+#include "moe/device/convert.h"
 
 namespace moe {
 namespace {

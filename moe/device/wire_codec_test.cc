@@ -7,7 +7,7 @@
 #include <random>
 #include <vector>
 
-#include "moe/kernels/convert.h"
+#include "moe/device/convert.h"
 
 namespace moe {
 namespace {

@@ -5,7 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "glog/logging.h"
-#include "moe/kernels/convert.h"
+#include "moe/device/convert.h"
 #include "moe/kernels/widen.h"
 
 namespace moe {

@@ -8,7 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "moe/base/status.h"
 #include "moe/ir/registry.h"
-#include "moe/kernels/convert.h"
+#include "moe/device/convert.h"
 
 namespace moe {
 namespace {

@@ -13,9 +13,9 @@
 #include "moe/ir/serialize.h"
 #include "moe/ir/text.h"
 #include "moe/ir/verifier.h"
-#include "moe/passes/certify.h"
-#include "moe/passes/plan_memory.h"
-#include "moe/passes/schedule_table.h"
+#include "moe/passes/certify/certify.h"
+#include "moe/passes/memory/plan_memory.h"
+#include "moe/passes/schedule/schedule_table.h"
 
 namespace moe {
 namespace {

@@ -4,7 +4,7 @@
 //   RETURN_IF_ERROR(SavePlan(plan, run_folder));            // plan.pb and, to read, plan.txt
 //   ASSIGN_OR_RETURN(Plan same, LoadPlan(run_folder));      // a folder with plan.pb, or a file
 //
-// Loading trusts nothing: the module is verified and the whole plan certified again (moe/passes/certify.h),
+// Loading trusts nothing: the module is verified and the whole plan certified again (moe/passes/certify/certify.h),
 // so whoever executes a loaded plan may index by what it says. Plain data; one thread at a time.
 #pragma once
 

@@ -17,9 +17,9 @@
 #include "moe/base/status.h"
 #include "moe/base/status_matchers.h"
 #include "moe/comm/in_process/in_process.h"
-#include "moe/device/delayed_device.h"
+#include "moe/testing/delayed_device.h"
 #include "moe/device/host_device.h"
-#include "moe/passes/conversion.h"
+#include "moe/passes/shard/conversion.h"
 
 namespace moe {
 namespace {

@@ -10,7 +10,7 @@
 
 #include "moe/base/status.h"
 #include "moe/base/status_matchers.h"
-#include "moe/device/delayed_device.h"
+#include "moe/testing/delayed_device.h"
 
 namespace moe {
 namespace {

@@ -12,7 +12,7 @@
 #include "absl/strings/str_split.h"
 #include "glog/logging.h"
 #include "moe/ir/builder.h"
-#include "moe/kernels/convert.h"
+#include "moe/device/convert.h"
 
 namespace moe {
 

@@ -9,7 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "moe/base/status.h"
-#include "moe/kernels/convert.h"
+#include "moe/device/convert.h"
 
 namespace moe {
 namespace {

@@ -9,11 +9,11 @@
 #include "moe/model/transformer.h"
 #include "moe/passes/autodiff.h"
 #include "moe/passes/context_parallel.h"
-#include "moe/passes/insert_collectives.h"
-#include "moe/passes/mixed_precision.h"
-#include "moe/passes/partition_stages.h"
+#include "moe/passes/shard/insert_collectives.h"
+#include "moe/passes/precision/mixed_precision.h"
+#include "moe/passes/stages/partition_stages.h"
 #include "moe/passes/pass.h"
-#include "moe/passes/shard.h"
+#include "moe/passes/shard/shard.h"
 
 namespace moe {
 

@@ -13,8 +13,8 @@
 #include "moe/base/textproto.h"
 #include "moe/model/config.h"
 #include "moe/passes/strategy.h"
-#include "moe/train/config.h"
-#include "moe/train/validate.h"
+#include "moe/train/config/config.h"
+#include "moe/train/config/validate.h"
 
 namespace moe {
 namespace {

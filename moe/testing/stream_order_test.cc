@@ -1,4 +1,4 @@
-// Whole plans on devices that check the order of work (moe/device/order_check.h): all that a rank's streams
+// Whole plans on devices that check the order of work (moe/testing/order_check.h): all that a rank's streams
 // and threads do with its memory is ordered by events, and would not be without them.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -17,7 +17,7 @@
 #include "moe/device/cuda/cuda.h"
 #include "moe/device/device.h"
 #include "moe/device/host_device.h"
-#include "moe/device/order_check.h"
+#include "moe/testing/order_check.h"
 #include "moe/ir/state.h"
 #include "moe/model/config.h"
 #include "moe/model/transformer.h"

@@ -5,12 +5,12 @@
         srcs = ["scale.cu", "launch.cc"],
         hdrs = ["scale.h"],
         deps = ["//moe/base:status"],           # of both
-        cuda_deps = ["//moe/device/cuda:cuda"],  # cuda libraries: "x" of "scale", "x_emulated" of "scale_emulated"
-        cuda_libs = ["cublaslt"],                # of the toolkit: targets of @local_cuda and of moe/device/cuda/emulated
+        cuda_deps = ["//moe/device/cuda"],  # cuda libraries: "x" of "scale", "x_emulated" of "scale_emulated"
+        cuda_libs = ["cublaslt"],                # of the toolkit: targets of @local_cuda and of moe/testing/emulated
     )
 
 makes `scale`, by nvcc (.cu) and the host's compiler (.cc) against the toolkit, only where there is one; and
-`scale_emulated`, by the host's compiler against moe/device/cuda/emulated, always. A binary links one of the two worlds.
+`scale_emulated`, by the host's compiler against moe/testing/emulated, always. A binary links one of the two worlds.
 cuda_test makes `name`, tagged gpu, and `name_emulated` likewise; `if_cuda` chooses in other rules.
 
 Objects are linked statically: in a shared library the static CUDA runtime would be lost, and with it symbols that
@@ -32,7 +32,7 @@ _OPTIONS = [
 # nvcc knows pragmas that the host's compiler does not (unroll).
 _COPTS = ["-Wno-unknown-pragmas"]
 
-_EMULATED = "//moe/device/cuda/emulated:"
+_EMULATED = "//moe/testing/emulated:"
 
 def if_cuda(then, otherwise = []):
     """`then` where there is a toolkit."""

@@ -8,7 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "moe/base/status.h"
 #include "moe/device/stream_timer.h"
-#include "moe/kernels/convert.h"
+#include "moe/device/convert.h"
 #include "moe/runtime/local.h"
 #include "tools/bench_table.h"
 

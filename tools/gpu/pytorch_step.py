@@ -101,7 +101,7 @@ class Run:
         return (s["pipeline_model_parallel_size"] * s["data_parallel_size"] * s["context_parallel_size"] *
                 s["tensor_model_parallel_size"])
 
-    def learning_rate(self, step):  # moe/train/learning_rate.h
+    def learning_rate(self, step):  # moe/train/run/learning_rate.h
         t = self.train
         peak, floor, warmup, total = t["lr"], t["min_lr"], t["lr_warmup_iters"], t["train_iters"]
         if step < warmup:
@@ -111,7 +111,7 @@ class Run:
         return floor + 0.5 * (peak - floor) * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
     def batches(self):
-        """Of each step: [sample][seq_length + 1] bytes. The order is that of moe/train/data.h."""
+        """Of each step: [sample][seq_length + 1] bytes. The order is that of moe/train/data/data.h."""
         text = open(self.train["data_path"], "rb").read()
         length, held_out = self.model["seq_length"], self.train["held_out_fraction"]
         n = (len(text) - int(len(text) * held_out) - 1) // length

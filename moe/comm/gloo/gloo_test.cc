@@ -10,7 +10,7 @@
 #include "absl/time/clock.h"
 #include "moe/base/status.h"
 #include "moe/base/status_matchers.h"
-#include "moe/comm/conformance.h"
+#include "moe/testing/conformance.h"
 #include "moe/comm/gloo/gloo_world.h"
 #include "moe/comm/in_process/in_process.h"
 

@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "moe/base/status.h"
-#include "moe/comm/conformance.h"
+#include "moe/testing/conformance.h"
 #include "moe/comm/in_process/in_process.h"
-#include "moe/comm/staged_world.h"
+#include "moe/testing/staged_world.h"
 #include "moe/device/cuda/cuda.h"
 #include "moe/device/device.h"
 

@@ -13,9 +13,9 @@
 #include "moe/base/status.h"
 #include "moe/base/status_matchers.h"
 #include "moe/comm/compute_gate.h"
-#include "moe/comm/conformance.h"
-#include "moe/comm/staged_world.h"
-#include "moe/device/delayed_device.h"
+#include "moe/testing/conformance.h"
+#include "moe/testing/staged_world.h"
+#include "moe/testing/delayed_device.h"
 
 namespace moe {
 namespace {

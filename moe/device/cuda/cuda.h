@@ -1,5 +1,5 @@
 // The CUDA runtime and what the project's own sources write instead of its syntax, so that they compile
-// twice: against the toolkit, and against moe/device/cuda/emulated, where MOE_EMULATED is defined.
+// twice: against the toolkit, and against moe/testing/emulated, where MOE_EMULATED is defined.
 //
 //   template <typename T>
 //   __global__ void Scale(T* x, int64_t n, float by) { ... MOE_DYNAMIC_SHARED(float, sums); ... }

@@ -14,7 +14,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "moe/base/status_matchers.h"
-#include "moe/kernels/convert.h"
+#include "moe/device/convert.h"
 #include "moe/kernels/kernel.h"
 #include "moe/testing/op_cases.h"
 #include "moe/testing/op_cases_run.h"

@@ -2,7 +2,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "moe/kernels/convert.h"
+#include "moe/device/convert.h"
 #include "moe/kernels/cpu/families.h"
 #include "moe/kernels/cpu/gemm.h"
 #include "moe/kernels/cpu/simd.h"

@@ -7,7 +7,7 @@
 #include <type_traits>
 
 #include "absl/types/span.h"
-#include "moe/kernels/convert.h"
+#include "moe/device/convert.h"
 #include "moe/kernels/cpu/simd.h"
 #include "moe/kernels/kernel.h"
 

@@ -13,7 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "moe/base/status_matchers.h"
-#include "moe/kernels/convert.h"
+#include "moe/device/convert.h"
 #include "moe/kernels/cuda/nvrtc.h"
 
 namespace moe {

@@ -1,6 +1,0 @@
-// Prints the table of bubble shares in docs/plans.md.
-#include <cstdio>
-
-#include "moe/passes/bubble.h"
-
-int main() { std::fputs(moe::BubbleTableMarkdown().c_str(), stdout); }

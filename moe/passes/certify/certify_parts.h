@@ -1,0 +1,55 @@
+// The parts of certify, each with what it needs of the program. Private to certify*.cc.
+#pragma once
+
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "moe/ir/program.h"
+#include "moe/passes/certify/certify.h"
+
+namespace moe {
+
+// What the program claims to be, checked for shape by BuildFrame; the other parts index by it without asking
+// again.
+struct ProgramFrame {
+  const Program* program = nullptr;
+  const Module* module = nullptr;
+  int stages = 0, chunks = 0, microbatches = 0;
+  std::vector<const Function*> forward;                // by chunk
+  std::vector<std::vector<const Function*>> backward;  // by chunk: @backward, or @input_grad and @weight_grad
+  std::vector<const Function*> update, report;         // by stage; may be null
+  bool Split(int chunk) const { return backward[chunk].size() > 1; }
+  // Boundary values that a function takes and gives.
+  struct Ports {
+    std::set<std::string> in, out;
+  };
+  std::map<std::string, Ports> ports;  // by function
+};
+
+template <typename... Args>
+absl::Status Uncertified(const Args&... args) {
+  return absl::FailedPreconditionError(absl::StrCat("certify: ", args...));
+}
+
+// "stage 1 (ranks 4-7)"
+std::string StageName(const Module& module, int stage);
+
+absl::Status BuildFrame(const Program& program, ProgramFrame* frame);
+// Indices and names of every action are within bounds; counts of (c).
+absl::Status CheckActions(const ProgramFrame& f);
+// (a) within a function; (d).
+absl::Status CheckCollectives(const ProgramFrame& f);
+absl::Status CheckCoverage(const ProgramFrame& f);
+// (b), the rendezvous of stage_reduce, and the contents of slots.
+absl::Status CheckWaits(const ProgramFrame& f, const std::string& name);
+// (e) of exchanges in flight between functions.
+absl::Status CheckFutures(const ProgramFrame& f);
+// (e)
+absl::Status CheckMemory(const ProgramFrame& f, const CertifyOptions& options);
+
+}  // namespace moe

@@ -1,0 +1,64 @@
+#include "moe/passes/overlap/node_order.h"
+
+#include <algorithm>
+#include <string>
+
+#include "absl/strings/match.h"
+#include "moe/ir/registry.h"
+#include "moe/ir/state.h"
+
+namespace moe {
+
+NodeOrder::NodeOrder(const Function& f) {
+  for (const auto& n : f.body()) {
+    index_[n.get()] = static_cast<int>(nodes_.size());
+    nodes_.push_back(n.get());
+  }
+  before_.resize(nodes_.size());
+  after_.resize(nodes_.size());
+  std::map<std::string, Node*> written_by;  // state -> the node that gives its new value
+  for (int r = 0; r < f.num_results(); ++r) {
+    if (BindingKind(f.result_binding(r)) != "state" || f.result(r).node->Is("arg")) continue;
+    written_by[std::string(BindingName(f.result_binding(r)))] = f.result(r).node;
+  }
+  const auto readers_before = [&](Value v, int i) {
+    for (const Use& u : v.node->uses(v.index)) {
+      const auto reader = index_.find(u.user);
+      if (reader != index_.end() && reader->second < i) before_[i].push_back(reader->second);
+    }
+  };
+  for (int i = 0; i < size(); ++i) {
+    Node* n = nodes_[i];
+    for (const Value& v : n->operands()) {
+      const auto it = index_.find(v.node);
+      if (it != index_.end()) before_[i].push_back(it->second);
+    }
+    for (int result = 0; result < n->num_results(); ++result) {
+      const int operand = InPlaceOperand(*n, result);
+      if (operand >= 0) readers_before(n->operand(operand), i);
+    }
+  }
+  for (const Node* a : f.args()) {
+    if (BindingKind(a->attributes()) != "state") continue;
+    const auto writer = written_by.find(std::string(BindingName(a->attributes())));
+    if (writer != written_by.end()) readers_before(Value{const_cast<Node*>(a), 0}, index_.at(writer->second));
+  }
+  for (int i = 0; i < size(); ++i) {
+    std::vector<int>& b = before_[i];
+    std::sort(b.begin(), b.end());
+    b.erase(std::unique(b.begin(), b.end()), b.end());
+    for (const int j : b) after_[j].push_back(i);
+  }
+}
+
+std::string LayerOfScope(const std::string& scope) {
+  if (!absl::StartsWith(scope, "layers.")) return scope;
+  const size_t dot = scope.find('.', 7);
+  return dot == std::string::npos ? scope : scope.substr(0, dot);
+}
+
+void Rearrange(Function& f, absl::Span<Node* const> order) {
+  for (Node* n : order) f.MoveBefore(n, nullptr);
+}
+
+}  // namespace moe

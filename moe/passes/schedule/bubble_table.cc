@@ -1,0 +1,6 @@
+// Prints the table of bubble shares in docs/plans.md.
+#include <cstdio>
+
+#include "moe/passes/schedule/bubble.h"
+
+int main() { std::fputs(moe::BubbleTableMarkdown().c_str(), stdout); }

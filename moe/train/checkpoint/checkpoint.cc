@@ -1,0 +1,444 @@
+#include "moe/train/checkpoint/checkpoint.h"
+
+#include <sys/stat.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
+#include "google/protobuf/io/tokenizer.h"
+#include "google/protobuf/text_format.h"
+#include "moe/base/status.h"
+#include "moe/model/config.h"
+#include "nlohmann/json.hpp"
+
+namespace moe {
+namespace {
+
+using ::nlohmann::json;
+
+constexpr absl::string_view kFormat = "switchyard-checkpoint";
+constexpr absl::string_view kManifest = "manifest.json";
+constexpr int64_t kMaxManifest = 256 << 20;
+
+struct DTypePair {
+  DType dtype;
+  absl::string_view stored;
+};
+constexpr DTypePair kDTypes[] = {
+    {DType::kPred, "BOOL"}, {DType::kS32, "I32"}, {DType::kS64, "I64"}, {DType::kBF16, "BF16"},
+    {DType::kF16, "F16"},   {DType::kF32, "F32"}, {DType::kF64, "F64"}, {DType::kF8E4M3, "F8_E4M3"},
+};
+
+absl::string_view StoredName(DType dtype) {
+  for (const DTypePair& pair : kDTypes) {
+    if (pair.dtype == dtype) return pair.stored;
+  }
+  return "";
+}
+
+std::string SpecText(absl::string_view dtype, absl::Span<const int64_t> dims) {
+  return absl::StrCat(dtype, "[", absl::StrJoin(dims, ", "), "]");
+}
+std::string SpecText(const TensorSpec& spec) { return SpecText(StoredName(spec.dtype), spec.dims); }
+
+// What readers of the wider world look for.
+std::map<std::string, std::string> ShardMetadata() { return {{"format", "pt"}}; }
+
+std::string Hex(uint64_t hash) { return absl::StrFormat("%016x", hash); }
+
+uint64_t HashOf(absl::string_view bytes) { return XXH64(bytes.data(), bytes.size(), 0); }
+
+// Keys are sorted by the JSON library, so the same contents always give the same text, and the same hash.
+std::string Checksum(json manifest) {
+  manifest.erase("checksum");
+  return Hex(HashOf(manifest.dump()));
+}
+
+// Greedy split of tensors, in the given order, into files of at most `limit` bytes (one tensor may exceed
+// it).
+std::vector<std::vector<const LogicalTensor*>> SplitIntoShards(
+    const std::vector<const LogicalTensor*>& tensors, const std::vector<int64_t>& bytes, int64_t limit) {
+  std::vector<std::vector<const LogicalTensor*>> shards(1);
+  int64_t used = 0;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (!shards.back().empty() && used + bytes[i] > limit) {
+      shards.emplace_back();
+      used = 0;
+    }
+    shards.back().push_back(tensors[i]);
+    used += bytes[i];
+  }
+  return shards;
+}
+
+class FirstError : public google::protobuf::io::ErrorCollector {
+ public:
+  void AddError(int line, int column, const std::string& text) override {
+    if (message.empty()) message = absl::StrCat(line + 1, ":", column + 1, ": ", text);
+  }
+  std::string message;
+};
+
+// Reads members of the manifest; remembers the first that is missing or of the wrong kind.
+class Members {
+ public:
+  explicit Members(const json& object) : object_(object) {}
+  template <typename T>
+  T Get(const char* key) {
+    T value{};
+    const auto it = object_.find(key);
+    bool good = it != object_.end();
+    if constexpr (std::is_same_v<T, std::string>) {
+      good = good && it->is_string();
+    } else if constexpr (std::is_same_v<T, double>) {
+      good = good && it->is_number();
+    } else if constexpr (std::is_same_v<T, uint64_t>) {
+      good = good && it->is_number_unsigned();
+    } else {
+      good = good && it->is_number_integer();
+    }
+    if (good) {
+      value = it->template get<T>();
+    } else if (status_.ok()) {
+      status_ = absl::InvalidArgumentError(absl::StrCat("\"", key, "\" is missing or of the wrong kind"));
+    }
+    return value;
+  }
+  const absl::Status& status() const { return status_; }
+
+ private:
+  const json& object_;
+  absl::Status status_;
+};
+
+}  // namespace
+
+absl::Status WriteCheckpoint(const std::string& dir, const CheckpointMeta& meta,
+                             const std::vector<LogicalTensor>& tensors, int64_t max_shard_bytes) {
+  std::vector<const LogicalTensor*> order;
+  for (const LogicalTensor& t : tensors) order.push_back(&t);
+  std::sort(order.begin(), order.end(), [](const auto* a, const auto* b) { return a->name < b->name; });
+  std::vector<int64_t> sizes;
+  for (size_t i = 0; i < order.size(); ++i) {
+    if (i > 0 && order[i]->name == order[i - 1]->name) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("checkpoint has two tensors called \"", order[i]->name, "\""));
+    }
+    ASSIGN_OR_RETURN(const int64_t bytes, SafetensorsBytes(StoredName(order[i]->dtype), order[i]->dims));
+    sizes.push_back(bytes);
+  }
+
+  absl::StatusOr<AtomicFolder> folder = AtomicFolder::Create(dir);
+  if (!folder.ok()) return Annotate(folder.status(), "cannot write a checkpoint");
+  json files = json::array(), listed = json::array();
+  const auto shards = SplitIntoShards(order, sizes, max_shard_bytes);
+  for (size_t s = 0; s < shards.size(); ++s) {
+    const std::string name = ShardFileName("model", s + 1, shards.size());
+    SafetensorsWriter writer;
+    for (const LogicalTensor* t : shards[s]) {
+      writer.Add({t->name, std::string(StoredName(t->dtype)), t->dims}, t->fill);
+    }
+    std::map<std::string, uint64_t> hashes;
+    const absl::Status written =
+        writer.Write(JoinPath(folder->path(), name), ShardMetadata(),
+                     [&](const SafetensorsEntry& entry, absl::Span<const char> bytes) {
+                       hashes[entry.name] = HashOf(absl::string_view(bytes.data(), bytes.size()));
+                     });
+    if (!written.ok()) return Annotate(written, "cannot write a checkpoint");
+    ASSIGN_OR_RETURN(const std::string header, writer.Header(ShardMetadata()));
+    int64_t bytes = static_cast<int64_t>(header.size());
+    for (const LogicalTensor* t : shards[s]) bytes += *SafetensorsBytes(StoredName(t->dtype), t->dims);
+    files.push_back({{"name", name}, {"bytes", bytes}, {"header_xxh64", Hex(HashOf(header))}});
+    for (const LogicalTensor* t : shards[s]) {
+      listed.push_back({{"name", t->name},
+                        {"dtype", std::string(StoredName(t->dtype))},
+                        {"shape", t->dims},
+                        {"file", name},
+                        {"xxh64", Hex(hashes[t->name])}});
+    }
+  }
+  json manifest = {
+      {"format", std::string(kFormat)},
+      {"format_version", kCheckpointFormatVersion},
+      {"model_config", meta.model_config},
+      {"run_config", meta.run_config},
+      {"step", meta.step},
+      {"consumed_samples", meta.consumed_samples},
+      {"skipped_steps", meta.skipped_steps},
+      {"nan_steps", meta.nan_steps},
+      {"consecutive_skips", meta.consecutive_skips},
+      {"loss_scale", meta.loss_scale.value},
+      {"loss_scale_finite_steps", meta.loss_scale.finite_steps},
+      {"loss_scale_tolerance", meta.loss_scale.tolerance},
+      {"seed", meta.seed},
+      {"data_fingerprint", meta.data_fingerprint},
+      {"files", files},
+      {"tensors", listed},
+  };
+  std::string text;
+  try {
+    manifest["checksum"] = Checksum(manifest);
+    text = manifest.dump(1) + "\n";
+  } catch (const json::exception& e) {  // thrown for strings that are not UTF-8
+    return absl::InvalidArgumentError(
+        absl::StrCat("the checkpoint's configuration is not UTF-8: ", e.what()));
+  }
+  RETURN_IF_ERROR(WriteFile(JoinPath(folder->path(), kManifest), text));
+  return folder->Commit();
+}
+
+absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& dir) {
+  auto result = std::unique_ptr<Checkpoint>(new Checkpoint);
+  result->dir_ = dir;
+  const std::string where = JoinPath(dir, kManifest);
+  if (!FileExists(where)) {
+    return absl::NotFoundError(absl::StrCat(dir, " is not a checkpoint: it has no ", kManifest));
+  }
+  auto wrong = [&](absl::string_view what) { return absl::DataLossError(absl::StrCat(where, ": ", what)); };
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(where, kMaxManifest));
+  const json manifest = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (manifest.is_discarded() || !manifest.is_object())
+    return wrong("not a JSON object; truncated or damaged");
+  Members members(manifest);
+  if (members.Get<std::string>("format") != kFormat) return wrong(absl::StrCat("not of format ", kFormat));
+  const int64_t version = members.Get<int64_t>("format_version");
+  if (members.status().ok() && version > kCheckpointFormatVersion) {
+    return absl::FailedPreconditionError(absl::StrCat(where, ": format_version ", version, " is newer than ",
+                                                      kCheckpointFormatVersion,
+                                                      ", the newest that this build reads"));
+  }
+  if (members.Get<std::string>("checksum") != Checksum(manifest)) {
+    return wrong("its checksum does not match; it was damaged or edited");
+  }
+  CheckpointMeta& meta = result->meta_;
+  meta.model_config = members.Get<std::string>("model_config");
+  meta.run_config = members.Get<std::string>("run_config");
+  meta.step = members.Get<int64_t>("step");
+  meta.consumed_samples = members.Get<int64_t>("consumed_samples");
+  meta.skipped_steps = members.Get<int64_t>("skipped_steps");
+  meta.nan_steps = members.Get<int64_t>("nan_steps");
+  meta.consecutive_skips = members.Get<int64_t>("consecutive_skips");
+  if (manifest.contains("loss_scale")) {
+    meta.loss_scale = {members.Get<double>("loss_scale"), members.Get<int64_t>("loss_scale_finite_steps"),
+                       members.Get<int64_t>("loss_scale_tolerance")};
+  }
+  meta.seed = members.Get<uint64_t>("seed");
+  meta.data_fingerprint = members.Get<std::string>("data_fingerprint");
+  if (!members.status().ok()) return wrong(members.status().message());
+
+  const json empty = json::array();
+  const json& files = manifest.contains("files") ? manifest["files"] : empty;
+  const json& tensors = manifest.contains("tensors") ? manifest["tensors"] : empty;
+  if (!files.is_array() || !tensors.is_array()) return wrong("\"files\" or \"tensors\" is not a list");
+  std::map<std::string, size_t> file_index;
+  size_t entries = 0;
+  for (const json& item : files) {
+    if (!item.is_object()) return wrong("\"files\" has an element that is not an object");
+    Members file(item);
+    const std::string name = file.Get<std::string>("name");
+    const int64_t bytes = file.Get<int64_t>("bytes");
+    const std::string header_hash = file.Get<std::string>("header_xxh64");
+    if (!file.status().ok()) return wrong(file.status().message());
+    const absl::Status plain = CheckPlainFileName(name);
+    if (!plain.ok()) return wrong(plain.message());
+    const std::string path = JoinPath(dir, name);
+    struct stat info;
+    if (::lstat(path.c_str(), &info) != 0) return wrong(absl::StrCat("its file ", name, " is missing"));
+    if (!S_ISREG(info.st_mode)) return wrong(absl::StrCat("its file ", name, " is not a regular file"));
+    if (info.st_size != bytes) {
+      return absl::DataLossError(absl::StrCat(path, ": ", info.st_size < bytes ? "truncated: " : "",
+                                              "it has ", info.st_size, " bytes, the manifest says ", bytes));
+    }
+    ASSIGN_OR_RETURN(auto opened, SafetensorsFile::Open(path));
+    ASSIGN_OR_RETURN(const std::string header, opened->ReadHeader());
+    if (Hex(HashOf(header)) != header_hash) {
+      return absl::DataLossError(
+          absl::StrCat(path, ": its header is damaged or edited; the hash does not match"));
+    }
+    if (!file_index.emplace(name, result->files_.size()).second)
+      return wrong(absl::StrCat("lists ", name, " twice"));
+    entries += opened->entries().size();
+    result->files_.push_back(std::move(opened));
+  }
+  for (const json& item : tensors) {
+    if (!item.is_object()) return wrong("\"tensors\" has an element that is not an object");
+    Members tensor(item);
+    TensorSpec spec{.name = tensor.Get<std::string>("name")};
+    const std::string dtype = tensor.Get<std::string>("dtype"), file = tensor.Get<std::string>("file");
+    const std::string hash_text = tensor.Get<std::string>("xxh64");
+    if (!tensor.status().ok())
+      return wrong(absl::StrCat("tensor \"", spec.name, "\": ", tensor.status().message()));
+    uint64_t hash = 0;
+    const auto known = std::find_if(std::begin(kDTypes), std::end(kDTypes),
+                                    [&](const DTypePair& pair) { return pair.stored == dtype; });
+    const auto at = file_index.find(file);
+    if (known == std::end(kDTypes) || at == file_index.end() || !absl::SimpleHexAtoi(hash_text, &hash)) {
+      return wrong(absl::StrCat("tensor \"", spec.name, "\" has an unknown dtype, file or hash"));
+    }
+    spec.dtype = known->dtype;
+    const SafetensorsEntry* entry = result->files_[at->second]->Find(spec.name);
+    if (entry == nullptr) return wrong(absl::StrCat("tensor \"", spec.name, "\" is not in ", file));
+    const json shape = item.value("shape", json());
+    if (dtype != entry->dtype || shape != json(entry->shape)) {
+      return wrong(absl::StrCat("tensor \"", spec.name, "\" is ", dtype, shape.dump(), " here but ",
+                                SpecText(entry->dtype, entry->shape), " in ", file));
+    }
+    spec.dims = entry->shape;
+    if (!result->stored_.emplace(spec.name, Stored{at->second, hash}).second) {
+      return wrong(absl::StrCat("lists tensor \"", spec.name, "\" twice"));
+    }
+    result->specs_.push_back(std::move(spec));
+  }
+  if (entries != result->specs_.size()) {
+    return wrong(absl::StrCat("lists ", result->specs_.size(), " tensors, its files hold ", entries));
+  }
+  std::sort(result->specs_.begin(), result->specs_.end(),
+            [](const TensorSpec& a, const TensorSpec& b) { return a.name < b.name; });
+  return result;
+}
+
+const TensorSpec* Checkpoint::Find(absl::string_view name) const {
+  const auto it = std::lower_bound(specs_.begin(), specs_.end(), name,
+                                   [](const TensorSpec& spec, absl::string_view n) { return spec.name < n; });
+  return it != specs_.end() && it->name == name ? &*it : nullptr;
+}
+
+absl::Status Checkpoint::CheckHash(absl::string_view name, const Stored& stored) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (verified_.find(name) != verified_.end()) return absl::OkStatus();
+  }
+  // Two threads may hash the same tensor at once; both come to the same answer.
+  const SafetensorsFile& file = *files_[stored.file];
+  const SafetensorsEntry& entry = *file.Find(name);
+  std::unique_ptr<XXH64_state_t, decltype(&XXH64_freeState)> state(XXH64_createState(), XXH64_freeState);
+  XXH64_reset(state.get(), 0);
+  std::vector<char> block(std::min<int64_t>(entry.bytes, 4 << 20));
+  for (int64_t begin = 0; begin < entry.bytes; begin += static_cast<int64_t>(block.size())) {
+    const int64_t count = std::min<int64_t>(block.size(), entry.bytes - begin);
+    RETURN_IF_ERROR(file.ReadBytes(entry, begin, absl::MakeSpan(block.data(), count)));
+    XXH64_update(state.get(), block.data(), count);
+  }
+  const uint64_t hash = XXH64_digest(state.get());
+  if (hash != stored.hash) {
+    return absl::DataLossError(absl::StrCat(file.path(), ": tensor \"", name,
+                                            "\" is damaged: its bytes hash to ", Hex(hash), ", saved were ",
+                                            Hex(stored.hash)));
+  }
+  absl::MutexLock lock(&mutex_);
+  verified_.emplace(name);
+  return absl::OkStatus();
+}
+
+absl::Status Checkpoint::Read(absl::string_view name, absl::Span<const int64_t> offsets,
+                              absl::Span<const int64_t> extents, absl::Span<char> out) {
+  const auto it = stored_.find(name);
+  if (it == stored_.end()) return absl::NotFoundError(absl::StrCat(dir_, " has no tensor \"", name, "\""));
+  RETURN_IF_ERROR(CheckHash(name, it->second));
+  const SafetensorsFile& file = *files_[it->second.file];
+  return file.ReadSlice(*file.Find(name), offsets, extents, out);
+}
+
+absl::Status Checkpoint::ReadAll(absl::string_view name, absl::Span<char> out) {
+  const TensorSpec* spec = Find(name);
+  if (spec == nullptr) return absl::NotFoundError(absl::StrCat(dir_, " has no tensor \"", name, "\""));
+  return Read(name, std::vector<int64_t>(spec->dims.size(), 0), spec->dims, out);
+}
+
+absl::Status Checkpoint::Verify() {
+  for (const auto& [name, stored] : stored_) RETURN_IF_ERROR(CheckHash(name, stored));
+  return absl::OkStatus();
+}
+
+absl::Status Checkpoint::CheckTensors(absl::Span<const TensorSpec> expected,
+                                      const std::vector<std::string>& optional_prefixes) const {
+  std::vector<std::string> problems;
+  std::set<std::string> names;
+  for (const TensorSpec& want : expected) {
+    names.insert(want.name);
+    const TensorSpec* have = Find(want.name);
+    if (have == nullptr) {
+      problems.push_back(absl::StrCat(want.name, ": missing; this model needs ", SpecText(want)));
+    } else if (have->dtype != want.dtype || have->dims != want.dims) {
+      problems.push_back(
+          absl::StrCat(want.name, ": saved as ", SpecText(*have), ", this model needs ", SpecText(want)));
+    }
+  }
+  for (const TensorSpec& have : specs_) {
+    const bool optional =
+        std::any_of(optional_prefixes.begin(), optional_prefixes.end(),
+                    [&](const std::string& prefix) { return absl::StartsWith(have.name, prefix); });
+    if (!optional && names.count(have.name) == 0) {
+      problems.push_back(absl::StrCat(have.name, ": not a tensor of this model"));
+    }
+  }
+  if (problems.empty()) return absl::OkStatus();
+  constexpr size_t kShown = 20;
+  const size_t hidden = problems.size() > kShown ? problems.size() - kShown : 0;
+  if (hidden > 0) problems.resize(kShown);
+  return absl::FailedPreconditionError(
+      absl::StrCat(dir_, " is a checkpoint of another model:\n  ", absl::StrJoin(problems, "\n  "),
+                   hidden > 0 ? absl::StrCat("\n  and ", hidden, " more") : ""));
+}
+
+absl::Status CheckSameModel(const std::string& saved_text, const ModelConfig& wanted_config) {
+  // These change neither the parameters nor the function that they compute on an unmasked token.
+  static const auto* const ignored = new std::set<std::string>{
+      "name",     "seq_length",     "capacity_factor", "routing_groups_per_sequence",
+      "init_std", "aux_loss_coeff", "aux_loss_scope",  "z_loss_coeff",
+      "dtype",    "vocab_blocks"};
+  ModelConfig saved;
+  FirstError error;
+  google::protobuf::TextFormat::Parser parser;
+  parser.RecordErrorsTo(&error);
+  if (!parser.ParseFromString(saved_text, &saved)) {
+    return absl::DataLossError(
+        absl::StrCat("the checkpoint's model configuration does not parse: ", error.message));
+  }
+  saved = ResolveModelConfig(std::move(saved));
+  const ModelConfig wanted = ResolveModelConfig(wanted_config);
+  const google::protobuf::Descriptor* descriptor = ModelConfig::descriptor();
+  google::protobuf::TextFormat::Printer printer;
+  std::vector<std::string> differences;
+  for (int i = 0; i < descriptor->field_count(); ++i) {
+    const google::protobuf::FieldDescriptor* field = descriptor->field(i);
+    if (field->is_repeated() || ignored->count(field->name()) > 0) continue;
+    std::string a, b;
+    printer.PrintFieldValueToString(saved, field, -1, &a);
+    printer.PrintFieldValueToString(wanted, field, -1, &b);
+    if (a != b) differences.push_back(absl::StrCat(field->name(), ": checkpoint ", a, ", this run ", b));
+  }
+  if (differences.empty()) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("the checkpoint is of another model:\n  ", absl::StrJoin(differences, "\n  ")));
+}
+
+std::string CheckpointName(int64_t step) { return absl::StrFormat("step_%08d", step); }
+
+absl::StatusOr<std::string> FindLatestCheckpoint(const std::string& root) {
+  if (FileExists(JoinPath(root, kManifest))) return root;  // it is one itself
+  absl::StatusOr<std::vector<std::string>> names = ListFolder(root);
+  if (!names.ok()) return Annotate(names.status(), "no checkpoint");
+  int64_t best = -1;
+  for (const std::string& name : *names) {
+    int64_t step = -1;
+    absl::string_view digits = name;
+    if (!absl::ConsumePrefix(&digits, "step_") || !absl::SimpleAtoi(digits, &step)) continue;
+    if (step > best && name == CheckpointName(step) &&
+        FileExists(JoinPath(JoinPath(root, name), kManifest))) {
+      best = step;
+    }
+  }
+  if (best < 0) return absl::NotFoundError(absl::StrCat("there is no checkpoint in ", root));
+  return JoinPath(root, CheckpointName(best));
+}
+
+}  // namespace moe

@@ -1,0 +1,127 @@
+// Checkpoints: logical tensors (global shapes, no layout) and where the run stood, in a folder that is whole
+// or absent.
+//
+//   manifest.json                       format version, configuration, position of the run, every tensor with
+//   its hash model-00001-of-00002.safetensors    the tensors, whole, in shards of bounded size
+//
+// Because a tensor is stored with its global shape, any plan loads what any plan saved: each rank reads the
+// box that it owns.
+//
+//   CheckpointMeta meta{.model_config = ..., .step = 300, .consumed_samples = 9600};
+//   RETURN_IF_ERROR(WriteCheckpoint("runs/7/checkpoint/step_00000300", meta, tensors));
+//
+//   ASSIGN_OR_RETURN(auto checkpoint, Checkpoint::Open("runs/7/checkpoint/step_00000300"));
+//   RETURN_IF_ERROR(CheckSameModel(checkpoint->meta().model_config, config.model()));
+//   RETURN_IF_ERROR(checkpoint->Read("layers.0.wq", {0, 64}, {128, 64}, bytes));
+//
+// A checkpoint is untrusted: Open checks the manifest's own hash, names, sizes and shapes; a tensor's bytes
+// are hashed in full before the first of its values is handed out. An open checkpoint may be read from
+// several threads.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/types/span.h"
+#include "moe/ir/types.h"
+#include "moe/model/config.pb.h"
+#include "moe/train/run/loss_scale.h"
+#include "moe/train/checkpoint/safetensors.h"
+
+namespace moe {
+
+inline constexpr int kCheckpointFormatVersion = 1;
+
+struct CheckpointMeta {
+  std::string model_config;      // ModelConfig as textproto
+  std::string run_config;        // everything that was resolved, for the record
+  int64_t step = 0;              // completed steps
+  int64_t consumed_samples = 0;  // position in the data, whose order is a function of (seed, sample index)
+  int64_t skipped_steps = 0;     // of all, those not applied because something was not finite
+  int64_t nan_steps = 0;
+  int64_t consecutive_skips = 0;  // up to now
+  LossScale::State loss_scale;    // value 0: the run had none
+  uint64_t seed = 0;
+  std::string data_fingerprint;  // of the training text; see Dataset::Fingerprint
+};
+
+struct LogicalTensor {
+  std::string name;
+  DType dtype = DType::kF32;
+  std::vector<int64_t> dims;                           // global
+  std::function<absl::Status(absl::Span<char>)> fill;  // writes all bytes, row-major
+};
+
+struct TensorSpec {
+  std::string name;
+  DType dtype = DType::kF32;
+  std::vector<int64_t> dims;
+  friend bool operator==(const TensorSpec&, const TensorSpec&) = default;
+};
+
+// Writes into a temporary folder beside `dir`, syncs, renames. On an error, `dir` is what it was before.
+// Tensors are filled one at a time, in the order of the files.
+absl::Status WriteCheckpoint(const std::string& dir, const CheckpointMeta& meta,
+                             const std::vector<LogicalTensor>& tensors,
+                             int64_t max_shard_bytes = 5'000'000'000);
+
+class Checkpoint {
+ public:
+  static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& dir);
+
+  const CheckpointMeta& meta() const { return meta_; }
+  const std::vector<TensorSpec>& tensors() const { return specs_; }  // by name
+  const TensorSpec* Find(absl::string_view name) const;              // null if there is none
+
+  // The box [offsets, offsets + extents) of a tensor, packed row-major. DataLoss if the tensor's bytes are
+  // not those that were saved.
+  absl::Status Read(absl::string_view name, absl::Span<const int64_t> offsets,
+                    absl::Span<const int64_t> extents, absl::Span<char> out);
+  absl::Status ReadAll(absl::string_view name, absl::Span<char> out);
+
+  // Hashes every tensor.
+  absl::Status Verify();
+
+  // Names all tensors that are missing, unexpected, or of another dtype or shape. `optional_prefixes`:
+  // tensors whose names begin so may be in the checkpoint without being expected (moments, when only weights
+  // are wanted).
+  absl::Status CheckTensors(absl::Span<const TensorSpec> expected,
+                            const std::vector<std::string>& optional_prefixes = {}) const;
+
+ private:
+  struct Stored {
+    size_t file;  // in files_
+    uint64_t hash;
+  };
+  Checkpoint() = default;
+  absl::Status CheckHash(absl::string_view name, const Stored& stored);
+
+  std::string dir_;
+  CheckpointMeta meta_;
+  std::vector<std::unique_ptr<SafetensorsFile>> files_;
+  std::vector<TensorSpec> specs_;
+  std::map<std::string, Stored, std::less<>> stored_;
+  absl::Mutex mutex_;
+  std::set<std::string, std::less<>> verified_ ABSL_GUARDED_BY(mutex_);
+};
+
+// FailedPrecondition naming every field that makes `saved` (textproto) another model than `wanted`. Fields
+// that change neither the tensors nor what they compute are ignored: the name, loss coefficients, capacity,
+// sequence length, ...
+absl::Status CheckSameModel(const std::string& saved, const ModelConfig& wanted);
+
+// "step_00000300"; and the folder of the highest step under `root`, or NotFound.
+std::string CheckpointName(int64_t step);
+absl::StatusOr<std::string> FindLatestCheckpoint(const std::string& root);
+
+}  // namespace moe

@@ -1,0 +1,62 @@
+// The configuration of a run: defaults, text, and what the other layers make of it.
+//
+//   RunConfig config = DefaultRunConfig();
+//   RETURN_IF_ERROR(MergeRunConfigFile("my.textproto", config));   // flags.h puts flags on top
+//   config = ResolveRunConfig(config);
+//   RETURN_IF_ERROR(ValidateRunConfig(config));                    // validate.h
+//   Strategy strategy = StrategyOf(config);
+//
+// Plain functions over values; thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "moe/cost/target.h"
+#include "moe/passes/strategy.h"
+#include "moe/train/config/config.pb.h"
+
+namespace moe {
+
+// A small MoE transformer on English text: 8 virtual devices, pp 2 x dp 2 x tp 2, experts over ep 2 inside
+// dp; 4 microbatches of 8 x 128 tokens.
+RunConfig DefaultRunConfig();
+
+// Overlays a textproto file. InvalidArgument naming every unknown field with line and column.
+absl::Status MergeRunConfigFile(const std::string& path, RunConfig& config);
+
+// Fills in every field whose zero stands for something else. What cannot be resolved stays, for
+// ValidateRunConfig.
+RunConfig ResolveRunConfig(RunConfig config);
+
+// The resolved configuration as the strategy of the passes. `microbatches` is what the batch sizes give, at
+// least 1.
+Strategy StrategyOf(const RunConfig& resolved);
+// The reverse, for a strategy given in compact words ("pp=2 tp=4 sp"); micro_batch_size follows from its
+// microbatches where it names them.
+void SetStrategy(const Strategy& strategy, RunConfig& config);
+
+// The target of the passes, with the links that the configuration names.
+Target TargetOf(const RunConfig& resolved);
+
+// Microbatches of a step: global_batch_size / (micro_batch_size x data_parallel_size); 0 if that is no whole
+// number.
+int64_t NumMicrobatches(const RunConfig& resolved);
+
+// Lengths of `length_buckets`, or the model's own. InvalidArgument if the text is no ascending list.
+absl::StatusOr<std::vector<int64_t>> LengthsOf(const RunConfig& resolved);
+
+// All fields, zeros included; parses back to the same configuration over any defaults.
+std::string RunConfigToText(const RunConfig& config);
+
+// $XDG_CACHE_HOME/switchyard/english.txt, with ~/.cache where that is not set: what setup.sh makes.
+std::string DefaultDataPath();
+
+// The line of the summary: "8 virtual devices   pp 2 x dp 2 x tp 2   experts: ep 2, edp 1, etp 2   1F1B, 4
+// microbatches of 8 x 128".
+std::string DescribeStrategy(const RunConfig& resolved);
+
+}  // namespace moe

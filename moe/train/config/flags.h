@@ -1,0 +1,25 @@
+// Command-line flags of a run, in Megatron's words, over a textproto, over the defaults.
+//
+//   absl::ParseCommandLine(argc, argv);                     // also reads --flagfile
+//   ASSIGN_OR_RETURN(RunConfig config, RunConfigFromFlags());   // resolved; still to be validated
+//
+// In this order, later ones win: DefaultRunConfig(), --config=FILE (RunConfig), --model=FILE (ModelConfig,
+// replaces the whole model), --strategy="pp=2 tp=4 ep=8" (replaces the whole strategy), single flags. A flag
+// that is not given changes nothing. Linking this library is what defines the flags.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "moe/train/config/config.h"
+
+namespace moe {
+
+absl::StatusOr<RunConfig> RunConfigFromFlags();
+
+// The flag that sets a field of StrategyConfig or TrainConfig has its name. For docs and error texts: all
+// flags of this library that set a single field, sorted.
+std::vector<std::string> RunConfigFlagNames();
+
+}  // namespace moe

@@ -1,0 +1,49 @@
+// A whole run: configuration -> checks -> compiled plan -> training -> evaluation -> sample -> run directory.
+// What compile_and_train does, as functions.
+//
+//   RETURN_IF_ERROR(RunTraining(config, options, std::cout));
+//
+// Everything that can be refused is refused before anything is compiled or written. One run at a time.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <iosfwd>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "moe/comm/job/job.h"
+#include "moe/ir/program.h"
+#include "moe/train/config/config.h"
+#include "moe/train/run/generator.h"
+
+namespace moe {
+
+struct RunOptions {
+  std::string passes;  // "": the default pipeline
+  std::vector<std::string> disable_passes;
+  std::string dump_to, dump_pass_re = ".*";  // "": ir/ in the run directory
+  // Held against every pass that changed something; see PipelineOptions::validate. Null: none.
+  std::function<absl::Status(const std::string& pass, const Program& before, const Program& after)> validate;
+  bool eval_only = false;  // needs TrainConfig::resume; writes nothing
+  enum Voice { kText, kQuiet, kJson };
+  Voice voice = kText;
+  absl::Duration device_timeout = absl::Seconds(60);
+  absl::Duration connect_timeout = absl::Seconds(60);  // for all processes to come, and to be connected
+  std::string prompt = kSamplePrompt;
+  bool cuda_graphs = true;  // record and launch what is the same in every step
+  double peak_tflops = 0;   // of a device, which MFU is a share of; 0: what is known of a GPU of its name
+  const std::atomic<bool>* stop = nullptr;
+  // This process among those that train together; null: it is alone. Rank 0 speaks and writes.
+  Job* job = nullptr;
+};
+
+// `config` is resolved; it is validated here. With several processes, all call this with the same
+// configuration. An error that one meets ends all; of a hang or a death every survivor says who caused it,
+// and flight/ in the run directory gets the records of all ranks. An error that keeps the run from beginning
+// is without words on those processes whose words rank 0 has said.
+absl::Status RunTraining(const RunConfig& config, const RunOptions& options, std::ostream& out);
+
+}  // namespace moe
