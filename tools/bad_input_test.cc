@@ -13,7 +13,7 @@
 #include "moe/base/status_matchers.h"
 #include "tools/run_tool.h"
 
-namespace moe {
+namespace moe::tools {
 namespace {
 
 using ::testing::HasSubstr;
@@ -266,4 +266,4 @@ TEST_F(BadInputTest, Checkpoints) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::tools

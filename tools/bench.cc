@@ -26,14 +26,14 @@ ABSL_FLAG(int, repeats, 15, "steps or samples per measurement");
 ABSL_FLAG(std::string, json, "", "a file that gets one JSON line per row");
 ABSL_FLAG(std::string, models, "", "folder of the model files; empty: testdata/models of the workspace");
 
-namespace moe {
+namespace moe::tools {
 namespace {
 
 absl::Status Run() {
-  const RunConfig config = ResolveRunConfig(DefaultRunConfig());
+  const train::RunConfig config = train::ResolveRunConfig(train::DefaultRunConfig());
   BenchOptions options;
   options.model = config.model();
-  options.strategy = StrategyOf(config);
+  options.strategy = train::StrategyOf(config);
   options.global_batch = config.train().global_batch_size();
   options.repeats = absl::GetFlag(FLAGS_repeats);
   options.models = absl::GetFlag(FLAGS_models);
@@ -43,10 +43,10 @@ absl::Status Run() {
   }
   if (const std::string path = absl::GetFlag(FLAGS_model); !path.empty()) {
     ASSIGN_OR_RETURN(const std::string text, ReadFile(path, 1 << 20));
-    ASSIGN_OR_RETURN(options.model, ParseModelConfig(text, path));
+    ASSIGN_OR_RETURN(options.model, model::ParseModelConfig(text, path));
   }
   if (const std::string words = absl::GetFlag(FLAGS_strategy); !words.empty()) {
-    ASSIGN_OR_RETURN(options.strategy, ParseStrategy(words));
+    ASSIGN_OR_RETURN(options.strategy, passes::ParseStrategy(words));
   }
   if (absl::GetFlag(FLAGS_global_batch) > 0) options.global_batch = absl::GetFlag(FLAGS_global_batch);
   if (const std::string path = absl::GetFlag(FLAGS_json); !path.empty()) {
@@ -73,12 +73,12 @@ absl::Status Run() {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::tools
 
 int main(int argc, char** argv) {
   absl::SetProgramUsageMessage("Measures steps, matrix products, scaling, compile time and memory.");
   absl::ParseCommandLine(argc, argv);
-  const absl::Status status = moe::Run();
+  const absl::Status status = moe::tools::Run();
   if (!status.ok()) std::fprintf(stderr, "%s\n", status.ToString().c_str());
   return status.ok() ? 0 : 1;
 }

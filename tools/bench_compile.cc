@@ -10,22 +10,22 @@
 #include "tools/bench_parts.h"
 #include "tools/bench_table.h"
 
-namespace moe {
+namespace moe::tools {
 
-absl::StatusOr<CompiledProgram> CompileForBench(const ModelConfig& model, const Strategy& strategy,
-                                                int64_t global_batch) {
+absl::StatusOr<CompiledProgram> CompileForBench(const model::ModelConfig& model,
+                                                const passes::Strategy& strategy, int64_t global_batch) {
   CompiledProgram out;
   const double wall = WallSeconds(), cpu = ThreadCpuSeconds();
-  BuildOptions build;
+  model::BuildOptions build;
   build.global_batch = global_batch;
   build.microbatches = strategy.microbatches;
-  ASSIGN_OR_RETURN(out.program.module, BuildModel(model, build));
+  ASSIGN_OR_RETURN(out.program.module, model::BuildModel(model, build));
   ASSIGN_OR_RETURN(out.program.module->mesh(),
-                   FoldMesh(strategy, AttrInt(out.program.module->attributes(), "kv_heads")));
-  PassContext context;
+                   passes::FoldMesh(strategy, AttrInt(out.program.module->attributes(), "kv_heads")));
+  passes::PassContext context;
   context.strategy = strategy;
-  context.workspace = WorkspaceHook(Backend::kCpu, strategy.overload);
-  ASSIGN_OR_RETURN(out.passes, RunPipeline(DefaultPipeline(), out.program, context));
+  context.workspace = runtime::WorkspaceHook(kernels::Backend::kCpu, strategy.overload);
+  ASSIGN_OR_RETURN(out.passes, passes::RunPipeline(passes::DefaultPipeline(), out.program, context));
   out.seconds = WallSeconds() - wall;
   out.cpu_seconds = ThreadCpuSeconds() - cpu;
   return out;
@@ -34,8 +34,8 @@ absl::StatusOr<CompiledProgram> CompileForBench(const ModelConfig& model, const 
 absl::Status BenchCompile(const BenchOptions& options) {
   struct Case {
     std::string name;
-    ModelConfig model;
-    Strategy strategy;
+    model::ModelConfig model;
+    passes::Strategy strategy;
     int64_t global_batch;
     std::vector<double> wall, cpu;
     std::string slowest;
@@ -60,10 +60,10 @@ absl::Status BenchCompile(const BenchOptions& options) {
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path, 1 << 20));
   Case mixtral;
   mixtral.name = "Mixtral-8x22B";
-  ASSIGN_OR_RETURN(mixtral.model, ParseModelConfig(text, path));
+  ASSIGN_OR_RETURN(mixtral.model, model::ParseModelConfig(text, path));
   ASSIGN_OR_RETURN(
       mixtral.strategy,
-      ParseStrategy("pp=8 dp=16 tp=8 ep=8 etp=1 zero=1 sp microbatches=16 checkpoint=selective"));
+      passes::ParseStrategy("pp=8 dp=16 tp=8 ep=8 etp=1 zero=1 sp microbatches=16 checkpoint=selective"));
   mixtral.global_batch = 256;
   cases.push_back(mixtral);
   Case deep = mixtral;
@@ -77,9 +77,10 @@ absl::Status BenchCompile(const BenchOptions& options) {
       ASSIGN_OR_RETURN(CompiledProgram p, CompileForBench(c.model, c.strategy, c.global_batch));
       c.wall.push_back(p.seconds);
       c.cpu.push_back(p.cpu_seconds);
-      const auto slow = std::max_element(
-          p.passes.begin(), p.passes.end(),
-          [](const PassResult& a, const PassResult& b) { return a.milliseconds < b.milliseconds; });
+      const auto slow = std::max_element(p.passes.begin(), p.passes.end(),
+                                         [](const passes::PassResult& a, const passes::PassResult& b) {
+                                           return a.milliseconds < b.milliseconds;
+                                         });
       c.slowest = absl::StrFormat("%s %.0f ms", slow->name, slow->milliseconds);
     }
   }
@@ -92,4 +93,4 @@ absl::Status BenchCompile(const BenchOptions& options) {
   return absl::OkStatus();
 }
 
-}  // namespace moe
+}  // namespace moe::tools

@@ -15,7 +15,7 @@
 #include "tools/bench_parts.h"
 #include "tools/bench_table.h"
 
-namespace moe {
+namespace moe::tools {
 namespace {
 
 struct FreeDeleter {
@@ -79,12 +79,12 @@ class OurEinsum {
  public:
   static absl::StatusOr<std::unique_ptr<OurEinsum>> Create(const Node& n, const Mesh& mesh) {
     auto e = std::make_unique<OurEinsum>();
-    ASSIGN_OR_RETURN(e->kernel_, Kernels().Lookup(n, Backend::kCpu));
-    ASSIGN_OR_RETURN(e->context_, LocalContext(n, mesh, 0));
-    const auto add = [&](const Type& type, std::vector<Tensor>& to) {
+    ASSIGN_OR_RETURN(e->kernel_, kernels::Kernels().Lookup(n, kernels::Backend::kCpu));
+    ASSIGN_OR_RETURN(e->context_, runtime::LocalContext(n, mesh, 0));
+    const auto add = [&](const Type& type, std::vector<kernels::Tensor>& to) {
       const int64_t bytes = StorageOf(type, mesh).bytes;
       e->buffers_.push_back(Allocate(bytes));
-      to.push_back(LocalTensor(type, mesh, e->buffers_.back().get(), bytes));
+      to.push_back(runtime::LocalTensor(type, mesh, e->buffers_.back().get(), bytes));
     };
     for (Value v : n.operands()) add(v.type(), e->context_.in);
     add(n.type(), e->context_.out);
@@ -95,7 +95,7 @@ class OurEinsum {
   }
   // Fills ragged operands with `rows` rows in every cell.
   absl::Status SetRows(int32_t rows) {
-    for (Tensor& t : context_.in) {
+    for (kernels::Tensor& t : context_.in) {
       if (!t.is_ragged()) continue;
       std::fill_n(t.sizes, t.cells, rows);
       RETURN_IF_ERROR(t.PlaceRows());
@@ -121,8 +121,8 @@ class OurEinsum {
   }
 
  private:
-  const Kernel* kernel_ = nullptr;
-  KernelContext context_;
+  const kernels::Kernel* kernel_ = nullptr;
+  kernels::KernelContext context_;
   std::vector<Buffer> buffers_;
 };
 
@@ -185,7 +185,7 @@ absl::Status AddLarge(Module* module) {
 }  // namespace
 
 absl::Status BenchGemm(const BenchOptions& options) {
-  UseOneThreadInThisThread();
+  kernels::UseOneThreadInThisThread();
   BenchTable table("gemm", {"from", "einsum", "product", "ours GFLOP/s", "oneDNN GFLOP/s", "of oneDNN"});
   double ours_seconds = 0, library_seconds = 0;
   const auto measure = [&](const Function& f, const Mesh& mesh, const std::string& from) -> absl::Status {
@@ -216,9 +216,9 @@ absl::Status BenchGemm(const BenchOptions& options) {
   table.Add({"large", "all", "", "", "", absl::StrFormat("%.0f%%", 100 * library_seconds / ours_seconds)});
   ours_seconds = library_seconds = 0;
   for (const bool one_device : {false, true}) {
-    Strategy strategy = options.strategy;
+    passes::Strategy strategy = options.strategy;
     if (one_device) {
-      strategy = Strategy();
+      strategy = passes::Strategy();
       strategy.microbatches = options.strategy.microbatches;
     }
     ASSIGN_OR_RETURN(const CompiledProgram compiled,
@@ -235,4 +235,4 @@ absl::Status BenchGemm(const BenchOptions& options) {
   return absl::OkStatus();
 }
 
-}  // namespace moe
+}  // namespace moe::tools

@@ -14,11 +14,11 @@
 #include "moe/passes/pass.h"
 #include "moe/passes/strategy.h"
 
-namespace moe {
+namespace moe::tools {
 
 struct BenchOptions {
-  ModelConfig model;
-  Strategy strategy;
+  model::ModelConfig model;
+  passes::Strategy strategy;
   int64_t global_batch = 32;
   int warm_up = 2;
   int repeats = 15;           // steps or samples per measurement
@@ -28,12 +28,12 @@ struct BenchOptions {
 
 struct CompiledProgram {
   Program program;
-  std::vector<PassResult> passes;
+  std::vector<passes::PassResult> passes;
   double seconds = 0;      // of building the module and running the default pipeline
   double cpu_seconds = 0;  // the same, of this thread
 };
-absl::StatusOr<CompiledProgram> CompileForBench(const ModelConfig& model, const Strategy& strategy,
-                                                int64_t global_batch);
+absl::StatusOr<CompiledProgram> CompileForBench(const model::ModelConfig& model,
+                                                const passes::Strategy& strategy, int64_t global_batch);
 
 // Bytes that a rank gives to others in a step, by the cost model.
 double WireBytesPerStep(const Program& program, int64_t microbatches);
@@ -58,4 +58,4 @@ absl::Status BenchPrecision(const BenchOptions& options);
 // Resident memory of a run against its plan.
 absl::Status BenchMemory(const BenchOptions& options);
 
-}  // namespace moe
+}  // namespace moe::tools

@@ -21,7 +21,7 @@
 #include "tools/bench_parts.h"
 #include "tools/bench_table.h"
 
-namespace moe {
+namespace moe::tools {
 namespace {
 
 constexpr int64_t kSteps = 60, kLast = 10;           // of one respect after the other
@@ -37,9 +37,9 @@ class Product {
     Function* f = p->module_->AddFunction("f");
     const Value x = f->AddArg("x", Type(dtype, a)), w = f->AddArg("w", Type(dtype, b));
     ASSIGN_OR_RETURN(const Value y, Builder(f).Create("math.einsum", {x, w}, {{"eq", eq}}));
-    ASSIGN_OR_RETURN(p->kernel_, Kernels().Lookup(*y.node, Backend::kCpu));
-    ASSIGN_OR_RETURN(p->context_, LocalContext(*y.node, p->module_->mesh(), 0));
-    KernelContext& c = p->context_;
+    ASSIGN_OR_RETURN(p->kernel_, kernels::Kernels().Lookup(*y.node, kernels::Backend::kCpu));
+    ASSIGN_OR_RETURN(p->context_, runtime::LocalContext(*y.node, p->module_->mesh(), 0));
+    kernels::KernelContext& c = p->context_;
     for (const Value& v : {x, w}) c.in.push_back(p->Allocate(v.type()));
     c.out.push_back(p->Allocate(y.type()));
     c.workspace_bytes = p->kernel_->WorkspaceBytes(*y.node, *c.rule, c.extent, c.in, c.out);
@@ -58,20 +58,20 @@ class Product {
   static void* Aligned(std::vector<char>& v) {
     return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(v.data()) + 63) / 64 * 64);
   }
-  Tensor Allocate(const Type& type) {
+  kernels::Tensor Allocate(const Type& type) {
     const int64_t bytes = StorageOf(type, module_->mesh()).bytes;
     buffers_.emplace_back(bytes + 64, 0);
-    return LocalTensor(type, module_->mesh(), Aligned(buffers_.back()), bytes);
+    return runtime::LocalTensor(type, module_->mesh(), Aligned(buffers_.back()), bytes);
   }
 
   std::unique_ptr<Module> module_;
-  const Kernel* kernel_ = nullptr;
-  KernelContext context_;
+  const kernels::Kernel* kernel_ = nullptr;
+  kernels::KernelContext context_;
   std::list<std::vector<char>> buffers_;
 };
 
 absl::Status BenchProducts(const BenchOptions& options) {
-  UseOneThreadInThisThread();
+  kernels::UseOneThreadInThisThread();
   struct Shape {
     const char *name, *eq;
     Dims a, b;
@@ -113,7 +113,7 @@ double WireBytesPerStep(const Program& program, int64_t microbatches) {
   for (const auto& f : program.module->functions()) {
     for (const auto& n : f->body()) {
       if (!absl::StartsWith(n->op_name(), "comm.")) continue;
-      bytes += CommunicationCost(*n, program.module->mesh()).bytes *
+      bytes += cost::CommunicationCost(*n, program.module->mesh()).bytes *
                static_cast<double>(n->phase == Phase::kUpdate ? 1 : microbatches);
     }
   }
@@ -129,24 +129,24 @@ struct Trained {
 };
 
 absl::StatusOr<Trained> Train(const BenchOptions& options, const std::string& words, int64_t steps) {
-  RunConfig config = DefaultRunConfig();
+  train::RunConfig config = train::DefaultRunConfig();
   *config.mutable_model() = options.model;
   config.mutable_train()->set_train_iters(steps);
   config.mutable_train()->set_global_batch_size(8);
-  ASSIGN_OR_RETURN(const Strategy strategy, ParseStrategy(words));
-  SetStrategy(strategy, config);
-  config = ResolveRunConfig(std::move(config));
+  ASSIGN_OR_RETURN(const passes::Strategy strategy, passes::ParseStrategy(words));
+  train::SetStrategy(strategy, config);
+  config = train::ResolveRunConfig(std::move(config));
   ASSIGN_OR_RETURN(const CompiledProgram compiled,
                    CompileForBench(config.model(), strategy, config.train().global_batch_size()));
-  ASSIGN_OR_RETURN(const auto data, TextDataset::Load({.path = config.train().data_path(),
-                                                       .seq_length = config.model().seq_length(),
-                                                       .seed = config.train().seed()}));
-  ASSIGN_OR_RETURN(const auto executor, Executor::Create(compiled.program, {}));
+  ASSIGN_OR_RETURN(const auto data, train::TextDataset::Load({.path = config.train().data_path(),
+                                                              .seq_length = config.model().seq_length(),
+                                                              .seed = config.train().seed()}));
+  ASSIGN_OR_RETURN(const auto executor, runtime::Executor::Create(compiled.program, {}));
   RETURN_IF_ERROR(executor->InitializeState(config.train().seed()));
-  Trainer trainer(config, *compiled.program.module, executor.get(), data.get());
+  train::Trainer trainer(config, *compiled.program.module, executor.get(), data.get());
   Trained t;
   const double begin = ProcessCpuSeconds();
-  ASSIGN_OR_RETURN(const TrainResult result, trainer.Train());
+  ASSIGN_OR_RETURN(const train::TrainResult result, trainer.Train());
   t.cpu_seconds = (ProcessCpuSeconds() - begin) / static_cast<double>(steps);
   t.losses = result.losses;
   t.wire_bytes = WireBytesPerStep(compiled.program, strategy.microbatches);
@@ -235,4 +235,4 @@ absl::Status BenchPrecision(const BenchOptions& options) {
   return BenchLongTraining(options);
 }
 
-}  // namespace moe
+}  // namespace moe::tools

@@ -16,14 +16,14 @@
 #include "tools/bench_parts.h"
 #include "tools/bench_table.h"
 
-namespace moe {
+namespace moe::tools {
 namespace {
 
 struct Running {
   std::string name;
   CompiledProgram compiled;
-  std::unique_ptr<Executor> executor;
-  StepInputs inputs;
+  std::unique_ptr<runtime::Executor> executor;
+  runtime::StepInputs inputs;
   std::vector<double> wall, cpu;  // of the steps so far
 
   absl::Status Step() {
@@ -36,19 +36,19 @@ struct Running {
   double tokens() const { return static_cast<double>(inputs.tokens.size()); }
 };
 
-absl::StatusOr<std::unique_ptr<Running>> Start(const BenchOptions& options, const Strategy& strategy,
+absl::StatusOr<std::unique_ptr<Running>> Start(const BenchOptions& options, const passes::Strategy& strategy,
                                                std::string name, int compute_threads) {
   auto r = std::make_unique<Running>();
   r->name = std::move(name);
   ASSIGN_OR_RETURN(r->compiled, CompileForBench(options.model, strategy, options.global_batch));
-  ExecutorOptions executor;
+  runtime::ExecutorOptions executor;
   executor.compute_threads = compute_threads;
-  ASSIGN_OR_RETURN(r->executor, Executor::Create(r->compiled.program, executor));
+  ASSIGN_OR_RETURN(r->executor, runtime::Executor::Create(r->compiled.program, executor));
   RETURN_IF_ERROR(r->executor->InitializeState(1));
-  RandomInputOptions random;
+  testing::RandomInputOptions random;
   random.masked = 0;
   random.learning_rate = 1e-3;
-  ASSIGN_OR_RETURN(r->inputs, RandomInputs(*r->compiled.program.module, random, 1));
+  ASSIGN_OR_RETURN(r->inputs, testing::RandomInputs(*r->compiled.program.module, random, 1));
   return r;
 }
 
@@ -56,17 +56,17 @@ absl::StatusOr<std::unique_ptr<Running>> Start(const BenchOptions& options, cons
 // have pushed aside says nothing; for collectives also the wall time, most of which is waiting for the
 // others.
 struct Breakdown {
-  std::array<double, kNumCategories> cpu = {}, wall = {};
+  std::array<double, runtime::kNumCategories> cpu = {}, wall = {};
   double transfers = 0;  // wall time in receives between stages
   struct Op {
     double cpu = 0;
     int64_t count = 0;
-    Category category = Category::kOther;
+    runtime::Category category = runtime::Category::kOther;
   };
   std::map<std::string, Op> ops;
 };
 
-absl::StatusOr<Trace> TraceStep(Running& r) {
+absl::StatusOr<runtime::Trace> TraceStep(Running& r) {
   RETURN_IF_ERROR(r.executor->StartTrace(/*steps=*/1));
   const absl::Status status = r.Step();
   r.executor->StopTrace();
@@ -76,10 +76,10 @@ absl::StatusOr<Trace> TraceStep(Running& r) {
   return r.executor->GatherTrace();
 }
 
-Breakdown BreakdownOf(const Trace& trace) {
+Breakdown BreakdownOf(const runtime::Trace& trace) {
   Breakdown b;
   for (int64_t rank = 0; rank < trace.ranks(); ++rank) {
-    for (const TraceEvent& e : trace.events(rank)) {
+    for (const runtime::TraceEvent& e : trace.events(rank)) {
       if (e.detail == nullptr) {
         if (absl::StartsWith(e.name, "recv")) b.transfers += (e.end_ns - e.begin_ns) * 1e-9;
         continue;
@@ -99,7 +99,7 @@ Breakdown BreakdownOf(const Trace& trace) {
 absl::StatusOr<Breakdown> MedianBreakdown(Running& r, int repeats) {
   std::vector<Breakdown> all;
   for (int i = 0; i < repeats; ++i) {
-    ASSIGN_OR_RETURN(const Trace trace, TraceStep(r));
+    ASSIGN_OR_RETURN(const runtime::Trace trace, TraceStep(r));
     all.push_back(BreakdownOf(trace));
   }
   Breakdown m = all[0];
@@ -108,7 +108,7 @@ absl::StatusOr<Breakdown> MedianBreakdown(Running& r, int repeats) {
     for (const Breakdown& b : all) values.push_back(get(b));
     return Median(values);
   };
-  for (int c = 0; c < kNumCategories; ++c) {
+  for (int c = 0; c < runtime::kNumCategories; ++c) {
     m.cpu[c] = median([&](const Breakdown& b) { return b.cpu[c]; });
     m.wall[c] = median([&](const Breakdown& b) { return b.wall[c]; });
   }
@@ -122,8 +122,8 @@ absl::StatusOr<Breakdown> MedianBreakdown(Running& r, int repeats) {
 std::string Milliseconds(double seconds) { return absl::StrFormat("%.2f", seconds * 1e3); }
 std::string Percent(double share) { return absl::StrFormat("%.1f%%", 100 * share); }
 
-Strategy OneDevice(const Strategy& strategy) {
-  Strategy one;
+passes::Strategy OneDevice(const passes::Strategy& strategy) {
+  passes::Strategy one;
   one.microbatches = strategy.microbatches;
   one.checkpoint = strategy.checkpoint;
   return one;
@@ -157,8 +157,8 @@ absl::Status BenchStep(const BenchOptions& options) {
   for (double s : b.cpu) all += s;
   const double process = std::max(Median(run->cpu), all);
   BenchTable shares("step by category", {"category", "CPU ms", "share"});
-  for (int c = 0; c < kNumCategories; ++c) {
-    shares.Add({std::string(CategoryName(static_cast<Category>(c))), Milliseconds(b.cpu[c]),
+  for (int c = 0; c < runtime::kNumCategories; ++c) {
+    shares.Add({std::string(runtime::CategoryName(static_cast<runtime::Category>(c))), Milliseconds(b.cpu[c]),
                 Percent(b.cpu[c] / process)});
   }
   shares.Add({"outside nodes", Milliseconds(process - all), Percent((process - all) / process)});
@@ -170,7 +170,7 @@ absl::Status BenchStep(const BenchOptions& options) {
   BenchTable top("step by op", {"op", "category", "runs", "CPU ms", "share"});
   for (size_t i = 0; i < order.size() && i < 16; ++i) {
     const Breakdown::Op& op = b.ops.at(order[i].second);
-    top.Add({order[i].second, std::string(CategoryName(op.category)), absl::StrCat(op.count),
+    top.Add({order[i].second, std::string(runtime::CategoryName(op.category)), absl::StrCat(op.count),
              Milliseconds(op.cpu), Percent(op.cpu / process)});
   }
   top.Print(options.json);
@@ -215,15 +215,15 @@ absl::Status BenchScaling(const BenchOptions& options) {
   const auto add = [&](const std::string& item, double a, double b) {
     gap.Add({item, Milliseconds(a), Milliseconds(b), Milliseconds(b - a), Percent((b - a) / one_cpu)});
   };
-  for (int c = 0; c < kNumCategories; ++c) {
-    add(std::string(CategoryName(static_cast<Category>(c))), one.cpu[c], all.cpu[c]);
+  for (int c = 0; c < runtime::kNumCategories; ++c) {
+    add(std::string(runtime::CategoryName(static_cast<runtime::Category>(c))), one.cpu[c], all.cpu[c]);
     one_rest -= one.cpu[c];
     all_rest -= all.cpu[c];
   }
   add("outside nodes: transfers, waking up, inputs", one_rest, all_rest);
   add("all", one_cpu, all_cpu);
   gap.Print(options.json);
-  const int collective = static_cast<int>(Category::kCollective);
+  const int collective = static_cast<int>(runtime::Category::kCollective);
   BenchTable waits("scaling waits", {"waiting, a rank's mean", "ms"});
   waits.Add({"in collectives", Milliseconds((all.wall[collective] - all.cpu[collective]) / ranks)});
   waits.Add({"for other stages", Milliseconds(all.transfers / ranks)});
@@ -247,12 +247,12 @@ absl::StatusOr<Hidden> HiddenShare(Running& r, int repeats) {
   std::vector<double> shares;
   Hidden out;
   for (int i = 0; i < repeats; ++i) {
-    ASSIGN_OR_RETURN(const Trace trace, TraceStep(r));
-    shares.push_back(CommunicationOf(trace).hidden());
+    ASSIGN_OR_RETURN(const runtime::Trace trace, TraceStep(r));
+    shares.push_back(runtime::CommunicationOf(trace).hidden());
     out.exchanges = 0;
     for (int64_t rank = 0; rank < trace.ranks(); ++rank) {
-      for (const TraceEvent& e : trace.events(rank)) {
-        out.exchanges += e.detail != nullptr && e.category == Category::kCollective;
+      for (const runtime::TraceEvent& e : trace.events(rank)) {
+        out.exchanges += e.detail != nullptr && e.category == runtime::Category::kCollective;
       }
     }
   }
@@ -262,9 +262,9 @@ absl::StatusOr<Hidden> HiddenShare(Running& r, int repeats) {
 }
 
 // Steps of all variants in turn, each against the first: the median of the ratios of neighbours.
-absl::Status CompareVariants(const BenchOptions& options, const ModelConfig& model, int64_t global_batch,
-                             const std::string& base, const std::vector<Variant>& variants,
-                             BenchTable* table) {
+absl::Status CompareVariants(const BenchOptions& options, const model::ModelConfig& model,
+                             int64_t global_batch, const std::string& base,
+                             const std::vector<Variant>& variants, BenchTable* table) {
   BenchOptions of = options;
   of.model = model;
   of.global_batch = global_batch;
@@ -272,7 +272,8 @@ absl::Status CompareVariants(const BenchOptions& options, const ModelConfig& mod
   std::vector<int64_t> peaks;
   std::vector<double> bytes;
   for (const Variant& v : variants) {
-    ASSIGN_OR_RETURN(const Strategy strategy, ParseStrategy(absl::StrCat(base, " ", v.words)));
+    ASSIGN_OR_RETURN(const passes::Strategy strategy,
+                     passes::ParseStrategy(absl::StrCat(base, " ", v.words)));
     ASSIGN_OR_RETURN(runs.emplace_back(), Start(of, strategy, v.name, 0));
     const Program& program = runs.back()->compiled.program;
     int64_t peak = 0;
@@ -341,7 +342,7 @@ absl::Status BenchOverlap(const BenchOptions& options) {
 
 absl::Status BenchContext(const BenchOptions& options) {
   for (const int64_t length : {512, 2048}) {
-    ModelConfig model = options.model;
+    model::ModelConfig model = options.model;
     model.set_seq_length(length);
     const std::string base = "cp=4 microbatches=1";
     BenchTable table(absl::StrCat("context: ", base, ", sequences of ", length), VariantColumns());
@@ -377,7 +378,7 @@ absl::Status BenchMemory(const BenchOptions& options) {
                               "resident growth MiB", "peak resident MiB", "growth of plan"});
   const auto mib = [](int64_t bytes) { return absl::StrFormat("%.2f", bytes / 1048576.0); };
   for (const bool one_device : {false, true}) {
-    const Strategy strategy = one_device ? OneDevice(options.strategy) : options.strategy;
+    const passes::Strategy strategy = one_device ? OneDevice(options.strategy) : options.strategy;
     {  // what the libraries allocate once is there before
       ASSIGN_OR_RETURN(auto first, Start(options, strategy, "", 0));
       RETURN_IF_ERROR(first->Step());
@@ -386,9 +387,10 @@ absl::Status BenchMemory(const BenchOptions& options) {
                      CompileForBench(options.model, strategy, options.global_batch));
     std::ofstream("/proc/self/clear_refs") << "5";  // the peak starts anew
     const int64_t before = StatusBytes("VmRSS");
-    ASSIGN_OR_RETURN(auto e, Executor::Create(compiled.program, {}));
+    ASSIGN_OR_RETURN(auto e, runtime::Executor::Create(compiled.program, {}));
     RETURN_IF_ERROR(e->InitializeState(1));
-    ASSIGN_OR_RETURN(const StepInputs inputs, RandomInputs(*compiled.program.module, {}, 1));
+    ASSIGN_OR_RETURN(const runtime::StepInputs inputs,
+                     testing::RandomInputs(*compiled.program.module, {}, 1));
     for (int i = 0; i < 3; ++i) RETURN_IF_ERROR(e->TrainStep(inputs).status());
     const int64_t peak = StatusBytes("VmHWM");
     int64_t planned = 0, used = 0;
@@ -403,4 +405,4 @@ absl::Status BenchMemory(const BenchOptions& options) {
   return absl::OkStatus();
 }
 
-}  // namespace moe
+}  // namespace moe::tools

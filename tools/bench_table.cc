@@ -7,7 +7,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 
-namespace moe {
+namespace moe::tools {
 namespace {
 
 double Clock(clockid_t id) {
@@ -64,4 +64,4 @@ double WallSeconds() { return Clock(CLOCK_MONOTONIC); }
 double ThreadCpuSeconds() { return Clock(CLOCK_THREAD_CPUTIME_ID); }
 double ProcessCpuSeconds() { return Clock(CLOCK_PROCESS_CPUTIME_ID); }
 
-}  // namespace moe
+}  // namespace moe::tools

@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-namespace moe {
+namespace moe::tools {
 
 class BenchTable {
  public:
@@ -35,4 +35,4 @@ double WallSeconds();
 double ThreadCpuSeconds();   // CPU time of the calling thread
 double ProcessCpuSeconds();  // of all threads, user and system
 
-}  // namespace moe
+}  // namespace moe::tools

@@ -8,30 +8,32 @@
 #include "moe/base/status.h"
 #include "moe/model/config.h"
 #include "moe/testing/equivalence.h"
-#include "moe/train/run/summary.h"
 #include "moe/train/config/validate.h"
+#include "moe/train/run/summary.h"
 
-namespace moe {
+namespace moe::tools {
 
-absl::Status CheckAgainstReference(const RunConfig& config, const std::string& passes, std::ostream& out) {
-  RETURN_IF_ERROR(ValidateRunConfig(config));
+absl::Status CheckAgainstReference(const train::RunConfig& config, const std::string& passes,
+                                   std::ostream& out) {
+  RETURN_IF_ERROR(train::ValidateRunConfig(config));
   const bool f32 = config.model().dtype() == "f32";
   // Rounding of f32 grows over steps; f64 has none to speak of.
-  const bool narrow = IsNarrow(StrategyOf(config));
+  const bool narrow = testing::IsNarrow(train::StrategyOf(config));
   const double gradient_bound = narrow ? 0.2
                                 : f32  ? 1e-4
                                        : 1e-9,
                loss_bound = narrow ? 2e-2
                             : f32  ? 1e-4
                                    : 1e-9;
-  out << SummaryLine("model", DescribeModel(config.model())) << SummaryLine("mesh", DescribeStrategy(config))
-      << std::flush;
-  EquivalenceCase c;
+  out << train::SummaryLine("model", model::DescribeModel(config.model()))
+      << train::SummaryLine("mesh", train::DescribeStrategy(config)) << std::flush;
+  testing::EquivalenceCase c;
   c.name = config.model().name();
   c.global_batch = config.train().global_batch_size();
   c.f32 = f32;
   c.passes = passes;
-  ASSIGN_OR_RETURN(const EquivalenceResult r, CheckEquivalence(config.model(), StrategyOf(config), c));
+  ASSIGN_OR_RETURN(const testing::EquivalenceResult r,
+                   testing::CheckEquivalence(config.model(), train::StrategyOf(config), c));
   std::string table = absl::StrFormat("%4s  %18s  %18s  %10s", "step", "reference, 1 rank",
                                       absl::StrCat("plan, ", r.ranks, " ranks"), "difference");
   for (size_t i = 0; i < r.losses.size(); ++i) {
@@ -39,13 +41,13 @@ absl::Status CheckAgainstReference(const RunConfig& config, const std::string& p
     absl::StrAppendFormat(&table, "\n%4d  %18.12f  %18.12f  %10.1e", i + 1, want, r.losses[i],
                           std::abs(r.losses[i] - want) / std::abs(want));
   }
-  out << SummaryLine("losses", table);
+  out << train::SummaryLine("losses", table);
   const bool gradients = r.worst_gradient < gradient_bound, losses = r.worst_loss < loss_bound;
-  out << SummaryLine("result",
-                     absl::StrFormat("gradients %.1e of their norm at worst, in %s (bound %.0e)\n"
-                                     "losses %.1e at worst (bound %.0e)\n%s",
-                                     r.worst_gradient, r.worst_gradient_name, gradient_bound, r.worst_loss,
-                                     loss_bound, PeakMemoryText(r.planned_peak, r.measured_peak)));
+  out << train::SummaryLine(
+      "result", absl::StrFormat("gradients %.1e of their norm at worst, in %s (bound %.0e)\n"
+                                "losses %.1e at worst (bound %.0e)\n%s",
+                                r.worst_gradient, r.worst_gradient_name, gradient_bound, r.worst_loss,
+                                loss_bound, train::PeakMemoryText(r.planned_peak, r.measured_peak)));
   if (!gradients || !losses) {
     return absl::OutOfRangeError(absl::StrCat(
         "this plan does not compute what one device computes: ", gradients ? "losses" : "gradients",
@@ -54,4 +56,4 @@ absl::Status CheckAgainstReference(const RunConfig& config, const std::string& p
   return absl::OkStatus();
 }
 
-}  // namespace moe
+}  // namespace moe::tools

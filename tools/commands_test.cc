@@ -15,7 +15,7 @@
 #include "moe/base/status_matchers.h"
 #include "tools/run_tool.h"
 
-namespace moe {
+namespace moe::tools {
 namespace {
 
 using ::testing::HasSubstr;
@@ -133,4 +133,4 @@ TEST(Bench, MeasuresAModelAndStrategyOfOnesOwn) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::tools

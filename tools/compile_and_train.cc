@@ -27,8 +27,8 @@
 #include "moe/passes/builtin.h"
 #include "moe/testing/validate_passes.h"
 #include "moe/train/config/flags.h"
-#include "moe/train/run/run.h"
 #include "moe/train/config/validate.h"
+#include "moe/train/run/run.h"
 #include "tools/check_against_reference.h"
 #include "tools/opt.h"
 #include "tools/working_directory.h"
@@ -135,10 +135,10 @@ int main(int argc, char** argv) {
         absl::StrCat("'", args[1], "' is no flag; every argument begins with --, see --help")));
   }
   // `bazel run` starts the tool in a folder of its own; paths are meant from where the user stands.
-  absl::Status entered = moe::EnterWorkingDirectory();
+  absl::Status entered = moe::tools::EnterWorkingDirectory();
   if (!entered.ok()) return fail(entered);
   if (absl::GetFlag(FLAGS_print_passes)) {
-    std::cout << moe::DescribePasses();
+    std::cout << moe::tools::DescribePasses();
     return 0;
   }
   // A run directory says itself what it was: flags need only name what shall differ.
@@ -146,10 +146,11 @@ int main(int argc, char** argv) {
     const std::string saved = moe::JoinPath(*absl::GetFlag(FLAGS_resume), "config.textproto");
     if (moe::FileExists(saved)) absl::SetFlag(&FLAGS_config, saved);
   }
-  absl::StatusOr<moe::RunConfig> config = moe::RunConfigFromFlags();
+  absl::StatusOr<moe::train::RunConfig> config = moe::train::RunConfigFromFlags();
   if (!config.ok()) return fail(config.status());
 
-  const absl::StatusOr<std::optional<moe::ProcessPlace>> place = moe::FindProcess(moe::SystemEnvironment());
+  const absl::StatusOr<std::optional<moe::comm::ProcessPlace>> place =
+      moe::comm::FindProcess(moe::comm::SystemEnvironment());
   if (!place.ok()) return fail(place.status());
   for (const auto& [name, seconds, least] :
        {std::tuple{"device_timeout", absl::GetFlag(FLAGS_device_timeout), "above 0"},
@@ -168,25 +169,26 @@ int main(int argc, char** argv) {
           "--spawn=", spawn, " in a process that ", (*place)->found_in, " started; leave one of them out")));
     }
     // What is wrong with the configuration is said once.
-    const absl::Status valid = moe::ValidateRunConfig(*config);
+    const absl::Status valid = moe::train::ValidateRunConfig(*config);
     if (!valid.ok()) return fail(valid);
     const absl::Duration timeout = absl::Seconds(absl::GetFlag(FLAGS_device_timeout));
-    return moe::SpawnProcesses(spawn, argv, {.grace_after_death = timeout + absl::Seconds(20)}, std::cerr);
+    return moe::comm::SpawnProcesses(spawn, argv, {.grace_after_death = timeout + absl::Seconds(20)},
+                                     std::cerr);
   }
-  if (spawned) moe::EndWithParent();
+  if (spawned) moe::comm::EndWithParent();
 
-  moe::RunOptions options;
+  moe::train::RunOptions options;
   options.passes = absl::GetFlag(FLAGS_passes);
   if (options.passes == "default") options.passes.clear();
   options.disable_passes = absl::GetFlag(FLAGS_disable_passes);
   options.dump_to = absl::GetFlag(FLAGS_dump_to);
   options.dump_pass_re = absl::GetFlag(FLAGS_dump_pass_re);
-  moe::PassValidator validator;
+  moe::testing::PassValidator validator;
   if (absl::GetFlag(FLAGS_validate_passes)) options.validate = validator.Hook();
   options.eval_only = absl::GetFlag(FLAGS_eval_only);
-  options.voice = absl::GetFlag(FLAGS_json)    ? moe::RunOptions::kJson
-                  : absl::GetFlag(FLAGS_quiet) ? moe::RunOptions::kQuiet
-                                               : moe::RunOptions::kText;
+  options.voice = absl::GetFlag(FLAGS_json)    ? moe::train::RunOptions::kJson
+                  : absl::GetFlag(FLAGS_quiet) ? moe::train::RunOptions::kQuiet
+                                               : moe::train::RunOptions::kText;
   options.device_timeout = absl::Seconds(absl::GetFlag(FLAGS_device_timeout));
   const double connect_timeout = absl::GetFlag(FLAGS_connect_timeout);
   options.connect_timeout = connect_timeout > 0 ? absl::Seconds(connect_timeout)
@@ -201,23 +203,23 @@ int main(int argc, char** argv) {
     if (place->has_value()) {
       return fail(absl::InvalidArgumentError("--check_against_reference compares within one process"));
     }
-    const absl::Status status = moe::CheckAgainstReference(*config, options.passes, std::cout);
+    const absl::Status status = moe::tools::CheckAgainstReference(*config, options.passes, std::cout);
     return status.ok() ? 0 : fail(status);
   }
-  std::unique_ptr<moe::Job> job;
+  std::unique_ptr<moe::comm::Job> job;
   const int64_t rank = place->has_value() ? (*place)->rank : 0;
   absl::Status status;
   if (place->has_value()) {
-    absl::StatusOr<std::unique_ptr<moe::Job>> joined =
-        moe::Job::Join(**place, {.rendezvous = absl::GetFlag(FLAGS_rendezvous),
-                                 .address = absl::GetFlag(FLAGS_bind_address),
-                                 .timeout = std::max(options.device_timeout, absl::Seconds(60)),
-                                 .connect_timeout = options.connect_timeout});
+    absl::StatusOr<std::unique_ptr<moe::comm::Job>> joined =
+        moe::comm::Job::Join(**place, {.rendezvous = absl::GetFlag(FLAGS_rendezvous),
+                                       .address = absl::GetFlag(FLAGS_bind_address),
+                                       .timeout = std::max(options.device_timeout, absl::Seconds(60)),
+                                       .connect_timeout = options.connect_timeout});
     status = joined.status();
     if (joined.ok()) job = *std::move(joined);
     options.job = job.get();
   }
-  if (status.ok()) status = moe::RunTraining(*config, options, std::cout);
+  if (status.ok()) status = moe::train::RunTraining(*config, options, std::cout);
   if (status.ok()) return 0;
   PrintError(status, rank);
   std::cout.flush();

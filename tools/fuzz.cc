@@ -31,26 +31,26 @@ int main(int argc, char** argv) {
   usage.contains_help_flags = [](absl::string_view file) { return absl::EndsWith(file, "fuzz.cc"); };
   absl::SetFlagsUsageConfig(usage);
   absl::ParseCommandLine(argc, argv);
-  const moe::StrategySpace& space = moe::FuzzSpace();
+  const moe::testing::StrategySpace& space = moe::testing::FuzzSpace();
   if (const std::string replay = absl::GetFlag(FLAGS_replay); !replay.empty()) {
-    const absl::StatusOr<moe::Point> point = moe::ParsePoint(replay, space);
+    const absl::StatusOr<moe::testing::Point> point = moe::testing::ParsePoint(replay, space);
     if (!point.ok()) {
       std::cerr << "error: " << point.status().message() << std::endl;
       return 1;
     }
-    moe::EquivalenceCase c = space.Case(*point);
+    moe::testing::EquivalenceCase c = space.Case(*point);
     c.steps = 3;
     c.f32 = absl::GetFlag(FLAGS_f32);
     c.twice = !c.f32;
     std::cout << space.Describe(*point) << std::endl;
-    const std::string wrong = moe::CheckCase(c);
+    const std::string wrong = moe::testing::CheckCase(c);
     std::cout << (wrong.empty() ? "as the reference" : wrong) << std::endl;
     return wrong.empty() ? 0 : 1;
   }
-  moe::FuzzOptions options;
+  moe::testing::FuzzOptions options;
   options.seconds = absl::GetFlag(FLAGS_seconds);
   options.seed = absl::GetFlag(FLAGS_seed);
-  const absl::StatusOr<moe::FuzzReport> report = moe::Fuzz(space, options, std::cout);
+  const absl::StatusOr<moe::testing::FuzzReport> report = moe::testing::Fuzz(space, options, std::cout);
   if (!report.ok()) {
     std::cerr << "error: " << report.status().message() << std::endl;
     return 1;

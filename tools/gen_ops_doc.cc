@@ -6,6 +6,6 @@
 #include "moe/kernels/ops_page.h"
 
 int main() {
-  const std::string page = moe::OpsPage(moe::Ops(), moe::Kernels());
+  const std::string page = moe::kernels::OpsPage(moe::Ops(), moe::kernels::Kernels());
   return std::fwrite(page.data(), 1, page.size(), stdout) == page.size() ? 0 : 1;
 }

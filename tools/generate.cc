@@ -16,12 +16,12 @@
 #include "moe/base/status.h"
 #include "moe/model/config.h"
 #include "moe/train/checkpoint/checkpoint.h"
-#include "moe/train/run/generator.h"
 #include "moe/train/checkpoint/session_state.h"
+#include "moe/train/run/generator.h"
 #include "tools/working_directory.h"
 
 ABSL_FLAG(std::string, checkpoint, "", "A checkpoint, a folder of them, or a run directory.");
-ABSL_FLAG(std::string, prompt, moe::kSamplePrompt, "What the text begins with.");
+ABSL_FLAG(std::string, prompt, moe::train::kSamplePrompt, "What the text begins with.");
 ABSL_FLAG(int64_t, tokens, 200, "How many tokens to add.");
 ABSL_FLAG(double, temperature, 0.7, "Sharpness of the choice; 0: always the likeliest token.");
 ABSL_FLAG(int64_t, top_k, 0, "Choose among the k likeliest tokens; 0: among all.");
@@ -30,19 +30,22 @@ ABSL_FLAG(uint64_t, seed, 1, "Of the choices.");
 namespace {
 
 absl::Status Generate() {
-  RETURN_IF_ERROR(moe::EnterWorkingDirectory());
+  RETURN_IF_ERROR(moe::tools::EnterWorkingDirectory());
   const std::string path = absl::GetFlag(FLAGS_checkpoint);
   if (path.empty()) {
     return absl::InvalidArgumentError(
         "--checkpoint is needed: a checkpoint, a folder of them, or a run directory");
   }
-  ASSIGN_OR_RETURN(const std::string dir, moe::FindCheckpoint(path));
-  ASSIGN_OR_RETURN(const std::unique_ptr<moe::Checkpoint> checkpoint, moe::Checkpoint::Open(dir));
-  ASSIGN_OR_RETURN(const moe::ModelConfig model, moe::ParseModelConfig(checkpoint->meta().model_config,
-                                                                       moe::JoinPath(dir, "manifest.json")));
-  ASSIGN_OR_RETURN(const std::unique_ptr<moe::Generator> generator, moe::Generator::Create(model));
+  ASSIGN_OR_RETURN(const std::string dir, moe::train::FindCheckpoint(path));
+  ASSIGN_OR_RETURN(const std::unique_ptr<moe::train::Checkpoint> checkpoint,
+                   moe::train::Checkpoint::Open(dir));
+  ASSIGN_OR_RETURN(
+      const moe::model::ModelConfig model,
+      moe::model::ParseModelConfig(checkpoint->meta().model_config, moe::JoinPath(dir, "manifest.json")));
+  ASSIGN_OR_RETURN(const std::unique_ptr<moe::train::Generator> generator,
+                   moe::train::Generator::Create(model));
   RETURN_IF_ERROR(generator->Load(dir));
-  moe::GenerateOptions options;
+  moe::train::GenerateOptions options;
   options.tokens = absl::GetFlag(FLAGS_tokens);
   options.temperature = absl::GetFlag(FLAGS_temperature);
   options.top_k = absl::GetFlag(FLAGS_top_k);

@@ -29,8 +29,7 @@ ABSL_FLAG(std::string, run, "", "Folder of a training run: its plan.pb, and trac
 ABSL_FLAG(std::string, plan, "", "A plan file, or a folder that holds plan.pb.");
 ABSL_FLAG(std::string, model, "", "Model configuration (textproto) to compile here, with --strategy.");
 ABSL_FLAG(std::string, strategy, "", "How --model is spread: \"pp=2 dp=2 tp=2 ep=2 microbatches=4\".");
-ABSL_FLAG(std::string, target, "cpu",
-          "Devices that --model is compiled for: cpu, a100, h100 or h200.");
+ABSL_FLAG(std::string, target, "cpu", "Devices that --model is compiled for: cpu, a100, h100 or h200.");
 ABSL_FLAG(int64_t, global_batch_size, 0,
           "Samples of a step for --model; 0: 8 a microbatch, at least one a dp rank.");
 ABSL_FLAG(std::string, pipeline, "", "Passes for --model instead of the default pipeline.");
@@ -56,29 +55,29 @@ ABSL_FLAG(std::string, buffers, "",
 ABSL_FLAG(std::string, model_explorer, "", "Write all functions for Google's Model Explorer to this file.");
 ABSL_FLAG(std::string, diff, "", "Compare two plans, --diff A B; with --model, A and B are strategies.");
 
-namespace moe {
+namespace moe::tools {
 namespace {
 
-absl::StatusOr<Plan> CompileModel(const std::string& file, const std::string& strategy_text) {
-  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(file));
-  ASSIGN_OR_RETURN(const Strategy strategy, ParseStrategy(strategy_text));
-  BuildOptions build;
+absl::StatusOr<plan::Plan> CompileModel(const std::string& file, const std::string& strategy_text) {
+  ASSIGN_OR_RETURN(const model::ModelConfig config, model::LoadModelConfig(file));
+  ASSIGN_OR_RETURN(const passes::Strategy strategy, passes::ParseStrategy(strategy_text));
+  model::BuildOptions build;
   build.microbatches = strategy.microbatches;
   build.global_batch = absl::GetFlag(FLAGS_global_batch_size);
   if (build.global_batch == 0) build.global_batch = std::max<int64_t>(8, strategy.dp) * strategy.microbatches;
-  ASSIGN_OR_RETURN(std::unique_ptr<Module> module, BuildModel(config, build));
-  CompileOptions options;
+  ASSIGN_OR_RETURN(std::unique_ptr<Module> module, model::BuildModel(config, build));
+  plan::CompileOptions options;
   options.pipeline = absl::GetFlag(FLAGS_pipeline);
-  options.model_text = ModelConfigToText(config);
+  options.model_text = model::ModelConfigToText(config);
   // Scratch memory counts as in a training run.
-  ASSIGN_OR_RETURN(options.target, NamedTarget(absl::GetFlag(FLAGS_target)));
-  ASSIGN_OR_RETURN(const Backend backend, BackendOf(options.target));
-  options.workspace = WorkspaceHook(backend, strategy.overload);
-  ASSIGN_OR_RETURN(Compiled compiled, Compile(std::move(module), strategy, options));
+  ASSIGN_OR_RETURN(options.target, cost::NamedTarget(absl::GetFlag(FLAGS_target)));
+  ASSIGN_OR_RETURN(const kernels::Backend backend, runtime::BackendOf(options.target));
+  options.workspace = runtime::WorkspaceHook(backend, strategy.overload);
+  ASSIGN_OR_RETURN(plan::Compiled compiled, plan::Compile(std::move(module), strategy, options));
   return std::move(compiled.plan);
 }
 
-absl::StatusOr<Plan> Subject() {
+absl::StatusOr<plan::Plan> Subject() {
   const std::string run = absl::GetFlag(FLAGS_run), plan = absl::GetFlag(FLAGS_plan),
                     model = absl::GetFlag(FLAGS_model);
   if (!run.empty() + !plan.empty() + !model.empty() != 1) {
@@ -87,25 +86,26 @@ absl::StatusOr<Plan> Subject() {
         "see --help");
   }
   if (!model.empty()) return CompileModel(model, absl::GetFlag(FLAGS_strategy));
-  return LoadPlan(run.empty() ? plan : run);
+  return plan::LoadPlan(run.empty() ? plan : run);
 }
 
 absl::Status Diff(const std::vector<char*>& args) {
   if (args.size() != 2) return absl::InvalidArgumentError("--diff wants two plans: --diff A B");
   const std::string names[2] = {absl::GetFlag(FLAGS_diff), args[1]}, model = absl::GetFlag(FLAGS_model);
-  absl::StatusOr<Plan> plans[2] = {absl::UnknownError(""), absl::UnknownError("")};
+  absl::StatusOr<plan::Plan> plans[2] = {absl::UnknownError(""), absl::UnknownError("")};
   for (int i = 0; i < 2; ++i) {
-    plans[i] = model.empty() ? LoadPlan(names[i]) : CompileModel(model, names[i]);
+    plans[i] = model.empty() ? plan::LoadPlan(names[i]) : CompileModel(model, names[i]);
     if (!plans[i].ok()) return Annotate(plans[i].status(), names[i]);
   }
-  std::cout << DiffText({names[0], &plans[0]->program}, {names[1], &plans[1]->program});
+  std::cout << inspect::DiffText({names[0], &plans[0]->program}, {names[1], &plans[1]->program});
   return absl::OkStatus();
 }
 
-absl::StatusOr<Timeline> ChosenTimeline(const Plan& plan) {
+absl::StatusOr<inspect::Timeline> ChosenTimeline(const plan::Plan& plan) {
   const std::string times = absl::GetFlag(FLAGS_times);
-  if (times == "unit") return PlanTimeline(plan.program);
-  if (times == "estimated") return PlanTimeline(plan.program, CostDurations(plan.program, plan.target));
+  if (times == "unit") return inspect::PlanTimeline(plan.program);
+  if (times == "estimated")
+    return inspect::PlanTimeline(plan.program, inspect::CostDurations(plan.program, plan.target));
   if (times != "measured") {
     return absl::InvalidArgumentError(
         absl::StrCat("--times=", times, ": legal are unit, estimated and measured"));
@@ -116,8 +116,8 @@ absl::StatusOr<Timeline> ChosenTimeline(const Plan& plan) {
   if (trace.empty())
     return absl::InvalidArgumentError("--times=measured wants a trace: --run=FOLDER or --trace=FILE");
   ASSIGN_OR_RETURN(const std::string text, ReadFile(trace));
-  absl::StatusOr<Timeline> timeline =
-      MeasuredTimeline(text, plan.mesh(), {.step = absl::GetFlag(FLAGS_step)});
+  absl::StatusOr<inspect::Timeline> timeline =
+      inspect::MeasuredTimeline(text, plan.mesh(), {.step = absl::GetFlag(FLAGS_step)});
   if (!timeline.ok()) return Annotate(timeline.status(), trace);
   return timeline;
 }
@@ -129,11 +129,11 @@ absl::Status WritePicture(const std::string& file, const std::string& picture) {
 }
 
 // The pictures asked for; `written` says whether there were any.
-absl::Status Pictures(const Plan& plan, bool* written) {
+absl::Status Pictures(const plan::Plan& plan, bool* written) {
   const Program& program = plan.program;
   const int stage = absl::GetFlag(FLAGS_stage);
   if (const std::string file = absl::GetFlag(FLAGS_svg); !file.empty()) {
-    GraphOptions options;
+    inspect::GraphOptions options;
     options.stage = stage;
     options.layer = absl::GetFlag(FLAGS_layer);
     options.collapse_layers = absl::GetFlag(FLAGS_collapse_layers);
@@ -146,24 +146,24 @@ absl::Status Pictures(const Plan& plan, bool* written) {
       return absl::InvalidArgumentError(
           absl::StrCat("--phase=", phase, ": legal are forward, backward and update"));
     }
-    RETURN_IF_ERROR(WriteGraphSvg(program, options, file));
+    RETURN_IF_ERROR(inspect::WriteGraphSvg(program, options, file));
     std::cerr << "wrote " << file << "\n";
     *written = true;
   }
   if (const std::string file = absl::GetFlag(FLAGS_timeline); !file.empty()) {
-    ASSIGN_OR_RETURN(const Timeline timeline, ChosenTimeline(plan));
-    RETURN_IF_ERROR(WritePicture(file, TimelineSvg(timeline)));
-    std::cout << TimelineText(timeline);
+    ASSIGN_OR_RETURN(const inspect::Timeline timeline, ChosenTimeline(plan));
+    RETURN_IF_ERROR(WritePicture(file, inspect::TimelineSvg(timeline)));
+    std::cout << inspect::TimelineText(timeline);
     *written = true;
   }
   if (const std::string file = absl::GetFlag(FLAGS_buffers); !file.empty()) {
-    ASSIGN_OR_RETURN(const std::string picture, BuffersSvg(program, std::max(0, stage)));
+    ASSIGN_OR_RETURN(const std::string picture, inspect::BuffersSvg(program, std::max(0, stage)));
     RETURN_IF_ERROR(WritePicture(file, picture));
-    std::cout << LargestBuffersText(program, std::max(0, stage));
+    std::cout << inspect::LargestBuffersText(program, std::max(0, stage));
     *written = true;
   }
   if (const std::string file = absl::GetFlag(FLAGS_model_explorer); !file.empty()) {
-    RETURN_IF_ERROR(WritePicture(file, ModelExplorerJson(program)));
+    RETURN_IF_ERROR(WritePicture(file, inspect::ModelExplorerJson(program)));
     *written = true;
   }
   return absl::OkStatus();
@@ -174,33 +174,33 @@ absl::Status Inspect(const std::vector<char*>& args) {
   if (!absl::GetFlag(FLAGS_diff).empty()) return Diff(args);
   if (args.size() > 1)
     return absl::InvalidArgumentError(absl::StrCat("unexpected argument '", args[1], "'; see --help"));
-  ASSIGN_OR_RETURN(const Plan plan, Subject());
-  ReportOptions options;
+  ASSIGN_OR_RETURN(const plan::Plan plan, Subject());
+  inspect::ReportOptions options;
   options.stage = absl::GetFlag(FLAGS_stage);
   options.layer = absl::GetFlag(FLAGS_layer);
   options.function = absl::GetFlag(FLAGS_function);
   options.nodes = absl::GetFlag(FLAGS_nodes);
-  RETURN_IF_ERROR(CheckReportOptions(plan.program, options));
+  RETURN_IF_ERROR(inspect::CheckReportOptions(plan.program, options));
   bool written = false;
   RETURN_IF_ERROR(Pictures(plan, &written));
   if (absl::GetFlag(FLAGS_json)) {
-    ASSIGN_OR_RETURN(const std::string json, ReportJson(plan.program, options));
+    ASSIGN_OR_RETURN(const std::string json, inspect::ReportJson(plan.program, options));
     std::cout << json;
     return absl::OkStatus();
   }
   const int largest = absl::GetFlag(FLAGS_largest);
   if (written && largest == 0) return absl::OkStatus();
-  ASSIGN_OR_RETURN(const std::string report, ReportText(plan.program, options));
+  ASSIGN_OR_RETURN(const std::string report, inspect::ReportText(plan.program, options));
   std::cout << "strategy  " << plan.strategy.ToString() << "\n" << report;
-  for (int s = 0; largest > 0 && s < NumStages(plan.program); ++s) {
+  for (int s = 0; largest > 0 && s < inspect::NumStages(plan.program); ++s) {
     if (options.stage < 0 || options.stage == s)
-      std::cout << "\n" << LargestBuffersText(plan.program, s, largest);
+      std::cout << "\n" << inspect::LargestBuffersText(plan.program, s, largest);
   }
   return absl::OkStatus();
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::tools
 
 int main(int argc, char** argv) {
   absl::SetProgramUsageMessage(
@@ -215,7 +215,7 @@ int main(int argc, char** argv) {
   absl::FlagsUsageConfig usage;
   usage.contains_help_flags = [](absl::string_view file) { return absl::EndsWith(file, "inspect.cc"); };
   absl::SetFlagsUsageConfig(usage);
-  const absl::Status status = moe::Inspect(absl::ParseCommandLine(argc, argv));
+  const absl::Status status = moe::tools::Inspect(absl::ParseCommandLine(argc, argv));
   if (!status.ok()) {
     std::cerr << "error: " << status.message() << "\n";
     return 1;

@@ -11,18 +11,18 @@
 #include "moe/ir/verifier.h"
 #include "moe/passes/strategy.h"
 
-namespace moe {
+namespace moe::tools {
 
 absl::StatusOr<std::string> Optimize(absl::string_view text, const std::string& file,
                                      const OptOptions& options) {
-  PassContext context;
+  passes::PassContext context;
   if (!options.strategy.empty()) {
-    absl::StatusOr<Strategy> strategy = ParseStrategy(options.strategy);
+    absl::StatusOr<passes::Strategy> strategy = passes::ParseStrategy(options.strategy);
     if (!strategy.ok()) return Annotate(strategy.status(), "--strategy");
     context.strategy = *std::move(strategy);
   }
   if (!options.target.empty()) {
-    ASSIGN_OR_RETURN(context.target, NamedTarget(options.target));
+    ASSIGN_OR_RETURN(context.target, cost::NamedTarget(options.target));
   }
   absl::StatusOr<std::unique_ptr<Module>> module = ParseModule(text);
   if (!module.ok()) {
@@ -33,8 +33,8 @@ absl::StatusOr<std::string> Optimize(absl::string_view text, const std::string& 
   }
   Program program;
   program.module = *std::move(module);
-  absl::StatusOr<std::vector<PassResult>> results =
-      RunPipeline(options.passes, program, std::move(context), options.pipeline);
+  absl::StatusOr<std::vector<passes::PassResult>> results =
+      passes::RunPipeline(options.passes, program, std::move(context), options.pipeline);
   if (!results.ok()) return Annotate(results.status(), file);
   if (options.results != nullptr) *options.results = *std::move(results);
   return PrintModule(*program.module);
@@ -42,8 +42,9 @@ absl::StatusOr<std::string> Optimize(absl::string_view text, const std::string& 
 
 std::string DescribePasses() {
   std::string out;
-  for (const PassDef* pass : Passes().All()) absl::StrAppendFormat(&out, "%-26s %s\n", pass->name, pass->doc);
-  return absl::StrCat(out, "\ndefault pipeline: ", DefaultPipeline(), "\n");
+  for (const passes::PassDef* pass : passes::Passes().All())
+    absl::StrAppendFormat(&out, "%-26s %s\n", pass->name, pass->doc);
+  return absl::StrCat(out, "\ndefault pipeline: ", passes::DefaultPipeline(), "\n");
 }
 
-}  // namespace moe
+}  // namespace moe::tools

@@ -15,14 +15,14 @@
 #include "absl/strings/string_view.h"
 #include "moe/passes/pass.h"
 
-namespace moe {
+namespace moe::tools {
 
 struct OptOptions {
   std::string passes;    // the pipeline; empty: only parse, verify and print
   std::string strategy;  // "tp=2 dp=2": what passes that place values are told
   std::string target;    // whose rates passes go by that choose by cost; empty: cpu
-  PipelineOptions pipeline;
-  std::vector<PassResult>* results = nullptr;  // if not null: what each pass did
+  passes::PipelineOptions pipeline;
+  std::vector<passes::PassResult>* results = nullptr;  // if not null: what each pass did
 };
 
 // Parses `text`, verifies it, runs the passes, prints the module. Errors name `file` with line:column, or the
@@ -33,4 +33,4 @@ absl::StatusOr<std::string> Optimize(absl::string_view text, const std::string& 
 // A line per registered pass, sorted, and the default pipeline.
 std::string DescribePasses();
 
-}  // namespace moe
+}  // namespace moe::tools

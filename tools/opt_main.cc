@@ -49,8 +49,8 @@ absl::StatusOr<std::string> ReadInput(const std::string& file) {
   return std::string(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
 }
 
-void PrintStats(const std::vector<moe::PassResult>& results) {
-  for (const moe::PassResult& r : results) {
+void PrintStats(const std::vector<moe::passes::PassResult>& results) {
+  for (const moe::passes::PassResult& r : results) {
     std::cerr << absl::StreamFormat("%-26s %-3s %6d -> %6d nodes %9.1f ms  %s\n", r.name,
                                     r.changed ? "yes" : "no", r.nodes_before, r.nodes_after, r.milliseconds,
                                     absl::StrJoin(r.notes, "; "));
@@ -71,7 +71,7 @@ int main(int argc, char** argv) {
   absl::SetFlagsUsageConfig(usage);
   const std::vector<char*> args = absl::ParseCommandLine(argc, argv);
   if (absl::GetFlag(FLAGS_print_passes)) {
-    std::cout << moe::DescribePasses();
+    std::cout << moe::tools::DescribePasses();
     return 0;
   }
   if (args.size() != 2) {
@@ -79,10 +79,10 @@ int main(int argc, char** argv) {
         "one input file is needed (- for standard input), not %d; see --help", args.size() - 1)));
   }
   const std::string file = args[1];
-  std::vector<moe::PassResult> results;
-  moe::OptOptions options;
+  std::vector<moe::passes::PassResult> results;
+  moe::tools::OptOptions options;
   options.passes = absl::GetFlag(FLAGS_passes);
-  if (options.passes == "default") options.passes = moe::DefaultPipeline();
+  if (options.passes == "default") options.passes = moe::passes::DefaultPipeline();
   options.strategy = absl::GetFlag(FLAGS_strategy);
   options.target = absl::GetFlag(FLAGS_target);
   options.pipeline.dump_to = FromWorkingDirectory(absl::GetFlag(FLAGS_dump_to));
@@ -93,7 +93,8 @@ int main(int argc, char** argv) {
 
   const absl::StatusOr<std::string> text = ReadInput(FromWorkingDirectory(file));
   if (!text.ok()) return Fail(text.status());
-  const absl::StatusOr<std::string> out = moe::Optimize(*text, file == "-" ? "<stdin>" : file, options);
+  const absl::StatusOr<std::string> out =
+      moe::tools::Optimize(*text, file == "-" ? "<stdin>" : file, options);
   if (!out.ok()) return Fail(out.status());
   if (absl::GetFlag(FLAGS_stats)) PrintStats(results);
   const std::string output = FromWorkingDirectory(absl::GetFlag(FLAGS_output));

@@ -8,7 +8,7 @@
 #include "moe/base/status_matchers.h"
 #include "moe/ir/text.h"
 
-namespace moe {
+namespace moe::tools {
 namespace {
 
 constexpr char kModule[] = R"(module @m
@@ -27,7 +27,7 @@ TEST(Opt, PrintsWhatItReadWithoutPasses) {
 
 TEST(Opt, RunsAPipeline) {
   OptOptions options;
-  std::vector<PassResult> results;
+  std::vector<passes::PassResult> results;
   options.passes = "common-subexpressions";
   options.results = &results;
   ASSERT_OK_AND_ASSIGN(const std::string out, Optimize(kModule, "f.moe", options));
@@ -86,11 +86,11 @@ func @f(%x: f32[8@dp, 4, 16], %w1: f32[16, 32] {kind = "state", name = "w1"},
 
 TEST(Opt, DescribesEveryPass) {
   const std::string text = DescribePasses();
-  for (const PassDef* pass : Passes().All()) {
+  for (const passes::PassDef* pass : passes::Passes().All()) {
     EXPECT_THAT(text, ::testing::HasSubstr(pass->name));
     EXPECT_FALSE(pass->doc.empty()) << pass->name;
   }
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::tools

@@ -22,7 +22,7 @@
 #include "moe/base/file.h"
 #include "moe/base/status_matchers.h"
 
-namespace moe {
+namespace moe::tools {
 namespace {
 
 using ::testing::HasSubstr;
@@ -572,4 +572,4 @@ TEST_F(ProcessesTest, OverSeveralAddresses) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::tools

@@ -15,7 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "moe/base/file.h"
 
-namespace moe {
+namespace moe::tools {
 
 struct Outcome {
   int code = -1;       // 1000 + n: ended by signal n
@@ -37,4 +37,4 @@ inline std::string ToolPath(const std::string& name) {
   return JoinPath(std::getenv("TEST_SRCDIR"), absl::StrCat("moe/tools/", name));
 }
 
-}  // namespace moe
+}  // namespace moe::tools

@@ -13,7 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 
-namespace moe {
+namespace moe::tools {
 
 inline absl::Status EnterWorkingDirectory() {
   const char* folder = std::getenv("BUILD_WORKING_DIRECTORY");
@@ -22,4 +22,4 @@ inline absl::Status EnterWorkingDirectory() {
       absl::StrCat("cannot enter BUILD_WORKING_DIRECTORY ", folder, ": ", std::strerror(errno)));
 }
 
-}  // namespace moe
+}  // namespace moe::tools

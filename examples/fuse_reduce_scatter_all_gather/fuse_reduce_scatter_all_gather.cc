@@ -4,7 +4,7 @@
 #include "moe/ir/builder.h"
 #include "moe/ir/conversion_steps.h"
 
-namespace moe {
+namespace moe::examples {
 namespace {
 
 // The placement of a value after its partial sums over `axes` are reduced.
@@ -22,7 +22,7 @@ Placement Reduced(Placement p, const AxisList& axes) {
 
 }  // namespace
 
-absl::StatusOr<bool> FuseReduceScatterAllGather(Function& f, const PassContext&) {
+absl::StatusOr<bool> FuseReduceScatterAllGather(Function& f, const passes::PassContext&) {
   bool changed = false;
   for (Node* gather : f.NodesOf("comm.all_gather")) {  // a snapshot: rewriting while iterating is fine
     Node* scatter = gather->operand(0).node;
@@ -46,8 +46,8 @@ absl::StatusOr<bool> FuseReduceScatterAllGather(Function& f, const PassContext&)
 
 namespace {
 const bool registered =
-    RegisterPass({"fuse-rs-ag", "reduce_scatter + all_gather over the same axes -> all_reduce.",
-                  ForEachFunction(FuseReduceScatterAllGather)});
+    passes::RegisterPass({"fuse-rs-ag", "reduce_scatter + all_gather over the same axes -> all_reduce.",
+                          passes::ForEachFunction(FuseReduceScatterAllGather)});
 }  // namespace
 
-}  // namespace moe
+}  // namespace moe::examples

@@ -8,8 +8,8 @@
 #include "absl/status/statusor.h"
 #include "moe/passes/pass.h"
 
-namespace moe {
+namespace moe::examples {
 
-absl::StatusOr<bool> FuseReduceScatterAllGather(Function& f, const PassContext& context);
+absl::StatusOr<bool> FuseReduceScatterAllGather(Function& f, const passes::PassContext& context);
 
-}  // namespace moe
+}  // namespace moe::examples

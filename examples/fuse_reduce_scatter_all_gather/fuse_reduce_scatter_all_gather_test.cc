@@ -2,10 +2,10 @@
 
 #include "moe/testing/pass_test.h"
 
-namespace moe {
+namespace moe::examples {
 namespace {
 
-class FuseReduceScatterAllGatherTest : public PassTest {};
+class FuseReduceScatterAllGatherTest : public testing::PassTest {};
 
 TEST_F(FuseReduceScatterAllGatherTest, SameAxes) {
   ExpectRewrite("fuse-rs-ag", R"(
@@ -31,4 +31,4 @@ TEST_F(FuseReduceScatterAllGatherTest, TheShardIsUsedElsewhere) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::examples

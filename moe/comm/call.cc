@@ -9,7 +9,7 @@
 #include "moe/base/status.h"
 #include "moe/device/reduce.h"
 
-namespace moe {
+namespace moe::comm {
 namespace {
 
 constexpr const char* kOpNames[] = {"all_reduce",   "reduce_scatter", "reduce_scatter_v",
@@ -39,7 +39,7 @@ std::string CallToString(const Call& call) {
 }
 
 absl::Status CheckCall(const Call& call, int size) {
-  if (Reduces(call.op)) RETURN_IF_ERROR(CheckReducible(call.dtype, call.kind));
+  if (Reduces(call.op)) RETURN_IF_ERROR(device::CheckReducible(call.dtype, call.kind));
   if (call.count < 0) return absl::InvalidArgumentError("negative count");
   if (call.op == Call::kBroadcast && (call.root < 0 || call.root >= size)) {
     return absl::InvalidArgumentError(absl::StrCat("root ", call.root, " in a group of ", size));
@@ -259,4 +259,4 @@ absl::Status CallCommunicator::Recv(void* data, int64_t bytes, int peer, int64_t
   return Exchange(false, data, bytes, peer, tag, what);
 }
 
-}  // namespace moe
+}  // namespace moe::comm

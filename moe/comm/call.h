@@ -20,7 +20,7 @@
 #include "absl/types/span.h"
 #include "moe/comm/communicator.h"
 
-namespace moe {
+namespace moe::comm {
 
 struct Call {
   enum Op : uint8_t {
@@ -110,4 +110,4 @@ class CallCommunicator : public Communicator {
                                 absl::string_view what) = 0;
 };
 
-}  // namespace moe
+}  // namespace moe::comm

@@ -19,7 +19,7 @@
 #include "absl/types/span.h"
 #include "moe/ir/types.h"
 
-namespace moe {
+namespace moe::comm {
 
 class Communicator {
  public:
@@ -62,4 +62,4 @@ class Communicator {
   virtual void Abort(absl::Status reason) = 0;
 };
 
-}  // namespace moe
+}  // namespace moe::comm

@@ -9,7 +9,7 @@
 #include <cerrno>
 #include <ctime>
 
-namespace moe {
+namespace moe::comm {
 
 struct ComputeGate::Thread {
   Thread() : id(gettid()) { sem_init(&granted, 0, 0); }
@@ -261,4 +261,4 @@ void ComputeGate::Condition::NotifyAll() {
   }
 }
 
-}  // namespace moe
+}  // namespace moe::comm

@@ -33,7 +33,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 
-namespace moe {
+namespace moe::comm {
 
 class ComputeGate {
  public:
@@ -126,4 +126,4 @@ class ComputeGate {
   Thread* last_ready_ ABSL_GUARDED_BY(mutex_) = nullptr;
 };
 
-}  // namespace moe
+}  // namespace moe::comm

@@ -11,7 +11,7 @@
 
 #include "absl/time/clock.h"
 
-namespace moe {
+namespace moe::comm {
 namespace {
 
 // Counts who is inside and how many were at most.
@@ -174,4 +174,4 @@ TEST(ComputeGate, HoldersOfAllTokensRunOnDifferentCores) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::comm

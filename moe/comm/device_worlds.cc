@@ -8,7 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "moe/base/status.h"
 
-namespace moe {
+namespace moe::comm {
 namespace {
 
 std::optional<NcclBackend>& Nccl() {
@@ -34,12 +34,13 @@ absl::StatusOr<DevicePlacement> PlaceRanks(const DeviceWorldsOptions& o, int dev
     return absl::InvalidArgumentError(
         absl::StrCat(Count(o.num_ranks, "rank"), " cannot be dealt to ", o.processes, " processes evenly"));
   }
-  if (devices < 1) return absl::UnavailableError(absl::StrCat("no ", DeviceKindName(o.kind), " device"));
+  if (devices < 1)
+    return absl::UnavailableError(absl::StrCat("no ", device::DeviceKindName(o.kind), " device"));
   const int64_t local = o.num_ranks / o.processes;
   DevicePlacement p;
-  p.nccl = o.kind == DeviceKind::kCuda && o.num_ranks > 1 && (o.processes > 1 || local <= devices);
+  p.nccl = o.kind == device::DeviceKind::kCuda && o.num_ranks > 1 && (o.processes > 1 || local <= devices);
   int64_t first = 0;
-  if (o.processes > 1 && o.kind == DeviceKind::kCuda) {
+  if (o.processes > 1 && o.kind == device::DeviceKind::kCuda) {
     // A launcher may have given each process devices of its own to see.
     const bool sees_all = devices >= local * o.local_processes;
     if (!sees_all && devices != local) {
@@ -57,25 +58,25 @@ absl::StatusOr<DevicePlacement> PlaceRanks(const DeviceWorldsOptions& o, int dev
 }
 
 absl::StatusOr<std::unique_ptr<DeviceWorlds>> DeviceWorlds::Open(const DeviceWorldsOptions& options) {
-  RETURN_IF_ERROR(CheckDevices(options.kind));
-  const int devices = options.devices > 0 ? options.devices : CountDevices(options.kind);
-  const auto open = options.open ? options.open : decltype(options.open)(&OpenDevice);
+  RETURN_IF_ERROR(device::CheckDevices(options.kind));
+  const int devices = options.devices > 0 ? options.devices : device::CountDevices(options.kind);
+  const auto open = options.open ? options.open : decltype(options.open)(&device::OpenDevice);
   ASSIGN_OR_RETURN(DevicePlacement placement, PlaceRanks(options, devices));
   if (options.processes > 1 &&
       (options.store == nullptr || options.host.size() != placement.ordinals.size())) {
     return absl::InvalidArgumentError("several processes need a store and a host world for each rank");
   }
   std::unique_ptr<DeviceWorlds> w(new DeviceWorlds);
-  std::map<int, Device*> opened;
+  std::map<int, device::Device*> opened;
   for (const int ordinal : placement.ordinals) {
     if (opened.count(ordinal) == 0) {
-      ASSIGN_OR_RETURN(std::unique_ptr<Device> device, open(options.kind, ordinal));
+      ASSIGN_OR_RETURN(std::unique_ptr<device::Device> device, open(options.kind, ordinal));
       opened[ordinal] = device.get();
       w->devices_.push_back(std::move(device));
     }
     w->rank_devices_.push_back(opened[ordinal]);
   }
-  const std::string unit = options.kind == DeviceKind::kCuda ? "GPU" : "host";
+  const std::string unit = options.kind == device::DeviceKind::kCuda ? "GPU" : "host";
   std::string by = "in this process";
   if (placement.nccl) {
     const absl::StatusOr<std::string> version = NcclVersion();
@@ -120,4 +121,4 @@ absl::StatusOr<std::unique_ptr<DeviceWorlds>> DeviceWorlds::Open(const DeviceWor
   return w;
 }
 
-}  // namespace moe
+}  // namespace moe::comm

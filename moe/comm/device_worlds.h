@@ -30,10 +30,10 @@
 #include "moe/comm/world.h"
 #include "moe/device/device.h"
 
-namespace moe {
+namespace moe::comm {
 
 struct DeviceWorldsOptions {
-  DeviceKind kind = DeviceKind::kHost;
+  device::DeviceKind kind = device::DeviceKind::kHost;
   int64_t num_ranks = 1;  // of the run; dealt to the processes in order, the same number to each
   // Of a run of several processes: how many, which this is, and the same among those of this machine.
   int64_t processes = 1, process = 0, local_processes = 1, local_process = 0;
@@ -44,7 +44,7 @@ struct DeviceWorldsOptions {
   bool canonical_order = false;                        // see nccl_world.h
   // Tests: as many devices as there are to be, and what opens them. 0, null: all of the kind, by OpenDevice.
   int devices = 0;
-  std::function<absl::StatusOr<std::unique_ptr<Device>>(DeviceKind, int ordinal)> open;
+  std::function<absl::StatusOr<std::unique_ptr<device::Device>>(device::DeviceKind, int ordinal)> open;
 };
 
 // Which device each rank of this process has, and how they meet. A function of numbers alone.
@@ -63,15 +63,15 @@ class DeviceWorlds {
 
   int64_t size() const { return static_cast<int64_t>(worlds_.size()); }
   World* world(int64_t i) const { return worlds_[i]; }  // of the i-th rank of this process
-  Device* device(int64_t i) const { return rank_devices_[i]; }
+  device::Device* device(int64_t i) const { return rank_devices_[i]; }
   bool uses_nccl() const { return uses_nccl_; }  // else the ranks are all in this process
   std::string Describe() const { return description_; }
 
  private:
   DeviceWorlds() = default;
 
-  std::vector<std::unique_ptr<Device>> devices_;  // each once
-  std::vector<Device*> rank_devices_;
+  std::vector<std::unique_ptr<device::Device>> devices_;  // each once
+  std::vector<device::Device*> rank_devices_;
   std::unique_ptr<MemoryStore> store_;
   std::unique_ptr<InProcessWorld> in_process_;
   std::vector<std::unique_ptr<World>> owned_;
@@ -90,4 +90,4 @@ struct NcclBackendRegistration {
   explicit NcclBackendRegistration(NcclBackend backend);
 };
 
-}  // namespace moe
+}  // namespace moe::comm

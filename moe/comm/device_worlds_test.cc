@@ -5,14 +5,14 @@
 
 #include "moe/base/status_matchers.h"
 
-namespace moe {
+namespace moe::comm {
 namespace {
 
 using ::testing::ElementsAre;
 
 DeviceWorldsOptions Ranks(int64_t num_ranks, int64_t processes = 1, int64_t local_processes = 1) {
   DeviceWorldsOptions o;
-  o.kind = DeviceKind::kCuda;
+  o.kind = device::DeviceKind::kCuda;
   o.num_ranks = num_ranks;
   o.processes = processes;
   o.local_processes = local_processes;
@@ -68,4 +68,4 @@ TEST(DeviceWorlds, TheHostIsOneDeviceForAll) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::comm

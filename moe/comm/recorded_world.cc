@@ -6,7 +6,7 @@
 #include "moe/base/clock.h"
 #include "moe/base/status.h"
 
-namespace moe {
+namespace moe::comm {
 
 class RecordedWorld::Recorded : public Communicator {
  public:
@@ -110,7 +110,7 @@ RecordedWorld::RecordedWorld(World* inner) : inner_(inner) {}
 RecordedWorld::~RecordedWorld() = default;
 
 absl::StatusOr<Communicator*> RecordedWorld::Group(absl::Span<const int64_t> ranks, absl::string_view channel,
-                                                   Stream* stream) {
+                                                   device::Stream* stream) {
   ASSIGN_OR_RETURN(Communicator * inner, inner_->Group(ranks, channel, stream));
   absl::MutexLock lock(&mutex_);
   std::unique_ptr<Recorded>& group =
@@ -133,4 +133,4 @@ std::vector<RecordedCall> RecordedWorld::Calls() const {
   return out;
 }
 
-}  // namespace moe
+}  // namespace moe::comm

@@ -26,7 +26,7 @@
 #include "moe/comm/communicator.h"
 #include "moe/comm/world.h"
 
-namespace moe {
+namespace moe::comm {
 
 struct RecordedCall {
   enum State { kRunning, kDone, kFailed };
@@ -49,7 +49,7 @@ class RecordedWorld : public World {
   int64_t rank() const override { return inner_->rank(); }
   int64_t num_ranks() const override { return inner_->num_ranks(); }
   absl::StatusOr<Communicator*> Group(absl::Span<const int64_t> ranks, absl::string_view channel,
-                                      Stream* stream = nullptr) override;
+                                      device::Stream* stream = nullptr) override;
   absl::Status Failure() override { return inner_->Failure(); }
   absl::Status Ended() override { return inner_->Ended(); }
   void Abort(absl::Status reason) override { inner_->Abort(std::move(reason)); }
@@ -65,4 +65,4 @@ class RecordedWorld : public World {
       ABSL_GUARDED_BY(mutex_);
 };
 
-}  // namespace moe
+}  // namespace moe::comm

@@ -18,7 +18,7 @@
 #include "moe/comm/communicator.h"
 #include "moe/device/device.h"
 
-namespace moe {
+namespace moe::comm {
 
 class World {
  public:
@@ -36,7 +36,7 @@ class World {
   // or later. Without one they are the host's. All members agree. A group that is asked for again with
   // another stream works on that one from then on.
   virtual absl::StatusOr<Communicator*> Group(absl::Span<const int64_t> ranks, absl::string_view channel,
-                                              Stream* stream = nullptr) = 0;
+                                              device::Stream* stream = nullptr) = 0;
 
   // What went wrong with work that was given to streams by calls that have returned. Ask after
   // Stream::Synchronize and before results are believed.
@@ -50,4 +50,4 @@ class World {
   virtual void Abort(absl::Status reason) = 0;
 };
 
-}  // namespace moe
+}  // namespace moe::comm

@@ -9,7 +9,7 @@
 #include "moe/ir/registry.h"
 #include "moe/ir/wire_format.h"
 
-namespace moe {
+namespace moe::cost {
 namespace {
 
 bool IsComm(const Node& n) { return absl::StartsWith(n.op_name(), "comm."); }
@@ -278,4 +278,4 @@ double NodeSeconds(const Node& n, const Mesh& mesh, const Target& target) {
                   NodeBytes(n, mesh) / target.bytes_per_second);
 }
 
-}  // namespace moe
+}  // namespace moe::cost

@@ -19,7 +19,7 @@
 #include "moe/ir/conversion_steps.h"
 #include "moe/ir/graph.h"
 
-namespace moe {
+namespace moe::cost {
 
 // Local extents of the factors of the node's rule. Error: a rule that does not fit the operands.
 absl::StatusOr<std::vector<double>> LocalFactorExtents(const Node& n, const Mesh& mesh);
@@ -85,4 +85,4 @@ Link LinkOf(absl::Span<const AxisId> axes, const Mesh& mesh, const Target& targe
 // Roofline: max(flops / peak, bytes / memory bandwidth) for compute; CostOfStep for collectives.
 double NodeSeconds(const Node& n, const Mesh& mesh, const Target& target);
 
-}  // namespace moe
+}  // namespace moe::cost

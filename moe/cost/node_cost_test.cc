@@ -10,7 +10,7 @@
 #include "moe/cost/targets.h"
 #include "moe/ir/text.h"
 
-namespace moe {
+namespace moe::cost {
 namespace {
 
 TEST(NodeCost, LocalFlopsAndRingBytes) {
@@ -132,4 +132,4 @@ TEST(Targets, AGpuIsKnownByItsOwnNameAndSlowerVariantsAreNot) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::cost

@@ -6,7 +6,7 @@
 #include <set>
 #include <string>
 
-namespace moe {
+namespace moe::cost {
 
 struct Target {
   std::string name = "cpu";
@@ -31,4 +31,4 @@ struct Target {
   bool CanFuse(const std::string& op) const { return all_fusions || fusions.count(op) > 0; }
 };
 
-}  // namespace moe
+}  // namespace moe::cost

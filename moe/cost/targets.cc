@@ -6,7 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 
-namespace moe {
+namespace moe::cost {
 namespace {
 
 // NCCL's own estimates of a message by its ring algorithm with 128-byte flags (src/graph/tuning.cc, hwLat):
@@ -70,4 +70,4 @@ std::vector<std::string> TargetNames() {
   return names;
 }
 
-}  // namespace moe
+}  // namespace moe::cost

@@ -13,7 +13,7 @@
 #include "absl/strings/string_view.h"
 #include "moe/cost/target.h"
 
-namespace moe {
+namespace moe::cost {
 
 // "cpu" is Target() itself. Error: InvalidArgument, with the names there are.
 absl::StatusOr<Target> NamedTarget(absl::string_view name);
@@ -23,4 +23,4 @@ std::vector<std::string> TargetNames();
 // sheets the targets' rates are from count: an H100 PCIe or NVL is slower. Error: NotFound.
 absl::StatusOr<Target> TargetOfDevice(absl::string_view device);
 
-}  // namespace moe
+}  // namespace moe::cost

@@ -13,7 +13,7 @@
 // clang-format on
 
 HWY_BEFORE_NAMESPACE();
-namespace moe {
+namespace moe::device {
 namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
@@ -70,11 +70,11 @@ HWY_ATTR void NarrowRow(const float* x, uint16_t* y, int64_t n, bool is_bf16) {
 }
 
 }  // namespace HWY_NAMESPACE
-}  // namespace moe
+}  // namespace moe::device
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace moe {
+namespace moe::device {
 
 HWY_EXPORT(WidenRow);
 HWY_EXPORT(NarrowRow);
@@ -105,5 +105,5 @@ void FromF32(DType to, const float* x, void* y, int64_t n) {
   HWY_DYNAMIC_DISPATCH(NarrowRow)(x, static_cast<uint16_t*>(y), n, to == DType::kBF16);
 }
 
-}  // namespace moe
+}  // namespace moe::device
 #endif  // HWY_ONCE

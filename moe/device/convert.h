@@ -12,10 +12,10 @@
 
 #include "moe/ir/types.h"
 
-namespace moe {
+namespace moe::device {
 
 // bf16, f16 and f32; CHECK-fails for others.
 void ToF32(DType from, const void* x, float* y, int64_t n);
 void FromF32(DType to, const float* x, void* y, int64_t n);
 
-}  // namespace moe
+}  // namespace moe::device

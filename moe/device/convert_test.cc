@@ -8,7 +8,7 @@
 #include <random>
 #include <vector>
 
-namespace moe {
+namespace moe::device {
 namespace {
 
 float One(DType d, float x) {
@@ -63,7 +63,7 @@ TEST(ConvertTest, RoundsToTheNearestAndTiesToEven) {
     if (std::isfinite(x)) all.push_back(x);
   }
   const uint64_t seed = std::random_device()();
-  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  SCOPED_TRACE(::testing::Message() << "seed " << seed);
   std::mt19937_64 rng(seed);
   std::normal_distribution<float> normal;
   for (int i = 0; i < 200; ++i) {
@@ -91,4 +91,4 @@ TEST(ConvertTest, AnyLengthAndNothingBeyond) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::device

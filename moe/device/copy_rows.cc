@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-namespace moe {
+namespace moe::device {
 namespace {
 
 // The innermost loop with a run of kBytes known to the compiler; 0: any.
@@ -59,4 +59,4 @@ void CopyStrided(const StridedCopy& copy, const char* from, char* to, int64_t el
   CopyLoops(copy, 0, from, to, element);
 }
 
-}  // namespace moe
+}  // namespace moe::device

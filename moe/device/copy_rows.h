@@ -9,7 +9,7 @@
 
 #include "moe/ir/conversion_layout.h"
 
-namespace moe {
+namespace moe::device {
 
 // Copies a box of elements of `element` bytes.
 void CopyStrided(const StridedCopy& copy, const char* from, char* to, int64_t element);
@@ -18,4 +18,4 @@ void CopyStrided(const StridedCopy& copy, const char* from, char* to, int64_t el
 void CopyRows(const StridedCopy& copy, int64_t rows, const char* from, int64_t from_row, char* to,
               int64_t to_row, int64_t element);
 
-}  // namespace moe
+}  // namespace moe::device

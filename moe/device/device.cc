@@ -5,7 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "moe/device/host_device.h"
 
-namespace moe {
+namespace moe::device {
 namespace {
 
 std::vector<DeviceBackend>& Backends() {
@@ -58,4 +58,4 @@ absl::StatusOr<std::unique_ptr<Device>> OpenDevice(DeviceKind kind, int ordinal)
 
 DeviceBackendRegistration::DeviceBackendRegistration(DeviceBackend backend) { Backends().push_back(backend); }
 
-}  // namespace moe
+}  // namespace moe::device

@@ -28,7 +28,7 @@
 #include "moe/ir/types.h"
 #include "moe/ir/wire_format.h"
 
-namespace moe {
+namespace moe::device {
 
 enum class DeviceKind : uint8_t { kHost, kCuda };
 absl::string_view DeviceKindName(DeviceKind kind);  // "cpu", "cuda"
@@ -157,4 +157,4 @@ struct DeviceBackendRegistration {
   explicit DeviceBackendRegistration(DeviceBackend backend);
 };
 
-}  // namespace moe
+}  // namespace moe::device

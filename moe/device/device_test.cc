@@ -10,10 +10,10 @@
 #include "absl/time/clock.h"
 #include "moe/base/clock.h"
 #include "moe/base/status_matchers.h"
-#include "moe/testing/delayed_device.h"
 #include "moe/device/stream_timer.h"
+#include "moe/testing/delayed_device.h"
 
-namespace moe {
+namespace moe::device {
 namespace {
 
 TEST(Device, WordsAreParsed) {
@@ -68,7 +68,7 @@ TEST(Device, TimedEventsTellHowLongWorkTook) {
 TEST(Device, MarksTellWhenStreamsReachThem) {
   ASSERT_OK_AND_ASSIGN(std::unique_ptr<Device> host, OpenDevice(DeviceKind::kHost, 0));
   for (const bool late : {false, true}) {
-    const std::unique_ptr<Device> device = late ? NewDelayedDevice(0, 17) : std::move(host);
+    const std::unique_ptr<Device> device = late ? testing::NewDelayedDevice(0, 17) : std::move(host);
     ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Stream> first, device->NewStream("compute"));
     ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Stream> second, device->NewStream("comm"));
     ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Event> done, device->NewEvent());
@@ -105,4 +105,4 @@ TEST(Device, MarksTellWhenStreamsReachThem) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::device

@@ -8,12 +8,12 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "moe/device/convert.h"
 #include "moe/device/copy_rows.h"
 #include "moe/device/reduce.h"
 #include "moe/device/wire_codec.h"
-#include "moe/device/convert.h"
 
-namespace moe {
+namespace moe::device {
 namespace {
 
 constexpr int64_t kPage = 4096, kHugePage = 2 << 20;
@@ -79,8 +79,8 @@ class ImmediateStream : public Stream {
   }
   absl::Status CopyRows(const StridedCopy& copy, int64_t rows, const void* from, int64_t from_row, void* to,
                         int64_t to_row, int64_t element) override {
-    moe::CopyRows(copy, rows, static_cast<const char*>(from), from_row, static_cast<char*>(to), to_row,
-                  element);
+    moe::device::CopyRows(copy, rows, static_cast<const char*>(from), from_row, static_cast<char*>(to),
+                          to_row, element);
     return absl::OkStatus();
   }
   absl::Status Reduce(absl::Span<const void* const> from, void* to, int64_t count, DType dtype,
@@ -187,4 +187,4 @@ Stream* HostStream() {
   return &stream;
 }
 
-}  // namespace moe
+}  // namespace moe::device

@@ -5,7 +5,7 @@
 
 #include "moe/device/device.h"
 
-namespace moe {
+namespace moe::device {
 
 std::unique_ptr<Device> NewHostDevice();
 
@@ -13,4 +13,4 @@ std::unique_ptr<Device> NewHostDevice();
 // number of threads may use it.
 Stream* HostStream();
 
-}  // namespace moe
+}  // namespace moe::device

@@ -9,7 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 
-namespace moe {
+namespace moe::device {
 namespace {
 
 // Blocks keep the accumulator in the first-level cache, and give the compiler loops of a known length.
@@ -123,4 +123,4 @@ void ReduceInOrder(absl::Span<const void* const> in, void* out, int64_t count, D
   LOG(FATAL) << "cannot reduce " << DTypeName(dtype);
 }
 
-}  // namespace moe
+}  // namespace moe::device

@@ -13,7 +13,7 @@
 #include "absl/types/span.h"
 #include "moe/ir/types.h"
 
-namespace moe {
+namespace moe::device {
 
 // InvalidArgument if `dtype` cannot be reduced with `kind` (f8e4m3 at all, pred with sum; max of pred is
 // "or").
@@ -23,4 +23,4 @@ absl::Status CheckReducible(DType dtype, Reduction kind);
 // The combination must have passed CheckReducible.
 void ReduceInOrder(absl::Span<const void* const> in, void* out, int64_t count, DType dtype, Reduction kind);
 
-}  // namespace moe
+}  // namespace moe::device

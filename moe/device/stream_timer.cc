@@ -6,7 +6,7 @@
 #include "moe/base/clock.h"
 #include "moe/base/status.h"
 
-namespace moe {
+namespace moe::device {
 namespace {
 
 constexpr int kRoundTrips = 4;
@@ -62,4 +62,4 @@ absl::StatusOr<int64_t> ClockReference::HostNanos(const StreamTimer& timer, int6
   return host_ns_ + std::llround(1e9 * seconds);
 }
 
-}  // namespace moe
+}  // namespace moe::device

@@ -20,7 +20,7 @@
 #include "absl/status/statusor.h"
 #include "moe/device/device.h"
 
-namespace moe {
+namespace moe::device {
 
 class StreamTimer {
  public:
@@ -65,4 +65,4 @@ class ClockReference {
   int64_t host_ns_ = 0;  // when events_[best_] was reached
 };
 
-}  // namespace moe
+}  // namespace moe::device

@@ -10,7 +10,7 @@
 #include "glog/logging.h"
 #include "moe/device/convert.h"
 
-namespace moe {
+namespace moe::device {
 namespace {
 
 constexpr float kLargest = 448;  // of e4m3
@@ -111,4 +111,4 @@ void DecodeWire(WireFormat wire, const char* in, int64_t n, int64_t begin, int64
   }
 }
 
-}  // namespace moe
+}  // namespace moe::device

@@ -15,11 +15,11 @@
 #include "moe/ir/types.h"
 #include "moe/ir/wire_format.h"
 
-namespace moe {
+namespace moe::device {
 
 // `dtype`: f64, f32, bf16 or f16.
 void EncodeWire(WireFormat wire, DType dtype, const void* x, int64_t n, char* out);
 // Of an encoded block of n values.
 void DecodeWire(WireFormat wire, const char* in, int64_t n, int64_t begin, int64_t count, float* out);
 
-}  // namespace moe
+}  // namespace moe::device

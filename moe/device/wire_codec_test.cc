@@ -9,7 +9,7 @@
 
 #include "moe/device/convert.h"
 
-namespace moe {
+namespace moe::device {
 namespace {
 
 std::vector<float> Travel(WireFormat wire, const std::vector<float>& x) {
@@ -24,7 +24,7 @@ std::vector<float> Travel(WireFormat wire, const std::vector<float>& x) {
 
 TEST(WireCodecTest, ErrorsAreWithinTheStatedBounds) {
   const uint64_t seed = std::random_device()();
-  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  SCOPED_TRACE(::testing::Message() << "seed " << seed);
   std::mt19937_64 rng(seed);
   std::normal_distribution<float> normal;
   for (int n : {1, 5, 127, 128, 129, 1000}) {
@@ -106,4 +106,4 @@ TEST(WireCodecTest, PartsAndOtherDTypes) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::device

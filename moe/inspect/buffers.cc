@@ -9,7 +9,7 @@
 #include "moe/inspect/stage_view.h"
 #include "moe/ir/state.h"
 
-namespace moe {
+namespace moe::inspect {
 namespace {
 
 const StageMemory* MemoryOf(const Program& program, int stage) {
@@ -191,4 +191,4 @@ std::string LargestBuffersText(const Program& program, int stage, size_t count) 
   return absl::StrCat("largest buffers of stage ", stage, "\n", table.Text());
 }
 
-}  // namespace moe
+}  // namespace moe::inspect

@@ -15,7 +15,7 @@
 #include "absl/status/statusor.h"
 #include "moe/ir/program.h"
 
-namespace moe {
+namespace moe::inspect {
 
 // Bytes of one rank by category, in the order of the arena: "parameters", "gradients", "optimizer",
 // "counters", "inputs", "residuals", "boundaries", "frame". Empty without a memory plan.
@@ -52,4 +52,4 @@ LiveRange LiveRangeOf(const Function& function, const Value& value);
 // NotFound for a stage that is not there, FailedPrecondition without a memory plan or resolved actions.
 absl::StatusOr<std::string> BuffersSvg(const Program& program, int stage);
 
-}  // namespace moe
+}  // namespace moe::inspect

@@ -11,7 +11,7 @@
 #include "moe/inspect/svg.h"
 #include "moe/ir/state.h"
 
-namespace moe {
+namespace moe::inspect {
 namespace {
 
 constexpr double kLeft = 92, kRight = 178, kTop = 84, kPlotWidth = 980, kPlotHeight = 620, kAxis = 40;
@@ -331,4 +331,4 @@ absl::StatusOr<std::string> BuffersSvg(const Program& program, int stage) {
   return BufferPicture(program, stage).Draw();
 }
 
-}  // namespace moe
+}  // namespace moe::inspect

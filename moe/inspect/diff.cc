@@ -13,7 +13,7 @@
 #include "moe/inspect/stage_view.h"
 #include "moe/inspect/timeline.h"
 
-namespace moe {
+namespace moe::inspect {
 namespace {
 
 // "+12.5%", "-", "new", "gone".
@@ -210,4 +210,4 @@ class Differ {
 
 std::string DiffText(const DiffSide& a, const DiffSide& b) { return Differ(a, b).Text(); }
 
-}  // namespace moe
+}  // namespace moe::inspect

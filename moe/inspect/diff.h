@@ -9,7 +9,7 @@
 
 #include "moe/ir/program.h"
 
-namespace moe {
+namespace moe::inspect {
 
 struct DiffSide {
   std::string name;
@@ -17,4 +17,4 @@ struct DiffSide {
 };
 std::string DiffText(const DiffSide& a, const DiffSide& b);
 
-}  // namespace moe
+}  // namespace moe::inspect

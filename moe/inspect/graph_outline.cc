@@ -14,7 +14,7 @@
 #include "moe/inspect/stage_view.h"
 #include "moe/ir/state.h"
 
-namespace moe {
+namespace moe::inspect {
 namespace {
 
 GraphBox::Kind KindOf(const Node& n) {
@@ -186,7 +186,7 @@ class Outliner {
     if (!IsPlacementChange(n)) return;
     box->op = CollectiveKind(n, mesh_);
     box->axes = CollectiveAxes(n, mesh_);
-    box->bytes = CommunicationCost(n, mesh_).bytes;
+    box->bytes = cost::CommunicationCost(n, mesh_).bytes;
     box->reason =
         absl::StrCat(n.provenance.pass, n.provenance.reason.empty() ? "" : ": ", n.provenance.reason);
   }
@@ -344,4 +344,4 @@ absl::StatusOr<GraphOutline> OutlineGraph(const Program& program, const GraphOpt
   return Outliner(program, options).Run();
 }
 
-}  // namespace moe
+}  // namespace moe::inspect

@@ -17,7 +17,7 @@
 #include "absl/status/statusor.h"
 #include "moe/ir/program.h"
 
-namespace moe {
+namespace moe::inspect {
 
 struct GraphOptions {
   int stage = -1;  // -1: all stages side by side
@@ -59,4 +59,4 @@ struct GraphOutline {
 // Errors: NotFound for a stage or layer that the program does not have.
 absl::StatusOr<GraphOutline> OutlineGraph(const Program& program, const GraphOptions& options);
 
-}  // namespace moe
+}  // namespace moe::inspect

@@ -19,7 +19,7 @@
 
 extern char** environ;
 
-namespace moe {
+namespace moe::inspect {
 namespace {
 
 // Collectives are told apart by hue; each hue is dark enough for white text.
@@ -289,4 +289,4 @@ absl::Status WriteGraphSvg(const Program& program, const GraphOptions& options, 
   return RenderDot(GraphDot(outline), svg_path);
 }
 
-}  // namespace moe
+}  // namespace moe::inspect

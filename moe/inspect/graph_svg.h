@@ -12,7 +12,7 @@
 #include "absl/strings/string_view.h"
 #include "moe/inspect/graph_outline.h"
 
-namespace moe {
+namespace moe::inspect {
 
 std::string GraphDot(const GraphOutline& outline);
 
@@ -23,4 +23,4 @@ absl::Status RenderDot(absl::string_view dot, const std::string& svg_path);
 
 absl::Status WriteGraphSvg(const Program& program, const GraphOptions& options, const std::string& svg_path);
 
-}  // namespace moe
+}  // namespace moe::inspect

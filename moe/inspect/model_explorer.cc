@@ -10,7 +10,7 @@
 #include "moe/ir/registry.h"
 #include "moe/ir/state.h"
 
-namespace moe {
+namespace moe::inspect {
 namespace {
 
 using Json = nlohmann::ordered_json;
@@ -63,9 +63,9 @@ Json GraphOf(const Program& program, const Function& f, int stage) {
     if (!n->provenance.reason.empty()) attrs.push_back(Pair("because", n->provenance.reason));
     if (IsCollective(*n)) {
       attrs.push_back(Pair("axes", CollectiveAxes(*n, mesh)));
-      attrs.push_back(Pair("bytes sent by a rank", BytesText(CommunicationCost(*n, mesh).bytes)));
+      attrs.push_back(Pair("bytes sent by a rank", BytesText(cost::CommunicationCost(*n, mesh).bytes)));
     } else {
-      attrs.push_back(Pair("flops on a rank", absl::StrCat(NodeFlops(*n, mesh))));
+      attrs.push_back(Pair("flops on a rank", absl::StrCat(cost::NodeFlops(*n, mesh))));
     }
     for (const auto& [name, value] : n->attributes()) {
       if (const auto* text = std::get_if<std::string>(&value)) attrs.push_back(Pair(name, *text));
@@ -104,4 +104,4 @@ std::string ModelExplorerJson(const Program& program) {
   return Json{{"label", program.module->name()}, {"graphs", graphs}}.dump(1) + "\n";
 }
 
-}  // namespace moe
+}  // namespace moe::inspect

@@ -10,8 +10,8 @@
 
 #include "moe/ir/program.h"
 
-namespace moe {
+namespace moe::inspect {
 
 std::string ModelExplorerJson(const Program& program);
 
-}  // namespace moe
+}  // namespace moe::inspect

@@ -14,7 +14,7 @@
 #include "moe/model/transformer.h"
 #include "moe/plan/compile.h"
 
-namespace moe {
+namespace moe::inspect {
 namespace {
 
 using ::testing::HasSubstr;
@@ -22,17 +22,17 @@ using ::testing::Not;
 
 // With `layers`: so many, all of experts.
 Program CompileSmall(const std::string& strategy_text, int64_t layers = 0) {
-  const Strategy strategy = *ParseStrategy(strategy_text);
-  absl::StatusOr<ModelConfig> config = LoadModelConfig("testdata/models/small_test.textproto");
+  const passes::Strategy strategy = *passes::ParseStrategy(strategy_text);
+  absl::StatusOr<model::ModelConfig> config = model::LoadModelConfig("testdata/models/small_test.textproto");
   EXPECT_TRUE(config.ok()) << config.status();
   if (layers > 0) {
     config->set_num_layers(layers);
     config->set_first_dense_layers(0);
   }
-  absl::StatusOr<std::unique_ptr<Module>> module =
-      BuildModel(*config, {.global_batch = 8 * strategy.microbatches, .microbatches = strategy.microbatches});
+  absl::StatusOr<std::unique_ptr<Module>> module = model::BuildModel(
+      *config, {.global_batch = 8 * strategy.microbatches, .microbatches = strategy.microbatches});
   EXPECT_TRUE(module.ok()) << module.status();
-  absl::StatusOr<Compiled> compiled = Compile(*std::move(module), strategy);
+  absl::StatusOr<plan::Compiled> compiled = plan::Compile(*std::move(module), strategy);
   EXPECT_TRUE(compiled.ok()) << compiled.status();
   return std::move(compiled->plan.program);
 }
@@ -212,4 +212,4 @@ TEST(GraphTest, DrawsThroughGraphvizOrSaysWhatToInstall) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::inspect

@@ -7,7 +7,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 
-namespace moe {
+namespace moe::inspect {
 namespace {
 
 // Three digits that count, no trailing zeros.
@@ -111,4 +111,4 @@ std::string Columns::Text() const {
   return out;
 }
 
-}  // namespace moe
+}  // namespace moe::inspect

@@ -18,7 +18,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 
-namespace moe {
+namespace moe::inspect {
 
 std::string BytesText(double bytes);                   // three digits that count, in B, KiB, MiB, GiB, TiB
 std::string SecondsText(double seconds);               // likewise in us, ms, s
@@ -49,4 +49,4 @@ class Columns {
   std::vector<std::vector<std::string>> rows_;
 };
 
-}  // namespace moe
+}  // namespace moe::inspect

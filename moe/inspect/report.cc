@@ -14,7 +14,7 @@
 #include "moe/inspect/timeline.h"
 #include "moe/ir/state.h"
 
-namespace moe {
+namespace moe::inspect {
 namespace {
 
 constexpr size_t kWidth = 100;
@@ -116,7 +116,7 @@ class NodeLines {
     std::string line = absl::StrCat("  ", IsCollective(n) ? ">> " : " > ", kind);
     if (!axes.empty()) absl::StrAppend(&line, n.Has("stages") ? " between " : " over ", axes);
     if (IsCollective(n)) {
-      const CommCost cost = CommunicationCost(n, mesh_);
+      const cost::CommCost cost = cost::CommunicationCost(n, mesh_);
       absl::StrAppend(&line, ", ", BytesText(cost.bytes), " per rank");
       std::vector<std::string> levels;
       for (const CollectiveLevel& l : LevelsOfCollective(n, mesh_)) {
@@ -324,4 +324,4 @@ absl::StatusOr<std::string> ReportText(const Program& program, const ReportOptio
   return out;
 }
 
-}  // namespace moe
+}  // namespace moe::inspect

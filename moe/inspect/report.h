@@ -18,7 +18,7 @@
 #include "moe/inspect/stage_view.h"
 #include "moe/ir/program.h"
 
-namespace moe {
+namespace moe::inspect {
 
 struct ReportOptions {
   int stage = -1;        // -1: all
@@ -42,4 +42,4 @@ std::string CollectivesText(const Program& program, const StageView& view);
 // indented.
 absl::StatusOr<std::string> ReportJson(const Program& program, const ReportOptions& options = {});
 
-}  // namespace moe
+}  // namespace moe::inspect

@@ -8,7 +8,7 @@
 #include "moe/inspect/timeline.h"
 #include "moe/ir/state.h"
 
-namespace moe {
+namespace moe::inspect {
 namespace {
 
 using Json = nlohmann::ordered_json;
@@ -34,8 +34,8 @@ Json NodeJson(const Program& program, const Function& f, const Node& n) {
   if (IsPlacementChange(n)) {
     out["collective"] = {{"kind", CollectiveKind(n, mesh)},
                          {"axes", CollectiveAxes(n, mesh)},
-                         {"bytes_sent", CommunicationCost(n, mesh).bytes},
-                         {"bytes_across_nodes", CommunicationCost(n, mesh).across},
+                         {"bytes_sent", cost::CommunicationCost(n, mesh).bytes},
+                         {"bytes_across_nodes", cost::CommunicationCost(n, mesh).across},
                          {"local", !IsCollective(n)}};
   }
   return out;
@@ -122,4 +122,4 @@ absl::StatusOr<std::string> ReportJson(const Program& program, const ReportOptio
   return out.dump(1) + "\n";
 }
 
-}  // namespace moe
+}  // namespace moe::inspect

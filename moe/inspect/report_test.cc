@@ -18,7 +18,7 @@
 #include "moe/model/transformer.h"
 #include "moe/plan/compile.h"
 
-namespace moe {
+namespace moe::inspect {
 namespace {
 
 using ::testing::HasSubstr;
@@ -47,13 +47,13 @@ Program ParseProgram(absl::string_view text) {
 }
 
 Program CompileSmall(const std::string& strategy_text) {
-  const Strategy strategy = *ParseStrategy(strategy_text);
-  absl::StatusOr<ModelConfig> config = LoadModelConfig("testdata/models/small_test.textproto");
+  const passes::Strategy strategy = *passes::ParseStrategy(strategy_text);
+  absl::StatusOr<model::ModelConfig> config = model::LoadModelConfig("testdata/models/small_test.textproto");
   EXPECT_TRUE(config.ok()) << config.status();
-  absl::StatusOr<std::unique_ptr<Module>> module =
-      BuildModel(*config, {.global_batch = 8 * strategy.microbatches, .microbatches = strategy.microbatches});
+  absl::StatusOr<std::unique_ptr<Module>> module = model::BuildModel(
+      *config, {.global_batch = 8 * strategy.microbatches, .microbatches = strategy.microbatches});
   EXPECT_TRUE(module.ok()) << module.status();
-  absl::StatusOr<Compiled> compiled = Compile(*std::move(module), strategy);
+  absl::StatusOr<plan::Compiled> compiled = plan::Compile(*std::move(module), strategy);
   EXPECT_TRUE(compiled.ok()) << compiled.status();
   return std::move(compiled->plan.program);
 }
@@ -186,4 +186,4 @@ TEST(DiffTest, ShowsWhatDiffersAndWhatDoesNot) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::inspect

@@ -15,7 +15,7 @@
 #include "moe/ir/registry.h"
 #include "moe/ir/state.h"
 
-namespace moe {
+namespace moe::inspect {
 namespace {
 
 // "forward12" -> {"forward", 12}; -1 without a number.
@@ -198,12 +198,12 @@ std::string CollectiveAxes(const Node& node, const Mesh& mesh) {
 std::vector<CollectiveLevel> LevelsOfCollective(const Node& node, const Mesh& mesh) {
   std::vector<CollectiveLevel> out;
   if (!node.Has("steps") || node.Is("comm.reshard")) return out;
-  const std::vector<ConversionStep> steps = StepsOf(node, mesh);
+  const std::vector<ConversionStep> steps = cost::StepsOf(node, mesh);
   if (steps.size() < 2) return out;
   const Type& type = node.operand(0).type();
   double bytes = static_cast<double>(type.LocalElements(mesh)) * ByteSize(type.dtype);
   for (const ConversionStep& step : steps) {
-    const StepCost c = CostOfStep(step, bytes, mesh, Target());
+    const cost::StepCost c = cost::CostOfStep(step, bytes, mesh, cost::Target());
     out.push_back(
         {AxesText(step.axes(), mesh, node.scope), c.sent.across > 0 ? " across nodes" : " in nodes", c.sent});
     bytes = c.bytes_after;
@@ -224,7 +224,7 @@ std::vector<CollectiveUse> CollectivesOf(const Program& program, const StageView
                        level.cost.bytes, level.cost.across});
       }
       if (!levels.empty()) continue;
-      const CommCost cost = CommunicationCost(*n, mesh);
+      const cost::CommCost cost = cost::CommunicationCost(*n, mesh);
       out.push_back({n.get(), f.function, n->phase, kind, CollectiveAxes(*n, mesh), cost.bytes, cost.across});
     }
   }
@@ -295,4 +295,4 @@ absl::Status CheckStage(const Program& program, int stage) {
                    stages == 1 ? " stage: 0" : absl::StrCat(" stages: 0 to ", stages - 1)));
 }
 
-}  // namespace moe
+}  // namespace moe::inspect

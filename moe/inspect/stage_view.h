@@ -20,7 +20,7 @@
 #include "moe/cost/node_cost.h"
 #include "moe/ir/program.h"
 
-namespace moe {
+namespace moe::inspect {
 
 struct StageFunction {
   const Function* function = nullptr;
@@ -69,7 +69,7 @@ std::string CollectiveAxes(const Node& node, const Mesh& mesh);
 struct CollectiveLevel {
   std::string axes;
   std::string where;  // " in nodes", " across nodes"
-  CommCost cost;
+  cost::CommCost cost;
 };
 std::vector<CollectiveLevel> LevelsOfCollective(const Node& node, const Mesh& mesh);
 
@@ -115,4 +115,4 @@ std::string LocalName(absl::string_view name, absl::string_view scope);
 // NotFound, with what is legal, unless the program has that stage.
 absl::Status CheckStage(const Program& program, int stage);
 
-}  // namespace moe
+}  // namespace moe::inspect

@@ -6,7 +6,7 @@
 #include "absl/strings/str_format.h"
 #include "moe/inspect/quantities.h"
 
-namespace moe {
+namespace moe::inspect {
 
 std::string SvgNumber(double x) {
   std::string text = absl::StrFormat("%.2f", x);
@@ -88,4 +88,4 @@ std::string SvgWriter::Finish() && {
       "<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n", body_, "</svg>\n");
 }
 
-}  // namespace moe
+}  // namespace moe::inspect

@@ -13,7 +13,7 @@
 
 #include "absl/strings/string_view.h"
 
-namespace moe {
+namespace moe::inspect {
 
 // Number as SVG wants it: at most two decimals, none where they are zero.
 std::string SvgNumber(double x);
@@ -51,4 +51,4 @@ class SvgWriter {
   std::string title_, defs_, body_;
 };
 
-}  // namespace moe
+}  // namespace moe::inspect

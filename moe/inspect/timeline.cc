@@ -12,7 +12,7 @@
 #include "moe/inspect/quantities.h"
 #include "moe/inspect/stage_view.h"
 
-namespace moe {
+namespace moe::inspect {
 namespace {
 
 TimelineSpan::Kind KindOf(Action::Kind kind) {
@@ -203,12 +203,12 @@ Durations UnitDurations() {
   return d;
 }
 
-Durations CostDurations(const Program& program, const Target& target) {
+Durations CostDurations(const Program& program, const cost::Target& target) {
   const Mesh& mesh = program.module->mesh();
   std::map<std::string, double> seconds;
   for (const auto& f : program.module->functions()) {
     double sum = 0;
-    for (const auto& n : f->body()) sum += NodeSeconds(*n, mesh, target);
+    for (const auto& n : f->body()) sum += cost::NodeSeconds(*n, mesh, target);
     seconds[f->name()] = sum;
   }
   std::map<std::string, double> boundary;
@@ -220,7 +220,7 @@ Durations CostDurations(const Program& program, const Target& target) {
     auto it = seconds.find(a.function.empty() ? ChunkFunctionName(a.kind, a.chunk) : a.function);
     return it == seconds.end() ? 0 : it->second;
   };
-  const Link link = LinkOf(mesh.Alias("pp"), mesh, target);
+  const cost::Link link = cost::LinkOf(mesh.Alias("pp"), mesh, target);
   d.transfer = [boundary, link](const Action& a, int) {
     auto it = boundary.find(a.boundary);
     return link.Seconds(1, it == boundary.end() ? 0 : it->second);
@@ -316,4 +316,4 @@ std::string TimelineText(const Timeline& t) {
   return out;
 }
 
-}  // namespace moe
+}  // namespace moe::inspect

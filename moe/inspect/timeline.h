@@ -21,7 +21,7 @@
 #include "moe/cost/target.h"
 #include "moe/ir/program.h"
 
-namespace moe {
+namespace moe::inspect {
 
 struct TimelineSpan {
   enum Kind { kForward, kBackward, kInputGrad, kWeightGrad, kUpdate, kOther, kTransfer, kCollective };
@@ -51,7 +51,7 @@ struct Durations {
 };
 Durations UnitDurations();
 // Sum over the nodes of each function by the roofline of the target.
-Durations CostDurations(const Program& program, const Target& target);
+Durations CostDurations(const Program& program, const cost::Target& target);
 
 // Plays the resolved actions of `name` (or the table, before they are resolved): a stage does one thing at a
 // time, a receive waits for its send, an update that reduces over stages waits for them. Sending costs the
@@ -78,4 +78,4 @@ std::string TimelineText(const Timeline& timeline);
 // numbers in the cells, bubbles hatched, communication as a thin lane below, legend, time axis.
 std::string TimelineSvg(const Timeline& timeline);
 
-}  // namespace moe
+}  // namespace moe::inspect

@@ -7,7 +7,7 @@
 #include "moe/inspect/svg.h"
 #include "moe/inspect/timeline.h"
 
-namespace moe {
+namespace moe::inspect {
 namespace {
 
 // Hues for the screen; lightness and pattern for a grey print: forward is light, backward dark, the two
@@ -142,4 +142,4 @@ std::string TimelineSvg(const Timeline& t) {
   return std::move(svg).Finish();
 }
 
-}  // namespace moe
+}  // namespace moe::inspect

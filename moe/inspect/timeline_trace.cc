@@ -7,7 +7,7 @@
 #include "absl/strings/str_split.h"
 #include "moe/inspect/timeline.h"
 
-namespace moe {
+namespace moe::inspect {
 namespace {
 
 using Json = nlohmann::json;
@@ -155,4 +155,4 @@ absl::StatusOr<Timeline> MeasuredTimeline(absl::string_view chrome_trace, const 
   return t;
 }
 
-}  // namespace moe
+}  // namespace moe::inspect

@@ -20,7 +20,7 @@
 #include "moe/testing/op_cases.h"
 #include "moe/testing/op_cases_run.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 bool IsComm(const OpDef& op) { return absl::StartsWith(op.name, "comm."); }
@@ -39,13 +39,13 @@ TEST(CompletenessTest, EveryOpIsDeclaredWhole) {
 TEST(CompletenessTest, EveryOpHasKernels) {
   for (const DType dtype : {DType::kF64, DType::kF32, DType::kBF16, DType::kF16}) {
     std::set<std::string> seen;
-    for (const OpCase& c : MakeOpCases(Ops(), {dtype})) {
-      SCOPED_TRACE(testing::Message() << c.name << " " << DTypeName(dtype));
+    for (const testing::OpCase& c : testing::MakeOpCases(Ops(), {dtype})) {
+      SCOPED_TRACE(::testing::Message() << c.name << " " << DTypeName(dtype));
       seen.insert(c.node->op_name());
       EXPECT_TRUE(absl::StartsWith(c.name, c.node->op_name()));
       ASSERT_OK_AND_ASSIGN(const std::vector<Type> types, InferTypes(*c.node));
       EXPECT_EQ(types.size(), c.node->num_results());
-      EXPECT_GT(NodeFlops(*c.node, Mesh()), 0);
+      EXPECT_GT(cost::NodeFlops(*c.node, Mesh()), 0);
       for (const Backend backend : {Backend::kReference, Backend::kCpu, Backend::kCuda}) {
         if (backend == Backend::kCuda && dtype == DType::kF64) continue;  // not offered there
         EXPECT_OK(Kernels().Lookup(*c.node, backend).status());
@@ -58,14 +58,14 @@ TEST(CompletenessTest, EveryOpHasKernels) {
   std::cout << SupportTable(Ops(), Kernels());
 }
 
-HostValue RandomLike(const HostValue& v, std::mt19937_64& rng) {
+testing::HostValue RandomLike(const testing::HostValue& v, std::mt19937_64& rng) {
   std::normal_distribution<double> normal;
-  HostValue r = v;
+  testing::HostValue r = v;
   for (double& x : r.data) x = normal(rng);
   return r;
 }
 
-double Inner(const HostValue& a, const HostValue& b) {
+double Inner(const testing::HostValue& a, const testing::HostValue& b) {
   double sum = 0;
   for (size_t i = 0; i < a.data.size(); ++i) sum += a.data[i] * b.data[i];
   return sum;
@@ -78,15 +78,15 @@ bool IsDifferentiable(const Node& n, int result) {
 
 class GradientTest {
  public:
-  GradientTest(OpCase& c, uint64_t seed) : c_(c), rng_(seed) {}
+  GradientTest(testing::OpCase& c, uint64_t seed) : c_(c), rng_(seed) {}
 
   void Check() {
     Node* n = c_.node;
     Function* f = n->function();
     ASSERT_OK_AND_ASSIGN(kernel_, Kernels().Lookup(*n, Backend::kReference));
-    ASSERT_OK_AND_ASSIGN(results_, RunNode(*n, *kernel_, c_.operands));
+    ASSERT_OK_AND_ASSIGN(results_, testing::RunNode(*n, *kernel_, c_.operands));
     // Random dy as further arguments, and the op's own gradient nodes.
-    std::map<Value, HostValue> values;
+    std::map<Value, testing::HostValue> values;
     std::vector<Value> dys(n->num_results());
     for (int i = 0; i < n->num_operands(); ++i) values[n->operand(i)] = c_.operands[i];
     dys_.resize(n->num_results());
@@ -99,7 +99,7 @@ class GradientTest {
     std::vector<Value> dxs(n->num_operands());
     Builder b(f);
     ASSERT_OK(n->op().gradient(n, dys, b, &dxs));
-    ASSERT_OK(RunFunction(*f, Kernels(), Backend::kReference, &values));
+    ASSERT_OK(testing::RunFunction(*f, Kernels(), Backend::kReference, &values));
     bool any = false;
     for (int i = 0; i < n->num_operands(); ++i) {
       if (!dxs[i]) continue;
@@ -113,12 +113,12 @@ class GradientTest {
 
  private:
   // The objective <dy, y> where operand i has moved by `step` along `direction`.
-  double Objective(int i, const HostValue& direction, double step) {
-    std::vector<HostValue> in = c_.operands;
+  double Objective(int i, const testing::HostValue& direction, double step) {
+    std::vector<testing::HostValue> in = c_.operands;
     for (size_t j = 0; j < in[i].data.size(); ++j) in[i].data[j] += step * direction.data[j];
-    const absl::StatusOr<std::vector<HostValue>> out = RunNode(*c_.node, *kernel_, in);
+    const absl::StatusOr<std::vector<testing::HostValue>> out = testing::RunNode(*c_.node, *kernel_, in);
     EXPECT_OK(out);
-    std::vector<HostValue> y = *out;
+    std::vector<testing::HostValue> y = *out;
     if (c_.node->Is("nn.head_stats")) {
       // The maximum is a shift without gradient: sums are compared relative to the maximum before the step.
       for (size_t j = 0; j < y[1].data.size(); ++j)
@@ -131,8 +131,8 @@ class GradientTest {
     return sum;
   }
 
-  void CheckDirection(int i, const HostValue& gradient) {
-    const HostValue direction = RandomLike(c_.operands[i], rng_);
+  void CheckDirection(int i, const testing::HostValue& gradient) {
+    const testing::HostValue direction = RandomLike(c_.operands[i], rng_);
     // Richardson extrapolation of central differences: the error is of order step^4.
     const double step = 1e-3;
     auto central = [&](double h) {
@@ -145,19 +145,19 @@ class GradientTest {
         << "operand " << i;
   }
 
-  OpCase& c_;
+  testing::OpCase& c_;
   std::mt19937_64 rng_;
   const Kernel* kernel_ = nullptr;
-  std::vector<HostValue> results_, dys_;
+  std::vector<testing::HostValue> results_, dys_;
 };
 
 TEST(CompletenessTest, GradientsAreDerivatives) {
   const uint64_t seed = std::random_device()();
   std::set<std::string> checked;
-  for (OpCase& c : MakeOpCases(Ops(), {DType::kF64, seed})) {
+  for (testing::OpCase& c : testing::MakeOpCases(Ops(), {DType::kF64, seed})) {
     // Where probabilities are equal, any step changes the choice; what is rounded moves in steps.
     if (!c.node->op().gradient || absl::EndsWith(c.name, "/ties") || RoundsOperands(*c.node)) continue;
-    SCOPED_TRACE(testing::Message() << c.name << " seed " << seed);
+    SCOPED_TRACE(::testing::Message() << c.name << " seed " << seed);
     checked.insert(c.node->op_name());
     GradientTest(c, seed).Check();
   }
@@ -165,4 +165,4 @@ TEST(CompletenessTest, GradientsAreDerivatives) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::kernels

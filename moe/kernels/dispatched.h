@@ -12,7 +12,7 @@
 #include "moe/base/status.h"
 #include "moe/kernels/kernel.h"
 
-namespace moe {
+namespace moe::kernels {
 
 // Sizes of a ragged result of dispatch: the number of choices with a slot in each (expert, batch, group).
 // Places its rows. Nothing for dense results.
@@ -69,4 +69,4 @@ class Dispatched {
   std::vector<int64_t> own_;
 };
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -13,7 +13,7 @@
 #include "moe/base/status.h"
 #include "moe/kernels/kernel.h"
 
-namespace moe {
+namespace moe::kernels {
 
 // Calls copy(part, elements) for the runs of the whole value in the order in which they lie there; what a
 // part gets, it gets in the order in which it lies in the part. `sizes`: rows of the cells of the whole
@@ -78,4 +78,4 @@ absl::Status JoinExperts(KernelContext& c) {
   return absl::OkStatus();
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -8,7 +8,7 @@
 #include "moe/device/convert.h"
 #include "moe/kernels/widen.h"
 
-namespace moe {
+namespace moe::kernels {
 
 absl::string_view BackendName(Backend b) {
   switch (b) {
@@ -61,7 +61,7 @@ bool HasElementAccess(DType dtype) {
 double LoadElement(DType dtype, const void* data, int64_t i) {
   if (IsNarrow(dtype)) {
     float wide;
-    ToF32(dtype, static_cast<const char*>(data) + i * ByteSize(dtype), &wide, 1);
+    device::ToF32(dtype, static_cast<const char*>(data) + i * ByteSize(dtype), &wide, 1);
     return wide;
   }
   double value = 0;
@@ -75,7 +75,7 @@ double LoadElement(DType dtype, const void* data, int64_t i) {
 void StoreElement(DType dtype, void* data, int64_t i, double value) {
   if (IsNarrow(dtype)) {
     const float wide = static_cast<float>(value);
-    FromF32(dtype, &wide, static_cast<char*>(data) + i * ByteSize(dtype), 1);
+    device::FromF32(dtype, &wide, static_cast<char*>(data) + i * ByteSize(dtype), 1);
     return;
   }
   const bool known = ForElementType(dtype, [&](auto* t) {
@@ -149,4 +149,4 @@ void RegisterLinkedKernels(KernelRegistry& r) {
   for (const auto add : Linked()) add(r);
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -23,9 +23,11 @@
 #include "moe/ir/graph.h"
 #include "moe/ir/registry.h"
 
-namespace moe {
-
+namespace moe::device {
 class Stream;  // moe/device/device.h
+}
+
+namespace moe::kernels {
 
 // A local tensor, row-major. Ragged values ([E, B, C, ~P, H...]) carry the sizes of their (e, b, c) cells,
 // and rows packed in (e, b, c, slot) order: rows of one expert are contiguous.
@@ -87,7 +89,7 @@ struct KernelContext {
   // Where a kernel of Backend::kCuda puts its work, all of it on memory of the stream's device, sizes of
   // ragged values among it: it returns before they are known, and finds its rows by itself
   // (moe/kernels/cuda). Null for the others.
-  Stream* stream = nullptr;
+  device::Stream* stream = nullptr;
   // Whether dense products of f32 may round their operands to TF32, which has 10 bits of mantissa. Kernels of
   // Backend::kCuda alone look at it.
   bool tf32 = false;
@@ -177,4 +179,4 @@ struct KernelRegistration {
 };
 void RegisterLinkedKernels(KernelRegistry& r);
 
-}  // namespace moe
+}  // namespace moe::kernels

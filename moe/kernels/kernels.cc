@@ -1,6 +1,6 @@
 #include "moe/kernels/kernel.h"
 
-namespace moe {
+namespace moe::kernels {
 
 const KernelRegistry& Kernels() {
   static const KernelRegistry& registry = *[] {
@@ -15,4 +15,4 @@ const KernelRegistry& Kernels() {
   return registry;
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 constexpr int kMaxTerms = 8;
@@ -202,4 +202,4 @@ absl::Status ReduceProducts(KernelContext& c, Reduce reduce) {
 template absl::Status ReduceProducts<float>(KernelContext& c, Reduce reduce);
 template absl::Status ReduceProducts<double>(KernelContext& c, Reduce reduce);
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -18,7 +18,7 @@
 #include "moe/base/status.h"
 #include "moe/kernels/kernel.h"
 
-namespace moe {
+namespace moe::kernels {
 
 // An operand of an elementwise op; scalars broadcast.
 template <typename T>
@@ -85,4 +85,4 @@ absl::Status ReduceProducts(KernelContext& c, Reduce reduce);
 extern template absl::Status ReduceProducts<float>(KernelContext& c, Reduce reduce);
 extern template absl::Status ReduceProducts<double>(KernelContext& c, Reduce reduce);
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -4,7 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 std::string Effects(const OpDef& op) {
@@ -106,4 +106,4 @@ std::string OpsPage(const OpRegistry& ops, const KernelRegistry& kernels) {
   return s;
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -7,7 +7,7 @@
 #include "moe/ir/registry.h"
 #include "moe/kernels/kernel.h"
 
-namespace moe {
+namespace moe::kernels {
 
 // op x {reference, cpu} x {f64, f32}, as a Markdown table. Ops on integers alone have one kernel for all;
 // conversions between placements have none: the runtime executes them.
@@ -15,4 +15,4 @@ std::string SupportTable(const OpRegistry& ops, const KernelRegistry& kernels);
 
 std::string OpsPage(const OpRegistry& ops, const KernelRegistry& kernels);
 
-}  // namespace moe
+}  // namespace moe::kernels

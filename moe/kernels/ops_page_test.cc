@@ -5,7 +5,7 @@
 #include <fstream>
 #include <sstream>
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 TEST(OpsPageTest, IsNotStale) {
@@ -18,4 +18,4 @@ TEST(OpsPageTest, IsNotStale) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::kernels

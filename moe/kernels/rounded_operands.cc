@@ -8,7 +8,7 @@
 #include "moe/device/wire_codec.h"
 #include "moe/ir/wire_format.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 using Term = absl::InlinedVector<FactorId, 8>;
@@ -44,8 +44,8 @@ void RoundRuns(T* x, int64_t count, int64_t columns, int64_t stride) {
   }
   for (int64_t j = 0; j < columns; ++j) {
     char wire[kWireBlock + sizeof(float)];
-    EncodeWire(WireFormat::kF8, DType::kF32, values[j], count, wire);
-    DecodeWire(WireFormat::kF8, wire, count, 0, count, values[j]);
+    device::EncodeWire(WireFormat::kF8, DType::kF32, values[j], count, wire);
+    device::DecodeWire(WireFormat::kF8, wire, count, 0, count, values[j]);
   }
   for (int64_t i = 0; i < count; ++i) {
     for (int64_t j = 0; j < columns; ++j) x[i * stride + j] = static_cast<T>(values[j][i]);
@@ -164,4 +164,4 @@ absl::Status RunOnRounded(KernelContext& c, absl::Status (*product)(KernelContex
 template absl::Status RunOnRounded<float>(KernelContext& c, absl::Status (*product)(KernelContext& c));
 template absl::Status RunOnRounded<double>(KernelContext& c, absl::Status (*product)(KernelContext& c));
 
-}  // namespace moe
+}  // namespace moe::kernels

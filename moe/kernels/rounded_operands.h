@@ -25,7 +25,7 @@
 #include "moe/ir/rule.h"
 #include "moe/kernels/kernel.h"
 
-namespace moe {
+namespace moe::kernels {
 
 // An einsum as batches of matrix products: g stands first in all three terms; each other side stands
 // together, in one order in both terms that have it.
@@ -57,4 +57,4 @@ extern template absl::Status RunOnRounded<float>(KernelContext& c, absl::Status 
 extern template absl::Status RunOnRounded<double>(KernelContext& c,
                                                   absl::Status (*product)(KernelContext& c));
 
-}  // namespace moe
+}  // namespace moe::kernels

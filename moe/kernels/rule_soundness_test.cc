@@ -19,7 +19,7 @@
 #include "moe/testing/op_cases.h"
 #include "moe/testing/op_cases_run.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 // What an axis does: nothing, shards a factor, or passes the partial of an operand (-1: of all).
@@ -33,7 +33,7 @@ std::string Describe(const ShardingRule& rule, const Choice& c) {
   return c.kind == Choice::kFactor ? rule.factors[c.index] : absl::StrCat("partial of operand ", c.index);
 }
 
-bool ShardsRaggedDim(const HostValue& v, const Placement& p) {
+bool ShardsRaggedDim(const testing::HostValue& v, const Placement& p) {
   return v.ragged >= 0 && !p.dims[v.ragged].empty();
 }
 
@@ -46,14 +46,14 @@ class RuleChecker {
  public:
   explicit RuleChecker(uint64_t seed) : rng_(seed) {}
 
-  Soundness Check(const OpCase& c, const Kernel& kernel) {
+  Soundness Check(const testing::OpCase& c, const Kernel& kernel) {
     const Node& n = *c.node;
     Soundness s;
     const absl::StatusOr<const ShardingRule*> rule = n.Rule();
     const absl::StatusOr<std::vector<int64_t>> extents = FactorExtents(n);
     EXPECT_OK(rule);
     EXPECT_OK(extents);
-    const absl::StatusOr<std::vector<HostValue>> want = RunNode(n, kernel, c.operands);
+    const absl::StatusOr<std::vector<testing::HostValue>> want = testing::RunNode(n, kernel, c.operands);
     EXPECT_OK(want);
     if (!rule.ok() || !extents.ok() || !want.ok()) return s;
     std::vector<Choice> choices = {Choice{}};
@@ -73,8 +73,8 @@ class RuleChecker {
   }
 
  private:
-  bool Try(const OpCase& c, const Kernel& kernel, const ShardingRule& rule,
-           const std::vector<int64_t>& extents, const std::vector<HostValue>& want,
+  bool Try(const testing::OpCase& c, const Kernel& kernel, const ShardingRule& rule,
+           const std::vector<int64_t>& extents, const std::vector<testing::HostValue>& want,
            std::array<Choice, 2> axes, int* tried) {
     FactorAssignment assignment(rule.num_factors());
     std::vector<PassedPartial> passed;
@@ -92,18 +92,19 @@ class RuleChecker {
       if (ShardsRaggedDim(want[r], p->results[r])) return true;
     }
     ++*tried;
-    std::vector<std::vector<HostValue>> in(4), out(want.size());
+    std::vector<std::vector<testing::HostValue>> in(4), out(want.size());
     for (size_t i = 0; i < c.operands.size(); ++i) {
-      std::vector<HostValue> locals = SplitByPlacement(c.operands[i], p->operands[i], mesh_, rng_);
+      std::vector<testing::HostValue> locals =
+          testing::SplitByPlacement(c.operands[i], p->operands[i], mesh_, rng_);
       for (int64_t rank = 0; rank < 4; ++rank) in[rank].push_back(std::move(locals[rank]));
     }
     for (int64_t rank = 0; rank < 4; ++rank) {
-      auto results = RunNodeOnRank(*c.node, kernel, assignment, mesh_, rank, in[rank]);
+      auto results = testing::RunNodeOnRank(*c.node, kernel, assignment, mesh_, rank, in[rank]);
       if (!results.ok()) return false;
       for (size_t r = 0; r < want.size(); ++r) out[r].push_back(std::move((*results)[r]));
     }
     for (size_t r = 0; r < want.size(); ++r) {
-      if (!(AssembledError(out[r], p->results[r], want[r], mesh_) <= 1e-9)) return false;
+      if (!(testing::AssembledError(out[r], p->results[r], want[r], mesh_) <= 1e-9)) return false;
     }
     return true;
   }
@@ -116,10 +117,10 @@ TEST(RuleSoundnessTest, EveryPermittedAssignmentOfTwoAxes) {
   const uint64_t seed = std::random_device()();
   RuleChecker checker(seed);
   int total = 0;
-  for (const OpCase& c : MakeOpCases(Ops(), {DType::kF64, seed})) {
+  for (const testing::OpCase& c : testing::MakeOpCases(Ops(), {DType::kF64, seed})) {
     if (RoundsOperands(*c.node))
       continue;  // parts of a run have other scales; the rule is that of any einsum
-    SCOPED_TRACE(testing::Message() << c.name << " seed " << seed);
+    SCOPED_TRACE(::testing::Message() << c.name << " seed " << seed);
     ASSERT_OK_AND_ASSIGN(const Kernel* kernel, Kernels().Lookup(*c.node, Backend::kReference));
     const Soundness s = checker.Check(c, *kernel);
     EXPECT_EQ(s.unsound, "");
@@ -175,7 +176,7 @@ TEST(RuleSoundnessTest, MutatedRulesAreCaught) {
   };
   const uint64_t seed = std::random_device()();
   for (const Mutation& m : mutations) {
-    SCOPED_TRACE(testing::Message() << m.op << " seed " << seed);
+    SCOPED_TRACE(::testing::Message() << m.op << " seed " << seed);
     OpRegistry registry;
     for (const OpDef* op : Ops().All()) {
       OpDef copy = *op;
@@ -184,7 +185,7 @@ TEST(RuleSoundnessTest, MutatedRulesAreCaught) {
     }
     RuleChecker checker(seed);
     bool caught = false;
-    for (const OpCase& c : MakeOpCases(registry, {DType::kF64, seed})) {
+    for (const testing::OpCase& c : testing::MakeOpCases(registry, {DType::kF64, seed})) {
       if (!c.node->Is(m.op)) continue;
       ASSERT_OK_AND_ASSIGN(const Kernel* kernel, Kernels().Lookup(*c.node, Backend::kReference));
       Kernel mutated = *kernel;
@@ -196,4 +197,4 @@ TEST(RuleSoundnessTest, MutatedRulesAreCaught) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::kernels

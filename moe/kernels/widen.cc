@@ -7,10 +7,10 @@
 #include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
 #include "moe/base/status.h"
-#include "moe/ir/registry.h"
 #include "moe/device/convert.h"
+#include "moe/ir/registry.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 constexpr int64_t kBlock = 2048;  // elements: some operands and results of 8 KiB each
@@ -90,7 +90,8 @@ absl::Status RunBlocks(const Kernel& wide, KernelContext& c, KernelContext& f32,
   f32.out.resize(c.out.size());
   for (size_t i = 0; i < c.in.size(); ++i) {
     RETURN_IF_ERROR(narrow_block(c.in[i], &f32.in[i]));
-    if (IsScalar(c.in[i]) && IsNarrow(c.in[i])) ToF32(c.in[i].dtype, c.in[i].data, f32.in[i].As<float>(), 1);
+    if (IsScalar(c.in[i]) && IsNarrow(c.in[i]))
+      device::ToF32(c.in[i].dtype, c.in[i].data, f32.in[i].As<float>(), 1);
   }
   for (size_t i = 0; i < c.out.size(); ++i) RETURN_IF_ERROR(narrow_block(c.out[i], &f32.out[i]));
   for (int64_t begin = 0; begin < n; begin += kBlock) {
@@ -100,7 +101,7 @@ absl::Status RunBlocks(const Kernel& wide, KernelContext& c, KernelContext& f32,
       if (IsScalar(c.in[i])) continue;
       f32.in[i].dims = {m};
       if (IsNarrow(c.in[i])) {
-        ToF32(c.in[i].dtype, at(c.in[i]), f32.in[i].As<float>(), m);
+        device::ToF32(c.in[i].dtype, at(c.in[i]), f32.in[i].As<float>(), m);
       } else {
         f32.in[i].data = at(c.in[i]);
       }
@@ -112,7 +113,7 @@ absl::Status RunBlocks(const Kernel& wide, KernelContext& c, KernelContext& f32,
     }
     RETURN_IF_ERROR(wide.Run(f32));
     for (size_t i = 0; i < c.out.size(); ++i) {
-      if (IsNarrow(c.out[i])) FromF32(c.out[i].dtype, f32.out[i].As<float>(), at(c.out[i]), m);
+      if (IsNarrow(c.out[i])) device::FromF32(c.out[i].dtype, f32.out[i].As<float>(), at(c.out[i]), m);
     }
   }
   return absl::OkStatus();
@@ -140,7 +141,7 @@ absl::Status RunWhole(const Kernel& wide, KernelContext& c, KernelContext& f32, 
     } else {
       ASSIGN_OR_RETURN(y.data, workspace.Take(Capacity(x) * sizeof(float)));
     }
-    ToF32(x.dtype, x.data, y.As<float>(), x.elements());
+    device::ToF32(x.dtype, x.data, y.As<float>(), x.elements());
     if (prepare != nullptr) RETURN_IF_ERROR(prepare(c, static_cast<int>(i), y.As<float>()));
   }
   for (size_t i = 0; i < c.out.size(); ++i) {
@@ -167,7 +168,7 @@ absl::Status RunWhole(const Kernel& wide, KernelContext& c, KernelContext& f32, 
       continue;
     }
     if (x.is_ragged()) RETURN_IF_ERROR(x.PlaceRows());
-    FromF32(x.dtype, f32.out[i].As<float>(), x.data, x.elements());
+    device::FromF32(x.dtype, f32.out[i].As<float>(), x.data, x.elements());
   }
   return absl::OkStatus();
 }
@@ -226,4 +227,4 @@ void RegisterWidenedKernels(KernelRegistry& r) {
   }
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -19,7 +19,7 @@
 #include "absl/types/span.h"
 #include "moe/kernels/kernel.h"
 
-namespace moe {
+namespace moe::kernels {
 
 using Prepare = absl::Status (*)(const KernelContext& c, int operand, float* copy);
 
@@ -28,4 +28,4 @@ int64_t WidenedWorkspace(const Kernel& wide, const Node& n, const ShardingRule& 
                          absl::Span<const Tensor> out, Prepare prepare = nullptr);
 absl::Status RunWidened(const Kernel& wide, KernelContext& c, Prepare prepare = nullptr);
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -12,7 +12,7 @@
 #include "moe/base/status.h"
 #include "moe/base/textproto.h"
 
-namespace moe {
+namespace moe::model {
 namespace {
 
 // Above these nothing can be trained, and products of sizes would leave 64 bits.
@@ -255,4 +255,4 @@ std::string ModelConfigToText(const ModelConfig& config) {
   return text;
 }
 
-}  // namespace moe
+}  // namespace moe::model

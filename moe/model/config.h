@@ -16,7 +16,7 @@
 #include "absl/strings/string_view.h"
 #include "moe/model/config.pb.h"
 
-namespace moe {
+namespace moe::model {
 
 // Errors: InvalidArgument with every unknown field, syntax error and invalid value at once, those of the text
 // with `file_name`:line:column. LoadModelConfig also: NotFound and so on, from the file system.
@@ -59,4 +59,4 @@ std::string DescribeModel(const ModelConfig& config);
 // Canonical text of all fields, which parses back to the same configuration.
 std::string ModelConfigToText(const ModelConfig& config);
 
-}  // namespace moe
+}  // namespace moe::model

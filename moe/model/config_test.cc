@@ -3,7 +3,7 @@
 #include "moe/base/file.h"
 #include "moe/base/status_matchers.h"
 
-namespace moe {
+namespace moe::model {
 namespace {
 
 using ::testing::HasSubstr;
@@ -109,4 +109,4 @@ TEST(ModelConfig, ShippedModelsLoad) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::model

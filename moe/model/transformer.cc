@@ -9,7 +9,7 @@
 #include "moe/ir/builder.h"
 #include "moe/ir/state.h"
 
-namespace moe {
+namespace moe::model {
 
 std::vector<ParameterSpec> ModelParameters(const ModelConfig& c) {
   std::vector<ParameterSpec> out;
@@ -411,4 +411,4 @@ absl::StatusOr<std::unique_ptr<Module>> BuildModel(const ModelConfig& config, co
   return module;
 }
 
-}  // namespace moe
+}  // namespace moe::model

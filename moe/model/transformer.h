@@ -33,7 +33,7 @@
 #include "moe/ir/graph.h"
 #include "moe/model/config.h"
 
-namespace moe {
+namespace moe::model {
 
 struct BuildOptions {
   int64_t global_batch = 8;  // samples per step
@@ -67,4 +67,4 @@ double ModelFlopsPerToken(const ModelConfig& config);
 // Errors: InvalidArgument with everything wrong with the model and the batch.
 absl::StatusOr<std::unique_ptr<Module>> BuildModel(const ModelConfig& config, const BuildOptions& options);
 
-}  // namespace moe
+}  // namespace moe::model

@@ -8,7 +8,7 @@
 #include "moe/ir/text.h"
 #include "moe/ir/verifier.h"
 
-namespace moe {
+namespace moe::model {
 namespace {
 
 std::unique_ptr<Module> Build(const std::string& file, BuildOptions options = {}) {
@@ -103,4 +103,4 @@ TEST(Transformer, BatchProblemsComeWithThoseOfTheModel) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::model

@@ -14,7 +14,7 @@
 #include "moe/ir/state.h"
 #include "moe/passes/pass.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 class Differentiator {
@@ -328,4 +328,4 @@ absl::StatusOr<bool> Autodiff(Program& program, const PassContext& context) {
   return true;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -25,7 +25,7 @@
 #include "moe/ir/graph.h"
 #include "moe/ir/program.h"
 
-namespace moe {
+namespace moe::passes {
 
 struct PassContext;
 
@@ -36,4 +36,4 @@ absl::Status Differentiate(Module& module);
 
 absl::StatusOr<bool> Autodiff(Program& program, const PassContext& context);
 
-}  // namespace moe
+}  // namespace moe::passes

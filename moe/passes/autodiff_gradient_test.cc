@@ -10,7 +10,7 @@
 #include "moe/runtime/interpreter.h"
 #include "moe/testing/random_inputs.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 struct Case {
@@ -34,16 +34,17 @@ void PrintTo(const Case& c, std::ostream* os) { *os << c.name; }
 class WholeModelGradient : public ::testing::TestWithParam<Case> {};
 
 TEST_P(WholeModelGradient, MatchesFiniteDifferences) {
-  ASSERT_OK_AND_ASSIGN(const ModelConfig config, ParseModelConfig(Text(GetParam())));
+  ASSERT_OK_AND_ASSIGN(const model::ModelConfig config, model::ParseModelConfig(Text(GetParam())));
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Module> module,
-                       BuildModel(config, {.global_batch = 6, .microbatches = 2, .clip_grad = 0}));
+                       model::BuildModel(config, {.global_batch = 6, .microbatches = 2, .clip_grad = 0}));
   ASSERT_OK(Differentiate(*module));
-  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Interpreter> s, Interpreter::Create(*module));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<runtime::Interpreter> s, runtime::Interpreter::Create(*module));
   ASSERT_OK(s->InitializeState(5));
-  ASSERT_OK_AND_ASSIGN(const StepInputs in, RandomInputs(*module, {.seed = 2, .learning_rate = 0}, 1));
-  Decisions decisions;
+  ASSERT_OK_AND_ASSIGN(const runtime::StepInputs in,
+                       testing::RandomInputs(*module, {.seed = 2, .learning_rate = 0}, 1));
+  runtime::Decisions decisions;
   s->RecordDecisions(&decisions);
-  ASSERT_OK_AND_ASSIGN(Reports reports, s->TrainStep(in));
+  ASSERT_OK_AND_ASSIGN(runtime::Reports reports, s->TrainStep(in));
   s->RecordDecisions(nullptr);
   s->ReplayDecisions(&decisions);
   EXPECT_GT(reports.at("kept")[0], 0);
@@ -64,7 +65,7 @@ TEST_P(WholeModelGradient, MatchesFiniteDifferences) {
     for (const double g : gradient) largest = std::max(largest, std::abs(g));
     EXPECT_GT(largest, 0) << name;
     for (int probe = 0; probe < 4; ++probe) {
-      const size_t i = CounterBits(9, StreamOf(name), probe) % values.size();
+      const size_t i = runtime::CounterBits(9, runtime::StreamOf(name), probe) % values.size();
       const double at = values[i], step = 1e-5;
       double f[2];
       for (int side = 0; side < 2; ++side) {
@@ -94,4 +95,4 @@ INSTANTIATE_TEST_SUITE_P(
     [](const auto& info) { return std::string(info.param.name); });
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

@@ -8,7 +8,7 @@
 #include "moe/ir/verifier.h"
 #include "moe/model/transformer.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 using ::testing::HasSubstr;
@@ -89,20 +89,20 @@ TEST(Autodiff, ItNeedsALossAndRunsOnce) {
   auto m = Parse(std::string(kStates) + "return }");
   ASSERT_NE(m, nullptr);
   ExpectError(Differentiate(*m), absl::StatusCode::kFailedPrecondition);
-  ModelConfig c = *ParseModelConfig(
+  model::ModelConfig c = *model::ParseModelConfig(
       "num_layers: 1 hidden_size: 8 num_attention_heads: 2 ffn_hidden_size: 8 vocab_size: 8 seq_length: 4");
-  m = *BuildModel(c, {.global_batch = 2});
+  m = *model::BuildModel(c, {.global_batch = 2});
   EXPECT_OK(Differentiate(*m));
   ExpectError(Differentiate(*m), absl::StatusCode::kFailedPrecondition, "runs once");
 }
 
 // What later passes read off a differentiated transformer.
 TEST(Autodiff, GradientsOfTheResidualStreamAreTagged) {
-  ModelConfig c = *ParseModelConfig(
+  model::ModelConfig c = *model::ParseModelConfig(
       R"(num_layers: 3 hidden_size: 8 num_attention_heads: 2 ffn_hidden_size: 8 vocab_size: 8
     seq_length: 4 num_experts: 4 moe_router_topk: 2 first_dense_layers: 1 capacity_factor: 1 tie_embeddings: true
     aux_loss_coeff: 0.1 z_loss_coeff: 0.1 shared_expert_ffn_hidden_size: 8)");
-  const std::unique_ptr<Module> m = *BuildModel(c, {.global_batch = 2});
+  const std::unique_ptr<Module> m = *model::BuildModel(c, {.global_batch = 2});
   ASSERT_OK(Differentiate(*m));
   ASSERT_OK(Verify(*m));
   const std::string text = PrintModule(*m);
@@ -132,4 +132,4 @@ TEST(Autodiff, GradientsOfTheResidualStreamAreTagged) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

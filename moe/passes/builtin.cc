@@ -1,31 +1,31 @@
 #include "moe/passes/builtin.h"
 
 #include "moe/passes/autodiff.h"
-#include "moe/passes/overlap/bucket_collectives.h"
 #include "moe/passes/certify/certify.h"
 #include "moe/passes/checkpoint/checkpoint.h"
 #include "moe/passes/common_subexpressions.h"
-#include "moe/passes/precision/compress.h"
 #include "moe/passes/context_parallel.h"
 #include "moe/passes/expert_slots.h"
-#include "moe/passes/precision/fp8_experts.h"
 #include "moe/passes/fuse/fuse.h"
-#include "moe/passes/shard/insert_collectives.h"
-#include "moe/passes/precision/mixed_precision.h"
-#include "moe/passes/overlap/overlap.h"
-#include "moe/passes/pad_vocabulary.h"
-#include "moe/passes/stages/partition_stages.h"
-#include "moe/passes/pipeline.h"
 #include "moe/passes/memory/plan_memory.h"
+#include "moe/passes/overlap/bucket_collectives.h"
+#include "moe/passes/overlap/overlap.h"
+#include "moe/passes/overlap/split_experts.h"
+#include "moe/passes/pad_vocabulary.h"
+#include "moe/passes/pipeline.h"
+#include "moe/passes/precision/compress.h"
+#include "moe/passes/precision/fp8_experts.h"
+#include "moe/passes/precision/mixed_precision.h"
 #include "moe/passes/remove_dead_nodes.h"
 #include "moe/passes/schedule/schedule.h"
-#include "moe/passes/shard/shard.h"
 #include "moe/passes/schedule/split_backward.h"
-#include "moe/passes/overlap/split_experts.h"
 #include "moe/passes/schedule/split_phases.h"
+#include "moe/passes/shard/insert_collectives.h"
+#include "moe/passes/shard/shard.h"
+#include "moe/passes/stages/partition_stages.h"
 #include "moe/passes/use_libraries.h"
 
-namespace moe {
+namespace moe::passes {
 
 // Sorted by name.
 void RegisterBuiltinPasses(PassRegistry* registry) {
@@ -94,4 +94,4 @@ absl::StatusOr<std::vector<PassResult>> RunPipeline(absl::string_view pipeline, 
   return RunPipelineOf(Passes(), pipeline, program, std::move(context), options);
 }
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -7,8 +7,8 @@
 
 #include "moe/passes/pass.h"
 
-namespace moe {
+namespace moe::passes {
 
 void RegisterBuiltinPasses(PassRegistry* registry);
 
-}  // namespace moe
+}  // namespace moe::passes

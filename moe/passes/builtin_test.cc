@@ -16,11 +16,11 @@
 #include "moe/passes/pipeline.h"
 #include "moe/passes/strategy.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
-ModelConfig Config(double capacity_factor) {
-  ModelConfig c;
+model::ModelConfig Config(double capacity_factor) {
+  model::ModelConfig c;
   c.set_name("small");
   c.set_num_layers(3);
   c.set_hidden_size(16);
@@ -36,7 +36,7 @@ ModelConfig Config(double capacity_factor) {
   c.set_aux_loss_coeff(0.01);
   c.set_z_loss_coeff(0.001);
   c.set_tie_embeddings(true);
-  return ResolveModelConfig(c);
+  return model::ResolveModelConfig(c);
 }
 
 class DefaultPipelineTest : public ::testing::TestWithParam<const char*> {};
@@ -44,12 +44,13 @@ class DefaultPipelineTest : public ::testing::TestWithParam<const char*> {};
 // What every pass leaves behind verifies, and text and protobuf forms give it back.
 TEST_P(DefaultPipelineTest, EveryStepVerifiesAndRoundTrips) {
   for (const double capacity_factor : {1.5, 0.0}) {
-    const ModelConfig config = Config(capacity_factor);
+    const model::ModelConfig config = Config(capacity_factor);
     PassContext context;
     ASSERT_OK_AND_ASSIGN(context.strategy, ParseStrategy(GetParam()));
     Program program;
-    ASSERT_OK_AND_ASSIGN(program.module, BuildModel(config, {.global_batch = 8,
-                                                             .microbatches = context.strategy.microbatches}));
+    ASSERT_OK_AND_ASSIGN(
+        program.module,
+        model::BuildModel(config, {.global_batch = 8, .microbatches = context.strategy.microbatches}));
     ASSERT_OK_AND_ASSIGN(program.module->mesh(), FoldMesh(context.strategy, config.num_key_value_heads()));
     EXPECT_OK(Verify(*program.module));
     PipelineOptions options;
@@ -90,4 +91,4 @@ TEST(Builtin, EveryPassIsDescribed) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

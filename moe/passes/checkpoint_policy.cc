@@ -3,7 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 
-namespace moe {
+namespace moe::passes {
 
 std::string WhyNeverRecomputed(const OpDef& op) {
   if (op.Has(kDecision))
@@ -51,4 +51,4 @@ absl::StatusOr<CheckpointPolicy> ParseCheckpointPolicy(absl::string_view text) {
   return policy;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -16,7 +16,7 @@
 #include "absl/strings/string_view.h"
 #include "moe/ir/registry.h"
 
-namespace moe {
+namespace moe::passes {
 
 struct CheckpointPolicy {
   enum Base { kNone, kSelective, kFull, kAuto };
@@ -31,4 +31,4 @@ absl::StatusOr<CheckpointPolicy> ParseCheckpointPolicy(absl::string_view text);
 // Why a node of this op may not be computed twice; empty if it may.
 std::string WhyNeverRecomputed(const OpDef& op);
 
-}  // namespace moe
+}  // namespace moe::passes

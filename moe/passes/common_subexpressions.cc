@@ -9,7 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "moe/ir/registry.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 // Lengths before texts and counts before lists keep different nodes from the same key.
@@ -81,4 +81,4 @@ absl::StatusOr<bool> MergeCommonSubexpressions(Function& f, const PassContext&) 
   return changed;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

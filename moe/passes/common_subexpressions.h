@@ -12,8 +12,8 @@
 #include "absl/status/statusor.h"
 #include "moe/passes/pass.h"
 
-namespace moe {
+namespace moe::passes {
 
 absl::StatusOr<bool> MergeCommonSubexpressions(Function& f, const PassContext& context);
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -2,10 +2,10 @@
 
 #include "moe/testing/pass_test.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
-class CommonSubexpressionsTest : public PassTest {};
+class CommonSubexpressionsTest : public testing::PassTest {};
 
 TEST_F(CommonSubexpressionsTest, MergesChainsAndDecisions) {
   ExpectRewrite(ForEachFunction(MergeCommonSubexpressions), R"(
@@ -73,4 +73,4 @@ TEST_F(CommonSubexpressionsTest, UpdatesOfStateStay) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

@@ -14,7 +14,7 @@
 #include "moe/ir/builder.h"
 #include "moe/ir/state.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 constexpr char kPass[] = "context-parallel";
@@ -221,7 +221,7 @@ class Ring {
 }  // namespace
 
 AttentionSeconds EstimateAttention(const Node& attention, const Strategy& s, const Mesh& mesh,
-                                   const Target& target) {
+                                   const cost::Target& target) {
   const Type &q = attention.operand(0).type(), &k = attention.operand(1).type();
   const double cp = static_cast<double>(s.cp), dp = static_cast<double>(s.dp), tp = static_cast<double>(s.tp);
   const double batch = static_cast<double>(q.dims[0]) / dp, sequence = static_cast<double>(q.dims[1]) / cp;
@@ -233,7 +233,7 @@ AttentionSeconds EstimateAttention(const Node& attention, const Strategy& s, con
   const double forward = 2 * product / target.flops, backward = 5 * product / target.flops;
   // One block of keys, and one of values; in the backward with the gradients of both.
   const double bytes = 2 * batch * sequence * kv_heads * width * static_cast<double>(ByteSize(k.dtype));
-  const Link link = LinkOf(mesh.Alias("cp"), mesh, target);
+  const cost::Link link = cost::LinkOf(mesh.Alias("cp"), mesh, target);
   AttentionSeconds out;
   // Keys and values gathered in each pass, their gradients reduced and scattered, in rings of cp - 1 hops.
   out.gather = cp * (forward + backward) + link.Seconds(6 * (cp - 1), 3 * (cp - 1) * bytes);
@@ -303,4 +303,4 @@ absl::StatusOr<bool> ContextParallel(Program& program, const PassContext& contex
   return zigzag || ring;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -29,7 +29,7 @@
 #include "absl/status/statusor.h"
 #include "moe/passes/pass.h"
 
-namespace moe {
+namespace moe::passes {
 
 // Runs after autodiff and before partition-stages; nothing to do with cp = 1. Errors (InvalidArgument): cp
 // does not divide the sequence; a zig-zag asked for whose blocks do not.
@@ -42,6 +42,6 @@ struct AttentionSeconds {
 };
 // `attention`: a logical nn.attention node. The mesh says whether context ranks share a node.
 AttentionSeconds EstimateAttention(const Node& attention, const Strategy& strategy, const Mesh& mesh,
-                                   const Target& target);
+                                   const cost::Target& target);
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -20,7 +20,7 @@
 #include "moe/testing/random_inputs.h"
 #include "moe/testing/sharded_model.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 PassContext Words(const std::string& strategy) {
@@ -29,7 +29,7 @@ PassContext Words(const std::string& strategy) {
   return context;
 }
 
-class ContextParallelTest : public PassTest {};
+class ContextParallelTest : public testing::PassTest {};
 
 TEST_F(ContextParallelTest, RingOfTwo) {
   ExpectRewrite(ContextParallel, R"ir(
@@ -87,21 +87,21 @@ struct Outcome {
   std::map<std::string, std::vector<double>> gradients;
 };
 
-Outcome RunStep(const ModelConfig& config, const std::string& strategy, std::string* note) {
+Outcome RunStep(const model::ModelConfig& config, const std::string& strategy, std::string* note) {
   PassContext context = Words(strategy);
   std::vector<std::string> notes;
   context.notes = &notes;
-  BuildOptions build;
+  model::BuildOptions build;
   build.global_batch = 2;
   Program program;
-  program.module = *BuildModel(ResolveModelConfig(config), build);
+  program.module = *model::BuildModel(model::ResolveModelConfig(config), build);
   EXPECT_OK(Autodiff(program, context).status());
   EXPECT_OK(ContextParallel(program, context).status());
   if (!notes.empty()) *note = notes.back();
-  std::unique_ptr<Interpreter> run = *Interpreter::Create(*program.module);
+  std::unique_ptr<runtime::Interpreter> run = *runtime::Interpreter::Create(*program.module);
   EXPECT_OK(run->InitializeState(3));
-  RandomInputOptions random;
-  Reports reports = *run->TrainStep(*RandomInputs(*program.module, random, 1));
+  testing::RandomInputOptions random;
+  runtime::Reports reports = *run->TrainStep(*testing::RandomInputs(*program.module, random, 1));
   Outcome out{reports.at("lm loss").at(0), {}};
   for (const auto& s : program.module->states()) {
     if (AttrString(s->attributes, "kind") == "gradient") out.gradients[s->name] = *run->ReadState(s->name);
@@ -112,7 +112,7 @@ Outcome RunStep(const ModelConfig& config, const std::string& strategy, std::str
 TEST(ContextParallelMeaning, TheSameOnOneDevice) {
   for (const int64_t groups : {1, 4, 8}) {
     for (const bool dropless : {false, true}) {
-      ModelConfig config = dropless ? SmallDropless() : SmallMoe();
+      model::ModelConfig config = dropless ? testing::SmallDropless() : testing::SmallMoe();
       config.set_dtype("f64");
       config.set_seq_length(16);
       config.set_routing_groups_per_sequence(groups);
@@ -137,7 +137,7 @@ TEST(ContextParallelMeaning, TheSameOnOneDevice) {
 }
 
 TEST(ContextParallelChoice, ByCost) {
-  ModelConfig config = SmallMoe();
+  model::ModelConfig config = testing::SmallMoe();
   config.set_seq_length(16);
   config.set_routing_groups_per_sequence(2);
   std::string note;
@@ -165,15 +165,15 @@ TEST(ContextParallelChoice, RingWhereComputeHidesTheExchange) {
   };
   const Strategy s = *ParseStrategy("cp=4");
   const Mesh node({{"a", 4}}, {{"cp", {0}}}), nodes({{"a", 4}}, {{"cp", {0}}, {"node", {}}});
-  const AttentionSeconds little = EstimateAttention(*attention(64), s, node, Target());
+  const AttentionSeconds little = EstimateAttention(*attention(64), s, node, cost::Target());
   EXPECT_LT(little.gather, little.ring);
-  const AttentionSeconds much = EstimateAttention(*attention(1 << 16), s, node, Target());
+  const AttentionSeconds much = EstimateAttention(*attention(1 << 16), s, node, cost::Target());
   EXPECT_LT(much.ring, much.gather);
   // Between nodes a gather takes longer; a ring hides even that.
-  const AttentionSeconds across = EstimateAttention(*attention(1 << 16), s, nodes, Target());
+  const AttentionSeconds across = EstimateAttention(*attention(1 << 16), s, nodes, cost::Target());
   EXPECT_GT(across.gather, much.gather);
   EXPECT_LT(across.ring - much.ring, across.gather - much.gather);
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

@@ -8,7 +8,7 @@
 
 #include "moe/base/status.h"
 
-namespace moe {
+namespace moe::passes {
 
 Node* CopyNode(const Node& node, Function* into, ValueMap* map, Node* before) {
   std::vector<Value> operands;
@@ -58,4 +58,4 @@ absl::StatusOr<Value> CopySlice(Value value, Function* into, ValueMap* map,
   return map->at(value);
 }
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -14,7 +14,7 @@
 #include "absl/status/statusor.h"
 #include "moe/ir/graph.h"
 
-namespace moe {
+namespace moe::passes {
 
 using ValueMap = std::map<Value, Value>;  // keys: values of one function
 
@@ -27,4 +27,4 @@ Node* CopyNode(const Node& node, Function* into, ValueMap* map, Node* before = n
 absl::StatusOr<Value> CopySlice(Value value, Function* into, ValueMap* map,
                                 const std::function<absl::StatusOr<Value>(Node* arg)>& outside);
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -15,7 +15,7 @@
 #include "moe/ir/stored_rows.h"
 #include "moe/passes/resize_states.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 constexpr char kPass[] = "expert-slots";
@@ -194,4 +194,4 @@ absl::StatusOr<bool> StoreByExpertSlots(Program& program, const PassContext& con
   return true;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

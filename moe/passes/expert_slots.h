@@ -20,8 +20,8 @@
 #include "absl/status/statusor.h"
 #include "moe/passes/pass.h"
 
-namespace moe {
+namespace moe::passes {
 
 absl::StatusOr<bool> StoreByExpertSlots(Program& program, const PassContext& context);
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -3,7 +3,7 @@
 #include "moe/base/status_matchers.h"
 #include "moe/testing/pass_test.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 constexpr char kModule[] = R"(
@@ -37,7 +37,7 @@ update:
 }
 )";
 
-class ExpertSlotsTest : public PassTest {
+class ExpertSlotsTest : public testing::PassTest {
  protected:
   static PassContext With(const std::string& words) {
     PassContext context;
@@ -108,4 +108,4 @@ TEST(ExpertMapTest, ExpertsAreSpreadEvenly) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

@@ -9,7 +9,7 @@
 #include "moe/ir/state.h"
 #include "moe/passes/resize_states.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 constexpr char kPass[] = "pad-vocabulary";
@@ -56,4 +56,4 @@ absl::StatusOr<bool> PadVocabulary(Program& program, const PassContext& context)
   return true;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

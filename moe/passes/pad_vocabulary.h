@@ -14,8 +14,8 @@
 #include "absl/status/statusor.h"
 #include "moe/passes/pass.h"
 
-namespace moe {
+namespace moe::passes {
 
 absl::StatusOr<bool> PadVocabulary(Program& program, const PassContext& context);
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -3,7 +3,7 @@
 #include "moe/base/status_matchers.h"
 #include "moe/testing/pass_test.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 constexpr char kModule[] = R"(
@@ -29,7 +29,7 @@ backward:
 }
 )";
 
-class PadVocabularyTest : public PassTest {
+class PadVocabularyTest : public testing::PassTest {
  protected:
   static PassContext Over(int64_t tp, bool vocab_parallel) {
     PassContext context;
@@ -66,4 +66,4 @@ TEST_F(PadVocabularyTest, LeavesTheRestAlone) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

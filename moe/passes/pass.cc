@@ -8,7 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "moe/base/status.h"
 
-namespace moe {
+namespace moe::passes {
 
 std::string PassContext::OptionOr(absl::string_view key, absl::string_view otherwise) const {
   const auto it = options.find(std::string(key));
@@ -59,4 +59,4 @@ bool RegisterPass(PassDef def) {
   return true;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

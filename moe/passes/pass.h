@@ -21,12 +21,14 @@
 #include "moe/passes/strategy.h"
 
 namespace moe {
-
 struct StateLayout;  // moe/ir/state_layout.h
+}
+
+namespace moe::passes {
 
 struct PassContext {
   Strategy strategy;
-  Target target;                               // what the kernels can do, as data
+  cost::Target target;                         // what the kernels can do, as data
   std::map<std::string, std::string> options;  // of this pass: fuse{only=adamw}
   // Scratch bytes that a placed node's kernel or exchange wants on one rank; set by whoever links them. Null:
   // none.
@@ -105,4 +107,4 @@ std::string DefaultPipeline();
 absl::StatusOr<std::vector<PassResult>> RunPipeline(absl::string_view pipeline, Program& program,
                                                     PassContext context, const PipelineOptions& options = {});
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -14,7 +14,7 @@
 #include "moe/passes/pass.h"
 #include "moe/passes/strategy.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 TEST(PassesPage, ListsEveryPass) {
@@ -40,4 +40,4 @@ TEST(PlansPage, ListsEveryStrategyWord) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

@@ -21,7 +21,7 @@
 #include "moe/ir/verifier.h"
 #include "moe/passes/remove_dead_nodes.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 absl::Status Malformed(absl::string_view text, size_t at, absl::string_view what) {
@@ -246,4 +246,4 @@ absl::StatusOr<std::vector<PassResult>> RunPipelineOf(const PassRegistry& regist
   return results;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -17,7 +17,7 @@
 #include "absl/strings/string_view.h"
 #include "moe/passes/pass.h"
 
-namespace moe {
+namespace moe::passes {
 
 struct PipelineStep {
   std::string pass;
@@ -32,4 +32,4 @@ absl::StatusOr<std::vector<PassResult>> RunPipelineOf(const PassRegistry& regist
                                                       PassContext context,
                                                       const PipelineOptions& options = {});
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -11,7 +11,7 @@
 #include "moe/ir/builder.h"
 #include "moe/ir/text.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 constexpr absl::StatusCode kInvalid = absl::StatusCode::kInvalidArgument;
@@ -142,4 +142,4 @@ TEST_F(PipelineTest, NotesWhichPassReplacedANodeOfTheModel) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

@@ -2,7 +2,7 @@
 
 #include <vector>
 
-namespace moe {
+namespace moe::passes {
 
 absl::StatusOr<bool> RemoveDeadNodes(Function& f, const PassContext&) {
   bool changed = false;
@@ -16,4 +16,4 @@ absl::StatusOr<bool> RemoveDeadNodes(Function& f, const PassContext&) {
   return changed;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

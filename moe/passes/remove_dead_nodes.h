@@ -8,8 +8,8 @@
 #include "absl/status/statusor.h"
 #include "moe/passes/pass.h"
 
-namespace moe {
+namespace moe::passes {
 
 absl::StatusOr<bool> RemoveDeadNodes(Function& f, const PassContext& context);
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -2,10 +2,10 @@
 
 #include "moe/testing/pass_test.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
-class RemoveDeadNodesTest : public PassTest {};
+class RemoveDeadNodesTest : public testing::PassTest {};
 
 TEST_F(RemoveDeadNodesTest, RemovesWholeChainsAndKeepsArguments) {
   ExpectRewrite(ForEachFunction(RemoveDeadNodes), R"(
@@ -33,4 +33,4 @@ TEST_F(RemoveDeadNodesTest, OneUsedResultKeepsTheNode) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

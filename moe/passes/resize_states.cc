@@ -7,7 +7,7 @@
 #include "moe/ir/registry.h"
 #include "moe/ir/state.h"
 
-namespace moe {
+namespace moe::passes {
 
 void ResizeState(Module& module, State* state, int64_t rows) {
   state->type.dims[0] = rows;
@@ -34,4 +34,4 @@ absl::Status InferTypesAgain(Function& f) {
   return absl::OkStatus();
 }
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -10,7 +10,7 @@
 #include "absl/status/status.h"
 #include "moe/ir/graph.h"
 
-namespace moe {
+namespace moe::passes {
 
 void ResizeState(Module& module, State* state, int64_t rows);
 
@@ -18,4 +18,4 @@ void ResizeState(Module& module, State* state, int64_t rows);
 // together.
 absl::Status InferTypesAgain(Function& f);
 
-}  // namespace moe
+}  // namespace moe::passes

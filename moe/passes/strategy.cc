@@ -17,7 +17,7 @@
 #include "moe/ir/stored_rows.h"
 #include "moe/passes/checkpoint_policy.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 struct IntField {
@@ -472,4 +472,4 @@ absl::StatusOr<Mesh> FoldMesh(const Strategy& s, int64_t kv_heads, absl::Span<co
   return Mesh(std::move(axes), aliases);
 }
 
-}  // namespace moe
+}  // namespace moe::passes

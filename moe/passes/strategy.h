@@ -13,7 +13,7 @@
 #include "absl/types/span.h"
 #include "moe/ir/types.h"
 
-namespace moe {
+namespace moe::passes {
 
 struct Strategy {
   int64_t pp = 1, dp = 1, cp = 1, tp = 1;  // world = pp x dp x cp x tp
@@ -89,4 +89,4 @@ absl::StatusOr<Mesh> FoldMesh(const Strategy& s, int64_t kv_heads, absl::Span<co
 // What keeps the degrees from folding, without the search for the nearest legal ones; "" if they fold.
 std::string FoldProblem(const Strategy& s, int64_t kv_heads);
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -4,7 +4,7 @@
 
 #include "moe/base/status_matchers.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 using ::testing::HasSubstr;
@@ -146,4 +146,4 @@ TEST(Strategy, BadWords) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

@@ -10,7 +10,7 @@
 #include "moe/ir/state.h"
 #include "moe/passes/pass.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 constexpr char kCudnn[] = "cudnn";
@@ -73,4 +73,4 @@ absl::StatusOr<bool> UseLibraries(Program& program, const PassContext& context) 
   return given > 0;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

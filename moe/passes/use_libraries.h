@@ -15,7 +15,7 @@
 #include "absl/status/statusor.h"
 #include "moe/ir/program.h"
 
-namespace moe {
+namespace moe::passes {
 
 struct PassContext;
 
@@ -23,4 +23,4 @@ struct PassContext;
 // InvalidArgument for a library that there is not.
 absl::StatusOr<bool> UseLibraries(Program& program, const PassContext& context);
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -5,12 +5,12 @@
 #include "absl/strings/str_replace.h"
 #include "moe/testing/pass_test.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 using ::testing::ElementsAre;
 
-class UseLibrariesTest : public PassTest {
+class UseLibrariesTest : public testing::PassTest {
  protected:
   static PassContext WithCudnn() {
     PassContext context;
@@ -76,4 +76,4 @@ TEST_F(UseLibrariesTest, LibrariesThatThereAreNot) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

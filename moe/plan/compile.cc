@@ -7,9 +7,9 @@
 #include "moe/base/status.h"
 #include "moe/ir/state.h"
 
-namespace moe {
+namespace moe::plan {
 
-absl::StatusOr<Compiled> Compile(std::unique_ptr<Module> module, const Strategy& strategy,
+absl::StatusOr<Compiled> Compile(std::unique_ptr<Module> module, const passes::Strategy& strategy,
                                  const CompileOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   const int64_t microbatches = AttrInt(module->attributes(), "microbatches", strategy.microbatches);
@@ -19,24 +19,25 @@ absl::StatusOr<Compiled> Compile(std::unique_ptr<Module> module, const Strategy&
                                                    strategy.microbatches));
   }
   ASSIGN_OR_RETURN(module->mesh(),
-                   FoldMesh(strategy, AttrInt(module->attributes(), "kv_heads"), options.alongside));
+                   passes::FoldMesh(strategy, AttrInt(module->attributes(), "kv_heads"), options.alongside));
   Compiled out;
   out.plan.program.module = std::move(module);
   out.plan.strategy = strategy;
   out.plan.target = options.target;
   out.plan.model_text = options.model_text;
   out.plan.train_text = options.train_text;
-  out.plan.pipeline = options.pipeline.empty() ? DefaultPipeline() : options.pipeline;
-  PassContext context;
+  out.plan.pipeline = options.pipeline.empty() ? passes::DefaultPipeline() : options.pipeline;
+  passes::PassContext context;
   context.strategy = strategy;
   context.target = options.target;
   context.workspace = options.workspace;
   context.memory_limit = options.memory_limit;
   context.layout = options.layout;
-  ASSIGN_OR_RETURN(out.passes, RunPipeline(out.plan.pipeline, out.plan.program, context, options.passes));
+  ASSIGN_OR_RETURN(out.passes,
+                   passes::RunPipeline(out.plan.pipeline, out.plan.program, context, options.passes));
   out.milliseconds =
       std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
   return out;
 }
 
-}  // namespace moe
+}  // namespace moe::plan

@@ -16,28 +16,28 @@
 #include "moe/passes/pass.h"
 #include "moe/plan/plan.h"
 
-namespace moe {
+namespace moe::plan {
 
 struct CompileOptions {
   std::string pipeline;  // "": DefaultPipeline()
-  PipelineOptions passes;
-  Target target;
+  passes::PipelineOptions passes;
+  cost::Target target;
   std::function<int64_t(const Node&, const Mesh&)> workspace;  // see PassContext
   int64_t memory_limit = 0;
-  const StateLayout* layout = nullptr;  // of a plan whose state this one shares
-  std::vector<Strategy> alongside;      // strategies of all plans that share the state; see FoldMesh
-  std::string model_text, train_text;   // kept in the plan
+  const StateLayout* layout = nullptr;      // of a plan whose state this one shares
+  std::vector<passes::Strategy> alongside;  // strategies of all plans that share the state; see FoldMesh
+  std::string model_text, train_text;       // kept in the plan
 };
 
 struct Compiled {
   Plan plan;
-  std::vector<PassResult> passes;
+  std::vector<passes::PassResult> passes;
   double milliseconds = 0;
 };
 
 // Gives the module the strategy's mesh and runs the pipeline. Errors: a strategy that does not fold, a number
 // of microbatches other than the module's, and whatever a pass refuses.
-absl::StatusOr<Compiled> Compile(std::unique_ptr<Module> module, const Strategy& strategy,
+absl::StatusOr<Compiled> Compile(std::unique_ptr<Module> module, const passes::Strategy& strategy,
                                  const CompileOptions& options = {});
 
-}  // namespace moe
+}  // namespace moe::plan

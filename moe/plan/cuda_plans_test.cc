@@ -17,22 +17,22 @@
 #include "moe/plan/plan.h"
 #include "moe/runtime/local.h"
 
-namespace moe {
+namespace moe::plan {
 namespace {
 
-absl::StatusOr<Compiled> CompileFor(const std::string& target, const ModelConfig& model,
+absl::StatusOr<Compiled> CompileFor(const std::string& target, const model::ModelConfig& model,
                                     const std::string& text, int64_t global_batch,
                                     const std::set<std::string>& libraries = {}) {
-  ASSIGN_OR_RETURN(const Strategy strategy, ParseStrategy(text));
-  BuildOptions build;
+  ASSIGN_OR_RETURN(const passes::Strategy strategy, passes::ParseStrategy(text));
+  model::BuildOptions build;
   build.global_batch = global_batch;
   build.microbatches = strategy.microbatches;
-  ASSIGN_OR_RETURN(std::unique_ptr<Module> module, BuildModel(model, build));
+  ASSIGN_OR_RETURN(std::unique_ptr<Module> module, model::BuildModel(model, build));
   CompileOptions options;
-  ASSIGN_OR_RETURN(options.target, NamedTarget(target));
+  ASSIGN_OR_RETURN(options.target, cost::NamedTarget(target));
   options.target.libraries = libraries;
-  ASSIGN_OR_RETURN(const Backend backend, BackendOf(options.target));
-  options.workspace = WorkspaceHook(backend, strategy.overload);
+  ASSIGN_OR_RETURN(const kernels::Backend backend, runtime::BackendOf(options.target));
+  options.workspace = runtime::WorkspaceHook(backend, strategy.overload);
   return Compile(std::move(module), strategy, options);
 }
 
@@ -47,19 +47,20 @@ class CudaPlansTest : public ::testing::TestWithParam<Case> {};
 
 TEST_P(CudaPlansTest, CompileWithoutCuda) {
   const Case& c = GetParam();
-  ASSERT_OK_AND_ASSIGN(const ModelConfig model,
-                       LoadModelConfig(absl::StrCat("testdata/models/", c.model, ".textproto")));
+  ASSERT_OK_AND_ASSIGN(const model::ModelConfig model,
+                       model::LoadModelConfig(absl::StrCat("testdata/models/", c.model, ".textproto")));
   ASSERT_OK_AND_ASSIGN(const Compiled compiled, CompileFor(c.target, model, c.strategy, c.global_batch));
   const Plan& plan = compiled.plan;
   EXPECT_EQ(plan.mesh().num_ranks(), c.ranks);
   EXPECT_EQ(compiled.passes.back().name, "certify");
 
   std::set<std::string> missing, with_workspace;
-  ASSERT_OK_AND_ASSIGN(const Strategy strategy, ParseStrategy(c.strategy));
+  ASSERT_OK_AND_ASSIGN(const passes::Strategy strategy, passes::ParseStrategy(c.strategy));
   for (const auto& f : plan.module().functions()) {
     for (const std::unique_ptr<Node>& n : f->body()) {
       if (absl::StartsWith(n->op_name(), "comm.")) continue;
-      const absl::StatusOr<int64_t> bytes = NodeWorkspace(*n, plan.mesh(), Backend::kCuda, strategy.overload);
+      const absl::StatusOr<int64_t> bytes =
+          runtime::NodeWorkspace(*n, plan.mesh(), kernels::Backend::kCuda, strategy.overload);
       if (!bytes.ok()) missing.insert(std::string(bytes.status().message()));
       if (bytes.ok() && *bytes > 0) with_workspace.insert(n->op_name());
     }
@@ -87,7 +88,7 @@ INSTANTIATE_TEST_SUITE_P(
 
 // A target decides: scratch memory of its own kernels, and whether collectives run beside compute.
 TEST(TargetsTest, MakeOtherPlans) {
-  ASSERT_OK_AND_ASSIGN(ModelConfig model, LoadModelConfig("testdata/models/moe_10b.textproto"));
+  ASSERT_OK_AND_ASSIGN(model::ModelConfig model, model::LoadModelConfig("testdata/models/moe_10b.textproto"));
   model.set_num_layers(2);
   ASSERT_OK_AND_ASSIGN(const Compiled cpu, CompileFor("cpu", model, "dp=4 ep=4 zero=1 bf16", 16));
   ASSERT_OK_AND_ASSIGN(const Compiled gpu, CompileFor("h100", model, "dp=4 ep=4 zero=1 bf16", 16));
@@ -104,7 +105,7 @@ TEST(TargetsTest, MakeOtherPlans) {
 // A plan with attention by cuDNN has its scratch memory, without a cuDNN: one head's matrix of the backward
 // at least. It knows whose kernels it was made for.
 TEST(TargetsTest, CudnnIsInThePlan) {
-  ASSERT_OK_AND_ASSIGN(ModelConfig model, LoadModelConfig("testdata/models/moe_10b.textproto"));
+  ASSERT_OK_AND_ASSIGN(model::ModelConfig model, model::LoadModelConfig("testdata/models/moe_10b.textproto"));
   model.set_num_layers(2);
   ASSERT_OK_AND_ASSIGN(const Compiled own, CompileFor("h100", model, "dp=4 ep=4 zero=1 bf16", 16));
   ASSERT_OK_AND_ASSIGN(const Compiled cudnn,
@@ -125,11 +126,12 @@ TEST(TargetsTest, CudnnIsInThePlan) {
 }
 
 TEST(TargetsTest, UnknownOnesAreNamed) {
-  ExpectError(NamedTarget("h1000"), absl::StatusCode::kInvalidArgument, "h1000", "cpu, a100, h100, h200");
-  Target t;
+  ExpectError(cost::NamedTarget("h1000"), absl::StatusCode::kInvalidArgument, "h1000",
+              "cpu, a100, h100, h200");
+  cost::Target t;
   t.device = "tpu";
-  ExpectError(BackendOf(t), absl::StatusCode::kInvalidArgument, "tpu");
+  ExpectError(runtime::BackendOf(t), absl::StatusCode::kInvalidArgument, "tpu");
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::plan

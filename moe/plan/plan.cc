@@ -17,7 +17,7 @@
 #include "moe/passes/memory/plan_memory.h"
 #include "moe/passes/schedule/schedule_table.h"
 
-namespace moe {
+namespace moe::plan {
 namespace {
 
 constexpr int64_t kMaxPlanBytes = int64_t{1} << 30;
@@ -111,7 +111,7 @@ void ToProto(const Schedule& s, ScheduleProto* p) {
   if (s.copies != 1) p->set_copies(s.copies);
   for (const auto& row : s.table) {
     ScheduleProto::Row* r = p->add_table();
-    for (const Schedule::Cell& c : row) r->add_cells(CellToString(c));
+    for (const Schedule::Cell& c : row) r->add_cells(passes::CellToString(c));
   }
   for (const auto& [name, stages] : s.actions) {
     ScheduleProto::ProgramProto* program = p->add_programs();
@@ -132,7 +132,7 @@ absl::StatusOr<Schedule> FromProto(const ScheduleProto& p) {
   for (const ScheduleProto::Row& row : p.table()) {
     s.table.emplace_back();
     for (const std::string& text : row.cells()) {
-      absl::StatusOr<Schedule::Cell> cell = ParseCell(text);
+      absl::StatusOr<Schedule::Cell> cell = passes::ParseCell(text);
       if (!cell.ok()) return Malformed(absl::StrCat("schedule: ", cell.status().message()));
       s.table.back().push_back(*cell);
     }
@@ -216,7 +216,7 @@ absl::StatusOr<MemoryPlan> FromProto(const MemoryPlanProto& p) {
   return m;
 }
 
-void ToProto(const Target& t, TargetProto* p) {
+void ToProto(const cost::Target& t, TargetProto* p) {
   p->set_name(t.name);
   p->set_flops(t.flops);
   p->set_bytes_per_second(t.bytes_per_second);
@@ -233,8 +233,8 @@ void ToProto(const Target& t, TargetProto* p) {
   p->set_f8_flops(t.f8_flops);
 }
 
-Target FromProto(const TargetProto& p) {
-  Target t;
+cost::Target FromProto(const TargetProto& p) {
+  cost::Target t;
   t.name = p.name();
   t.flops = p.flops();
   t.bytes_per_second = p.bytes_per_second();
@@ -293,7 +293,7 @@ absl::StatusOr<Plan> PlanFromProto(const PlanProto& p) {
   RETURN_IF_ERROR(Annotate(Verify(*plan.program.module), "plan"));
   ASSIGN_OR_RETURN(plan.program.schedule, FromProto(p.schedule()));
   ASSIGN_OR_RETURN(plan.program.memory, FromProto(p.memory()));
-  ASSIGN_OR_RETURN(plan.strategy, ParseStrategy(p.strategy()));
+  ASSIGN_OR_RETURN(plan.strategy, passes::ParseStrategy(p.strategy()));
   plan.target = FromProto(p.target());
   for (const NoteProto& note : p.notes()) plan.program.notes.emplace_back(note.pass(), note.line());
   for (const LogicalNodeProto& n : p.inventory()) {
@@ -303,9 +303,9 @@ absl::StatusOr<Plan> PlanFromProto(const PlanProto& p) {
   plan.model_text = p.model();
   plan.train_text = p.train();
   plan.pipeline = p.pipeline();
-  CertifyOptions options;
+  passes::CertifyOptions options;
   options.overload = plan.strategy.overload;
-  RETURN_IF_ERROR(Annotate(Certify(plan.program, options).status(), "plan"));
+  RETURN_IF_ERROR(Annotate(passes::Certify(plan.program, options).status(), "plan"));
   return plan;
 }
 
@@ -418,4 +418,4 @@ Plan ClonePlan(const Plan& plan) {
   return copy;
 }
 
-}  // namespace moe
+}  // namespace moe::plan

@@ -18,14 +18,14 @@
 #include "moe/passes/strategy.h"
 #include "moe/plan/plan.pb.h"
 
-namespace moe {
+namespace moe::plan {
 
 inline constexpr int64_t kPlanVersion = 1;
 
 struct Plan {
   Program program;
-  Strategy strategy;
-  Target target;
+  passes::Strategy strategy;
+  cost::Target target;
   std::string model_text;  // ModelConfig and TrainConfig as textproto; may be empty
   std::string train_text;
   std::string pipeline;
@@ -50,4 +50,4 @@ absl::StatusOr<Plan> LoadPlan(const std::string& path);
 
 Plan ClonePlan(const Plan& plan);
 
-}  // namespace moe
+}  // namespace moe::plan

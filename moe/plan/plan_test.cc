@@ -11,18 +11,19 @@
 #include "moe/model/transformer.h"
 #include "moe/plan/compile.h"
 
-namespace moe {
+namespace moe::plan {
 namespace {
 
 absl::StatusOr<Compiled> CompileModel(const std::string& file, const std::string& strategy_text,
                                       int layers = 0) {
-  ASSIGN_OR_RETURN(const Strategy strategy, ParseStrategy(strategy_text));
-  ASSIGN_OR_RETURN(ModelConfig config, LoadModelConfig("testdata/models/" + file + ".textproto"));
+  ASSIGN_OR_RETURN(const passes::Strategy strategy, passes::ParseStrategy(strategy_text));
+  ASSIGN_OR_RETURN(model::ModelConfig config,
+                   model::LoadModelConfig("testdata/models/" + file + ".textproto"));
   if (layers > 0) config.set_num_layers(layers);
   ASSIGN_OR_RETURN(std::unique_ptr<Module> module,
-                   BuildModel(config, {.global_batch = 16, .microbatches = strategy.microbatches}));
+                   model::BuildModel(config, {.global_batch = 16, .microbatches = strategy.microbatches}));
   CompileOptions options;
-  options.model_text = ModelConfigToText(config);
+  options.model_text = model::ModelConfigToText(config);
   // Some scratch for each GEMM, so that its place is planned and certified, too.
   options.workspace = [](const Node& n, const Mesh&) {
     return n.Is("math.einsum") ? int64_t{1000} : int64_t{0};
@@ -99,7 +100,7 @@ TEST(Plan, DroplessOverflowHasRoom) {
 
 TEST(Plan, WhatIsSavedIsWhatLoads) {
   ASSERT_OK_AND_ASSIGN(const Compiled c, CompileModel("small_test", "pp=2 dp=2 microbatches=4 zero=1"));
-  const std::string folder = JoinPath(testing::TempDir(), "plan");
+  const std::string folder = JoinPath(::testing::TempDir(), "plan");
   ASSERT_OK(SavePlan(c.plan, folder));
   ASSERT_OK_AND_ASSIGN(const Plan same, LoadPlan(folder));
   EXPECT_EQ(SerializePlan(same), SerializePlan(c.plan));
@@ -142,9 +143,10 @@ TEST(Plan, RefusesWhatItCannotRead) {
 }
 
 TEST(Plan, AMemoryLimitIsKept) {
-  ASSERT_OK_AND_ASSIGN(const Strategy strategy, ParseStrategy("tp=2"));
-  ASSERT_OK_AND_ASSIGN(const ModelConfig config, LoadModelConfig("testdata/models/small_test.textproto"));
-  ASSERT_OK_AND_ASSIGN(std::unique_ptr<Module> module, BuildModel(config, {.global_batch = 4}));
+  ASSERT_OK_AND_ASSIGN(const passes::Strategy strategy, passes::ParseStrategy("tp=2"));
+  ASSERT_OK_AND_ASSIGN(const model::ModelConfig config,
+                       model::LoadModelConfig("testdata/models/small_test.textproto"));
+  ASSERT_OK_AND_ASSIGN(std::unique_ptr<Module> module, model::BuildModel(config, {.global_batch = 4}));
   CompileOptions options;
   options.memory_limit = 1000;
   ExpectError(Compile(std::move(module), strategy, options), absl::StatusCode::kFailedPrecondition,
@@ -152,4 +154,4 @@ TEST(Plan, AMemoryLimitIsKept) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::plan

@@ -11,14 +11,15 @@
 #include "moe/plan/plan.h"
 #include "moe/testing/check_lines.h"
 
-namespace moe {
+namespace moe::plan {
 namespace {
 
 absl::StatusOr<std::string> PlanText(const std::string& words, const CompileOptions& options = {}) {
-  ASSIGN_OR_RETURN(const Strategy strategy, ParseStrategy(words));
-  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig("testdata/models/small_test.textproto"));
+  ASSIGN_OR_RETURN(const passes::Strategy strategy, passes::ParseStrategy(words));
+  ASSIGN_OR_RETURN(const model::ModelConfig config,
+                   model::LoadModelConfig("testdata/models/small_test.textproto"));
   ASSIGN_OR_RETURN(std::unique_ptr<Module> module,
-                   BuildModel(config, {.global_batch = 8, .microbatches = strategy.microbatches}));
+                   model::BuildModel(config, {.global_batch = 8, .microbatches = strategy.microbatches}));
   ASSIGN_OR_RETURN(const Compiled c, Compile(std::move(module), strategy, options));
   return PlanToText(c.plan);
 }
@@ -26,7 +27,7 @@ absl::StatusOr<std::string> PlanText(const std::string& words, const CompileOpti
 void ExpectLines(const std::string& words, const std::string& lines) {
   SCOPED_TRACE(words);
   ASSERT_OK_AND_ASSIGN(const std::string text, PlanText(words));
-  const absl::Status matched = CheckLines(lines, text);
+  const absl::Status matched = testing::CheckLines(lines, text);
   EXPECT_TRUE(matched.ok()) << std::string(matched.message()).substr(0, 8000);
 }
 
@@ -75,7 +76,7 @@ TEST(PlanText, Memory) {
   )");
 }
 
-TEST(PlanText, Certificate) {
+TEST(PlanText, passes::Certificate) {
   ExpectLines("pp=2 dp=2 microbatches=4", R"(
     // CHECK: note plan-memory: peak per rank
     // CHECK: note certify: {{[0-9,]+}} actions on 4 ranks: no cyclic wait, each action once, every node covered
@@ -84,12 +85,12 @@ TEST(PlanText, Certificate) {
   options.memory_limit = 1000;
   const absl::StatusOr<std::string> refused = PlanText("pp=2 microbatches=4", options);
   ASSERT_FALSE(refused.ok());
-  const absl::Status matched = CheckLines(R"(
+  const absl::Status matched = testing::CheckLines(R"(
     // CHECK: certify: stage {{[01]}} (rank {{[01]}}): the peak of {{.*}} MiB is over the limit of 0.0 MiB
   )",
-                                          refused.status().message());
+                                                   refused.status().message());
   EXPECT_TRUE(matched.ok()) << matched.message();
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::plan

@@ -16,18 +16,18 @@
 #include "moe/plan/plan.h"
 #include "moe/runtime/local.h"
 
-namespace moe {
+namespace moe::plan {
 namespace {
 
-absl::StatusOr<Compiled> CompileModel(const ModelConfig& model, const std::string& text,
+absl::StatusOr<Compiled> CompileModel(const model::ModelConfig& model, const std::string& text,
                                       int64_t global_batch) {
-  ASSIGN_OR_RETURN(const Strategy strategy, ParseStrategy(text));
-  BuildOptions build;
+  ASSIGN_OR_RETURN(const passes::Strategy strategy, passes::ParseStrategy(text));
+  model::BuildOptions build;
   build.global_batch = global_batch;
   build.microbatches = strategy.microbatches;
-  ASSIGN_OR_RETURN(std::unique_ptr<Module> module, BuildModel(model, build));
+  ASSIGN_OR_RETURN(std::unique_ptr<Module> module, model::BuildModel(model, build));
   CompileOptions options;
-  options.workspace = WorkspaceHook(Backend::kCpu, strategy.overload);
+  options.workspace = runtime::WorkspaceHook(kernels::Backend::kCpu, strategy.overload);
   return Compile(std::move(module), strategy, options);
 }
 
@@ -41,18 +41,19 @@ class RealSizesTest : public ::testing::TestWithParam<Case> {};
 
 TEST_P(RealSizesTest, CompilesAndIsCertified) {
   const Case& c = GetParam();
-  ASSERT_OK_AND_ASSIGN(const ModelConfig model,
-                       LoadModelConfig(absl::StrCat("testdata/models/", c.model, ".textproto")));
+  ASSERT_OK_AND_ASSIGN(const model::ModelConfig model,
+                       model::LoadModelConfig(absl::StrCat("testdata/models/", c.model, ".textproto")));
   ASSERT_OK_AND_ASSIGN(const Compiled compiled, CompileModel(model, c.strategy, c.global_batch));
   const Plan& plan = compiled.plan;
   EXPECT_EQ(plan.mesh().num_ranks(), c.ranks);
   EXPECT_EQ(compiled.passes.back().name, "certify");
-  for (const PassResult& pass : compiled.passes)
+  for (const passes::PassResult& pass : compiled.passes)
     RecordProperty(pass.name, absl::StrCat(pass.milliseconds, " ms"));
 
   // No rank can do with less than its share of parameters, gradients and moments; and a plan is of no use if
   // its ranks need more than any device has.
-  const double share = static_cast<double>(CountParameters(model).total) * 16 / static_cast<double>(c.ranks);
+  const double share =
+      static_cast<double>(model::CountParameters(model).total) * 16 / static_cast<double>(c.ranks);
   double most = 0;
   for (const StageMemory& stage : plan.program.memory.stages) {
     EXPECT_GT(stage.state_bytes, 0);
@@ -81,7 +82,8 @@ INSTANTIATE_TEST_SUITE_P(
 
 // Equal layers are placed by the decisions for one of them, so depth costs next to nothing to place.
 TEST(RealSizes, SixtyLayersTakeTheDecisionsOfTwenty) {
-  ASSERT_OK_AND_ASSIGN(ModelConfig model, LoadModelConfig("testdata/models/mixtral_8x22b.textproto"));
+  ASSERT_OK_AND_ASSIGN(model::ModelConfig model,
+                       model::LoadModelConfig("testdata/models/mixtral_8x22b.textproto"));
   std::map<std::string, int64_t> counts[2];
   for (const int64_t layers : {20, 60}) {
     model.set_num_layers(layers);
@@ -89,7 +91,7 @@ TEST(RealSizes, SixtyLayersTakeTheDecisionsOfTwenty) {
         const Compiled c,
         CompileModel(model, "pp=4 tp=8 dp=32 ep=8 sp vp zero=1 checkpoint=selective microbatches=16", 512));
     EXPECT_EQ(c.plan.mesh().num_ranks(), 1024);
-    for (const PassResult& pass : c.passes) {
+    for (const passes::PassResult& pass : c.passes) {
       if (pass.name == "shard") counts[layers == 60] = pass.counts;
     }
   }
@@ -100,7 +102,8 @@ TEST(RealSizes, SixtyLayersTakeTheDecisionsOfTwenty) {
 
 // What compilation costs does not depend on the sizes of the axes.
 TEST(RealSizes, WorkDoesNotGrowWithTheAxes) {
-  ASSERT_OK_AND_ASSIGN(ModelConfig model, LoadModelConfig("testdata/models/fine_grained.textproto"));
+  ASSERT_OK_AND_ASSIGN(model::ModelConfig model,
+                       model::LoadModelConfig("testdata/models/fine_grained.textproto"));
   model.set_num_layers(3);
   const auto nodes = [&](const std::string& strategy, int64_t global_batch, int64_t experts) -> int64_t {
     model.set_num_experts(experts);
@@ -120,4 +123,4 @@ TEST(RealSizes, WorkDoesNotGrowWithTheAxes) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::plan

@@ -16,7 +16,7 @@
 #include "moe/plan/compile.h"
 #include "moe/testing/sharded_model.h"
 
-namespace moe {
+namespace moe::plan {
 namespace {
 
 // ------------------------------------------------------------------------------------------- bytes moved
@@ -34,7 +34,7 @@ struct Traffic {
 
 // Of collectives of one kind in one phase that `wanted` says yes to.
 template <typename F>
-Traffic Moved(const ShardedModel& m, Phase phase, StepKind kind, F wanted) {
+Traffic Moved(const testing::ShardedModel& m, Phase phase, StepKind kind, F wanted) {
   Traffic sum;
   const Mesh& mesh = m.module().mesh();
   for (const auto& f : m.module().functions()) {
@@ -64,9 +64,9 @@ TEST(Textbook, TensorParallelReducesTwiceInEachLayerAndPass) {
   for (const int64_t tp : {2, 4}) {
     SCOPED_TRACE(tp);
     const int64_t dp = 8 / tp;
-    ModelConfig model = SmallDense();
+    model::ModelConfig model = testing::SmallDense();
     model.set_num_key_value_heads(8);
-    ASSERT_OK_AND_ASSIGN(const auto m, CompileSharded(model, absl::StrCat("tp=", tp, " dp=", dp)));
+    ASSERT_OK_AND_ASSIGN(const auto m, testing::CompileSharded(model, absl::StrCat("tp=", tp, " dp=", dp)));
     const int64_t activation = kBatch / dp * kSequence * kHidden * kElement;
     for (const Phase phase : {Phase::kForward, Phase::kBackward}) {
       EXPECT_EQ(Moved(*m, phase, StepKind::kAllReduce, Stream),
@@ -80,8 +80,9 @@ TEST(Textbook, TensorParallelReducesTwiceInEachLayerAndPass) {
 // parallel, too, and the backward gathers the inputs of the weights' gradients once more.
 TEST(Textbook, SequenceParallelForwardMovesWhatTensorParallelDoes) {
   const int64_t tp = 2, dp = 4;
-  ASSERT_OK_AND_ASSIGN(const auto plain, CompileSharded(SmallDense(), "tp=2 dp=4 vp"));
-  ASSERT_OK_AND_ASSIGN(const auto sequence, CompileSharded(SmallDense(), "tp=2 dp=4 sp vp"));
+  ASSERT_OK_AND_ASSIGN(const auto plain, testing::CompileSharded(testing::SmallDense(), "tp=2 dp=4 vp"));
+  ASSERT_OK_AND_ASSIGN(const auto sequence,
+                       testing::CompileSharded(testing::SmallDense(), "tp=2 dp=4 sp vp"));
   const int64_t activation = kBatch / dp * kSequence * kHidden * kElement;
   const Traffic scattered = Moved(*sequence, Phase::kForward, StepKind::kReduceScatter, Stream);
   const Traffic gathered = Moved(*sequence, Phase::kForward, StepKind::kAllGather, Stream);
@@ -99,7 +100,8 @@ TEST(Textbook, SequenceParallelForwardMovesWhatTensorParallelDoes) {
 TEST(Textbook, ExpertParallelExchangesTwiceEachWay) {
   for (const int64_t ep : {4, 8}) {  // with ep = 2 gathering the tokens moves less
     SCOPED_TRACE(ep);
-    ASSERT_OK_AND_ASSIGN(const auto m, CompileSharded(SmallMoe(), absl::StrCat("dp=8 ep=", ep)));
+    ASSERT_OK_AND_ASSIGN(const auto m,
+                         testing::CompileSharded(testing::SmallMoe(), absl::StrCat("dp=8 ep=", ep)));
     const auto dispatched = [](const Node& n) { return n.type().rank() == 5; };
     // [experts, batch of a rank, groups, slots, hidden]; capacity factor 1: 1 slot for 2 tokens x top-2 of 8.
     const int64_t bytes = 8 * (kBatch / 8) * 4 * 1 * kHidden * kElement;
@@ -119,7 +121,7 @@ TEST(Textbook, ZeroThreeMovesHalfAsMuchAgain) {
   int64_t parameters = 0;
   const auto total = [&](const std::string& strategy) {
     Traffic sum;
-    const auto m = CompileSharded(SmallDense(), strategy);
+    const auto m = testing::CompileSharded(testing::SmallDense(), strategy);
     EXPECT_OK(m.status());
     if (!m.ok()) return sum;
     parameters = 0;
@@ -152,13 +154,14 @@ TEST(Textbook, ZeroThreeMovesHalfAsMuchAgain) {
 
 // ----------------------------------------------------------------------------------- memory of model states
 
-absl::StatusOr<Compiled> CompileModel(const ModelConfig& model, const std::string& text,
+absl::StatusOr<Compiled> CompileModel(const model::ModelConfig& model, const std::string& text,
                                       int64_t global_batch) {
-  ASSIGN_OR_RETURN(const Strategy strategy, ParseStrategy(text));
-  BuildOptions build;
+  ASSIGN_OR_RETURN(const passes::Strategy strategy, passes::ParseStrategy(text));
+  model::BuildOptions build;
   build.global_batch = global_batch;
   build.microbatches = strategy.microbatches;
-  ASSIGN_OR_RETURN(std::unique_ptr<Module> module, BuildModel(ResolveModelConfig(model), build));
+  ASSIGN_OR_RETURN(std::unique_ptr<Module> module,
+                   model::BuildModel(model::ResolveModelConfig(model), build));
   return Compile(std::move(module), strategy);
 }
 
@@ -172,8 +175,8 @@ int64_t StateBytes(const Plan& plan, const std::string& kind) {
   return bytes;
 }
 
-ModelConfig Dense(int64_t layers) {
-  ModelConfig c;
+model::ModelConfig Dense(int64_t layers) {
+  model::ModelConfig c;
   c.set_name("dense");
   c.set_num_layers(layers);
   c.set_hidden_size(64);
@@ -190,7 +193,7 @@ ModelConfig Dense(int64_t layers) {
 // of gradients, 8 of moments.
 TEST(Textbook, ZeroTableInF32) {
   const int64_t n = 4;
-  const int64_t p = CountParameters(ResolveModelConfig(Dense(3))).total;
+  const int64_t p = model::CountParameters(model::ResolveModelConfig(Dense(3))).total;
   const std::map<std::string, int64_t> table = {{"dp=4", 16 * p},
                                                 {"dp=4 zero=1", 8 * p + 8 * p / n},
                                                 {"dp=4 zero=2", 4 * p + 12 * p / n},
@@ -214,7 +217,7 @@ TEST(Textbook, ZeroTableInF32) {
 // wide (norms and the embedding) has no copy and stays whole (4): the only bytes beyond the publication.
 TEST(Textbook, ZeroTableInMixedPrecision) {
   const int64_t n = 4;
-  const int64_t p = CountParameters(ResolveModelConfig(Dense(3))).total;
+  const int64_t p = model::CountParameters(model::ResolveModelConfig(Dense(3))).total;
   const std::map<std::string, int64_t> published = {{"dp=4", 16 * p},
                                                     {"dp=4 zero=1", 4 * p + 12 * p / n},
                                                     {"dp=4 zero=2", 2 * p + 14 * p / n},
@@ -256,11 +259,11 @@ TEST(Textbook, ZeroTableInMixedPrecision) {
 
 // Experts have their own ranks: with ep, a rank holds its experts, and ZeRO divides them by edp.
 TEST(Textbook, ZeroDividesExpertsByTheirOwnDataRanks) {
-  ModelConfig model = Dense(2);
+  model::ModelConfig model = Dense(2);
   model.set_num_experts(8);
   model.set_moe_router_topk(2);
   model.set_moe_ffn_hidden_size(32);
-  const ParameterCount count = CountParameters(ResolveModelConfig(model));
+  const model::ParameterCount count = model::CountParameters(model::ResolveModelConfig(model));
   const int64_t experts = 2 * 8 * 3 * 64 * 32, dense = count.total - experts;
   ASSERT_OK_AND_ASSIGN(const Compiled plain, CompileModel(model, "dp=8 ep=4", 8));
   EXPECT_EQ(StateBytes(plain.plan, "moment"), 8 * (dense + experts / 4));
@@ -273,7 +276,7 @@ TEST(Textbook, ZeroDividesExpertsByTheirOwnDataRanks) {
 // activations
 
 // Bytes that a layer keeps for its backward, a microbatch: what one layer more adds.
-int64_t LayerResidualBytes(ModelConfig model, const std::string& strategy, int64_t batch) {
+int64_t LayerResidualBytes(model::ModelConfig model, const std::string& strategy, int64_t batch) {
   int64_t bytes[2] = {0, 0};
   for (int i = 0; i < 2; ++i) {
     model.set_num_layers(3 + i);
@@ -316,4 +319,4 @@ TEST(Textbook, ActivationsOfALayer) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::plan

@@ -5,7 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "moe/base/status.h"
 
-namespace moe {
+namespace moe::runtime {
 namespace {
 constexpr int64_t kPage = 4096;
 }
@@ -29,9 +29,10 @@ Arena::Arena(const StageMemory& m) {
 
 int64_t Arena::BytesOf(const StageMemory& memory) { return Arena(memory).reserved_; }
 
-absl::StatusOr<std::unique_ptr<Arena>> Arena::Create(const StageMemory& m, Device* device, int64_t reserve) {
+absl::StatusOr<std::unique_ptr<Arena>> Arena::Create(const StageMemory& m, device::Device* device,
+                                                     int64_t reserve) {
   std::unique_ptr<Arena> a(new Arena(m));
-  absl::StatusOr<std::unique_ptr<DeviceMemory>> bytes =
+  absl::StatusOr<std::unique_ptr<device::DeviceMemory>> bytes =
       device->Allocate(std::max(a->reserved_, reserve), a->planned_);
   if (!bytes.ok()) {
     return Annotate(bytes.status(),
@@ -67,4 +68,4 @@ void Arena::ReleaseSpill() {
   spill_used_ = 0;
 }
 
-}  // namespace moe
+}  // namespace moe::runtime

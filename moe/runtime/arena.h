@@ -21,7 +21,7 @@
 #include "moe/device/device.h"
 #include "moe/ir/program.h"
 
-namespace moe {
+namespace moe::runtime {
 
 class Arena {
  public:
@@ -29,7 +29,7 @@ class Arena {
   static int64_t BytesOf(const StageMemory& memory);
   // Takes BytesOf(memory), or `reserve` bytes if that is more. Error: ResourceExhausted with the plan's own
   // numbers and the device's.
-  static absl::StatusOr<std::unique_ptr<Arena>> Create(const StageMemory& memory, Device* device,
+  static absl::StatusOr<std::unique_ptr<Arena>> Create(const StageMemory& memory, device::Device* device,
                                                        int64_t reserve = 0);
   // In the bytes of another arena. ResourceExhausted if that took too little.
   static absl::StatusOr<std::unique_ptr<Arena>> Share(const StageMemory& memory, const Arena& other);
@@ -62,11 +62,11 @@ class Arena {
     while (now < to && !mark.compare_exchange_weak(now, to, std::memory_order_relaxed)) {
     }
   }
-  std::shared_ptr<DeviceMemory> bytes_;  // lives as long as an arena in it
+  std::shared_ptr<device::DeviceMemory> bytes_;  // lives as long as an arena in it
   char* base_ = nullptr;
   int64_t planned_ = 0, reserved_ = 0;
   std::atomic<int64_t> used_{0}, spill_used_{0}, spill_peak_{0};
   int64_t start_[8] = {};
 };
 
-}  // namespace moe
+}  // namespace moe::runtime

@@ -10,7 +10,7 @@
 #include "moe/runtime/exchange.h"
 #include "moe/runtime/wire_transfer.h"
 
-namespace moe {
+namespace moe::runtime {
 namespace {
 
 int64_t RoundUp(int64_t n) { return (n + 63) / 64 * 64; }
@@ -121,13 +121,11 @@ BucketExchange::Scratch BucketExchange::LayScratch() const {
   return out;
 }
 
-absl::StatusOr<std::unique_ptr<BucketExchange>> BucketExchange::Create(absl::Span<const ConversionPart> parts,
-                                                                       const Mesh& mesh, int64_t rank,
-                                                                       World* world,
-                                                                       absl::string_view channel,
-                                                                       WireFormat wire, Stream* stream) {
+absl::StatusOr<std::unique_ptr<BucketExchange>> BucketExchange::Create(
+    absl::Span<const ConversionPart> parts, const Mesh& mesh, int64_t rank, comm::World* world,
+    absl::string_view channel, WireFormat wire, device::Stream* stream) {
   ASSIGN_OR_RETURN(std::unique_ptr<BucketExchange> e, Plan(parts, mesh, rank, wire));
-  e->stream_ = stream == nullptr ? HostStream() : stream;
+  e->stream_ = stream == nullptr ? device::HostStream() : stream;
   for (Step& s : e->steps_) {
     ASSIGN_OR_RETURN(s.communicator, world->Group(s.parts[0]->group, channel, MeetingStream(e->stream_)));
   }
@@ -270,13 +268,15 @@ absl::Status BucketExchange::RunEncoded(const Step& s, absl::Span<const char* co
   return absl::OkStatus();
 }
 
-absl::Status BucketExchange::Run(absl::Span<const Tensor> in, absl::Span<const Tensor> out, void* workspace,
-                                 int64_t workspace_bytes, absl::string_view what) {
+absl::Status BucketExchange::Run(absl::Span<const kernels::Tensor> in, absl::Span<const kernels::Tensor> out,
+                                 void* workspace, int64_t workspace_bytes, absl::string_view what) {
   bytes_sent_ = 0;
   bool fits =
       in.size() == layouts_.size() && out.size() == layouts_.size() && workspace_bytes >= scratch_.bytes;
   for (size_t j = 0; fits && j < layouts_.size(); ++j) {
-    const auto is = [&](const Tensor& t, const Dims& dims) { return t.dtype == dtype_ && t.dims == dims; };
+    const auto is = [&](const kernels::Tensor& t, const Dims& dims) {
+      return t.dtype == dtype_ && t.dims == dims;
+    };
     fits = is(in[j], layouts_[j].steps.front().dims_in) && is(out[j], layouts_[j].steps.back().dims_out);
   }
   if (!fits) {
@@ -301,4 +301,4 @@ absl::Status BucketExchange::Run(absl::Span<const Tensor> in, absl::Span<const T
   return absl::OkStatus();
 }
 
-}  // namespace moe
+}  // namespace moe::runtime

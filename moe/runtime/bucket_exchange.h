@@ -27,7 +27,7 @@
 #include "moe/ir/wire_format.h"
 #include "moe/kernels/kernel.h"
 
-namespace moe {
+namespace moe::runtime {
 
 class BucketExchange {
  public:
@@ -35,18 +35,18 @@ class BucketExchange {
   // Errors (InvalidArgument): parts of different dtypes, groups or kinds of steps, ragged parts, steps other
   // than all_reduce, reduce_scatter, all_gather and all_to_all; as of LayoutConversion.
   static absl::StatusOr<std::unique_ptr<BucketExchange>> Create(absl::Span<const ConversionPart> parts,
-                                                                const Mesh& mesh, int64_t rank, World* world,
-                                                                absl::string_view channel,
+                                                                const Mesh& mesh, int64_t rank,
+                                                                comm::World* world, absl::string_view channel,
                                                                 WireFormat wire = WireFormat::kNone,
-                                                                Stream* stream = nullptr);
+                                                                device::Stream* stream = nullptr);
   // Scratch bytes of such an exchange, the same on every rank.
   static absl::StatusOr<int64_t> WorkspaceBytes(absl::Span<const ConversionPart> parts, const Mesh& mesh,
                                                 WireFormat wire = WireFormat::kNone);
 
   // in[i] becomes out[i]; they do not overlap. Error: FailedPrecondition if tensors or the workspace do not
   // fit; those of the communicator.
-  absl::Status Run(absl::Span<const Tensor> in, absl::Span<const Tensor> out, void* workspace,
-                   int64_t workspace_bytes, absl::string_view what);
+  absl::Status Run(absl::Span<const kernels::Tensor> in, absl::Span<const kernels::Tensor> out,
+                   void* workspace, int64_t workspace_bytes, absl::string_view what);
   // Bytes that this rank gave to other ranks in the last run (a reduction counts as in a ring).
   int64_t bytes_sent() const { return bytes_sent_; }
 
@@ -56,7 +56,7 @@ class BucketExchange {
     StepKind kind = StepKind::kAllReduce;
     Reduction reduction = Reduction::kSum;
     int group_size = 1, me = 0;
-    Communicator* communicator = nullptr;
+    comm::Communicator* communicator = nullptr;
     std::vector<const StepLayout*> parts;
     int64_t all_in = 0, all_block = 0, all_out = 0;
     std::vector<int64_t> encoded,
@@ -83,7 +83,7 @@ class BucketExchange {
   std::vector<ConversionLayout> layouts_;
   std::vector<Step> steps_;
   WireFormat wire_ = WireFormat::kNone;
-  Stream* stream_ = nullptr;
+  device::Stream* stream_ = nullptr;
   DType dtype_ = DType::kF32;
   int64_t element_ = 0;  // bytes
   Scratch scratch_;
@@ -93,4 +93,4 @@ class BucketExchange {
   int64_t bytes_sent_ = 0;
 };
 
-}  // namespace moe
+}  // namespace moe::runtime

@@ -17,7 +17,7 @@
 #include "moe/runtime/exchange.h"
 #include "moe/runtime/local.h"
 
-namespace moe {
+namespace moe::runtime {
 namespace {
 
 // A bucket of three, whose parts pack and unpack or do not, and end inside a block of 128 values.
@@ -54,7 +54,7 @@ constexpr Case kCases[] = {
 
 struct Buffer {
   std::vector<char> bytes;
-  Tensor tensor;
+  kernels::Tensor tensor;
   Buffer(const Type& type, const Mesh& mesh) : bytes(StorageOf(type, mesh).bytes, 0x7b) {
     tensor = LocalTensor(type, mesh, bytes.data(), static_cast<int64_t>(bytes.size()));
   }
@@ -81,7 +81,7 @@ TEST_P(BucketTest, GivesWhatItsPartsGiveAlone) {
       parts.push_back(part[0]);
     }
 
-    InProcessWorld world(mesh.num_ranks(), {.timeout = absl::Seconds(60)});
+    comm::InProcessWorld world(mesh.num_ranks(), {.timeout = absl::Seconds(60)});
     const auto run = [&](int64_t rank) -> absl::Status {
       std::vector<Buffer> in, alone, together;
       std::mt19937_64 rng(rank + 1);
@@ -90,8 +90,8 @@ TEST_P(BucketTest, GivesWhatItsPartsGiveAlone) {
         in.emplace_back(p.from.type(), mesh);
         alone.emplace_back(p.to, mesh);
         together.emplace_back(p.to, mesh);
-        const Tensor& x = in.back().tensor;
-        for (int64_t i = 0; i < x.elements(); ++i) StoreElement(x.dtype, x.data, i, normal(rng));
+        const kernels::Tensor& x = in.back().tensor;
+        for (int64_t i = 0; i < x.elements(); ++i) kernels::StoreElement(x.dtype, x.data, i, normal(rng));
       }
       for (size_t j = 0; j < parts.size(); ++j) {
         ASSIGN_OR_RETURN(const std::unique_ptr<Exchange> e,
@@ -105,7 +105,7 @@ TEST_P(BucketTest, GivesWhatItsPartsGiveAlone) {
                        BucketExchange::Create(parts, mesh, rank, world.rank(rank), "together", GetParam()));
       ASSIGN_OR_RETURN(const int64_t bytes, BucketExchange::WorkspaceBytes(parts, mesh, GetParam()));
       std::vector<char> workspace(bytes + 1, 0x55);  // and a guard
-      std::vector<Tensor> x, y;
+      std::vector<kernels::Tensor> x, y;
       for (size_t j = 0; j < parts.size(); ++j) {
         x.push_back(in[j].tensor);
         y.push_back(together[j].tensor);
@@ -134,4 +134,4 @@ INSTANTIATE_TEST_SUITE_P(Wires, BucketTest,
                          ::testing::Values(WireFormat::kNone, WireFormat::kBF16, WireFormat::kF8));
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::runtime

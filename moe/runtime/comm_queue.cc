@@ -4,9 +4,9 @@
 
 #include <algorithm>
 
-namespace moe {
+namespace moe::runtime {
 
-CommQueue::CommQueue(std::function<absl::Status(Job)> run, ComputeGate* gate, size_t capacity)
+CommQueue::CommQueue(std::function<absl::Status(Job)> run, comm::ComputeGate* gate, size_t capacity)
     : run_(std::move(run)), gate_(gate), ring_(std::max<size_t>(1, capacity)) {
   thread_ = std::thread([this] { Loop(); });
 }
@@ -60,7 +60,7 @@ absl::Status CommQueue::WaitFor(int64_t job) {
 }
 
 void CommQueue::Loop() {
-  ComputeGate::Scope computing(gate_);
+  comm::ComputeGate::Scope computing(gate_);
   absl::MutexLock lock(&mutex_);
   for (;;) {
     const auto next = [&]() -> const Item& { return ring_[done_ % static_cast<int64_t>(ring_.size())]; };
@@ -79,4 +79,4 @@ void CommQueue::Loop() {
   }
 }
 
-}  // namespace moe
+}  // namespace moe::runtime

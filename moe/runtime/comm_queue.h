@@ -26,14 +26,14 @@
 #include "absl/synchronization/mutex.h"
 #include "moe/comm/compute_gate.h"
 
-namespace moe {
+namespace moe::runtime {
 
 class CommQueue {
  public:
   using Job = void*;
   // run(job) is called on the queue's thread, which holds a token of `gate` (may be null) meanwhile.
   // `capacity`: the most jobs at one time, those of one function and what earlier ones leave behind.
-  CommQueue(std::function<absl::Status(Job)> run, ComputeGate* gate, size_t capacity);
+  CommQueue(std::function<absl::Status(Job)> run, comm::ComputeGate* gate, size_t capacity);
   ~CommQueue();
 
   // From here on compute nodes count from 1 again. Gives the number of the last job so far.
@@ -55,9 +55,9 @@ class CommQueue {
   void Loop() ABSL_LOCKS_EXCLUDED(mutex_);
 
   const std::function<absl::Status(Job)> run_;
-  ComputeGate* const gate_;
+  comm::ComputeGate* const gate_;
   absl::Mutex mutex_;
-  ComputeGate::Condition changed_;
+  comm::ComputeGate::Condition changed_;
   std::vector<Item> ring_;                            // job n is at n % size
   int64_t posted_ = 0, done_ = 0, compute_done_ = 0;  // ever
   int64_t first_compute_ = 0;                         // before the function
@@ -66,4 +66,4 @@ class CommQueue {
   std::thread thread_;
 };
 
-}  // namespace moe
+}  // namespace moe::runtime

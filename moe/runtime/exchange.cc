@@ -10,7 +10,7 @@
 #include "moe/comm/compute_gate.h"
 #include "moe/device/host_device.h"
 
-namespace moe {
+namespace moe::runtime {
 namespace {
 
 constexpr int32_t kOneRow = 1;  // the sizes of a dense value
@@ -35,7 +35,7 @@ absl::Span<const CellRun> Runs(const std::vector<CellRun>& runs, const std::vect
   return absl::MakeConstSpan(runs).subspan(begin[peer], begin[peer + 1] - begin[peer]);
 }
 
-absl::Status Place(Tensor& t, int64_t rows) {
+absl::Status Place(kernels::Tensor& t, int64_t rows) {
   t.data = rows <= t.capacity_rows ? t.arena_rows : t.spill_rows;
   if (t.data == nullptr && rows > 0) {
     return absl::ResourceExhaustedError("ragged value exceeds its bound and has no spill");
@@ -57,11 +57,13 @@ int64_t ExchangeWorkspaceBytes(const ConversionLayout& layout, WireFormat wire, 
   return layout.WorkspaceBytes(overload) + encoded;
 }
 
-Stream* MeetingStream(Stream* stream) { return stream->device()->host_accessible() ? nullptr : stream; }
+device::Stream* MeetingStream(device::Stream* stream) {
+  return stream->device()->host_accessible() ? nullptr : stream;
+}
 
-absl::Status AwaitStream(Stream* stream) {
+absl::Status AwaitStream(device::Stream* stream) {
   if (stream->device()->host_accessible()) return stream->Synchronize();
-  ComputeGate::Released others_compute;
+  comm::ComputeGate::Released others_compute;
   return stream->Synchronize();
 }
 
@@ -94,11 +96,11 @@ absl::StatusOr<int64_t> Exchange::UnpackBlock(const StepLayout& l, int peer, abs
 
 absl::StatusOr<std::unique_ptr<Exchange>> Exchange::Create(const Type& src, const Type& dst,
                                                            absl::Span<const ConversionStep> steps,
-                                                           const Mesh& mesh, int64_t rank, World* world,
+                                                           const Mesh& mesh, int64_t rank, comm::World* world,
                                                            absl::string_view channel, WireFormat wire,
-                                                           Stream* stream) {
+                                                           device::Stream* stream) {
   std::unique_ptr<Exchange> e(new Exchange());
-  e->stream_ = stream == nullptr ? HostStream() : stream;
+  e->stream_ = stream == nullptr ? device::HostStream() : stream;
   e->on_host_ = e->stream_->device()->host_accessible();
   e->wire_ = wire;
   ASSIGN_OR_RETURN(e->layout_, LayoutConversion(src, dst, mesh, rank, steps));
@@ -137,7 +139,7 @@ absl::Status Exchange::LaySizes() {
     most_in = std::max({most_in, packed, l.cells_in});
     most_out = std::max({most_out, packed, l.cells_out});
   }
-  Device* const device = stream_->device();
+  device::Device* const device = stream_->device();
   ASSIGN_OR_RETURN(host_sizes_, device->AllocateStaging(SizesBytes(total)));
   auto* at = reinterpret_cast<int32_t*>(host_sizes_->data()) + layout_.steps[0].cells_in;
   for (size_t i = 0; i < steps_.size(); ++i) {
@@ -184,7 +186,8 @@ absl::StatusOr<char*> Exchange::Take(Scratch& scratch, int64_t bytes) {
     for (int i = 0; i <= static_cast<int>(steps_.size()); ++i) {
       overflow_half_ = std::max(overflow_half_, RoundUp(layout_.ValueBytes(i, 0)));
     }
-    absl::StatusOr<std::unique_ptr<DeviceMemory>> memory = stream_->device()->Allocate(2 * overflow_half_, 0);
+    absl::StatusOr<std::unique_ptr<device::DeviceMemory>> memory =
+        stream_->device()->Allocate(2 * overflow_half_, 0);
     if (!memory.ok()) return Annotate(memory.status(), "an exchange of more rows than planned");
     overflow_ = *std::move(memory);
   }
@@ -197,7 +200,7 @@ absl::StatusOr<char*> Exchange::Take(Scratch& scratch, int64_t bytes) {
   return overflow_->data() + end * overflow_half_;
 }
 
-absl::Status Exchange::CheckTensor(const Tensor& t, const Dims& dims, int64_t cells,
+absl::Status Exchange::CheckTensor(const kernels::Tensor& t, const Dims& dims, int64_t cells,
                                    int64_t row_elements) const {
   const bool fits = t.dtype == layout_.src.dtype && t.dims == dims && t.ragged == layout_.src.ragged &&
                     (!ragged() || (t.cells == cells && t.row_elements == row_elements));
@@ -293,13 +296,13 @@ absl::Status Exchange::CommunicateEncoded(const StepLayout& l, Step& s, const ch
       WireTransfer::WorkspaceBytes(wire_, layout_.src.dtype, l.kind, l.group_size(),
                                    s.rows_in.back() * l.row_in, s.rows_out.back() * l.row_out);
   char* encoded = scratch.base + scratch.live[0];
-  std::unique_ptr<DeviceMemory> more;  // of a ragged value with more rows than planned
+  std::unique_ptr<device::DeviceMemory> more;  // of a ragged value with more rows than planned
   if (need > scratch.bytes - scratch.live[0] - scratch.live[1]) {
     if (!ragged()) {
       return absl::FailedPreconditionError(
           absl::StrCat("the workspace has ", scratch.bytes, " bytes, not ", WorkspaceBytes()));
     }
-    absl::StatusOr<std::unique_ptr<DeviceMemory>> memory = stream_->device()->Allocate(need, 0);
+    absl::StatusOr<std::unique_ptr<device::DeviceMemory>> memory = stream_->device()->Allocate(need, 0);
     if (!memory.ok()) return Annotate(memory.status(), "an exchange of more rows than planned");
     more = *std::move(memory);
     encoded = more->data();
@@ -367,7 +370,8 @@ absl::Status Exchange::Communicate(const StepLayout& l, Step& s, const char* in,
   return status;
 }
 
-absl::Status Exchange::RunStep(int i, Local& value, Tensor& out, Scratch& scratch, absl::string_view what) {
+absl::Status Exchange::RunStep(int i, Local& value, kernels::Tensor& out, Scratch& scratch,
+                               absl::string_view what) {
   const StepLayout& l = layout_.steps[i];
   Step& s = steps_[i];
   const bool last = i + 1 == static_cast<int>(steps_.size());
@@ -429,8 +433,8 @@ absl::Status Exchange::RunStep(int i, Local& value, Tensor& out, Scratch& scratc
   return absl::OkStatus();
 }
 
-absl::Status Exchange::Run(const Tensor& in, Tensor& out, void* workspace, int64_t workspace_bytes,
-                           absl::string_view what) {
+absl::Status Exchange::Run(const kernels::Tensor& in, kernels::Tensor& out, void* workspace,
+                           int64_t workspace_bytes, absl::string_view what) {
   bytes_sent_ = 0;
   if (steps_.empty()) {
     return absl::FailedPreconditionError("an exchange without steps converts nothing");
@@ -444,7 +448,7 @@ absl::Status Exchange::Run(const Tensor& in, Tensor& out, void* workspace, int64
     RETURN_IF_ERROR(stream_->Copy(sizes, in.sizes, SizesBytes(first.cells_in)));
     RETURN_IF_ERROR(AwaitStream(stream_));
     stream_->device()->HostUses("sizes of the source", {{sizes, SizesBytes(first.cells_in), false}});
-    Tensor source = in;
+    kernels::Tensor source = in;
     RETURN_IF_ERROR(Place(source, std::accumulate(sizes, sizes + first.cells_in, int64_t{0})));
     value = {sizes, static_cast<const char*>(source.data)};
   }
@@ -461,4 +465,4 @@ absl::Status Exchange::Run(const Tensor& in, Tensor& out, void* workspace, int64
   return status;
 }
 
-}  // namespace moe
+}  // namespace moe::runtime

@@ -37,16 +37,16 @@
 #include "moe/kernels/kernel.h"
 #include "moe/runtime/wire_transfer.h"
 
-namespace moe {
+namespace moe::runtime {
 
 // Scratch bytes of an exchange: its layout's, and what travels in a narrower wire format.
 int64_t ExchangeWorkspaceBytes(const ConversionLayout& layout, WireFormat wire, double overload);
 
 // What a World is told of an exchange's stream: nothing where the host has the values.
-Stream* MeetingStream(Stream* stream);
+device::Stream* MeetingStream(device::Stream* stream);
 
 // Stream::Synchronize; where that may take, other threads compute meanwhile (ComputeGate).
-absl::Status AwaitStream(Stream* stream);
+absl::Status AwaitStream(device::Stream* stream);
 
 class Exchange {
  public:
@@ -54,10 +54,10 @@ class Exchange {
   // Errors: InvalidArgument as of LayoutConversion; those of World::Group.
   static absl::StatusOr<std::unique_ptr<Exchange>> Create(const Type& src, const Type& dst,
                                                           absl::Span<const ConversionStep> steps,
-                                                          const Mesh& mesh, int64_t rank, World* world,
+                                                          const Mesh& mesh, int64_t rank, comm::World* world,
                                                           absl::string_view channel,
                                                           WireFormat wire = WireFormat::kNone,
-                                                          Stream* stream = nullptr);
+                                                          device::Stream* stream = nullptr);
   Exchange(const Exchange&) = delete;
   Exchange& operator=(const Exchange&) = delete;
 
@@ -71,7 +71,7 @@ class Exchange {
   // 64-byte aligned, and null if workspace_bytes is 0. in and out do not overlap, but a lone all_reduce or
   // zero may be in place. Errors: FailedPrecondition if a tensor or the workspace does not fit the types;
   // ResourceExhausted if a ragged result has no room; those of the communicator.
-  absl::Status Run(const Tensor& in, Tensor& out, void* workspace, int64_t workspace_bytes,
+  absl::Status Run(const kernels::Tensor& in, kernels::Tensor& out, void* workspace, int64_t workspace_bytes,
                    absl::string_view what);
 
   // Bytes that this rank gave to other ranks in the last run (a reduction counts as in a ring).
@@ -80,7 +80,7 @@ class Exchange {
 
  private:
   struct Step {  // what a step of the layout needs besides
-    Communicator* communicator = nullptr;
+    comm::Communicator* communicator = nullptr;
     std::unique_ptr<WireTransfer> wire;                                                // null: as it is
     int32_t *packed_sizes = nullptr, *received_sizes = nullptr, *sizes_out = nullptr;  // of a ragged value
     std::vector<int64_t> rows_in, rows_out;          // before each cell; one more entry: all
@@ -111,14 +111,15 @@ class Exchange {
   absl::StatusOr<int64_t> UnpackBlock(const StepLayout& l, int peer, absl::Span<const int64_t> rows,
                                       const char* from, char* to) const;
   absl::StatusOr<char*> Take(Scratch& scratch, int64_t bytes);
-  absl::Status CheckTensor(const Tensor& t, const Dims& dims, int64_t cells, int64_t row_elements) const;
+  absl::Status CheckTensor(const kernels::Tensor& t, const Dims& dims, int64_t cells,
+                           int64_t row_elements) const;
   absl::Status ConvertSizes(const StepLayout& l, Step& s, const int32_t* in, int32_t* out,
                             absl::string_view what);
   absl::Status Communicate(const StepLayout& l, Step& s, const char* in, char* out, const Scratch& scratch,
                            absl::string_view what);
   absl::Status CommunicateEncoded(const StepLayout& l, Step& s, const char* in, char* out,
                                   const Scratch& scratch, absl::string_view what);
-  absl::Status RunStep(int i, Local& value, Tensor& out, Scratch& scratch, absl::string_view what);
+  absl::Status RunStep(int i, Local& value, kernels::Tensor& out, Scratch& scratch, absl::string_view what);
   void CountRows(const StepLayout& l, Step& s, const int32_t* in, const int32_t* out) const;
 
   ConversionLayout layout_;
@@ -126,14 +127,15 @@ class Exchange {
   WireFormat wire_ = WireFormat::kNone;
   std::vector<Step> steps_;
   int64_t bytes_sent_ = 0;
-  Stream* stream_ = nullptr;
-  bool on_host_ = true;                         // can read and write the tensors
-  std::unique_ptr<DeviceMemory> host_sizes_;    // of a ragged value: the source's, and those of the steps
-  std::unique_ptr<DeviceMemory> device_sizes_;  // to send, to receive
-  int64_t device_sizes_in_ = 0;                 // bytes of the first part
-  std::unique_ptr<DeviceMemory> overflow_;      // made at the first overflow; two halves
+  device::Stream* stream_ = nullptr;
+  bool on_host_ = true;  // can read and write the tensors
+  std::unique_ptr<device::DeviceMemory>
+      host_sizes_;  // of a ragged value: the source's, and those of the steps
+  std::unique_ptr<device::DeviceMemory> device_sizes_;  // to send, to receive
+  int64_t device_sizes_in_ = 0;                         // bytes of the first part
+  std::unique_ptr<device::DeviceMemory> overflow_;      // made at the first overflow; two halves
   int64_t overflow_half_ = 0;
   bool overflow_used_ = false;
 };
 
-}  // namespace moe
+}  // namespace moe::runtime

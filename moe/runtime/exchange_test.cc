@@ -17,11 +17,11 @@
 #include "moe/base/status.h"
 #include "moe/base/status_matchers.h"
 #include "moe/comm/in_process/in_process.h"
-#include "moe/testing/delayed_device.h"
 #include "moe/device/host_device.h"
 #include "moe/passes/shard/conversion.h"
+#include "moe/testing/delayed_device.h"
 
-namespace moe {
+namespace moe::runtime {
 namespace {
 
 // Small whole numbers, which every dtype here holds and adds exactly.
@@ -67,7 +67,7 @@ struct Stored {
   std::vector<char> data;
   std::vector<char> spill;
   std::vector<int32_t> sizes;
-  Tensor tensor;
+  kernels::Tensor tensor;
 };
 
 // A tensor as the whole mesh sees it: the element at a global index, a summand per coordinate of the partial
@@ -197,7 +197,7 @@ struct Phase {
 void CheckConversion(const Global& g, const Mesh& mesh, const std::vector<Phase>& phases, double overload,
                      DType dtype, bool late) {
   const int64_t n = mesh.num_ranks();
-  InProcessWorld world(n, {.timeout = absl::Seconds(20), .small_bytes = 2000});
+  comm::InProcessWorld world(n, {.timeout = absl::Seconds(20), .small_bytes = 2000});
   std::vector<absl::Status> statuses(n);
   std::vector<Stored> values(n);
   std::vector<std::thread> threads;
@@ -205,9 +205,10 @@ void CheckConversion(const Global& g, const Mesh& mesh, const std::vector<Phase>
   for (int64_t r = 0; r < n; ++r) {
     threads.emplace_back([&, r] {
       Stored value = g.Make(source, mesh, r, overload);
-      const std::unique_ptr<Device> device = late ? NewDelayedDevice(0, r) : NewHostDevice();
+      const std::unique_ptr<device::Device> device =
+          late ? testing::NewDelayedDevice(0, r) : device::NewHostDevice();
       statuses[r] = [&]() -> absl::Status {
-        ASSIGN_OR_RETURN(const std::unique_ptr<Stream> stream, device->NewStream("comm"));
+        ASSIGN_OR_RETURN(const std::unique_ptr<device::Stream> stream, device->NewStream("comm"));
         for (const Phase& phase : phases) {
           Type src = g.type(), dst = g.type();
           src.placement = phase.from;
@@ -281,7 +282,7 @@ bool Divides(const Type& type, const Placement& p, const Mesh& mesh) {
 
 void CheckRandomConversions(const Mesh& mesh, Type type, double overload, int cases, uint32_t seed) {
   std::mt19937 rng(seed);
-  ConversionPlanner planner(mesh);
+  passes::ConversionPlanner planner(mesh);
   int checked = 0;
   for (int attempt = 0; checked < cases; ++attempt) {
     ASSERT_LT(attempt, 100 * cases);
@@ -291,16 +292,16 @@ void CheckRandomConversions(const Mesh& mesh, Type type, double overload, int ca
     const Placement from = RandomPlacement(mesh, type.rank(), type.ragged, kind, rng);
     const Placement to = RandomPlacement(mesh, type.rank(), type.ragged, kind, rng);
     if (from == to) continue;
-    const Conversion& c = planner.Plan(from, to);
+    const passes::Conversion& c = planner.Plan(from, to);
     if (!c.legal) continue;
-    if (!std::all_of(c.phases.begin(), c.phases.end(), [&](const ConversionPhase& p) {
+    if (!std::all_of(c.phases.begin(), c.phases.end(), [&](const passes::ConversionPhase& p) {
           return Divides(type, p.from, mesh) && Divides(type, p.to, mesh);
         })) {
       continue;
     }
     std::vector<Phase> phases;
     std::string text;
-    for (const ConversionPhase& p : c.phases) {
+    for (const passes::ConversionPhase& p : c.phases) {
       phases.push_back({p.from, p.to, p.steps});
       absl::StrAppend(&text, "[", PrintSteps(p.steps, mesh), "] ");
     }
@@ -354,7 +355,7 @@ TEST(Exchange, EmptyRaggedValues) {
 }
 
 absl::StatusOr<std::unique_ptr<Exchange>> Make(const Type& src, const Type& dst, const std::string& steps,
-                                               const Mesh& mesh, World* world) {
+                                               const Mesh& mesh, comm::World* world) {
   ASSIGN_OR_RETURN(const std::vector<ConversionStep> parsed, ParseSteps(steps, mesh));
   return Exchange::Create(src, dst, parsed, mesh, world->rank(), world, "");
 }
@@ -367,7 +368,7 @@ Placement Dims2(AxisList first, AxisList second) {
 
 TEST(Exchange, WhatLiesInOrderIsNotPacked) {
   const Mesh& mesh = ThreeAxes();
-  InProcessWorld world(8);
+  comm::InProcessWorld world(8);
   const auto bytes = [&](Placement from, Placement to, const std::string& steps) {
     const Type src(DType::kF32, {8, 16}, std::move(from)), dst(DType::kF32, {8, 16}, std::move(to));
     auto e = Make(src, dst, steps, mesh, world.rank(3));
@@ -395,7 +396,7 @@ TEST(Exchange, CountsWhatItSends) {
 
 TEST(Exchange, RefusesWhatIsNoConversion) {
   const Mesh& mesh = ThreeAxes();
-  InProcessWorld world(8);
+  comm::InProcessWorld world(8);
   const Type whole(DType::kF32, {8, 6}), rows(DType::kF32, {8, 6}, Dims2({0}, {}));
   const auto error = [&](const Type& src, const Type& dst, const std::string& steps,
                          const std::string& part) {
@@ -417,14 +418,14 @@ TEST(Exchange, RefusesWhatIsNoConversion) {
 
 TEST(Exchange, RefusesTensorsOfAnotherShape) {
   const Mesh& mesh = ThreeAxes();
-  InProcessWorld world(8);
+  comm::InProcessWorld world(8);
   const Type src(DType::kF32, {8, 6}), dst(DType::kF32, {8, 6}, Dims2({0}, {}));
   ASSERT_OK_AND_ASSIGN(std::unique_ptr<Exchange> e, Make(src, dst, "slice a:->0", mesh, world.rank(0)));
-  Tensor in, out;
+  kernels::Tensor in, out;
   in.dims = {8, 6};
   out.dims = {8, 6};
   ExpectError(e->Run(in, out, nullptr, 0, "x"), absl::StatusCode::kFailedPrecondition, "[8,6]", "[4,6]");
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::runtime

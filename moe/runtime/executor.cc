@@ -14,7 +14,7 @@
 #include "moe/ir/state_layout.h"
 #include "moe/runtime/init.h"
 
-namespace moe {
+namespace moe::runtime {
 
 struct Executor::Crew {
   std::mutex mutex;
@@ -49,7 +49,7 @@ absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(const Program& progra
   if (options.memory_of != nullptr) RETURN_IF_ERROR(CheckSameState(options.memory_of->program_, program));
   const int cores = options.compute_threads > 0 ? options.compute_threads
                                                 : std::max(1u, std::thread::hardware_concurrency());
-  e->gate_ = std::make_unique<ComputeGate>(cores);
+  e->gate_ = std::make_unique<comm::ComputeGate>(cores);
   e->host_ = options.host;
   e->timeout_ = options.timeout;
   e->options_stop_ = options.stop;
@@ -57,11 +57,12 @@ absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(const Program& progra
   e->meeting_ = options.worlds;
   if (e->meeting_ == nullptr && options.memory_of != nullptr) e->meeting_ = options.memory_of->meeting_;
   if (e->meeting_ == nullptr) {
-    DeviceWorldsOptions wanted;
-    wanted.kind = options.backend == Backend::kCuda ? DeviceKind::kCuda : DeviceKind::kHost;
+    comm::DeviceWorldsOptions wanted;
+    wanted.kind =
+        options.backend == kernels::Backend::kCuda ? device::DeviceKind::kCuda : device::DeviceKind::kHost;
     wanted.num_ranks = n;
     wanted.timeout = options.timeout;
-    ASSIGN_OR_RETURN(e->own_, DeviceWorlds::Open(wanted));
+    ASSIGN_OR_RETURN(e->own_, comm::DeviceWorlds::Open(wanted));
     e->meeting_ = e->own_.get();
   }
   RankOptions rank_options;
@@ -71,12 +72,12 @@ absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(const Program& progra
   rank_options.gate = e->gate_.get();
   rank_options.poison = options.poison;
   for (int64_t local = 0; local < e->meeting_->size(); ++local) {
-    World* const world = e->meeting_->world(local);
+    comm::World* const world = e->meeting_->world(local);
     if (world->num_ranks() != n) {
       return absl::FailedPreconditionError(
           absl::StrCat("the plan has ", n, " ranks, the world ", world->num_ranks()));
     }
-    e->worlds_.push_back(std::make_unique<RecordedWorld>(world));
+    e->worlds_.push_back(std::make_unique<comm::RecordedWorld>(world));
     if (options.memory_of != nullptr) {
       rank_options.memory_of = &options.memory_of->ranks_[local]->arena();
       e->devices_.push_back(options.memory_of->devices_[local]);
@@ -124,8 +125,8 @@ Executor::~Executor() {
   }
 }
 
-void Executor::RankLoop(std::shared_ptr<Crew> crew, RankExecutor* rank, World* world, ComputeGate* gate,
-                        size_t at) {
+void Executor::RankLoop(std::shared_ptr<Crew> crew, RankExecutor* rank, comm::World* world,
+                        comm::ComputeGate* gate, size_t at) {
   int64_t seen = 0;
   std::unique_lock<std::mutex> lock(crew->mutex);
   for (;;) {
@@ -135,7 +136,7 @@ void Executor::RankLoop(std::shared_ptr<Crew> crew, RankExecutor* rank, World* w
     lock.unlock();
     absl::Status status;
     {
-      ComputeGate::Scope computing(gate);
+      comm::ComputeGate::Scope computing(gate);
       status = rank->Run(crew->job, crew->inputs);
     }
     if (!status.ok()) {
@@ -221,7 +222,7 @@ absl::Status Executor::InitializeState(uint64_t seed) {
     const Initializer init(module(), *s, seed);
     struct Holder {
       RankExecutor* rank;
-      Tensor* tensor;
+      kernels::Tensor* tensor;
     };
     struct Replicas {
       Block block;
@@ -229,7 +230,7 @@ absl::Status Executor::InitializeState(uint64_t seed) {
     };
     std::map<std::pair<Dims, Dims>, Replicas> blocks;  // replicas are computed once
     for (auto& rank : ranks_) {
-      Tensor* t = rank->FindState(s->name);
+      kernels::Tensor* t = rank->FindState(s->name);
       if (t == nullptr) continue;
       const Block block = LocalBlock(s->type, program_.module->mesh(), rank->rank());
       Replicas& replicas = blocks[{block.begin, block.extent}];
@@ -284,7 +285,7 @@ absl::StatusOr<std::vector<double>> Executor::ReadStored(const State& state) {
   std::list<std::vector<char>> memory;
   std::map<int64_t, Held> held;
   ASSIGN_OR_RETURN(held, GatherState(name, type, speaking, &memory));
-  Tensor t;
+  kernels::Tensor t;
   t.dtype = type.dtype;
   t.dims = type.LocalDims(mesh);
   for (const auto& [r, bytes] : held) {
@@ -297,7 +298,7 @@ absl::StatusOr<std::vector<double>> Executor::ReadStored(const State& state) {
     }
     t.data = const_cast<char*>(bytes.data);
     ForEachRun(LocalBlock(type, mesh, r), [&](int64_t to, int64_t from, int64_t n) {
-      for (int64_t i = 0; i < n; ++i) out[to + i] += LoadElement(t.dtype, t.data, from + i);
+      for (int64_t i = 0; i < n; ++i) out[to + i] += kernels::LoadElement(t.dtype, t.data, from + i);
     });
   }
   if (speakers.empty()) return absl::NotFoundError(absl::StrCat("no rank holds state ", name));
@@ -312,12 +313,13 @@ absl::Status Executor::WriteStored(const State& state, absl::Span<const double> 
         absl::StrCat("state ", name, " is a partial sum and cannot be written"));
   }
   for (auto& rank : ranks_) {
-    Tensor* t = rank->FindState(name);
+    kernels::Tensor* t = rank->FindState(name);
     if (t == nullptr) continue;
     RETURN_IF_ERROR(rank->WriteTensor(*t, [&](char* bytes) {
       ForEachRun(LocalBlock(type, program_.module->mesh(), rank->rank()),
                  [&](int64_t from, int64_t to, int64_t n) {
-                   for (int64_t i = 0; i < n; ++i) StoreElement(t->dtype, bytes, to + i, values[from + i]);
+                   for (int64_t i = 0; i < n; ++i)
+                     kernels::StoreElement(t->dtype, bytes, to + i, values[from + i]);
                  });
     }));
   }
@@ -389,4 +391,4 @@ std::vector<FlightRecord> Executor::Flight() const {
   return records;
 }
 
-}  // namespace moe
+}  // namespace moe::runtime

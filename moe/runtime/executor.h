@@ -33,12 +33,12 @@
 #include "moe/runtime/logical_session.h"
 #include "moe/runtime/rank_executor.h"
 
-namespace moe {
+namespace moe::runtime {
 
 class Executor;
 
 struct ExecutorOptions {
-  Backend backend = Backend::kCpu;
+  kernels::Backend backend = kernels::Backend::kCpu;
   int compute_threads = 0;  // ranks that compute at once; 0: the number of cores
   absl::Duration timeout =
       absl::Seconds(60);  // a rank that waits longer for its peers ends the run with an error
@@ -47,8 +47,8 @@ struct ExecutorOptions {
   bool tf32 = false;      // dense products of f32 may round their operands to TF32, on devices that can
   // The ranks of this process, of those of the mesh: their devices and how they meet. Outlives the executor.
   // Null: those of `memory_of`, or else all ranks, opened by the executor.
-  const DeviceWorlds* worlds = nullptr;
-  Communicator* host = nullptr;  // with several processes: one member each, in the order of their ranks
+  const comm::DeviceWorlds* worlds = nullptr;
+  comm::Communicator* host = nullptr;  // with several processes: one member each, in the order of their ranks
   // Set from a signal handler: the user wants an end; see Executor::stop.
   const std::atomic<bool>* stop = nullptr;
   // Programs that share state (ir/state_layout.h) share memory too, one running at a time. The first executor
@@ -74,7 +74,7 @@ class Executor : public LogicalSession, private DecisionHook {
   int64_t num_ranks() const { return program_.module->mesh().num_ranks(); }
   int64_t num_local_ranks() const { return static_cast<int64_t>(ranks_.size()); }
   const RankExecutor& rank(int64_t local) const { return *ranks_[local]; }
-  const Device& device(int64_t local) const { return *devices_[local]->device(); }
+  const device::Device& device(int64_t local) const { return *devices_[local]->device(); }
   const Program& program() const { return program_; }
   bool failed() const { return !failed_.ok(); }  // in an earlier step; it cannot go on
   // Highest byte in use on any rank of this process of each stage, to compare with the plan; 0 of other
@@ -130,17 +130,17 @@ class Executor : public LogicalSession, private DecisionHook {
   // What the rank threads work on: one job at a time, which every thread runs, and then counts itself done.
   // Lives as long as its last thread.
   struct Crew;
-  static void RankLoop(std::shared_ptr<Crew> crew, RankExecutor* rank, World* world, ComputeGate* gate,
-                       size_t at);
+  static void RankLoop(std::shared_ptr<Crew> crew, RankExecutor* rank, comm::World* world,
+                       comm::ComputeGate* gate, size_t at);
 
   const Program& program_;
   const bool masks_by_index_;  // some attention is, so that positions have to ascend
-  Communicator* host_ = nullptr;
+  comm::Communicator* host_ = nullptr;
   absl::Duration timeout_;
-  std::unique_ptr<ComputeGate> gate_;
-  std::unique_ptr<DeviceWorlds> own_;
-  const DeviceWorlds* meeting_ = nullptr;
-  std::vector<std::unique_ptr<RecordedWorld>> worlds_;
+  std::unique_ptr<comm::ComputeGate> gate_;
+  std::unique_ptr<comm::DeviceWorlds> own_;
+  const comm::DeviceWorlds* meeting_ = nullptr;
+  std::vector<std::unique_ptr<comm::RecordedWorld>> worlds_;
   std::vector<std::shared_ptr<RankDevice>> devices_;  // per rank of this process
   std::vector<std::unique_ptr<RankExecutor>> ranks_;
   std::shared_ptr<Crew> crew_;
@@ -155,4 +155,4 @@ class Executor : public LogicalSession, private DecisionHook {
   std::atomic<bool> agreed_stop_{false};
 };
 
-}  // namespace moe
+}  // namespace moe::runtime

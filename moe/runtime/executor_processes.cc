@@ -12,7 +12,7 @@
 #include "moe/base/status.h"
 #include "moe/runtime/executor.h"
 
-namespace moe {
+namespace moe::runtime {
 namespace {
 
 // A message of numbers and names, for processes of the same build.
@@ -190,7 +190,7 @@ absl::StatusOr<std::map<int64_t, Executor::Held>> Executor::GatherState(
   const auto hash = [&](const void* data) { return XXH64(data, static_cast<size_t>(bytes), 0); };
   std::map<int64_t, Held> held;
   for (const auto& rank : ranks_) {
-    Tensor* t = rank->FindState(name);
+    kernels::Tensor* t = rank->FindState(name);
     if (t == nullptr) continue;
     ASSIGN_OR_RETURN(const char* const data, rank->ReadTensor(*t, &memory->emplace_back()));
     held[rank->rank()] = {data, hash(data)};
@@ -294,4 +294,4 @@ absl::StatusOr<Trace> Executor::GatherTrace() {
   return trace;
 }
 
-}  // namespace moe
+}  // namespace moe::runtime

@@ -9,7 +9,7 @@
 #include "absl/strings/str_join.h"
 #include "nlohmann/json.hpp"
 
-namespace moe {
+namespace moe::runtime {
 namespace {
 
 using ::nlohmann::json;
@@ -23,7 +23,7 @@ double Rounded(double seconds) { return static_cast<double>(static_cast<int64_t>
 std::string Seconds(double s) { return absl::StrFormat(s < 9.95 ? "%.1f s" : "%.0f s", s); }
 
 // The members that have not come to a call that `r` waits in.
-std::vector<int64_t> Missing(const RecordedCall& call, int64_t r,
+std::vector<int64_t> Missing(const comm::RecordedCall& call, int64_t r,
                              const std::map<int64_t, const FlightRecord*>& by_rank,
                              std::vector<int64_t>* present) {
   std::vector<int64_t> missing;
@@ -32,7 +32,7 @@ std::vector<int64_t> Missing(const RecordedCall& call, int64_t r,
     bool came = false;
     const auto it = by_rank.find(q);
     if (it != by_rank.end()) {
-      for (const RecordedCall& theirs : it->second->calls) {
+      for (const comm::RecordedCall& theirs : it->second->calls) {
         came = came ||
                (theirs.channel == call.channel && theirs.ranks == call.ranks && theirs.number >= call.number);
       }
@@ -79,7 +79,7 @@ std::vector<ActionLog::Entry> ActionLog::Last() const {
 }
 
 bool FlightRecord::Waits() const {
-  return std::any_of(calls.begin(), calls.end(), [](const RecordedCall& c) { return c.Waits(); });
+  return std::any_of(calls.begin(), calls.end(), [](const comm::RecordedCall& c) { return c.Waits(); });
 }
 
 std::string PlaceOf(const Mesh& mesh, int64_t rank) {
@@ -108,7 +108,7 @@ std::string FlightJson(const FlightRecord& r) {
     j["actions"].push_back({{"name", a.name}, {"seconds_ago", Rounded(a.ago)}});
   }
   j["calls"] = ordered_json::array();
-  for (const RecordedCall& c : r.calls) {
+  for (const comm::RecordedCall& c : r.calls) {
     j["calls"].push_back({{"op", c.op},
                           {"what", c.what},
                           {"state", kStates[c.state]},
@@ -137,13 +137,13 @@ absl::StatusOr<FlightRecord> ParseFlight(absl::string_view text) {
       r.actions.push_back({a.at("name").get<std::string>(), a.at("seconds_ago").get<double>()});
     }
     for (const json& c : j.at("calls")) {
-      RecordedCall call;
+      comm::RecordedCall call;
       call.op = c.at("op").get<std::string>();
       call.what = c.at("what").get<std::string>();
       const std::string state = c.at("state").get<std::string>();
-      call.state = state == "running"  ? RecordedCall::kRunning
-                   : state == "failed" ? RecordedCall::kFailed
-                                       : RecordedCall::kDone;
+      call.state = state == "running"  ? comm::RecordedCall::kRunning
+                   : state == "failed" ? comm::RecordedCall::kFailed
+                                       : comm::RecordedCall::kDone;
       call.seconds = c.at("seconds").get<double>();
       call.ago = c.at("ended_seconds_ago").get<double>();
       call.ranks = c.at("group").get<std::vector<int64_t>>();
@@ -167,7 +167,7 @@ Diagnosis Diagnose(const std::vector<FlightRecord>& records) {
   for (const FlightRecord& r : records) {
     if (r.stale || r.unknown) silent.insert(r.rank);
     bool waits = false;
-    for (const RecordedCall& c : r.calls) {
+    for (const comm::RecordedCall& c : r.calls) {
       if (!c.Waits()) continue;
       const std::vector<int64_t> missing = Missing(c, r.rank, by_rank, nullptr);
       waits = waits || !missing.empty();
@@ -186,10 +186,10 @@ Diagnosis Diagnose(const std::vector<FlightRecord>& records) {
 
   // Of those that wait for a culprit, the one that waits longest speaks.
   const FlightRecord* speaker = nullptr;
-  const RecordedCall* call = nullptr;
+  const comm::RecordedCall* call = nullptr;
   for (const FlightRecord& r : records) {
     if (silent.count(r.rank) > 0) continue;
-    for (const RecordedCall& c : r.calls) {
+    for (const comm::RecordedCall& c : r.calls) {
       if (!c.Waits()) continue;
       const std::vector<int64_t> missing = Missing(c, r.rank, by_rank, nullptr);
       const bool of_culprit =
@@ -240,4 +240,4 @@ Diagnosis Diagnose(const std::vector<FlightRecord>& records) {
   return d;
 }
 
-}  // namespace moe
+}  // namespace moe::runtime

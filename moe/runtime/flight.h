@@ -20,7 +20,7 @@
 #include "moe/comm/recorded_world.h"
 #include "moe/ir/types.h"
 
-namespace moe {
+namespace moe::runtime {
 
 // The last actions of a rank, without a lock: a reader may see one that has just been overwritten, but whole.
 class ActionLog {
@@ -51,12 +51,12 @@ struct FlightRecord {
   std::string place;  // "stage 1, dp 0, tp 1"
   std::string host;
   int64_t pid = 0;
-  int64_t step = 0;                 // 0: none yet
-  std::string program;              // "train_step"
-  std::string node;                 // that it began last
-  std::vector<Action> actions;      // the latest first
-  std::vector<RecordedCall> calls;  // the last of each communicator
-  std::string error;                // that its part of the step ended with
+  int64_t step = 0;                       // 0: none yet
+  std::string program;                    // "train_step"
+  std::string node;                       // that it began last
+  std::vector<Action> actions;            // the latest first
+  std::vector<comm::RecordedCall> calls;  // the last of each communicator
+  std::string error;                      // that its part of the step ended with
   // Not by the rank's process after the failure, but what it had said `silent` seconds before.
   bool stale = false;
   double silent = 0;
@@ -77,4 +77,4 @@ struct Diagnosis {
 };
 Diagnosis Diagnose(const std::vector<FlightRecord>& records);
 
-}  // namespace moe
+}  // namespace moe::runtime

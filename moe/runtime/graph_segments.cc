@@ -1,6 +1,6 @@
 #include "moe/runtime/graph_segments.h"
 
-namespace moe {
+namespace moe::runtime {
 
 std::vector<GraphSegment> GraphSegments(absl::Span<const QueueNode> nodes, size_t least) {
   std::vector<GraphSegment> out;
@@ -23,4 +23,4 @@ std::vector<GraphSegment> GraphSegments(absl::Span<const QueueNode> nodes, size_
   return out;
 }
 
-}  // namespace moe
+}  // namespace moe::runtime

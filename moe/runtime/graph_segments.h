@@ -12,7 +12,7 @@
 
 #include "absl/types/span.h"
 
-namespace moe {
+namespace moe::runtime {
 
 // A node in list order, both queues.
 struct QueueNode {
@@ -32,4 +32,4 @@ struct GraphSegment {
 // Maximal segments, in order; those of fewer than `least` compute nodes are left out.
 std::vector<GraphSegment> GraphSegments(absl::Span<const QueueNode> nodes, size_t least);
 
-}  // namespace moe
+}  // namespace moe::runtime

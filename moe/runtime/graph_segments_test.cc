@@ -6,7 +6,7 @@
 #include <random>
 #include <string>
 
-namespace moe {
+namespace moe::runtime {
 namespace {
 
 using ::testing::ElementsAre;
@@ -62,4 +62,4 @@ TEST(GraphSegments, HoldEveryRecordableNodeOnce) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::runtime

@@ -9,7 +9,7 @@
 #include "moe/ir/state.h"
 #include "moe/kernels/kernel.h"
 
-namespace moe {
+namespace moe::runtime {
 namespace {
 
 // One round of SplitMix64 (Steele, Lea and Flood 2014, figure 17).
@@ -86,7 +86,7 @@ void InitializeBlock(const Initializer& init, const Block& block, DType dtype, c
     for (; run != runs.end() && run->to < end; ++run) {
       const int64_t last = std::min(run->to + run->count, end);
       for (int64_t i = std::max(run->to, begin); i < last; ++i)
-        StoreElement(dtype, data, i, init(run->from + i - run->to));
+        kernels::StoreElement(dtype, data, i, init(run->from + i - run->to));
     }
   };
   const int64_t n = block.elements(), worth_a_thread = init.AllZero() ? 1 << 20 : 1 << 14;
@@ -99,4 +99,4 @@ void InitializeBlock(const Initializer& init, const Block& block, DType dtype, c
   for (std::thread& t : others) t.join();
 }
 
-}  // namespace moe
+}  // namespace moe::runtime

@@ -12,7 +12,7 @@
 #include "moe/ir/stored_rows.h"
 #include "moe/runtime/local.h"
 
-namespace moe {
+namespace moe::runtime {
 
 // 64 random bits by two rounds of SplitMix64 over the key and the counter.
 uint64_t CounterBits(uint64_t seed, uint64_t stream, uint64_t counter);
@@ -38,4 +38,4 @@ class Initializer {
 // Writes the values of a block, in local order, to `data`; several threads do it where there is much to do.
 void InitializeBlock(const Initializer& init, const Block& block, DType dtype, char* data);
 
-}  // namespace moe
+}  // namespace moe::runtime

@@ -11,7 +11,7 @@
 #include "moe/runtime/init.h"
 #include "moe/runtime/local.h"
 
-namespace moe {
+namespace moe::runtime {
 namespace {
 
 // Index of the result that holds the chosen experts, or -1.
@@ -71,8 +71,8 @@ struct Interpreter::Buffer {
 struct Interpreter::Program {
   struct Step {
     Node* node = nullptr;
-    const Kernel* kernel = nullptr;
-    KernelContext context;  // without tensors
+    const kernels::Kernel* kernel = nullptr;
+    kernels::KernelContext context;  // without tensors
     int64_t workspace = 0;
     std::vector<int> in, out;
     std::vector<int> takes_over;  // per result: the value whose storage it takes over, or -1
@@ -147,7 +147,7 @@ absl::StatusOr<std::unique_ptr<Interpreter::Program>> Interpreter::Prepare(const
     if (forward_only && n->phase != Phase::kForward) continue;
     Program::Step s;
     s.node = n;
-    ASSIGN_OR_RETURN(s.kernel, Kernels().Lookup(*n, options_.backend));
+    ASSIGN_OR_RETURN(s.kernel, kernels::Kernels().Lookup(*n, options_.backend));
     ASSIGN_OR_RETURN(s.context, LocalContext(*n, module_->mesh(), 0));
     ASSIGN_OR_RETURN(s.workspace, NodeWorkspace(*n, module_->mesh(), options_.backend, 0));
     for (Value v : n->operands()) {
@@ -301,7 +301,7 @@ absl::Status Interpreter::Run(const Program& p, const StepInputs& inputs, int mi
   }
   auto tensor = [&](int v) { return LocalTensor(p.types[v], mesh, values[v]->data, values[v]->bytes); };
   for (const Program::Step& s : p.steps) {
-    KernelContext c = s.context;
+    kernels::KernelContext c = s.context;
     for (int v : s.in) {
       c.in.push_back(tensor(v));
       if (c.in.back().is_ragged()) RETURN_IF_ERROR(c.in.back().PlaceRows());
@@ -348,7 +348,7 @@ absl::Status Interpreter::Run(const Program& p, const StepInputs& inputs, int mi
   return absl::OkStatus();
 }
 
-void Interpreter::Record(const Node& n, int microbatch, const KernelContext& c) const {
+void Interpreter::Record(const Node& n, int microbatch, const kernels::KernelContext& c) const {
   const int r = ExpertResult(n);
   if (r < 0) return;
   const int32_t* expert = c.out[r].As<int32_t>();
@@ -357,7 +357,7 @@ void Interpreter::Record(const Node& n, int microbatch, const KernelContext& c) 
 
 // Puts recorded experts in place of those just chosen, and what follows from them: their probabilities and
 // counts.
-absl::Status Interpreter::Replay(const Node& n, int microbatch, KernelContext& c) const {
+absl::Status Interpreter::Replay(const Node& n, int microbatch, kernels::KernelContext& c) const {
   const int r = ExpertResult(n);
   if (r < 0) return absl::OkStatus();
   const auto it = replay_->find({n.result_name(r), microbatch});
@@ -377,7 +377,7 @@ absl::Status Interpreter::Replay(const Node& n, int microbatch, KernelContext& c
   const std::vector<std::string>& names = n.op().result_names;
   for (size_t i = 0; i < names.size(); ++i) {
     if (names[i] == "top") {
-      const Tensor& p = names[0] == "probability" ? c.out[0] : c.in[0];
+      const kernels::Tensor& p = names[0] == "probability" ? c.out[0] : c.in[0];
       if (p.dtype == DType::kF64) {
         GatherTop(p.As<double>(), experts, expert, choices, k, c.out[i].As<double>());
       } else {
@@ -405,4 +405,4 @@ absl::Status Interpreter::WriteStored(const State& state, absl::Span<const doubl
                 states_.at(state.name)->data);
 }
 
-}  // namespace moe
+}  // namespace moe::runtime

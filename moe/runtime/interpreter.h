@@ -23,13 +23,13 @@
 #include "moe/kernels/kernel.h"
 #include "moe/runtime/logical_session.h"
 
-namespace moe {
+namespace moe::runtime {
 
 struct InterpreterOptions {
-  Backend backend = Backend::kReference;
+  kernels::Backend backend = kernels::Backend::kReference;
   bool poison = true;  // fill results with NaN before a kernel writes them
   // Sees every result of every node: the value, the microbatch (-1 in @update and @report), and its data.
-  std::function<void(const Value&, int microbatch, const Tensor&)> observer;
+  std::function<void(const Value&, int microbatch, const kernels::Tensor&)> observer;
 };
 
 class Interpreter : public LogicalSession {
@@ -63,8 +63,8 @@ class Interpreter : public LogicalSession {
   absl::Status Run(const Program& program, const StepInputs& inputs, int microbatch, Reports* reports);
   absl::StatusOr<BufferPtr> InputOf(const Attributes& binding, const Type& type, const StepInputs& inputs,
                                     int microbatch) const;
-  absl::Status Replay(const Node& n, int microbatch, KernelContext& c) const;
-  void Record(const Node& n, int microbatch, const KernelContext& c) const;
+  absl::Status Replay(const Node& n, int microbatch, kernels::KernelContext& c) const;
+  void Record(const Node& n, int microbatch, const kernels::KernelContext& c) const;
 
   const std::unique_ptr<Module> module_;
   const InterpreterOptions options_;
@@ -75,4 +75,4 @@ class Interpreter : public LogicalSession {
   const Decisions* replay_ = nullptr;
 };
 
-}  // namespace moe
+}  // namespace moe::runtime

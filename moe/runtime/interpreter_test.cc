@@ -11,7 +11,7 @@
 #include "moe/passes/autodiff.h"
 #include "moe/testing/random_inputs.h"
 
-namespace moe {
+namespace moe::runtime {
 namespace {
 
 constexpr char kBase[] = R"(
@@ -29,11 +29,11 @@ Trainer Start(const std::string& fields, int64_t microbatches = 1, InterpreterOp
   std::string text = absl::StrCat(kBase, fields);
   if (text.find("seq_length") == std::string::npos) absl::StrAppend(&text, " seq_length: 6");
   if (text.find("dtype") == std::string::npos) absl::StrAppend(&text, " dtype: \"f64\"");
-  auto config = ParseModelConfig(text);
+  auto config = model::ParseModelConfig(text);
   CHECK(config.ok()) << config.status();
   Trainer run;
-  run.module = *BuildModel(*config, {.global_batch = 8, .microbatches = microbatches});
-  const absl::Status status = Differentiate(*run.module);
+  run.module = *model::BuildModel(*config, {.global_batch = 8, .microbatches = microbatches});
+  const absl::Status status = passes::Differentiate(*run.module);
   CHECK(status.ok()) << status;
   auto session = Interpreter::Create(*run.module, options);
   CHECK(session.ok()) << session.status();
@@ -43,8 +43,8 @@ Trainer Start(const std::string& fields, int64_t microbatches = 1, InterpreterOp
   return run;
 }
 
-StepInputs Inputs(const Trainer& run, RandomInputOptions options = {}) {
-  return *RandomInputs(*run.module, options, 1);
+StepInputs Inputs(const Trainer& run, testing::RandomInputOptions options = {}) {
+  return *testing::RandomInputs(*run.module, options, 1);
 }
 
 Reports Train(const Trainer& run, const StepInputs& in) {
@@ -214,8 +214,8 @@ TEST(Interpreter, FastKernelsAgreeWithTheReference) {
     const Trainer reference = Start(fields, 2);
     const StepInputs in = Inputs(reference);
     const Reports want = Train(reference, in);
-    for (const Backend backend : {Backend::kCpu, Backend::kBlas}) {
-      SCOPED_TRACE(testing::Message() << fields << ", " << BackendName(backend));
+    for (const kernels::Backend backend : {kernels::Backend::kCpu, kernels::Backend::kBlas}) {
+      SCOPED_TRACE(::testing::Message() << fields << ", " << kernels::BackendName(backend));
       const Trainer fast = Start(fields, 2, {.backend = backend});
       const Reports got = Train(fast, in);
       for (const auto& [name, values] : want) EXPECT_NEAR(values[0], got.at(name)[0], 1e-10) << name;
@@ -239,13 +239,13 @@ TEST(Interpreter, WrongInputsAreNamed) {
 
 TEST(Interpreter, ItTakesLogicalModulesOnly) {
   ExpectError(Interpreter::Create(Module("empty")), absl::StatusCode::kFailedPrecondition, "@step");
-  const std::unique_ptr<Module> m =
-      *BuildModel(*ParseModelConfig(absl::StrCat(kBase, " seq_length: 6")), {.global_batch = 8});
+  const std::unique_ptr<Module> m = *model::BuildModel(
+      *model::ParseModelConfig(absl::StrCat(kBase, " seq_length: 6")), {.global_batch = 8});
   ASSERT_OK_AND_ASSIGN(const auto forward, Interpreter::Create(*m));
-  const StepInputs in = *RandomInputs(*m, {}, 1);
+  const StepInputs in = *testing::RandomInputs(*m, {}, 1);
   ExpectError(forward->TrainStep(in), absl::StatusCode::kFailedPrecondition, "autodiff");
   EXPECT_OK(forward->EvalStep(in));
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::runtime

@@ -7,10 +7,10 @@
 #include "moe/runtime/bucket_exchange.h"
 #include "moe/runtime/exchange.h"
 
-namespace moe {
+namespace moe::runtime {
 
-absl::StatusOr<KernelContext> LocalContext(const Node& n, const Mesh& mesh, int64_t rank) {
-  KernelContext c;
+absl::StatusOr<kernels::KernelContext> LocalContext(const Node& n, const Mesh& mesh, int64_t rank) {
+  kernels::KernelContext c;
   c.node = &n;
   ASSIGN_OR_RETURN(c.rule, n.Rule());
   ASSIGN_OR_RETURN(c.global_extent, FactorExtents(n));
@@ -24,8 +24,8 @@ absl::StatusOr<KernelContext> LocalContext(const Node& n, const Mesh& mesh, int6
   return c;
 }
 
-Tensor LocalTensor(const Type& type, const Mesh& mesh, void* base, int64_t bytes, void* spill) {
-  Tensor t;
+kernels::Tensor LocalTensor(const Type& type, const Mesh& mesh, void* base, int64_t bytes, void* spill) {
+  kernels::Tensor t;
   t.dtype = type.dtype;
   t.dims = type.LocalDims(mesh);
   t.data = base;
@@ -99,7 +99,8 @@ void ForEachRun(const Block& b, const std::function<void(int64_t, int64_t, int64
   }
 }
 
-absl::StatusOr<int64_t> NodeWorkspace(const Node& n, const Mesh& mesh, Backend backend, double overload) {
+absl::StatusOr<int64_t> NodeWorkspace(const Node& n, const Mesh& mesh, kernels::Backend backend,
+                                      double overload) {
   if (n.Is("comm.stage_reduce") || n.Is("comm.done")) return 0;
   if (HasConversionParts(n)) {
     ASSIGN_OR_RETURN(const std::vector<ConversionPart> parts, ConversionParts(n, mesh));
@@ -108,8 +109,8 @@ absl::StatusOr<int64_t> NodeWorkspace(const Node& n, const Mesh& mesh, Backend b
                      LayoutConversion(parts[0].from.type(), parts[0].to, mesh, 0, parts[0].steps));
     return ExchangeWorkspaceBytes(layout, WireOf(n), overload);
   }
-  ASSIGN_OR_RETURN(const Kernel* kernel, Kernels().Lookup(n, backend));
-  ASSIGN_OR_RETURN(KernelContext c, LocalContext(n, mesh, 0));
+  ASSIGN_OR_RETURN(const kernels::Kernel* kernel, kernels::Kernels().Lookup(n, backend));
+  ASSIGN_OR_RETURN(kernels::KernelContext c, LocalContext(n, mesh, 0));
   for (Value v : n.operands()) {
     c.in.push_back(LocalTensor(v.type(), mesh, nullptr, StorageOf(v.type(), mesh, overload).bytes));
   }
@@ -119,18 +120,18 @@ absl::StatusOr<int64_t> NodeWorkspace(const Node& n, const Mesh& mesh, Backend b
   return kernel->WorkspaceBytes(n, *c.rule, c.extent, c.in, c.out);
 }
 
-absl::StatusOr<Backend> BackendOf(const Target& target) {
-  if (target.device == "cpu") return Backend::kCpu;
-  if (target.device == "cuda") return Backend::kCuda;
+absl::StatusOr<kernels::Backend> BackendOf(const cost::Target& target) {
+  if (target.device == "cpu") return kernels::Backend::kCpu;
+  if (target.device == "cuda") return kernels::Backend::kCuda;
   return absl::InvalidArgumentError(
       absl::StrCat("target ", target.name, " has device '", target.device, "'; there are cpu and cuda"));
 }
 
-std::function<int64_t(const Node&, const Mesh&)> WorkspaceHook(Backend backend, double overload) {
+std::function<int64_t(const Node&, const Mesh&)> WorkspaceHook(kernels::Backend backend, double overload) {
   return [=](const Node& n, const Mesh& mesh) -> int64_t {
     absl::StatusOr<int64_t> bytes = NodeWorkspace(n, mesh, backend, overload);
     return bytes.ok() ? *bytes : 0;
   };
 }
 
-}  // namespace moe
+}  // namespace moe::runtime

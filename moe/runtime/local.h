@@ -18,16 +18,17 @@
 #include "moe/ir/wire_format.h"
 #include "moe/kernels/kernel.h"
 
-namespace moe {
+namespace moe::runtime {
 
 // Rule, local extents, offsets and global extents of every factor; no tensors yet. A node without an
 // assignment is taken as unsharded.
-absl::StatusOr<KernelContext> LocalContext(const Node& n, const Mesh& mesh, int64_t rank);
+absl::StatusOr<kernels::KernelContext> LocalContext(const Node& n, const Mesh& mesh, int64_t rank);
 
 // A tensor over `bytes` at `base` (StorageOf(type, mesh).bytes of it, or less for a ragged value with a
 // tighter bound). `spill` is room for the worst case of a ragged value, or null. Ragged: PlaceRows() must be
 // called once sizes are known.
-Tensor LocalTensor(const Type& type, const Mesh& mesh, void* base, int64_t bytes, void* spill = nullptr);
+kernels::Tensor LocalTensor(const Type& type, const Mesh& mesh, void* base, int64_t bytes,
+                            void* spill = nullptr);
 
 // The format in which a conversion's values travel (the attribute "wire").
 WireFormat WireOf(const Node& n);
@@ -50,11 +51,12 @@ void ForEachRun(const Block& block, const std::function<void(int64_t, int64_t, i
 
 // Scratch bytes that a node wants on one rank: of its kernel in this back end, or of its exchange. Ragged
 // values count by `overload` as in StorageOf. Error: NotFound if there is no kernel.
-absl::StatusOr<int64_t> NodeWorkspace(const Node& n, const Mesh& mesh, Backend backend, double overload);
+absl::StatusOr<int64_t> NodeWorkspace(const Node& n, const Mesh& mesh, kernels::Backend backend,
+                                      double overload);
 // The back end whose kernels a target runs. Error: InvalidArgument for a device that there is not.
-absl::StatusOr<Backend> BackendOf(const Target& target);
+absl::StatusOr<kernels::Backend> BackendOf(const cost::Target& target);
 // The same as PassContext::workspace wants it; a node without a kernel counts 0 (the executor reports it when
 // it binds).
-std::function<int64_t(const Node&, const Mesh&)> WorkspaceHook(Backend backend, double overload);
+std::function<int64_t(const Node&, const Mesh&)> WorkspaceHook(kernels::Backend backend, double overload);
 
-}  // namespace moe
+}  // namespace moe::runtime

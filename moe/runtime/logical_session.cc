@@ -7,7 +7,7 @@
 #include "moe/ir/state.h"
 #include "moe/ir/state_layout.h"
 
-namespace moe {
+namespace moe::runtime {
 
 absl::StatusOr<const State*> LogicalSession::Find(const std::string& name) const {
   const State* s = module().FindState(name);
@@ -94,4 +94,4 @@ absl::Status LogicalSession::MoveExperts(const State& table, absl::Span<const do
   return absl::OkStatus();
 }
 
-}  // namespace moe
+}  // namespace moe::runtime

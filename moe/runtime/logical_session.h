@@ -22,7 +22,7 @@
 #include "moe/ir/stored_rows.h"
 #include "moe/runtime/session.h"
 
-namespace moe {
+namespace moe::runtime {
 
 class LogicalSession : public Session {
  public:
@@ -44,4 +44,4 @@ class LogicalSession : public Session {
   absl::Status MoveExperts(const State& table, absl::Span<const double> to);
 };
 
-}  // namespace moe
+}  // namespace moe::runtime

@@ -43,7 +43,7 @@ void operator delete[](void* p, std::align_val_t) noexcept { std::free(p); }
 void operator delete(void* p, size_t, std::align_val_t) noexcept { std::free(p); }
 void operator delete[](void* p, size_t, std::align_val_t) noexcept { std::free(p); }
 
-namespace moe {
+namespace moe::runtime {
 namespace {
 
 class NoAllocationTest : public ::testing::TestWithParam<bool> {};
@@ -55,23 +55,24 @@ TEST_P(NoAllocationTest, StepsAllocateNothing) {
                               vocab_size: 64 seq_length: 16 num_experts: 4 moe_router_topk: 2
                               moe_ffn_hidden_size: 32 norm_topk_prob: true aux_loss_coeff: 0.01
                               z_loss_coeff: 0.001 )";
-  ASSERT_OK_AND_ASSIGN(const ModelConfig model,
-                       ParseModelConfig(text + (dropless ? "" : "capacity_factor: 1.25"), "model"));
-  ASSERT_OK_AND_ASSIGN(const Strategy strategy,
-                       ParseStrategy("pp=2 dp=2 tp=2 ep=2 etp=2 microbatches=4 checkpoint=selective"));
-  BuildOptions build;
+  ASSERT_OK_AND_ASSIGN(const model::ModelConfig model,
+                       model::ParseModelConfig(text + (dropless ? "" : "capacity_factor: 1.25"), "model"));
+  ASSERT_OK_AND_ASSIGN(
+      const passes::Strategy strategy,
+      passes::ParseStrategy("pp=2 dp=2 tp=2 ep=2 etp=2 microbatches=4 checkpoint=selective"));
+  model::BuildOptions build;
   build.global_batch = 16;
   build.microbatches = strategy.microbatches;
   Program program;
-  ASSERT_OK_AND_ASSIGN(program.module, BuildModel(model, build));
-  ASSERT_OK_AND_ASSIGN(program.module->mesh(), FoldMesh(strategy, 2));
-  PassContext context;
+  ASSERT_OK_AND_ASSIGN(program.module, model::BuildModel(model, build));
+  ASSERT_OK_AND_ASSIGN(program.module->mesh(), passes::FoldMesh(strategy, 2));
+  passes::PassContext context;
   context.strategy = strategy;
-  context.workspace = WorkspaceHook(Backend::kCpu, strategy.overload);
-  ASSERT_OK(RunPipeline(DefaultPipeline(), program, context).status());
+  context.workspace = WorkspaceHook(kernels::Backend::kCpu, strategy.overload);
+  ASSERT_OK(passes::RunPipeline(passes::DefaultPipeline(), program, context).status());
   ASSERT_OK_AND_ASSIGN(std::unique_ptr<Executor> executor, Executor::Create(program, {}));
   ASSERT_OK(executor->InitializeState(1));
-  ASSERT_OK_AND_ASSIGN(const StepInputs inputs, RandomInputs(*program.module, {}, 1));
+  ASSERT_OK_AND_ASSIGN(const StepInputs inputs, testing::RandomInputs(*program.module, {}, 1));
   // Threads, locks and libraries set themselves up at their first steps, in whatever order the threads meet.
   for (int i = 0; i < 5; ++i) ASSERT_OK(executor->TrainStep(inputs).status());
   for (const bool traced : {false, true}) {
@@ -89,4 +90,4 @@ INSTANTIATE_TEST_SUITE_P(Routing, NoAllocationTest, ::testing::Bool(), [](const 
 });
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::runtime

@@ -18,16 +18,16 @@
 #include "moe/base/status.h"
 #include "moe/device/device.h"
 
-namespace moe {
+namespace moe::runtime {
 
 class RankDevice {
  public:
-  explicit RankDevice(Device* device) : device_(device) {}
+  explicit RankDevice(device::Device* device) : device_(device) {}
 
-  Device* device() const { return device_; }
+  device::Device* device() const { return device_; }
   // The stream of the kind "compute", "comm" or "copy"; of several of a kind, `which`.
-  absl::StatusOr<Stream*> StreamOf(const std::string& kind, const std::string& which = "") {
-    std::unique_ptr<Stream>& stream = streams_[{kind, which}];
+  absl::StatusOr<device::Stream*> StreamOf(const std::string& kind, const std::string& which = "") {
+    std::unique_ptr<device::Stream>& stream = streams_[{kind, which}];
     if (stream == nullptr) {
       ASSIGN_OR_RETURN(stream, device_->NewStream(kind));
     }
@@ -35,8 +35,8 @@ class RankDevice {
   }
 
  private:
-  Device* const device_;
-  std::map<std::pair<std::string, std::string>, std::unique_ptr<Stream>> streams_;
+  device::Device* const device_;
+  std::map<std::pair<std::string, std::string>, std::unique_ptr<device::Stream>> streams_;
 };
 
-}  // namespace moe
+}  // namespace moe::runtime

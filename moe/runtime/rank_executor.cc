@@ -15,7 +15,7 @@
 #include "moe/ir/state.h"
 #include "moe/runtime/graph_segments.h"
 
-namespace moe {
+namespace moe::runtime {
 namespace {
 
 enum BatchKind { kTokens, kLabels, kMask, kPositions };
@@ -53,7 +53,8 @@ constexpr char kQueue[] = "compute";
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<RankExecutor>> RankExecutor::Create(const Program& program, int64_t rank,
-                                                                   World* world, const RankOptions& options) {
+                                                                   comm::World* world,
+                                                                   const RankOptions& options) {
   std::unique_ptr<RankExecutor> r(new RankExecutor(program, rank, world, options));
   absl::Status status = r->Bind();
   if (!status.ok()) return Annotate(status, absl::StrCat("rank ", rank));
@@ -115,7 +116,7 @@ absl::Status RankExecutor::Bind() {
           ASSIGN_OR_RETURN(step.buffer, BoundaryTensor(a.boundary, *type, a.slot));
           const int64_t peer = rank_ + (a.peer_stage - stage_) * mesh_.ranks_per_stage();
           std::vector<int64_t> pair = {std::min(rank_, peer), std::max(rank_, peer)};
-          Stream* stream = compute_;  // what arrives is wanted next
+          device::Stream* stream = compute_;  // what arrives is wanted next
           if (a.kind == Action::kSend) {
             ASSIGN_OR_RETURN(stream, options_.device->StreamOf("copy", a.boundary));
           }
@@ -186,12 +187,13 @@ absl::Status RankExecutor::BindStaging() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<Event*> RankExecutor::NewEvent() {
+absl::StatusOr<device::Event*> RankExecutor::NewEvent() {
   ASSIGN_OR_RETURN(events_.emplace_back(), device_->NewEvent());
   return events_.back().get();
 }
 
-absl::StatusOr<Tensor> RankExecutor::BoundaryTensor(const std::string& name, const Type& type, int slot) {
+absl::StatusOr<kernels::Tensor> RankExecutor::BoundaryTensor(const std::string& name, const Type& type,
+                                                             int slot) {
   const StageMemory& memory = program_.memory.stages[stage_];
   auto it = memory.boundaries.find(name);
   if (it == memory.boundaries.end() || slot < 0 || slot >= it->second.count) {
@@ -202,7 +204,8 @@ absl::StatusOr<Tensor> RankExecutor::BoundaryTensor(const std::string& name, con
   return LocalTensor(type, mesh_, p, it->second.bytes);
 }
 
-absl::StatusOr<Tensor> RankExecutor::TensorOf(Value v, const FunctionMemory& memory, const Action& action) {
+absl::StatusOr<kernels::Tensor> RankExecutor::TensorOf(Value v, const FunctionMemory& memory,
+                                                       const Action& action) {
   auto it = memory.values.find(v.name());
   if (it == memory.values.end()) {
     return absl::FailedPreconditionError(
@@ -252,7 +255,7 @@ absl::StatusOr<RankExecutor::BoundFunction*> RankExecutor::BindFunction(const Ac
         absl::StrCat(ActionToString(action), ": no function @", action.function));
   }
   bound->function = f;
-  const auto stage = [&](const Tensor& t) {
+  const auto stage = [&](const kernels::Tensor& t) {
     const int64_t bytes = (t.elements() * ByteSize(t.dtype) + 63) / 64 * 64;
     return std::exchange(bound->staging_bytes, bound->staging_bytes + bytes);
   };
@@ -269,7 +272,7 @@ absl::StatusOr<RankExecutor::BoundFunction*> RankExecutor::BindFunction(const Ac
       in.staging = stage(in.tensor);
       bound->inputs.push_back(std::move(in));
     } else if (kind == "scalar") {
-      ASSIGN_OR_RETURN(Tensor t, TensorOf(arg->result(), memory->second, action));
+      ASSIGN_OR_RETURN(kernels::Tensor t, TensorOf(arg->result(), memory->second, action));
       scalars_.push_back({std::string(BindingName(arg->attributes())), t});
     }
   }
@@ -299,7 +302,7 @@ absl::Status RankExecutor::BindNode(const Node& n, const FunctionMemory& memory,
   b.what = absl::StrCat(n.scope, n.scope.empty() ? "" : " ", "%", n.result_name(), " = ", n.op_name());
   b.category = CategoryOf(n);
   BindFutures(n, &b);
-  Stream* const stream = n.queue == Queue::kComm ? comm_ : compute_;
+  device::Stream* const stream = n.queue == Queue::kComm ? comm_ : compute_;
   if (n.Is("comm.done")) {
     b.context.node = &n;
     b.recordable = true;  // there is nothing to do
@@ -332,18 +335,18 @@ absl::Status RankExecutor::BindNode(const Node& n, const FunctionMemory& memory,
       }
     }
   } else {
-    ASSIGN_OR_RETURN(b.kernel, Kernels().Lookup(n, options_.backend));
+    ASSIGN_OR_RETURN(b.kernel, kernels::Kernels().Lookup(n, options_.backend));
     ASSIGN_OR_RETURN(b.context, LocalContext(n, mesh_, rank_));
-    if (options_.backend == Backend::kCuda) b.context.stream = stream;
+    if (options_.backend == kernels::Backend::kCuda) b.context.stream = stream;
     b.context.tf32 = options_.tf32;
     b.recordable = true;
   }
   for (Value v : n.operands()) {
-    ASSIGN_OR_RETURN(Tensor t, TensorOf(v, memory, action));
+    ASSIGN_OR_RETURN(kernels::Tensor t, TensorOf(v, memory, action));
     b.context.in.push_back(t);
   }
   for (int i = 0; i < n.num_results(); ++i) {
-    ASSIGN_OR_RETURN(Tensor t, TensorOf(Value{const_cast<Node*>(&n), i}, memory, action));
+    ASSIGN_OR_RETURN(kernels::Tensor t, TensorOf(Value{const_cast<Node*>(&n), i}, memory, action));
     b.context.out.push_back(t);
   }
   auto ws = memory.workspace.find(n.result_name());
@@ -360,7 +363,7 @@ absl::Status RankExecutor::BindNode(const Node& n, const FunctionMemory& memory,
 }
 
 void RankExecutor::BindUses(BoundNode* b) const {
-  const auto add = [&](const Tensor& t, const Type& type, bool writes) {
+  const auto add = [&](const kernels::Tensor& t, const Type& type, bool writes) {
     if (!t.is_ragged()) {
       b->uses.push_back({t.data, t.elements() * ByteSize(t.dtype), writes});
       return;
@@ -441,7 +444,7 @@ absl::Status RankExecutor::BindQueues(const FunctionMemory& memory, BoundFunctio
   return absl::OkStatus();
 }
 
-absl::StatusOr<Event*> RankExecutor::DoneOf(BoundNode* n) {
+absl::StatusOr<device::Event*> RankExecutor::DoneOf(BoundNode* n) {
   if (n->done == nullptr) {
     ASSIGN_OR_RETURN(n->done, NewEvent());
   }
@@ -464,7 +467,7 @@ void RankExecutor::BindSegments(BoundFunction* f) {
   }
 }
 
-absl::Status RankExecutor::WriteTensor(const Tensor& t, const std::function<void(char*)>& fill) {
+absl::Status RankExecutor::WriteTensor(const kernels::Tensor& t, const std::function<void(char*)>& fill) {
   if (on_host_) {
     fill(t.As<char>());
     return absl::OkStatus();
@@ -476,7 +479,7 @@ absl::Status RankExecutor::WriteTensor(const Tensor& t, const std::function<void
   return compute_->Synchronize();
 }
 
-absl::StatusOr<const char*> RankExecutor::ReadTensor(const Tensor& t, std::vector<char>* room) {
+absl::StatusOr<const char*> RankExecutor::ReadTensor(const kernels::Tensor& t, std::vector<char>* room) {
   if (on_host_) return t.As<char>();
   room->resize(t.elements() * ByteSize(t.dtype));
   RETURN_IF_ERROR(device_->Use());
@@ -510,14 +513,14 @@ int64_t RankExecutor::graphs() const {
   return n;
 }
 
-Tensor* RankExecutor::FindState(const std::string& name) {
+kernels::Tensor* RankExecutor::FindState(const std::string& name) {
   auto it = states_.find(name);
   return it == states_.end() ? nullptr : &it->second;
 }
 
 absl::Status RankExecutor::ResetAccumulators() {
   for (const std::string& name : reset_states_) {
-    const Tensor& t = states_.at(name);
+    const kernels::Tensor& t = states_.at(name);
     RETURN_IF_ERROR(compute_->Fill(t.data, 0, t.elements() * ByteSize(t.dtype)));
   }
   return absl::OkStatus();
@@ -525,30 +528,31 @@ absl::Status RankExecutor::ResetAccumulators() {
 
 // With replayed experts the probabilities must follow: top[i] = probability[expert[i]], and for the fused
 // router the counts too.
-void RankExecutor::ReplayTopK(const BoundNode& n, KernelContext& c) {
+void RankExecutor::ReplayTopK(const BoundNode& n, kernels::KernelContext& c) {
   const OpDef& op = n.node->op();
   const int made = op.FindResult("probability"), counted = op.FindResult("count");
-  const Tensor& probability = made >= 0 ? c.out[made] : c.in[0];
-  const Tensor& top = c.out[op.FindResult("top")];
+  const kernels::Tensor& probability = made >= 0 ? c.out[made] : c.in[0];
+  const kernels::Tensor& top = c.out[op.FindResult("top")];
   const int32_t* experts = c.out[n.expert_result].As<int32_t>();
   const int64_t k = top.dims[3], e = probability.dims[3];
   int32_t* count = counted >= 0 ? c.out[counted].As<int32_t>() : nullptr;
   if (count != nullptr) std::fill(count, count + e, 0);
   for (int64_t i = 0; i < top.elements(); ++i) {
     const bool chosen = experts[i] >= 0;
-    StoreElement(top.dtype, top.data, i,
-                 chosen ? LoadElement(probability.dtype, probability.data, i / k * e + experts[i]) : 0.0);
+    kernels::StoreElement(
+        top.dtype, top.data, i,
+        chosen ? kernels::LoadElement(probability.dtype, probability.data, i / k * e + experts[i]) : 0.0);
     if (count != nullptr && chosen) ++count[experts[i]];
   }
 }
 
 absl::Status RankExecutor::ShowDecision(BoundNode& n, int microbatch) {
-  KernelContext host = n.context;
+  kernels::KernelContext host = n.context;
   std::vector<std::vector<char>> copies;
-  std::vector<std::pair<Tensor*, void*>> tensors;  // and where they lie on the device
+  std::vector<std::pair<kernels::Tensor*, void*>> tensors;  // and where they lie on the device
   if (!on_host_) {
-    for (std::vector<Tensor>* side : {&host.in, &host.out}) {
-      for (Tensor& t : *side) {
+    for (std::vector<kernels::Tensor>* side : {&host.in, &host.out}) {
+      for (kernels::Tensor& t : *side) {
         if (t.is_ragged()) continue;
         std::vector<char>& bytes = copies.emplace_back(t.elements() * ByteSize(t.dtype));
         RETURN_IF_ERROR(compute_->Copy(bytes.data(), t.data, static_cast<int64_t>(bytes.size())));
@@ -577,7 +581,7 @@ absl::Status RankExecutor::RunExchange(const Job& job) {
   return n.done == nullptr ? absl::OkStatus() : comm_->Record(n.done);
 }
 
-absl::Status RankExecutor::AwaitJob(int64_t number, const Event* done) {
+absl::Status RankExecutor::AwaitJob(int64_t number, const device::Event* done) {
   if (number <= awaited_) return absl::OkStatus();
   RETURN_IF_ERROR(comm_queue_->WaitFor(number));
   awaited_ = number;
@@ -595,7 +599,7 @@ absl::StatusOr<bool> RankExecutor::RunSegment(BoundFunction& f, size_t at, int m
     for (size_t i = at; i < s.end && status.ok(); ++i) {
       if (f.nodes[i].node->queue != Queue::kComm) status = RunNode(f.nodes[i], microbatch);
     }
-    absl::StatusOr<std::unique_ptr<WorkGraph>> graph = compute_->EndGraph();
+    absl::StatusOr<std::unique_ptr<device::WorkGraph>> graph = compute_->EndGraph();
     if (!status.ok() || !graph.ok()) {
       LOG(WARNING) << "rank " << rank_ << ", @" << f.function->name() << " from " << f.nodes[at].what
                    << ": not recorded as a graph: " << (status.ok() ? graph.status() : status);
@@ -612,12 +616,12 @@ absl::StatusOr<bool> RankExecutor::RunSegment(BoundFunction& f, size_t at, int m
 absl::Status RankExecutor::RunNode(BoundNode& n, int microbatch) {
   log_.Node(&n.what);
   if (n.node->Is("comm.done")) return absl::OkStatus();  // the value lies where the exchange wrote it
-  KernelContext& c = n.context;
+  kernels::KernelContext& c = n.context;
   if (device_->checks_order()) (n.node->queue == Queue::kComm ? comm_ : compute_)->Uses(n.what, n.uses);
   // Kernels that work on a stream find the rows of ragged values themselves, and exchanges where the host
   // cannot.
   const bool places = n.kernel != nullptr ? c.stream == nullptr : on_host_;
-  for (Tensor& t : c.in) {
+  for (kernels::Tensor& t : c.in) {
     if (t.is_ragged() && places) RETURN_IF_ERROR(t.PlaceRows());
   }
   const TraceRecorder::Of stream = StreamOf(n);
@@ -649,7 +653,7 @@ absl::Status RankExecutor::RunNode(BoundNode& n, int microbatch) {
                     n.category == Category::kCollective ? 1 : 0, n.category, sent, cpu},
                    stream, begin, end);
   }
-  for (const Tensor& t : c.out) {
+  for (const kernels::Tensor& t : c.out) {
     if (t.is_ragged() && !on_host_) {  // how many rows there are is not known here
       arena_->MarkUsed(arena_->OffsetOf(t.arena_rows) + t.capacity_rows * t.row_elements * ByteSize(t.dtype));
     } else if (t.data != nullptr) {
@@ -663,7 +667,7 @@ absl::Status RankExecutor::RunNode(BoundNode& n, int microbatch) {
 
 absl::Status RankExecutor::FillInputs(const BoundFunction& f, const Step& step, const StepInputs& inputs) {
   for (const Input& in : f.inputs) {
-    const Tensor& t = in.tensor;
+    const kernels::Tensor& t = in.tensor;
     const int64_t at = std::max(0, step.action->microbatch) * in.microbatch_elements;
     const int64_t bytes = t.elements() * ByteSize(t.dtype);
     char* const to = Window(t.data, step.staging + in.staging);
@@ -671,7 +675,7 @@ absl::Status RankExecutor::FillInputs(const BoundFunction& f, const Step& step, 
     for (const Input::Run& r : in.runs) {
       if (in.kind == kMask) {
         for (int64_t i = 0; i < r.count; ++i) {
-          StoreElement(t.dtype, to, r.to + i, inputs.mask[at + r.from + i]);
+          kernels::StoreElement(t.dtype, to, r.to + i, inputs.mask[at + r.from + i]);
         }
       } else {
         const std::vector<int32_t>& from = in.kind == kTokens   ? inputs.tokens
@@ -747,7 +751,7 @@ absl::Status RankExecutor::Run(const std::string& program_name, const StepInputs
     const int64_t bytes = ByteSize(s.tensor.dtype);
     char* const to = Window(s.tensor.data, s.staging);
     device_->HostUses("scalars", {{to, bytes, true}});
-    StoreElement(s.tensor.dtype, to, 0, value == inputs.scalars.end() ? 0.0 : value->second);
+    kernels::StoreElement(s.tensor.dtype, to, 0, value == inputs.scalars.end() ? 0.0 : value->second);
     RETURN_IF_ERROR(CopyFromWindow(s.tensor.data, s.staging, bytes));
     arena_->MarkUsed(arena_->OffsetOf(s.tensor.data) + bytes);
   }
@@ -803,7 +807,7 @@ absl::Status RankExecutor::Run(const std::string& program_name, const StepInputs
       const char* const values = staging_->data() + step.staging + r.staging;
       device_->HostUses("reports", {{values, r.tensor.elements() * ByteSize(r.tensor.dtype), false}});
       for (int64_t i = 0; i < r.tensor.elements(); ++i) {
-        out[i] = (r.summed ? out[i] : 0) + LoadElement(r.tensor.dtype, values, i);
+        out[i] = (r.summed ? out[i] : 0) + kernels::LoadElement(r.tensor.dtype, values, i);
       }
     }
   }
@@ -811,4 +815,4 @@ absl::Status RankExecutor::Run(const std::string& program_name, const StepInputs
   return absl::OkStatus();
 }
 
-}  // namespace moe
+}  // namespace moe::runtime

@@ -38,11 +38,11 @@
 #include "moe/runtime/session.h"
 #include "moe/runtime/trace.h"
 
-namespace moe {
+namespace moe::runtime {
 
 struct RankOptions {
-  Backend backend = Backend::kCpu;
-  ComputeGate* gate = nullptr;
+  kernels::Backend backend = kernels::Backend::kCpu;
+  comm::ComputeGate* gate = nullptr;
   bool poison = false;               // tests: fill frames with NaN before every action
   int64_t reserve_bytes = 0;         // where plans that share the memory want more than this one
   const Arena* memory_of = nullptr;  // run in the memory of this arena; see Arena::Share
@@ -65,7 +65,7 @@ class DecisionHook {
 class RankExecutor {
  public:
   static absl::StatusOr<std::unique_ptr<RankExecutor>> Create(const Program& program, int64_t rank,
-                                                              World* world, const RankOptions& options);
+                                                              comm::World* world, const RankOptions& options);
   ~RankExecutor();
 
   absl::Status Run(const std::string& program_name, const StepInputs& inputs);
@@ -75,11 +75,11 @@ class RankExecutor {
   Arena& arena() { return *arena_; }
   const Arena& arena() const { return *arena_; }
   // Storage of a state on this rank; null if its stage does not hold it.
-  Tensor* FindState(const std::string& name);
+  kernels::Tensor* FindState(const std::string& name);
   // Between runs, and by any thread: a dense tensor, filled by `fill`, which gets all its bytes to write; and
   // its bytes, in `room` unless the host can read them where they are.
-  absl::Status WriteTensor(const Tensor& t, const std::function<void(char*)>& fill);
-  absl::StatusOr<const char*> ReadTensor(const Tensor& t, std::vector<char>* room);
+  absl::Status WriteTensor(const kernels::Tensor& t, const std::function<void(char*)>& fill);
+  absl::StatusOr<const char*> ReadTensor(const kernels::Tensor& t, std::vector<char>* room);
   // Reports of the last Run: from @report (to be summed over stages) and from @update (the same on all
   // stages).
   const std::map<std::string, std::vector<double>>& summed_reports() const { return summed_; }
@@ -109,15 +109,15 @@ class RankExecutor {
   // An exchange that is in flight from one function to another.
   struct Flight {
     int64_t job = 0;
-    const Event* done = nullptr;
+    const device::Event* done = nullptr;
   };
   struct BoundNode {
     const Node* node = nullptr;
-    const Kernel* kernel = nullptr;
-    KernelContext context;
+    const kernels::Kernel* kernel = nullptr;
+    kernels::KernelContext context;
     Exchange* exchange = nullptr;
     BucketExchange* bucket = nullptr;
-    Communicator* stage_group = nullptr;
+    comm::Communicator* stage_group = nullptr;
     std::string what;  // "layers.0.moe %dispatch"
     Category category = Category::kOther;
     int expert_result = -1;  // of a node that chooses experts
@@ -133,22 +133,22 @@ class RankExecutor {
     bool last = false;  // runs only when its function runs for the last time in the program
     // Streams. `waits_for`: recorded in the other queue's stream, before this; null where what came before
     // this in its own stream waited for it. `done`: recorded after this; null where nobody waits for it.
-    const Event* waits_for = nullptr;
-    Event* done = nullptr;
+    const device::Event* waits_for = nullptr;
+    device::Event* done = nullptr;
     bool recordable = false;
-    std::vector<MemoryUse> uses;  // of a kernel, on a device that wants to know
-    int segment = -1;             // of the function: this node begins it
+    std::vector<device::MemoryUse> uses;  // of a kernel, on a device that wants to know
+    int segment = -1;                     // of the function: this node begins it
     Job run, skip;
   };
   // A part of a function that can be recorded.
   struct Segment {
     size_t end = 0;
-    std::unique_ptr<WorkGraph> graph;
+    std::unique_ptr<device::WorkGraph> graph;
     bool refused = false;  // by the device
   };
   struct Input {   // one batch argument: runs to copy
     int kind = 0;  // tokens, labels, mask, positions
-    Tensor tensor;
+    kernels::Tensor tensor;
     struct Run {
       int64_t from, to, count;
     };
@@ -159,7 +159,7 @@ class RankExecutor {
   struct Report {
     std::string name;
     bool summed = false;
-    Tensor tensor;
+    kernels::Tensor tensor;
     int64_t staging = 0;  // offset among the reports of an action
   };
   struct BoundFunction {
@@ -169,17 +169,17 @@ class RankExecutor {
     int64_t collectives = 0;      // of the communication queue
     int64_t own_collectives = 0;  // of these, up to the last one that must be done when the function ends
     std::vector<Report> reports;
-    int64_t staging_bytes = 0;     // of inputs and reports
-    Event* begun = nullptr;        // recorded in the compute stream when it begins
-    const Event* ended = nullptr;  // of the last of its own collectives
+    int64_t staging_bytes = 0;             // of inputs and reports
+    device::Event* begun = nullptr;        // recorded in the compute stream when it begins
+    const device::Event* ended = nullptr;  // of the last of its own collectives
     std::vector<Segment> segments;
     int64_t runs = 0;
   };
   struct Step {  // one action
     const Action* action = nullptr;
     BoundFunction* function = nullptr;
-    Tensor buffer;  // send, recv
-    Communicator* peer = nullptr;
+    kernels::Tensor buffer;  // send, recv
+    comm::Communicator* peer = nullptr;
     SendQueue* queue = nullptr;
     std::vector<std::pair<SendQueue*, int>> wait_for;  // slots that this action writes
     bool last = false;                                 // of its function in the program
@@ -188,38 +188,38 @@ class RankExecutor {
   };
   struct ScalarInput {
     std::string name;
-    Tensor tensor;
+    kernels::Tensor tensor;
     int64_t staging = 0;  // offset
   };
 
-  RankExecutor(const Program& program, int64_t rank, World* world, const RankOptions& options)
+  RankExecutor(const Program& program, int64_t rank, comm::World* world, const RankOptions& options)
       : program_(program), mesh_(program.module->mesh()), rank_(rank), world_(world), options_(options) {}
   absl::Status Bind();
   absl::StatusOr<BoundFunction*> BindFunction(const Action& action);
   absl::Status BindNode(const Node& n, const FunctionMemory& memory, const Action& action,
                         BoundFunction* out);
-  absl::StatusOr<Tensor> TensorOf(Value v, const FunctionMemory& memory, const Action& action);
-  absl::StatusOr<Tensor> BoundaryTensor(const std::string& name, const Type& type, int slot);
+  absl::StatusOr<kernels::Tensor> TensorOf(Value v, const FunctionMemory& memory, const Action& action);
+  absl::StatusOr<kernels::Tensor> BoundaryTensor(const std::string& name, const Type& type, int slot);
   void BindUses(BoundNode* b) const;
   void BindFutures(const Node& n, BoundNode* b);
   absl::Status BindQueues(const FunctionMemory& memory, BoundFunction* f);
   void BindSegments(BoundFunction* f);
   absl::Status BindStaging();
-  absl::StatusOr<Event*> NewEvent();
-  absl::StatusOr<Event*> DoneOf(BoundNode* n);  // makes it
+  absl::StatusOr<device::Event*> NewEvent();
+  absl::StatusOr<device::Event*> DoneOf(BoundNode* n);  // makes it
   absl::Status RunFunction(BoundFunction& f, const Step& step, const StepInputs& inputs);
   absl::Status FillInputs(const BoundFunction& f, const Step& step, const StepInputs& inputs);
   absl::StatusOr<bool> RunSegment(BoundFunction& f, size_t at, int microbatch);
   absl::Status RunNode(BoundNode& n, int microbatch);
   absl::Status RunExchange(const Job& job);
   // The compute stream waits for that job of the communication queue, and so for all before it.
-  absl::Status AwaitJob(int64_t number, const Event* done);
+  absl::Status AwaitJob(int64_t number, const device::Event* done);
   absl::Status ShowDecision(BoundNode& n, int microbatch);
   absl::Status ResetAccumulators();
   static TraceRecorder::Of StreamOf(const BoundNode& n) {
     return n.node->queue == Queue::kComm ? TraceRecorder::kComm : TraceRecorder::kCompute;
   }
-  static void ReplayTopK(const BoundNode& n, KernelContext& c);
+  static void ReplayTopK(const BoundNode& n, kernels::KernelContext& c);
   // Where the host writes what belongs at `to`, and the copy that brings it there.
   char* Window(void* to, int64_t staging) const {
     return on_host_ ? static_cast<char*>(to) : staging_->data() + staging;
@@ -232,15 +232,16 @@ class RankExecutor {
   const Mesh& mesh_;
   const int64_t rank_;
   int stage_ = 0;
-  World* world_;
+  comm::World* world_;
   const RankOptions options_;
-  Device* device_ = nullptr;
-  Stream *compute_ = nullptr, *comm_ = nullptr;
+  device::Device* device_ = nullptr;
+  device::Stream *compute_ = nullptr, *comm_ = nullptr;
   bool on_host_ = true;  // the host can read and write the arena
-  std::vector<std::unique_ptr<Event>> events_;
-  std::unique_ptr<DeviceMemory> staging_;  // scalars, then inputs and reports of each action of a program
+  std::vector<std::unique_ptr<device::Event>> events_;
+  std::unique_ptr<device::DeviceMemory>
+      staging_;  // scalars, then inputs and reports of each action of a program
   std::unique_ptr<Arena> arena_;
-  std::map<std::string, Tensor> states_;
+  std::map<std::string, kernels::Tensor> states_;
   std::vector<std::string> reset_states_;
   std::vector<ScalarInput> scalars_;
   std::map<std::string, std::unique_ptr<Exchange>> exchanges_;  // by function and node
@@ -257,4 +258,4 @@ class RankExecutor {
   bool tracing_ = false;
 };
 
-}  // namespace moe
+}  // namespace moe::runtime

@@ -7,10 +7,10 @@
 
 #include "moe/base/status.h"
 
-namespace moe {
+namespace moe::runtime {
 
-absl::StatusOr<std::unique_ptr<SendQueue>> SendQueue::Create(Communicator* comm, Stream* stream, int peer,
-                                                             int slots, std::string what) {
+absl::StatusOr<std::unique_ptr<SendQueue>> SendQueue::Create(comm::Communicator* comm, device::Stream* stream,
+                                                             int peer, int slots, std::string what) {
   std::unique_ptr<SendQueue> q(new SendQueue(comm, stream, peer, slots, std::move(what)));
   for (int i = 0; i < slots; ++i) {
     ASSIGN_OR_RETURN(q->written_.emplace_back(), stream->device()->NewEvent());
@@ -21,7 +21,7 @@ absl::StatusOr<std::unique_ptr<SendQueue>> SendQueue::Create(Communicator* comm,
   return q;
 }
 
-SendQueue::SendQueue(Communicator* comm, Stream* stream, int peer, int slots, std::string what)
+SendQueue::SendQueue(comm::Communicator* comm, device::Stream* stream, int peer, int slots, std::string what)
     : comm_(comm),
       stream_(stream),
       peer_(peer),
@@ -39,7 +39,7 @@ SendQueue::~SendQueue() {
   if (thread_.joinable()) thread_.join();
 }
 
-absl::Status SendQueue::Post(int slot, const void* data, int64_t bytes, int64_t tag, Stream* writer) {
+absl::Status SendQueue::Post(int slot, const void* data, int64_t bytes, int64_t tag, device::Stream* writer) {
   RETURN_IF_ERROR(writer->Record(written_[slot].get()));
   awaited_[slot] = false;
   absl::MutexLock lock(&mutex_);
@@ -51,7 +51,7 @@ absl::Status SendQueue::Post(int slot, const void* data, int64_t bytes, int64_t 
   return absl::OkStatus();
 }
 
-absl::Status SendQueue::WaitFor(int slot, Stream* writer) {
+absl::Status SendQueue::WaitFor(int slot, device::Stream* writer) {
   if (awaited_[slot]) return absl::OkStatus();
   {
     absl::MutexLock lock(&mutex_);
@@ -62,7 +62,7 @@ absl::Status SendQueue::WaitFor(int slot, Stream* writer) {
   return writer->Wait(sent_[slot].get());
 }
 
-absl::Status SendQueue::WaitForAll(Stream* writer) {
+absl::Status SendQueue::WaitForAll(device::Stream* writer) {
   for (size_t slot = 0; slot < pending_.size(); ++slot) {
     absl::Status status = WaitFor(static_cast<int>(slot), writer);
     if (!status.ok()) return status;
@@ -96,4 +96,4 @@ void SendQueue::Loop() {
   }
 }
 
-}  // namespace moe
+}  // namespace moe::runtime

@@ -22,19 +22,19 @@
 #include "moe/comm/compute_gate.h"
 #include "moe/device/device.h"
 
-namespace moe {
+namespace moe::runtime {
 
 class SendQueue {
  public:
   // peer: group rank of the receiver in `comm`, a group of two, which works on `stream`.
-  static absl::StatusOr<std::unique_ptr<SendQueue>> Create(Communicator* comm, Stream* stream, int peer,
-                                                           int slots, std::string what);
+  static absl::StatusOr<std::unique_ptr<SendQueue>> Create(comm::Communicator* comm, device::Stream* stream,
+                                                           int peer, int slots, std::string what);
   ~SendQueue();  // waits for what was posted
 
-  absl::Status Post(int slot, const void* data, int64_t bytes, int64_t tag, Stream* writer);
+  absl::Status Post(int slot, const void* data, int64_t bytes, int64_t tag, device::Stream* writer);
   // What `writer` is given from here on waits for the transfer. Error: that of a failed one.
-  absl::Status WaitFor(int slot, Stream* writer);
-  absl::Status WaitForAll(Stream* writer);
+  absl::Status WaitFor(int slot, device::Stream* writer);
+  absl::Status WaitForAll(device::Stream* writer);
 
  private:
   struct Item {
@@ -42,24 +42,24 @@ class SendQueue {
     const void* data;
     int64_t bytes, tag;
   };
-  SendQueue(Communicator* comm, Stream* stream, int peer, int slots, std::string what);
+  SendQueue(comm::Communicator* comm, device::Stream* stream, int peer, int slots, std::string what);
   absl::Status Send(const Item& item);
   void Loop() ABSL_LOCKS_EXCLUDED(mutex_);
 
-  Communicator* const comm_;
-  Stream* const stream_;
+  comm::Communicator* const comm_;
+  device::Stream* const stream_;
   const int peer_;
   const std::string what_;
   absl::Mutex mutex_;
-  ComputeGate::Condition changed_;
+  comm::ComputeGate::Condition changed_;
   std::vector<Item> ring_;  // at most one item per slot
   size_t head_ = 0, size_ = 0;
   std::vector<bool> pending_;
   std::vector<bool> awaited_;  // the writer waits for the last transfer already; the writer's
-  std::vector<std::unique_ptr<Event>> written_, sent_;  // per slot
+  std::vector<std::unique_ptr<device::Event>> written_, sent_;  // per slot
   absl::Status status_;
   bool stop_ = false;
   std::thread thread_;
 };
 
-}  // namespace moe
+}  // namespace moe::runtime

@@ -20,7 +20,7 @@
 #include "absl/types/span.h"
 #include "moe/ir/types.h"
 
-namespace moe {
+namespace moe::runtime {
 
 // One step's data, global: microbatch j is samples [j B, (j + 1) B), B = global_batch / microbatches.
 struct StepInputs {
@@ -60,4 +60,4 @@ class Session {
   virtual void ReplayDecisions(const Decisions* from) = 0;
 };
 
-}  // namespace moe
+}  // namespace moe::runtime

@@ -10,7 +10,7 @@
 #include "absl/strings/str_format.h"
 #include "moe/base/status.h"
 
-namespace moe {
+namespace moe::runtime {
 
 absl::string_view CategoryName(Category c) {
   switch (c) {
@@ -47,9 +47,10 @@ int64_t ThreadCpuNanos() {
   return t.tv_sec * int64_t{1000000000} + t.tv_nsec;
 }
 
-absl::StatusOr<std::unique_ptr<TraceRecorder>> TraceRecorder::Create(Stream* compute, Stream* comm) {
+absl::StatusOr<std::unique_ptr<TraceRecorder>> TraceRecorder::Create(device::Stream* compute,
+                                                                     device::Stream* comm) {
   std::unique_ptr<TraceRecorder> r(new TraceRecorder(compute, comm));
-  ASSIGN_OR_RETURN(r->clock_, ClockReference::Create(compute));
+  ASSIGN_OR_RETURN(r->clock_, device::ClockReference::Create(compute));
   return r;
 }
 
@@ -67,7 +68,7 @@ absl::Status TraceRecorder::Reserve(int64_t events, int64_t compute_marks_per_st
 absl::Status TraceRecorder::BeginStep() {
   events_.resize(events_.size() - open_.size());  // of a step that failed
   open_.clear();
-  for (StreamTimer& timer : timers_) timer.Clear();
+  for (device::StreamTimer& timer : timers_) timer.Clear();
   return clock_->Set();
 }
 
@@ -186,4 +187,4 @@ std::string ChromeTrace(const Trace& trace) {
   return out;
 }
 
-}  // namespace moe
+}  // namespace moe::runtime

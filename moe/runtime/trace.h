@@ -24,7 +24,7 @@
 #include "moe/device/stream_timer.h"
 #include "moe/ir/graph.h"
 
-namespace moe {
+namespace moe::runtime {
 
 enum class Category : uint8_t { kGemm, kAttention, kRouting, kCollective, kOptimizer, kOther };
 constexpr int kNumCategories = 6;
@@ -61,7 +61,7 @@ class TraceRecorder {
   enum Of { kCompute, kComm };  // streams
   static constexpr int kStreams = 2;
 
-  static absl::StatusOr<std::unique_ptr<TraceRecorder>> Create(Stream* compute, Stream* comm);
+  static absl::StatusOr<std::unique_ptr<TraceRecorder>> Create(device::Stream* compute, device::Stream* comm);
 
   // Of all steps that follow; forgets what there is.
   absl::Status Reserve(int64_t events, int64_t compute_marks_per_step, int64_t comm_marks_per_step);
@@ -81,10 +81,11 @@ class TraceRecorder {
     Of stream;
     int64_t begin, end;
   };
-  TraceRecorder(Stream* compute, Stream* comm) : timers_{StreamTimer(compute), StreamTimer(comm)} {}
+  TraceRecorder(device::Stream* compute, device::Stream* comm)
+      : timers_{device::StreamTimer(compute), device::StreamTimer(comm)} {}
 
-  StreamTimer timers_[kStreams];
-  std::unique_ptr<ClockReference> clock_;
+  device::StreamTimer timers_[kStreams];
+  std::unique_ptr<device::ClockReference> clock_;
   std::mutex mutex_;  // of what Add changes
   std::vector<TraceEvent> events_;
   std::vector<Span> open_;  // of the last events, whose times are not known yet
@@ -129,4 +130,4 @@ CommunicationTime CommunicationOf(const Trace& trace);
 // Chrome trace format (opens in Perfetto): pid = rank, tid = lane; ts and dur in microseconds.
 std::string ChromeTrace(const Trace& trace);
 
-}  // namespace moe
+}  // namespace moe::runtime

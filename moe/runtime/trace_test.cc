@@ -12,7 +12,7 @@
 #include "moe/base/status_matchers.h"
 #include "moe/testing/delayed_device.h"
 
-namespace moe {
+namespace moe::runtime {
 namespace {
 
 TraceEvent Span(int64_t begin_ns, int64_t end_ns, int lane, Category category) {
@@ -50,16 +50,16 @@ TEST(TraceTest, OwnsItsNames) {
 // A step whose work takes place after it was given: the communication stream waits for the first node, the
 // compute stream goes on, and then waits for the exchange.
 TEST(TraceRecorderTest, SpansShowWhenStreamsWorked) {
-  const std::unique_ptr<Device> device = NewDelayedDevice(0, 3);
-  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Stream> compute, device->NewStream("compute"));
-  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Stream> comm, device->NewStream("comm"));
+  const std::unique_ptr<device::Device> device = testing::NewDelayedDevice(0, 3);
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<device::Stream> compute, device->NewStream("compute"));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<device::Stream> comm, device->NewStream("comm"));
   ASSERT_OK_AND_ASSIGN(const auto recorder, TraceRecorder::Create(compute.get(), comm.get()));
   ASSERT_OK(recorder->Reserve(/*events=*/7, /*compute_marks_per_step=*/6, /*comm_marks_per_step=*/2));
-  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Event> made, device->NewEvent());
-  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Event> sent, device->NewEvent());
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<device::Event> made, device->NewEvent());
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<device::Event> sent, device->NewEvent());
   std::vector<char> memory(2 << 20);
   const auto node = [&](const char* name, TraceRecorder::Of of) -> absl::Status {
-    Stream* const stream = of == TraceRecorder::kCompute ? compute.get() : comm.get();
+    device::Stream* const stream = of == TraceRecorder::kCompute ? compute.get() : comm.get();
     ASSIGN_OR_RETURN(const int64_t begin, recorder->Mark(of));
     for (int i = 0; i < 50; ++i) RETURN_IF_ERROR(stream->Fill(memory.data() + (of << 20), 1, 1 << 20));
     ASSIGN_OR_RETURN(const int64_t end, recorder->Mark(of));
@@ -112,4 +112,4 @@ TEST(ClockOffsetsTest, TakesTheMiddleOfWhatTheBarriersAllow) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::runtime

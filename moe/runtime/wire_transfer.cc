@@ -5,7 +5,7 @@
 #include "moe/base/status.h"
 #include "moe/device/host_device.h"
 
-namespace moe {
+namespace moe::runtime {
 namespace {
 
 int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -19,10 +19,10 @@ int64_t Bound(WireFormat wire, DType dtype, int64_t n, int64_t blocks) {
 
 int64_t WirePart(int64_t count, int64_t ranks) { return RoundUp((count + ranks - 1) / ranks, kWireBlock); }
 
-WireTransfer::WireTransfer(WireFormat wire, DType dtype, int group_size, Stream* stream)
+WireTransfer::WireTransfer(WireFormat wire, DType dtype, int group_size, device::Stream* stream)
     : wire_(wire),
       dtype_(dtype),
-      stream_(stream == nullptr ? HostStream() : stream),
+      stream_(stream == nullptr ? device::HostStream() : stream),
       send_(group_size),
       receive_(group_size),
       counts_(group_size),
@@ -71,7 +71,7 @@ absl::Status WireTransfer::Decode(const char* in, absl::Span<const int64_t> coun
   return absl::OkStatus();
 }
 
-absl::Status WireTransfer::AllToAll(Communicator* c, const char* in, absl::Span<const int64_t> send,
+absl::Status WireTransfer::AllToAll(comm::Communicator* c, const char* in, absl::Span<const int64_t> send,
                                     char* out, absl::Span<const int64_t> receive, char* scratch,
                                     absl::string_view what) {
   ASSIGN_OR_RETURN(const int64_t bytes, Encode(in, send, send_, scratch));
@@ -82,7 +82,7 @@ absl::Status WireTransfer::AllToAll(Communicator* c, const char* in, absl::Span<
   return Decode(received, receive, out);
 }
 
-absl::Status WireTransfer::AllGather(Communicator* c, const char* in, int64_t count, char* out,
+absl::Status WireTransfer::AllGather(comm::Communicator* c, const char* in, int64_t count, char* out,
                                      absl::Span<const int64_t> counts, char* scratch,
                                      absl::string_view what) {
   RETURN_IF_ERROR(stream_->Encode(wire_, dtype_, in, count, scratch));
@@ -93,8 +93,9 @@ absl::Status WireTransfer::AllGather(Communicator* c, const char* in, int64_t co
   return Decode(received, counts, out);
 }
 
-absl::Status WireTransfer::ReduceScatter(Communicator* c, const char* in, absl::Span<const int64_t> counts,
-                                         char* out, Reduction kind, char* scratch, absl::string_view what) {
+absl::Status WireTransfer::ReduceScatter(comm::Communicator* c, const char* in,
+                                         absl::Span<const int64_t> counts, char* out, Reduction kind,
+                                         char* scratch, absl::string_view what) {
   ASSIGN_OR_RETURN(const int64_t bytes, Encode(in, counts, send_, scratch));
   const int64_t mine = counts[c->rank()];
   char* const received = scratch + RoundUp(bytes, 64);
@@ -105,7 +106,7 @@ absl::Status WireTransfer::ReduceScatter(Communicator* c, const char* in, absl::
   return stream_->Decode(wire_, sources_, mine, kind, dtype_, out);
 }
 
-absl::Status WireTransfer::AllReduce(Communicator* c, const char* in, char* out, int64_t count,
+absl::Status WireTransfer::AllReduce(comm::Communicator* c, const char* in, char* out, int64_t count,
                                      Reduction kind, char* scratch, absl::string_view what) {
   const int64_t part = WirePart(count, c->size());
   for (int p = 0; p < c->size(); ++p) counts_[p] = std::clamp<int64_t>(count - p * part, 0, part);
@@ -119,4 +120,4 @@ absl::Status WireTransfer::AllReduce(Communicator* c, const char* in, char* out,
   return absl::OkStatus();
 }
 
-}  // namespace moe
+}  // namespace moe::runtime

@@ -24,7 +24,7 @@
 #include "moe/ir/types.h"
 #include "moe/ir/wire_format.h"
 
-namespace moe {
+namespace moe::runtime {
 
 // Elements of each rank's part of an all-reduce of `count`, the last ones less: whole wire blocks.
 int64_t WirePart(int64_t count, int64_t ranks);
@@ -32,20 +32,20 @@ int64_t WirePart(int64_t count, int64_t ranks);
 class WireTransfer {
  public:
   // Values are in memory of the stream's device, as the communicator's buffers are; null: of the host.
-  WireTransfer(WireFormat wire, DType dtype, int group_size, Stream* stream = nullptr);
+  WireTransfer(WireFormat wire, DType dtype, int group_size, device::Stream* stream = nullptr);
 
   // Bound for a step that takes `in` elements to `out` elements on each rank.
   static int64_t WorkspaceBytes(WireFormat wire, DType dtype, StepKind kind, int group_size, int64_t in,
                                 int64_t out);
 
   // As in Communicator, counts in elements. Buffers do not overlap, but AllReduce may be in place.
-  absl::Status AllToAll(Communicator* c, const char* in, absl::Span<const int64_t> send, char* out,
+  absl::Status AllToAll(comm::Communicator* c, const char* in, absl::Span<const int64_t> send, char* out,
                         absl::Span<const int64_t> receive, char* scratch, absl::string_view what);
-  absl::Status AllGather(Communicator* c, const char* in, int64_t count, char* out,
+  absl::Status AllGather(comm::Communicator* c, const char* in, int64_t count, char* out,
                          absl::Span<const int64_t> counts, char* scratch, absl::string_view what);
-  absl::Status ReduceScatter(Communicator* c, const char* in, absl::Span<const int64_t> counts, char* out,
-                             Reduction kind, char* scratch, absl::string_view what);
-  absl::Status AllReduce(Communicator* c, const char* in, char* out, int64_t count, Reduction kind,
+  absl::Status ReduceScatter(comm::Communicator* c, const char* in, absl::Span<const int64_t> counts,
+                             char* out, Reduction kind, char* scratch, absl::string_view what);
+  absl::Status AllReduce(comm::Communicator* c, const char* in, char* out, int64_t count, Reduction kind,
                          char* scratch, absl::string_view what);
 
   // Bytes that the last call gave to other ranks.
@@ -60,10 +60,10 @@ class WireTransfer {
 
   const WireFormat wire_;
   const DType dtype_;
-  Stream* const stream_;
+  device::Stream* const stream_;
   std::vector<int64_t> send_, receive_, counts_;  // bytes, bytes, elements; per peer
   std::vector<const char*> sources_;              // per peer
   int64_t bytes_sent_ = 0;
 };
 
-}  // namespace moe
+}  // namespace moe::runtime

@@ -12,7 +12,7 @@
 #include "absl/strings/strip.h"
 #include "moe/base/status.h"
 
-namespace moe {
+namespace moe::testing {
 namespace {
 
 enum class Kind { kCheck, kNext, kNot };
@@ -182,4 +182,4 @@ absl::Status CheckLines(absl::string_view expectations, absl::string_view output
   return check_not(next, lines.size());
 }
 
-}  // namespace moe
+}  // namespace moe::testing

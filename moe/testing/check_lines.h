@@ -15,11 +15,11 @@
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 
-namespace moe {
+namespace moe::testing {
 
 // `expectations` is any text with such lines; other lines are ignored. Errors: FailedPrecondition for the
 // first expectation that `output` does not meet, with both; InvalidArgument for a malformed expectation, or
 // if there is none.
 absl::Status CheckLines(absl::string_view expectations, absl::string_view output);
 
-}  // namespace moe
+}  // namespace moe::testing

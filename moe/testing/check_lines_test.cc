@@ -4,7 +4,7 @@
 
 #include "moe/base/status_matchers.h"
 
-namespace moe {
+namespace moe::testing {
 namespace {
 
 constexpr char kOutput[] = R"(func @f(%x: f32[8]) {
@@ -58,4 +58,4 @@ TEST(CheckLines, RefusesMalformedExpectations) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::testing

@@ -13,13 +13,13 @@
 #include "moe/testing/equivalence_lines.h"
 #include "moe/testing/strategy_space.h"
 
-namespace moe {
+namespace moe::testing {
 namespace {
 
 struct Subject {
   EquivalenceCase c;
-  Strategy s;
-  ModelConfig m;
+  passes::Strategy s;
+  model::ModelConfig m;
 };
 
 struct Feature {
@@ -82,8 +82,8 @@ constexpr Feature kFeatures[] = {
 };
 
 Subject SubjectOf(const EquivalenceCase& c) {
-  const absl::StatusOr<Strategy> s = ParseStrategy(c.strategy);
-  const absl::StatusOr<ModelConfig> m = ParseModelConfig(c.model, c.name);
+  const absl::StatusOr<passes::Strategy> s = passes::ParseStrategy(c.strategy);
+  const absl::StatusOr<model::ModelConfig> m = model::ParseModelConfig(c.model, c.name);
   CHECK(s.ok()) << s.status();
   CHECK(m.ok()) << m.status();
   return {c, *s, *m};
@@ -120,13 +120,14 @@ Composition Compose(const std::vector<EquivalenceCase>& cases) {
       const EquivalenceCase c = MatrixSpace().Case(p);
       Subject x = plain;
       x.c = c;
-      x.s = *ParseStrategy(c.strategy);
-      if (const auto m = ParseModelConfig(c.model, c.name); m.ok()) x.m = *m;
+      x.s = *passes::ParseStrategy(c.strategy);
+      if (const auto m = model::ParseModelConfig(c.model, c.name); m.ok()) x.m = *m;
       // Features that show only with others (sp without tp) are asked with these.
       const Subject alone = x;
       Subject around = plain;
       for (Subject* s : {&x, &around}) {
-        for (int64_t Strategy::*degree : {&Strategy::tp, &Strategy::pp, &Strategy::cp, &Strategy::ep}) {
+        for (int64_t passes::Strategy::*degree :
+             {&passes::Strategy::tp, &passes::Strategy::pp, &passes::Strategy::cp, &passes::Strategy::ep}) {
           s->s.*degree = std::max<int64_t>(s->s.*degree, 2);
         }
       }
@@ -199,4 +200,4 @@ std::string CompositionTable() {
   return table;
 }
 
-}  // namespace moe
+}  // namespace moe::testing

@@ -12,7 +12,7 @@
 
 #include "moe/testing/equivalence.h"
 
-namespace moe {
+namespace moe::testing {
 
 struct Composition {
   std::vector<std::string> features;
@@ -26,4 +26,4 @@ Composition Compose(const std::vector<EquivalenceCase>& cases);
 // As markdown: a row and a column for each feature, letters for reasons, listed below it.
 std::string CompositionTable();
 
-}  // namespace moe
+}  // namespace moe::testing

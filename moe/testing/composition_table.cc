@@ -4,6 +4,6 @@
 #include "moe/testing/composition.h"
 
 int main() {
-  std::cout << moe::CompositionTable();
+  std::cout << moe::testing::CompositionTable();
   return 0;
 }

@@ -8,7 +8,7 @@
 #include "moe/base/file.h"
 #include "moe/base/status_matchers.h"
 
-namespace moe {
+namespace moe::testing {
 namespace {
 
 TEST(Composition, EveryPairIsTestedOrRefusedWithItsReason) {
@@ -32,4 +32,4 @@ TEST(Composition, ThePageHasTheTable) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::testing

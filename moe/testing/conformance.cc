@@ -15,7 +15,7 @@
 #include "moe/base/status.h"
 #include "moe/base/status_matchers.h"
 
-namespace moe {
+namespace moe::testing {
 
 std::string CommBackendName(const ::testing::TestParamInfo<CommBackend>& info) { return info.param.name; }
 
@@ -154,12 +154,12 @@ double Reduced(DType dtype, Reduction kind, int ranks, int64_t i) {
   return wide;
 }
 
-std::string Where(Communicator* c, DType dtype, int64_t count) {
+std::string Where(comm::Communicator* c, DType dtype, int64_t count) {
   return absl::StrCat("rank ", c->rank(), " of ", c->size(), ", ", DTypeName(dtype), "[", count, "]");
 }
 
 // got[i] must be the reduction of element first + i.
-absl::Status ExpectReduced(Communicator* c, const std::vector<char>& got, DType dtype, Reduction kind,
+absl::Status ExpectReduced(comm::Communicator* c, const std::vector<char>& got, DType dtype, Reduction kind,
                            int64_t count, int64_t first, bool native_order) {
   std::vector<char> want = Buffer(dtype, count);
   for (int64_t i = 0; i < count; ++i) Set(want, dtype, i, Reduced(dtype, kind, c->size(), first + i));
@@ -176,7 +176,7 @@ absl::Status ExpectReduced(Communicator* c, const std::vector<char>& got, DType 
   return absl::OkStatus();
 }
 
-absl::Status ExpectEqual(Communicator* c, const std::vector<char>& got, const std::vector<char>& want,
+absl::Status ExpectEqual(comm::Communicator* c, const std::vector<char>& got, const std::vector<char>& want,
                          DType dtype, int64_t count) {
   if (got == want) return absl::OkStatus();
   return absl::InternalError(absl::StrCat(Where(c, dtype, count), ": wrong data"));
@@ -195,13 +195,14 @@ std::vector<char> Joined(const std::vector<std::vector<char>>& blocks) {
 
 }  // namespace
 
-void CommunicatorConformance::OnAll(int num_ranks, const std::function<absl::Status(Communicator*)>& body) {
+void CommunicatorConformance::OnAll(int num_ranks,
+                                    const std::function<absl::Status(comm::Communicator*)>& body) {
   std::unique_ptr<WorldSet> worlds = Make(num_ranks);
   ASSERT_NE(worlds, nullptr);
   const std::vector<int64_t> all = Iota(num_ranks);
   const std::vector<absl::Status> statuses = RunRanks(num_ranks, [&](int r) -> absl::Status {
     absl::Status status = [&]() -> absl::Status {
-      ASSIGN_OR_RETURN(Communicator * c, worlds->rank(r)->Group(all, "test"));
+      ASSIGN_OR_RETURN(comm::Communicator * c, worlds->rank(r)->Group(all, "test"));
       return body(c);
     }();
     if (!status.ok()) worlds->rank(r)->Abort(status);
@@ -213,7 +214,7 @@ void CommunicatorConformance::OnAll(int num_ranks, const std::function<absl::Sta
 TEST_P(CommunicatorConformance, AllReduce) {
   const bool native = GetParam().native_order;
   for (int n : GroupSizes()) {
-    OnAll(n, [&](Communicator* c) -> absl::Status {
+    OnAll(n, [&](comm::Communicator* c) -> absl::Status {
       for (DType dtype : kReducible) {
         for (int64_t count : kCounts) {
           for (Reduction kind : {Reduction::kSum, Reduction::kMax}) {
@@ -234,7 +235,7 @@ TEST_P(CommunicatorConformance, AllReduce) {
 TEST_P(CommunicatorConformance, ReduceScatter) {
   const bool native = GetParam().native_order;
   for (int n : GroupSizes()) {
-    OnAll(n, [&](Communicator* c) -> absl::Status {
+    OnAll(n, [&](comm::Communicator* c) -> absl::Status {
       for (DType dtype : kReducible) {
         for (int64_t count : kCounts) {
           for (Reduction kind : {Reduction::kSum, Reduction::kMax}) {
@@ -253,7 +254,7 @@ TEST_P(CommunicatorConformance, ReduceScatter) {
 TEST_P(CommunicatorConformance, ReduceScatterOfUnequalBlocks) {
   const bool native = GetParam().native_order;
   for (int n : GroupSizes()) {
-    OnAll(n, [&](Communicator* c) -> absl::Status {
+    OnAll(n, [&](comm::Communicator* c) -> absl::Status {
       for (DType dtype : {DType::kF32, DType::kF64, DType::kBF16}) {
         for (int64_t unit : {0, 1, 331}) {
           std::vector<int64_t> counts;
@@ -277,7 +278,7 @@ TEST_P(CommunicatorConformance, ReduceScatterOfUnequalBlocks) {
 
 TEST_P(CommunicatorConformance, AllGather) {
   for (int n : GroupSizes()) {
-    OnAll(n, [&](Communicator* c) -> absl::Status {
+    OnAll(n, [&](comm::Communicator* c) -> absl::Status {
       for (DType dtype : kMovable) {
         for (int64_t count : kCounts) {
           std::vector<std::vector<char>> blocks;
@@ -294,7 +295,7 @@ TEST_P(CommunicatorConformance, AllGather) {
 
 TEST_P(CommunicatorConformance, AllGatherOfUnequalBlocks) {
   for (int n : GroupSizes()) {
-    OnAll(n, [&](Communicator* c) -> absl::Status {
+    OnAll(n, [&](comm::Communicator* c) -> absl::Status {
       for (DType dtype : {DType::kF32, DType::kS32, DType::kBF16}) {
         for (int64_t unit : {0, 1, 331}) {
           std::vector<std::vector<char>> blocks;
@@ -317,7 +318,7 @@ TEST_P(CommunicatorConformance, AllGatherOfUnequalBlocks) {
 
 TEST_P(CommunicatorConformance, AllToAll) {
   for (int n : GroupSizes()) {
-    OnAll(n, [&](Communicator* c) -> absl::Status {
+    OnAll(n, [&](comm::Communicator* c) -> absl::Status {
       for (DType dtype : kMovable) {
         for (int64_t count : kCounts) {
           const std::vector<char> in = Contribution(dtype, c->rank(), count * n);
@@ -335,7 +336,7 @@ TEST_P(CommunicatorConformance, AllToAll) {
 
 TEST_P(CommunicatorConformance, AllToAllOfUnequalBlocksWithEmptyPeers) {
   for (int n : GroupSizes()) {
-    OnAll(n, [&](Communicator* c) -> absl::Status {
+    OnAll(n, [&](comm::Communicator* c) -> absl::Status {
       for (DType dtype : {DType::kF32, DType::kF64, DType::kS32, DType::kBF16}) {
         for (int64_t unit : {0, 1, 331, 5003}) {
           // Rank 0 sends nothing to anybody; the last rank receives nothing.
@@ -363,7 +364,7 @@ TEST_P(CommunicatorConformance, AllToAllOfUnequalBlocksWithEmptyPeers) {
 
 TEST_P(CommunicatorConformance, BroadcastFromEveryRoot) {
   for (int n : GroupSizes()) {
-    OnAll(n, [&](Communicator* c) -> absl::Status {
+    OnAll(n, [&](comm::Communicator* c) -> absl::Status {
       for (DType dtype : kMovable) {
         for (int64_t count : kCounts) {
           for (int root = 0; root < n; ++root) {
@@ -381,7 +382,7 @@ TEST_P(CommunicatorConformance, BroadcastFromEveryRoot) {
 TEST_P(CommunicatorConformance, SendAndReceiveAroundARing) {
   for (int n : GroupSizes()) {
     if (n == 1) continue;
-    OnAll(n, [&](Communicator* c) -> absl::Status {
+    OnAll(n, [&](comm::Communicator* c) -> absl::Status {
       const int next = (c->rank() + 1) % n, previous = (c->rank() + n - 1) % n;
       for (int64_t bytes : {0, 1, 4097}) {
         for (int64_t tag : {0, 7}) {
@@ -409,7 +410,7 @@ TEST_P(CommunicatorConformance, SendAndReceiveAroundARing) {
 TEST_P(CommunicatorConformance, NobodyPassesABarrierEarly) {
   for (int n : GroupSizes()) {
     std::atomic<int> before = 0;
-    OnAll(n, [&](Communicator* c) -> absl::Status {
+    OnAll(n, [&](comm::Communicator* c) -> absl::Status {
       for (int round = 1; round <= 20; ++round) {
         if (c->rank() == round % n) absl::SleepFor(absl::Milliseconds(1));
         ++before;
@@ -428,7 +429,7 @@ TEST_P(CommunicatorConformance, SumsHaveTheSameBitsOnAllRanksAndInAllRuns) {
   std::vector<std::vector<float>> first(n);
   for (int run = 0; run < 5; ++run) {
     std::vector<std::vector<float>> out(n, std::vector<float>(kCount));
-    OnAll(n, [&](Communicator* c) {
+    OnAll(n, [&](comm::Communicator* c) {
       std::vector<float> in(kCount);
       for (int64_t i = 0; i < kCount; ++i) {  // magnitudes over 12 decades: the order of addition shows
         const uint64_t x = Random(c->rank(), i);
@@ -450,29 +451,30 @@ TEST_P(CommunicatorConformance, CallsThatDoNotMatchFailEverywhere) {
   std::vector<float> in(64), out(64);
   struct Case {
     const char* name;
-    std::function<absl::Status(Communicator*, float*, float*)> odd;  // what rank 1 does
+    std::function<absl::Status(comm::Communicator*, float*, float*)> odd;  // what rank 1 does
     const char* hint;
   };
   const std::vector<Case> cases = {
-      {"op", [](Communicator* c, float* a, float* b) { return c->AllGather(a, b, 4, DType::kF32, "first"); },
+      {"op",
+       [](comm::Communicator* c, float* a, float* b) { return c->AllGather(a, b, 4, DType::kF32, "first"); },
        "all_gather"},
       {"count",
-       [](Communicator* c, float* a, float* b) {
+       [](comm::Communicator* c, float* a, float* b) {
          return c->AllReduce(a, b, 5, DType::kF32, Reduction::kSum, "first");
        },
        "count 5"},
       {"dtype",
-       [](Communicator* c, float* a, float* b) {
+       [](comm::Communicator* c, float* a, float* b) {
          return c->AllReduce(a, b, 4, DType::kS32, Reduction::kSum, "first");
        },
        "s32"},
       {"reduction",
-       [](Communicator* c, float* a, float* b) {
+       [](comm::Communicator* c, float* a, float* b) {
          return c->AllReduce(a, b, 4, DType::kF32, Reduction::kMax, "first");
        },
        "max"},
       {"name",
-       [](Communicator* c, float* a, float* b) {
+       [](comm::Communicator* c, float* a, float* b) {
          return c->AllReduce(a, b, 4, DType::kF32, Reduction::kSum, "second");
        },
        "second"},
@@ -482,7 +484,7 @@ TEST_P(CommunicatorConformance, CallsThatDoNotMatchFailEverywhere) {
     std::unique_ptr<WorldSet> worlds = Make(3);
     ASSERT_NE(worlds, nullptr);
     const std::vector<absl::Status> statuses = RunRanks(3, [&](int r) -> absl::Status {
-      ASSIGN_OR_RETURN(Communicator * c, worlds->rank(r)->Group(Iota(3), "test"));
+      ASSIGN_OR_RETURN(comm::Communicator * c, worlds->rank(r)->Group(Iota(3), "test"));
       std::vector<float> a(16), b(16);
       if (r == 1) return test.odd(c, a.data(), b.data());
       return c->AllReduce(a.data(), b.data(), 4, DType::kF32, Reduction::kSum, "first");
@@ -499,7 +501,7 @@ TEST_P(CommunicatorConformance, AbortWakesThoseWhoWaitAndFailsLaterCalls) {
   std::unique_ptr<WorldSet> worlds = Make(n);
   ASSERT_NE(worlds, nullptr);
   const std::vector<absl::Status> statuses = RunRanks(n, [&](int r) -> absl::Status {
-    ASSIGN_OR_RETURN(Communicator * c, worlds->rank(r)->Group(Iota(n), "test"));
+    ASSIGN_OR_RETURN(comm::Communicator * c, worlds->rank(r)->Group(Iota(n), "test"));
     float x = 1;
     if (r == 0) {  // never enters
       absl::SleepFor(absl::Milliseconds(50));
@@ -521,7 +523,7 @@ TEST_P(CommunicatorConformance, AHangBecomesAnErrorThatNamesTheMissing) {
   std::unique_ptr<WorldSet> worlds = Make(3, absl::Milliseconds(200));
   ASSERT_NE(worlds, nullptr);
   const std::vector<absl::Status> statuses = RunRanks(3, [&](int r) -> absl::Status {
-    ASSIGN_OR_RETURN(Communicator * c, worlds->rank(r)->Group(Iota(3), "test"));
+    ASSIGN_OR_RETURN(comm::Communicator * c, worlds->rank(r)->Group(Iota(3), "test"));
     if (r == 1) return absl::OkStatus();  // never enters
     float x = 1;
     return c->AllReduce(&x, &x, 1, DType::kF32, Reduction::kSum, "layers.3.mlp");
@@ -551,7 +553,7 @@ TEST_P(CommunicatorConformance, ManyGroupsAndChannelsAtOnce) {
       }
       if (x >> 3 & 1) std::reverse(axes.begin(), axes.end());
       const std::vector<int64_t> ranks = mesh.Group(r, axes);
-      ASSIGN_OR_RETURN(Communicator * c, worlds->rank(r)->Group(ranks, absl::StrCat("queue", channel)));
+      ASSIGN_OR_RETURN(comm::Communicator * c, worlds->rank(r)->Group(ranks, absl::StrCat("queue", channel)));
       const int n = c->size();
       if (ranks[c->rank()] != r) return absl::InternalError("the group is not in the order asked for");
       const int64_t count = (x >> 8) % 7 == 0 ? 9001 : (x >> 8) % 50;
@@ -584,4 +586,4 @@ TEST_P(CommunicatorConformance, ManyGroupsAndChannelsAtOnce) {
   for (const absl::Status& s : statuses) EXPECT_OK(s);
 }
 
-}  // namespace moe
+}  // namespace moe::testing

@@ -24,13 +24,13 @@
 #include "absl/time/time.h"
 #include "moe/comm/world.h"
 
-namespace moe {
+namespace moe::testing {
 
 // All ranks of one run.
 class WorldSet {
  public:
   virtual ~WorldSet() = default;
-  virtual World* rank(int rank) = 0;
+  virtual comm::World* rank(int rank) = 0;
 };
 
 struct CommBackend {
@@ -53,9 +53,9 @@ class CommunicatorConformance : public ::testing::TestWithParam<CommBackend> {
   void SetUp() override;
 
   // Runs body(communicator of all ranks) on every rank; expects OK from all.
-  void OnAll(int num_ranks, const std::function<absl::Status(Communicator*)>& body);
+  void OnAll(int num_ranks, const std::function<absl::Status(comm::Communicator*)>& body);
   std::unique_ptr<WorldSet> Make(int num_ranks, absl::Duration timeout = absl::Seconds(30));
   std::vector<int> GroupSizes() const;  // 1 2 3 5 8, as far as the back end goes
 };
 
-}  // namespace moe
+}  // namespace moe::testing

@@ -12,7 +12,7 @@
 #include "moe/testing/equivalence.h"
 #include "moe/testing/strategy_space.h"
 
-namespace moe {
+namespace moe::testing {
 namespace {
 
 class CoveringTest : public ::testing::TestWithParam<int> {};
@@ -33,7 +33,7 @@ TEST_P(CoveringTest, EqualsTheReference) {
   c.strategy = MatrixSpace().Case(p).strategy;
   c.f32 = true;
   c.twice = false;
-  const bool narrow = IsNarrow(*ParseStrategy(c.strategy));
+  const bool narrow = IsNarrow(*passes::ParseStrategy(c.strategy));
   ASSERT_OK_AND_ASSIGN(const EquivalenceResult f32, CheckEquivalence(c));
   if (!narrow) {
     EXPECT_LT(f32.worst_gradient, 1e-5) << f32.ToString();
@@ -84,4 +84,4 @@ TEST(Covering, TheSameSeedDrawsTheSamePoints) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::testing

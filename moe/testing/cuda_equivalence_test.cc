@@ -34,18 +34,19 @@
 #include "slow_streams.h"
 #endif
 
-namespace moe {
+namespace moe::testing {
 namespace {
 
 class CudaEquivalenceTest : public ::testing::TestWithParam<Line> {
  protected:
   void SetUp() override {
-    if (CountDevices(DeviceKind::kCuda) == 0) GTEST_SKIP() << OpenDevice(DeviceKind::kCuda, 0).status();
+    if (device::CountDevices(device::DeviceKind::kCuda) == 0)
+      GTEST_SKIP() << device::OpenDevice(device::DeviceKind::kCuda, 0).status();
   }
   EquivalenceCase Case() const {
     const Line& line = GetParam();
     EquivalenceCase c = CaseOf(line);
-    c.backend = Backend::kCuda;
+    c.backend = kernels::Backend::kCuda;
     c.twice = line.global_batch > 1 && std::string(line.model) == "cap";
     return c;
   }
@@ -53,7 +54,7 @@ class CudaEquivalenceTest : public ::testing::TestWithParam<Line> {
 
 TEST_P(CudaEquivalenceTest, MatchesTheReference) {
   const EquivalenceCase c = Case();
-  ASSERT_OK_AND_ASSIGN(const Strategy strategy, ParseStrategy(c.strategy));
+  ASSERT_OK_AND_ASSIGN(const passes::Strategy strategy, passes::ParseStrategy(c.strategy));
   ASSERT_OK_AND_ASSIGN(const EquivalenceResult r, CheckEquivalence(c));
   SCOPED_TRACE(r.ToString());
   if (IsNarrow(strategy)) {
@@ -93,34 +94,35 @@ INSTANTIATE_TEST_SUITE_P(Strategies, CudaEquivalenceTest, ::testing::ValuesIn(kL
 // A program on CUDA, without the reference.
 absl::StatusOr<std::unique_ptr<Program>> Compile(const char* model_key, const char* words,
                                                  const std::set<std::string>& libraries = {}) {
-  ASSIGN_OR_RETURN(ModelConfig model, ParseModelConfig(LineModel(model_key), "model"));
+  ASSIGN_OR_RETURN(model::ModelConfig model, model::ParseModelConfig(LineModel(model_key), "model"));
   model.set_dtype("f32");
-  ASSIGN_OR_RETURN(const Strategy strategy, ParseStrategy(words));
+  ASSIGN_OR_RETURN(const passes::Strategy strategy, passes::ParseStrategy(words));
   auto program = std::make_unique<Program>();
-  BuildOptions build;
+  model::BuildOptions build;
   build.global_batch = 8;
   build.microbatches = strategy.microbatches;
-  ASSIGN_OR_RETURN(program->module, BuildModel(model, build));
+  ASSIGN_OR_RETURN(program->module, model::BuildModel(model, build));
   ASSIGN_OR_RETURN(program->module->mesh(),
-                   FoldMesh(strategy, AttrInt(program->module->attributes(), "kv_heads")));
-  PassContext context;
+                   passes::FoldMesh(strategy, AttrInt(program->module->attributes(), "kv_heads")));
+  passes::PassContext context;
   context.strategy = strategy;
   context.target.libraries = libraries;
-  context.workspace = WorkspaceHook(Backend::kCuda, strategy.overload);
-  RETURN_IF_ERROR(RunPipeline(DefaultPipeline(), *program, context).status());
+  context.workspace = runtime::WorkspaceHook(kernels::Backend::kCuda, strategy.overload);
+  RETURN_IF_ERROR(passes::RunPipeline(passes::DefaultPipeline(), *program, context).status());
   return program;
 }
 
-absl::StatusOr<std::vector<double>> Losses(const Program& program, const ExecutorOptions& options,
+absl::StatusOr<std::vector<double>> Losses(const Program& program, const runtime::ExecutorOptions& options,
                                            int64_t* graphs) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<Executor> plan, Executor::Create(program, options));
+  ASSIGN_OR_RETURN(const std::unique_ptr<runtime::Executor> plan,
+                   runtime::Executor::Create(program, options));
   RETURN_IF_ERROR(plan->InitializeState(3));
   std::vector<double> losses;
   for (int step = 1; step <= 4; ++step) {
     RandomInputOptions random;
     random.seed = step;
-    ASSIGN_OR_RETURN(const StepInputs in, RandomInputs(*program.module, random, step));
-    ASSIGN_OR_RETURN(const Reports reports, plan->TrainStep(in));
+    ASSIGN_OR_RETURN(const runtime::StepInputs in, RandomInputs(*program.module, random, step));
+    ASSIGN_OR_RETURN(const runtime::Reports reports, plan->TrainStep(in));
     losses.push_back(reports.at("lm loss").at(0));
     losses.push_back(reports.at("grad norm").at(0));
   }
@@ -129,14 +131,15 @@ absl::StatusOr<std::vector<double>> Losses(const Program& program, const Executo
 }
 
 TEST(CudaGraphs, GiveTheSameBits) {
-  if (CountDevices(DeviceKind::kCuda) == 0) GTEST_SKIP() << OpenDevice(DeviceKind::kCuda, 0).status();
+  if (device::CountDevices(device::DeviceKind::kCuda) == 0)
+    GTEST_SKIP() << device::OpenDevice(device::DeviceKind::kCuda, 0).status();
   for (const auto& [model, strategy] :
        {std::pair{"cap", "dp=1 microbatches=2"},
         std::pair{"drop", "pp=2 dp=2 ep=2 zero=1 microbatches=2 overlap=on"}}) {
     SCOPED_TRACE(strategy);
     ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Program> program, Compile(model, strategy));
-    ExecutorOptions options;
-    options.backend = Backend::kCuda;
+    runtime::ExecutorOptions options;
+    options.backend = kernels::Backend::kCuda;
     options.poison = true;
     int64_t graphs = 0, none = 0;
     ASSERT_OK_AND_ASSIGN(const std::vector<double> with, Losses(*program, options, &graphs));
@@ -155,8 +158,9 @@ struct CudnnLine {
 class CudaCudnnTest : public ::testing::TestWithParam<CudnnLine> {};
 
 TEST_P(CudaCudnnTest, MatchesTheReference) {
-  if (CountDevices(DeviceKind::kCuda) == 0) GTEST_SKIP() << OpenDevice(DeviceKind::kCuda, 0).status();
-  if (const auto cudnn = LoadCudnn(); !cudnn.ok()) GTEST_SKIP() << cudnn.status();
+  if (device::CountDevices(device::DeviceKind::kCuda) == 0)
+    GTEST_SKIP() << device::OpenDevice(device::DeviceKind::kCuda, 0).status();
+  if (const auto cudnn = kernels::LoadCudnn(); !cudnn.ok()) GTEST_SKIP() << cudnn.status();
   const CudnnLine& line = GetParam();
   SCOPED_TRACE(line.strategy);
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Program> program, Compile(line.model, line.strategy, {"cudnn"}));
@@ -172,7 +176,7 @@ TEST_P(CudaCudnnTest, MatchesTheReference) {
   c.model = LineModel(line.model);
   c.strategy = line.strategy;
   c.steps = 2;
-  c.backend = Backend::kCuda;
+  c.backend = kernels::Backend::kCuda;
   c.libraries = {"cudnn"};
   c.twice = true;
   ASSERT_OK_AND_ASSIGN(const EquivalenceResult r, CheckEquivalence(c));
@@ -195,17 +199,19 @@ INSTANTIATE_TEST_SUITE_P(Strategies, CudaCudnnTest, ::testing::ValuesIn(kCudnnLi
 
 // The mask by index is that of positions which ascend; others are refused, and by other plans taken.
 TEST(CudaCudnn, PositionsAscend) {
-  if (CountDevices(DeviceKind::kCuda) == 0) GTEST_SKIP() << OpenDevice(DeviceKind::kCuda, 0).status();
-  if (const auto cudnn = LoadCudnn(); !cudnn.ok()) GTEST_SKIP() << cudnn.status();
-  ExecutorOptions options;
-  options.backend = Backend::kCuda;
+  if (device::CountDevices(device::DeviceKind::kCuda) == 0)
+    GTEST_SKIP() << device::OpenDevice(device::DeviceKind::kCuda, 0).status();
+  if (const auto cudnn = kernels::LoadCudnn(); !cudnn.ok()) GTEST_SKIP() << cudnn.status();
+  runtime::ExecutorOptions options;
+  options.backend = kernels::Backend::kCuda;
   for (const bool library : {true, false}) {
     std::set<std::string> libraries;
     if (library) libraries.insert("cudnn");
     ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Program> program, Compile("cap", "dp=1 bf16", libraries));
-    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Executor> plan, Executor::Create(*program, options));
+    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<runtime::Executor> plan,
+                         runtime::Executor::Create(*program, options));
     ASSERT_OK(plan->InitializeState(3));
-    ASSERT_OK_AND_ASSIGN(StepInputs in, RandomInputs(*program->module, {}, 1));
+    ASSERT_OK_AND_ASSIGN(runtime::StepInputs in, RandomInputs(*program->module, {}, 1));
     std::swap(in.positions[4], in.positions[5]);
     if (library) {
       ExpectError(plan->TrainStep(in), absl::StatusCode::kInvalidArgument, "number 5 is 4 after 5");
@@ -220,23 +226,24 @@ TEST(CudaNccl, RanksWithAGpuEachTrainAsThoseThatShareOne) {
 #ifdef MOE_EMULATED
   emulated::SetDevices(4, size_t{4} << 30);
 #endif
-  if (CountDevices(DeviceKind::kCuda) < 4) GTEST_SKIP() << "needs 4 GPUs";
+  if (device::CountDevices(device::DeviceKind::kCuda) < 4) GTEST_SKIP() << "needs 4 GPUs";
   for (const auto& [model, strategy] :
        {std::pair{"cap", "tp=2 dp=2 etp=2 ep=2 sp"}, std::pair{"drop", "dp=4 ep=4 zero=3"},
         std::pair{"drop", "pp=2 dp=2 ep=2 zero=1 microbatches=2 overlap=on"}}) {
     SCOPED_TRACE(strategy);
     ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Program> program, Compile(model, strategy));
-    DeviceWorldsOptions worlds;
-    worlds.kind = DeviceKind::kCuda;
+    comm::DeviceWorldsOptions worlds;
+    worlds.kind = device::DeviceKind::kCuda;
     worlds.num_ranks = 4;
     worlds.canonical_order = true;
-    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<DeviceWorlds> nccl, DeviceWorlds::Open(worlds));
+    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<comm::DeviceWorlds> nccl, comm::DeviceWorlds::Open(worlds));
     ASSERT_TRUE(nccl->uses_nccl()) << nccl->Describe();
     worlds.devices = 2;
-    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<DeviceWorlds> in_process, DeviceWorlds::Open(worlds));
+    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<comm::DeviceWorlds> in_process,
+                         comm::DeviceWorlds::Open(worlds));
     ASSERT_FALSE(in_process->uses_nccl()) << in_process->Describe();
-    ExecutorOptions options;
-    options.backend = Backend::kCuda;
+    runtime::ExecutorOptions options;
+    options.backend = kernels::Backend::kCuda;
     options.worlds = in_process.get();
     int64_t graphs = 0;
     ASSERT_OK_AND_ASSIGN(const std::vector<double> shared, Losses(*program, options, &graphs));
@@ -253,11 +260,12 @@ TEST(CudaTraces, ShowWhenTheDeviceWorked) {
   emulated::SetDevices(1, size_t{4} << 30);
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Program> program,
                        Compile("cap", "pp=2 dp=2 ep=2 zero=1 microbatches=2 overlap=on"));
-  ExecutorOptions options;
-  options.backend = Backend::kCuda;
-  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Executor> plan, Executor::Create(*program, options));
+  runtime::ExecutorOptions options;
+  options.backend = kernels::Backend::kCuda;
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<runtime::Executor> plan,
+                       runtime::Executor::Create(*program, options));
   ASSERT_OK(plan->InitializeState(3));
-  ASSERT_OK_AND_ASSIGN(const StepInputs in, RandomInputs(*program->module, {}, 1));
+  ASSERT_OK_AND_ASSIGN(const runtime::StepInputs in, RandomInputs(*program->module, {}, 1));
   ASSERT_OK(plan->TrainStep(in).status());
   emulated::SetSlowness(std::chrono::nanoseconds(kEach));
   ASSERT_OK(plan->StartTrace(1));
@@ -267,7 +275,7 @@ TEST(CudaTraces, ShowWhenTheDeviceWorked) {
   emulated::SetSlowness(std::chrono::nanoseconds(0));
   plan->StopTrace();
   ASSERT_OK(ran);
-  ASSERT_OK_AND_ASSIGN(const Trace trace, plan->GatherTrace());
+  ASSERT_OK_AND_ASSIGN(const runtime::Trace trace, plan->GatherTrace());
 
   // What makes a value, through futures, where its name says so.
   std::map<std::string, std::set<std::string>> operands;
@@ -288,8 +296,8 @@ TEST(CudaTraces, ShowWhenTheDeviceWorked) {
   for (const bool receivers : {false, true}) {
     for (int64_t rank = 0; rank < trace.ranks(); ++rank) {
       std::map<int, std::vector<std::pair<int64_t, int64_t>>> lanes;
-      std::map<std::pair<std::string, int>, const TraceEvent*> of;
-      for (const TraceEvent& e : trace.events(rank)) {
+      std::map<std::pair<std::string, int>, const runtime::TraceEvent*> of;
+      for (const runtime::TraceEvent& e : trace.events(rank)) {
         EXPECT_GE(e.begin_ns, before) << e.name;
         EXPECT_LE(e.end_ns, after) << e.name;
         lanes[e.lane].push_back({e.begin_ns, e.end_ns});
@@ -312,7 +320,7 @@ TEST(CudaTraces, ShowWhenTheDeviceWorked) {
         for (size_t i = 1; i < spans.size(); ++i) EXPECT_GE(spans[i].first, spans[i - 1].second - kExact);
       }
       for (const auto& [key, e] : of) {
-        if (e->category == Category::kGemm) {
+        if (e->category == runtime::Category::kGemm) {
           EXPECT_GE(e->end_ns - e->begin_ns, kEach - kExact) << *e->detail;
           ++products;
         }
@@ -329,22 +337,22 @@ TEST(CudaTraces, ShowWhenTheDeviceWorked) {
   EXPECT_GT(products, 50);
   EXPECT_GT(messages, 7);
   // Queues work beside each other, as the plan wants it.
-  EXPECT_GT(CommunicationOf(trace).hidden_seconds, 0);
+  EXPECT_GT(runtime::CommunicationOf(trace).hidden_seconds, 0);
 }
 
 TEST(CudaMemory, TooLittleIsRefusedWithThePlansNumbers) {
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Program> program, Compile("cap", "dp=1"));
-  ExecutorOptions options;
-  options.backend = Backend::kCuda;
+  runtime::ExecutorOptions options;
+  options.backend = kernels::Backend::kCuda;
   emulated::SetDevices(1, 100000);
-  ExpectError(Executor::Create(*program, options), absl::StatusCode::kResourceExhausted,
+  ExpectError(runtime::Executor::Create(*program, options), absl::StatusCode::kResourceExhausted,
               absl::StrCat("the plan wants ", program->memory.stages[0].peak_bytes(), " bytes"), "frame ",
               "CUDA device 0", "100000 are free");
   emulated::SetDevices(0, 0);
-  ExpectError(Executor::Create(*program, options), absl::StatusCode::kUnavailable, "no CUDA device");
+  ExpectError(runtime::Executor::Create(*program, options), absl::StatusCode::kUnavailable, "no CUDA device");
   emulated::SetDevices(2, size_t{4} << 30);
 }
 #endif
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::testing

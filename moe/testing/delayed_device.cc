@@ -16,7 +16,7 @@
 #include "moe/base/status.h"
 #include "moe/device/host_device.h"
 
-namespace moe {
+namespace moe::testing {
 namespace {
 
 // Outlives the event while work that knows it is waiting.
@@ -38,13 +38,13 @@ struct Progress {
   }
 };
 
-struct DelayedEvent : Event {
+struct DelayedEvent : device::Event {
   std::shared_ptr<Progress> progress = std::make_shared<Progress>();
 };
 
-class DelayedStream : public Stream {
+class DelayedStream : public device::Stream {
  public:
-  DelayedStream(Device* device, std::unique_ptr<Stream> inner, uint64_t seed)
+  DelayedStream(device::Device* device, std::unique_ptr<device::Stream> inner, uint64_t seed)
       : device_(device), inner_(std::move(inner)), random_(seed), thread_([this] { Work(); }) {}
   ~DelayedStream() override {
     {
@@ -54,8 +54,8 @@ class DelayedStream : public Stream {
     changed_.notify_all();
     thread_.join();
   }
-  DeviceKind kind() const override { return DeviceKind::kCuda; }
-  Device* device() const override { return device_; }
+  device::DeviceKind kind() const override { return device::DeviceKind::kCuda; }
+  device::Device* device() const override { return device_; }
   void* native() const override { return nullptr; }
 
   absl::Status Copy(void* to, const void* from, int64_t bytes) override {
@@ -81,7 +81,7 @@ class DelayedStream : public Stream {
     const std::vector<const char*> sources(from.begin(), from.end());
     return Give([=, this] { return inner_->Decode(wire, sources, n, kind, dtype, to); });
   }
-  absl::Status Record(Event* event) override {
+  absl::Status Record(device::Event* event) override {
     const std::shared_ptr<Progress> p = static_cast<DelayedEvent*>(event)->progress;
     int64_t n;
     {
@@ -93,7 +93,7 @@ class DelayedStream : public Stream {
       return absl::OkStatus();
     });
   }
-  absl::Status Wait(const Event* event) override {
+  absl::Status Wait(const device::Event* event) override {
     const std::shared_ptr<Progress> p = static_cast<const DelayedEvent*>(event)->progress;
     int64_t n;
     {
@@ -113,8 +113,8 @@ class DelayedStream : public Stream {
     return failed_;
   }
   absl::Status BeginGraph() override { return inner_->BeginGraph(); }
-  absl::StatusOr<std::unique_ptr<WorkGraph>> EndGraph() override { return inner_->EndGraph(); }
-  absl::Status Launch(WorkGraph* graph) override { return inner_->Launch(graph); }
+  absl::StatusOr<std::unique_ptr<device::WorkGraph>> EndGraph() override { return inner_->EndGraph(); }
+  absl::Status Launch(device::WorkGraph* graph) override { return inner_->Launch(graph); }
 
  private:
   absl::Status Give(std::function<absl::Status()> work) {
@@ -138,8 +138,8 @@ class DelayedStream : public Stream {
     }
   }
 
-  Device* const device_;
-  const std::unique_ptr<Stream> inner_;
+  device::Device* const device_;
+  const std::unique_ptr<device::Stream> inner_;
   std::mt19937_64 random_;
   std::mutex mutex_;
   std::condition_variable changed_;
@@ -149,30 +149,33 @@ class DelayedStream : public Stream {
   std::thread thread_;
 };
 
-class DelayedDevice : public Device {
+class DelayedDevice : public device::Device {
  public:
-  DelayedDevice(int ordinal, uint64_t seed) : ordinal_(ordinal), seed_(seed), host_(NewHostDevice()) {}
-  DeviceKind kind() const override { return DeviceKind::kCuda; }
+  DelayedDevice(int ordinal, uint64_t seed)
+      : ordinal_(ordinal), seed_(seed), host_(device::NewHostDevice()) {}
+  device::DeviceKind kind() const override { return device::DeviceKind::kCuda; }
   int ordinal() const override { return ordinal_; }
   std::string description() const override { return absl::StrCat("delayed host ", ordinal_); }
   bool host_accessible() const override { return false; }
   bool has_graphs() const override { return false; }
   absl::Status Use() override { return absl::OkStatus(); }
-  absl::StatusOr<std::unique_ptr<DeviceMemory>> Allocate(int64_t bytes, int64_t filled) override {
+  absl::StatusOr<std::unique_ptr<device::DeviceMemory>> Allocate(int64_t bytes, int64_t filled) override {
     return host_->Allocate(bytes, filled);
   }
-  absl::StatusOr<std::unique_ptr<DeviceMemory>> AllocateStaging(int64_t bytes) override {
+  absl::StatusOr<std::unique_ptr<device::DeviceMemory>> AllocateStaging(int64_t bytes) override {
     return host_->AllocateStaging(bytes);
   }
-  absl::StatusOr<std::unique_ptr<Stream>> NewStream(absl::string_view name) override {
-    ASSIGN_OR_RETURN(std::unique_ptr<Stream> inner, host_->NewStream(name));
+  absl::StatusOr<std::unique_ptr<device::Stream>> NewStream(absl::string_view name) override {
+    ASSIGN_OR_RETURN(std::unique_ptr<device::Stream> inner, host_->NewStream(name));
     return std::make_unique<DelayedStream>(this, std::move(inner), seed_ + 1000003 * ++streams_);
   }
-  absl::StatusOr<std::unique_ptr<Event>> NewEvent() override { return std::make_unique<DelayedEvent>(); }
-  absl::StatusOr<std::unique_ptr<Event>> NewTimedEvent() override { return NewEvent(); }
-  absl::StatusOr<double> SecondsBetween(const Event& from, const Event& to) override {
+  absl::StatusOr<std::unique_ptr<device::Event>> NewEvent() override {
+    return std::make_unique<DelayedEvent>();
+  }
+  absl::StatusOr<std::unique_ptr<device::Event>> NewTimedEvent() override { return NewEvent(); }
+  absl::StatusOr<double> SecondsBetween(const device::Event& from, const device::Event& to) override {
     int64_t times[2];
-    const Event* const events[2] = {&from, &to};
+    const device::Event* const events[2] = {&from, &to};
     for (int i = 0; i < 2; ++i) {
       Progress& p = *static_cast<const DelayedEvent*>(events[i])->progress;
       std::unique_lock<std::mutex> lock(p.mutex);
@@ -186,14 +189,14 @@ class DelayedDevice : public Device {
  private:
   const int ordinal_;
   const uint64_t seed_;
-  const std::unique_ptr<Device> host_;
+  const std::unique_ptr<device::Device> host_;
   std::atomic<uint64_t> streams_ = 0;
 };
 
 }  // namespace
 
-std::unique_ptr<Device> NewDelayedDevice(int ordinal, uint64_t seed) {
+std::unique_ptr<device::Device> NewDelayedDevice(int ordinal, uint64_t seed) {
   return std::make_unique<DelayedDevice>(ordinal, seed);
 }
 
-}  // namespace moe
+}  // namespace moe::testing

@@ -13,8 +13,8 @@
 
 #include "moe/device/device.h"
 
-namespace moe {
+namespace moe::testing {
 
-std::unique_ptr<Device> NewDelayedDevice(int ordinal, uint64_t seed);
+std::unique_ptr<device::Device> NewDelayedDevice(int ordinal, uint64_t seed);
 
-}  // namespace moe
+}  // namespace moe::testing

@@ -17,7 +17,7 @@
 #include "moe/runtime/interpreter.h"
 #include "moe/testing/random_inputs.h"
 
-namespace moe {
+namespace moe::testing {
 namespace {
 
 constexpr uint64_t kSeed = 11;
@@ -35,8 +35,8 @@ double Distance(const std::vector<double>& x, const std::vector<double>& y) {
   return std::sqrt(s);
 }
 
-BuildOptions OptionsOf(const EquivalenceCase& c, const Strategy& s) {
-  BuildOptions o;
+model::BuildOptions OptionsOf(const EquivalenceCase& c, const passes::Strategy& s) {
+  model::BuildOptions o;
   o.global_batch = c.global_batch;
   o.microbatches = s.microbatches;
   o.clip_grad = 0.05;  // low enough to clip, so that the global norm matters
@@ -44,14 +44,14 @@ BuildOptions OptionsOf(const EquivalenceCase& c, const Strategy& s) {
 }
 
 struct Reference {
-  std::vector<StepInputs> inputs;
+  std::vector<runtime::StepInputs> inputs;
   std::vector<double> losses;
   std::map<std::string, std::vector<double>> gradients, parameters, initial;
-  std::vector<Decisions> decisions;
+  std::vector<runtime::Decisions> decisions;
   double gradient_norm = 0;
 };
 
-absl::StatusOr<std::map<std::string, std::vector<double>>> ReadKind(Session& s, const Module& m,
+absl::StatusOr<std::map<std::string, std::vector<double>>> ReadKind(runtime::Session& s, const Module& m,
                                                                     absl::string_view kind) {
   std::map<std::string, std::vector<double>> out;
   for (const auto& state : m.states()) {
@@ -61,7 +61,7 @@ absl::StatusOr<std::map<std::string, std::vector<double>>> ReadKind(Session& s, 
   return out;
 }
 
-absl::Status ZeroRouters(Session& s, const Module& m) {
+absl::Status ZeroRouters(runtime::Session& s, const Module& m) {
   for (const auto& state : m.states()) {
     if (AttrString(state->attributes, "role") != "router") continue;
     RETURN_IF_ERROR(s.WriteState(state->name, std::vector<double>(state->type.num_elements(), 0.0)));
@@ -69,23 +69,24 @@ absl::Status ZeroRouters(Session& s, const Module& m) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<const Reference*> ReferenceFor(ModelConfig model, const Strategy& strategy,
+absl::StatusOr<const Reference*> ReferenceFor(model::ModelConfig model, const passes::Strategy& strategy,
                                               const EquivalenceCase& c) {
   static auto& cache = *new std::map<std::string, Reference>;
   model.set_dtype("f64");
   const std::string key =
-      absl::StrCat(ModelConfigToText(model), "|", c.global_batch, "|", strategy.microbatches, "|", c.steps,
-                   "|", c.empty_sample, c.one_expert);
+      absl::StrCat(model::ModelConfigToText(model), "|", c.global_batch, "|", strategy.microbatches, "|",
+                   c.steps, "|", c.empty_sample, c.one_expert);
   auto it = cache.find(key);
   if (it != cache.end()) return &it->second;
   Reference r;
   Program program;
-  ASSIGN_OR_RETURN(program.module, BuildModel(model, OptionsOf(c, strategy)));
-  ASSIGN_OR_RETURN(auto passes, RunPipeline("autodiff", program, PassContext{}));
-  InterpreterOptions oracle_options;
-  oracle_options.backend = Backend::kBlas;
+  ASSIGN_OR_RETURN(program.module, model::BuildModel(model, OptionsOf(c, strategy)));
+  ASSIGN_OR_RETURN(auto passes, passes::RunPipeline("autodiff", program, passes::PassContext{}));
+  runtime::InterpreterOptions oracle_options;
+  oracle_options.backend = kernels::Backend::kBlas;
   oracle_options.poison = c.poison;
-  ASSIGN_OR_RETURN(std::unique_ptr<Interpreter> oracle, Interpreter::Create(*program.module, oracle_options));
+  ASSIGN_OR_RETURN(std::unique_ptr<runtime::Interpreter> oracle,
+                   runtime::Interpreter::Create(*program.module, oracle_options));
   RETURN_IF_ERROR(oracle->InitializeState(kSeed));
   if (c.one_expert) RETURN_IF_ERROR(ZeroRouters(*oracle, *program.module));
   ASSIGN_OR_RETURN(r.initial, ReadKind(*oracle, *program.module, "parameter"));
@@ -94,10 +95,10 @@ absl::StatusOr<const Reference*> ReferenceFor(ModelConfig model, const Strategy&
     random.seed = 100 + step;
     random.learning_rate = 3e-3;
     random.empty_sample = c.empty_sample;
-    ASSIGN_OR_RETURN(StepInputs in, RandomInputs(*program.module, random, step));
+    ASSIGN_OR_RETURN(runtime::StepInputs in, RandomInputs(*program.module, random, step));
     r.decisions.emplace_back();
     oracle->RecordDecisions(&r.decisions.back());
-    ASSIGN_OR_RETURN(Reports reports, oracle->TrainStep(in));
+    ASSIGN_OR_RETURN(runtime::Reports reports, oracle->TrainStep(in));
     r.losses.push_back(reports.at("lm loss").at(0));
     if (step == 1) {
       ASSIGN_OR_RETURN(r.gradients, ReadKind(*oracle, *program.module, "gradient"));
@@ -113,36 +114,37 @@ absl::StatusOr<const Reference*> ReferenceFor(ModelConfig model, const Strategy&
 
 }  // namespace
 
-bool IsNarrow(const Strategy& s) {
+bool IsNarrow(const passes::Strategy& s) {
   return !s.precision.empty() || !s.compress_dispatch.empty() || !s.compress_combine.empty() ||
          !s.compress_gather.empty() || !s.compress_grad.empty();
 }
 
-absl::StatusOr<EquivalenceResult> CheckEquivalence(const ModelConfig& config, const Strategy& strategy,
+absl::StatusOr<EquivalenceResult> CheckEquivalence(const model::ModelConfig& config,
+                                                   const passes::Strategy& strategy,
                                                    const EquivalenceCase& c) {
   ASSIGN_OR_RETURN(const Reference* ref, ReferenceFor(config, strategy, c));
-  ModelConfig model = config;
-  const bool f32 = c.f32 || IsNarrow(strategy) || c.backend == Backend::kCuda;
+  model::ModelConfig model = config;
+  const bool f32 = c.f32 || IsNarrow(strategy) || c.backend == kernels::Backend::kCuda;
   const double scale = strategy.precision == "f16" ? ref->inputs[0].scalars.at("loss_scale") : 1;
   model.set_dtype(f32 ? "f32" : "f64");
   Program program;
-  ASSIGN_OR_RETURN(program.module, BuildModel(model, OptionsOf(c, strategy)));
+  ASSIGN_OR_RETURN(program.module, model::BuildModel(model, OptionsOf(c, strategy)));
   ASSIGN_OR_RETURN(program.module->mesh(),
-                   FoldMesh(strategy, AttrInt(program.module->attributes(), "kv_heads")));
-  PassContext context;
+                   passes::FoldMesh(strategy, AttrInt(program.module->attributes(), "kv_heads")));
+  passes::PassContext context;
   context.strategy = strategy;
   context.target.libraries = c.libraries;
-  context.workspace = WorkspaceHook(c.backend, strategy.overload);
-  ASSIGN_OR_RETURN(auto passes,
-                   RunPipeline(c.passes.empty() ? DefaultPipeline() : c.passes, program, context));
+  context.workspace = runtime::WorkspaceHook(c.backend, strategy.overload);
+  ASSIGN_OR_RETURN(auto passes, passes::RunPipeline(c.passes.empty() ? passes::DefaultPipeline() : c.passes,
+                                                    program, context));
   EquivalenceResult result;
   for (const StageMemory& s : program.memory.stages) result.planned_peak.push_back(s.peak_bytes());
   result.may_spill = strategy.overload > 0;
-  ExecutorOptions options;
+  runtime::ExecutorOptions options;
   options.poison = c.poison;
   options.backend = c.backend;
   for (int run = 0; run < (c.twice ? 2 : 1); ++run) {
-    ASSIGN_OR_RETURN(std::unique_ptr<Executor> plan, Executor::Create(program, options));
+    ASSIGN_OR_RETURN(std::unique_ptr<runtime::Executor> plan, runtime::Executor::Create(program, options));
     RETURN_IF_ERROR(plan->InitializeState(kSeed));
     if (c.one_expert) RETURN_IF_ERROR(ZeroRouters(*plan, *program.module));
     result.ranks = plan->num_ranks();
@@ -150,7 +152,7 @@ absl::StatusOr<EquivalenceResult> CheckEquivalence(const ModelConfig& config, co
       // Routers that started at zero are moved alike, so their ties are broken by rounding from then on.
       const bool replay = f32 || (c.one_expert && step > 0);
       plan->ReplayDecisions(replay ? &ref->decisions[step] : nullptr);
-      ASSIGN_OR_RETURN(Reports reports, plan->TrainStep(ref->inputs[step]));
+      ASSIGN_OR_RETURN(runtime::Reports reports, plan->TrainStep(ref->inputs[step]));
       const double loss = reports.at("lm loss").at(0);
       if (run == 1) {
         if (loss != result.losses[step]) result.repeated_bitwise = false;
@@ -191,8 +193,8 @@ absl::StatusOr<EquivalenceResult> CheckEquivalence(const ModelConfig& config, co
 }
 
 absl::StatusOr<EquivalenceResult> CheckEquivalence(const EquivalenceCase& c) {
-  ASSIGN_OR_RETURN(ModelConfig model, ParseModelConfig(c.model, c.name));
-  ASSIGN_OR_RETURN(Strategy strategy, ParseStrategy(c.strategy));
+  ASSIGN_OR_RETURN(model::ModelConfig model, model::ParseModelConfig(c.model, c.name));
+  ASSIGN_OR_RETURN(passes::Strategy strategy, passes::ParseStrategy(c.strategy));
   return CheckEquivalence(model, strategy, c);
 }
 
@@ -216,4 +218,4 @@ std::string EquivalenceResult::ToString() const {
   return s;
 }
 
-}  // namespace moe
+}  // namespace moe::testing

@@ -26,7 +26,7 @@
 #include "moe/passes/strategy.h"
 #include "moe/runtime/session.h"
 
-namespace moe {
+namespace moe::testing {
 
 struct EquivalenceCase {
   std::string name;
@@ -39,7 +39,7 @@ struct EquivalenceCase {
   bool twice = false;  // run the plan again and compare all reports bitwise
   std::string passes;  // "": the default pipeline
   // Whose kernels the plan runs on. kCuda has no f64: f32, and ranks on the devices that are linked in.
-  Backend backend = Backend::kCpu;
+  kernels::Backend backend = kernels::Backend::kCpu;
   std::set<std::string> libraries;  // of the target
   // Workloads that starve something.
   bool empty_sample = false;  // the first sample of every batch is all padding
@@ -66,9 +66,10 @@ struct EquivalenceResult {
 absl::StatusOr<EquivalenceResult> CheckEquivalence(const EquivalenceCase& c);
 // Computes or exchanges in less than the model's dtype, so that losses are near the reference within 2e-2 and
 // no nearer.
-bool IsNarrow(const Strategy& strategy);
+bool IsNarrow(const passes::Strategy& strategy);
 // The same for a model given as a message.
-absl::StatusOr<EquivalenceResult> CheckEquivalence(const ModelConfig& model, const Strategy& strategy,
+absl::StatusOr<EquivalenceResult> CheckEquivalence(const model::ModelConfig& model,
+                                                   const passes::Strategy& strategy,
                                                    const EquivalenceCase& c);
 
-}  // namespace moe
+}  // namespace moe::testing

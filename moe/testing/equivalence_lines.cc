@@ -6,7 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 
-namespace moe {
+namespace moe::testing {
 namespace {
 
 // Two layers (dense, MoE), hidden 32, 4 heads over 2 kv heads, vocabulary 64, 16 tokens.
@@ -285,4 +285,4 @@ std::vector<EquivalenceCase> WrittenCases() {
   return cases;
 }
 
-}  // namespace moe
+}  // namespace moe::testing

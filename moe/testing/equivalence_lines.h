@@ -13,7 +13,7 @@
 #include "absl/types/span.h"
 #include "moe/testing/equivalence.h"
 
-namespace moe {
+namespace moe::testing {
 
 struct Line {
   const char* model;
@@ -41,4 +41,4 @@ EquivalenceCase CaseOf(const StarvedLine& line);
 // All of them.
 std::vector<EquivalenceCase> WrittenCases();
 
-}  // namespace moe
+}  // namespace moe::testing

@@ -9,7 +9,7 @@
 #include "moe/base/status_matchers.h"
 #include "moe/testing/equivalence_lines.h"
 
-namespace moe {
+namespace moe::testing {
 namespace {
 
 class StarvedTest : public ::testing::TestWithParam<StarvedLine> {};
@@ -79,4 +79,4 @@ INSTANTIATE_TEST_SUITE_P(Strategies, EquivalenceTest, ::testing::ValuesIn(Lines(
                          NameOf);
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::testing

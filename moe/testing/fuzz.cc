@@ -17,13 +17,13 @@
 #include "moe/base/status.h"
 #include "moe/passes/strategy.h"
 
-namespace moe {
+namespace moe::testing {
 
 std::string CheckCase(const EquivalenceCase& c) {
   const absl::StatusOr<EquivalenceResult> r = CheckEquivalence(c);
   if (!r.ok()) return r.status().ToString();
   std::vector<std::string> wrong;
-  const absl::StatusOr<Strategy> strategy = ParseStrategy(c.strategy);
+  const absl::StatusOr<passes::Strategy> strategy = passes::ParseStrategy(c.strategy);
   const bool narrow = strategy.ok() && IsNarrow(*strategy);
   const double gradient = narrow ? 1 : c.f32 ? 1e-5 : 1e-9, loss = narrow ? 2e-2 : c.f32 ? 1e-4 : 1e-9;
   // Small models have gradients that are truly zero, in f32 a difference of numbers rounded apart.
@@ -149,4 +149,4 @@ absl::StatusOr<Point> ParsePoint(const std::string& text, const StrategySpace& s
   return p;
 }
 
-}  // namespace moe
+}  // namespace moe::testing

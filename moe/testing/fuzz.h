@@ -17,7 +17,7 @@
 #include "absl/time/time.h"
 #include "moe/testing/strategy_space.h"
 
-namespace moe {
+namespace moe::testing {
 
 struct FuzzOptions {
   double seconds = 60;
@@ -48,4 +48,4 @@ absl::StatusOr<FuzzReport> Fuzz(const StrategySpace& space, const FuzzOptions& o
 std::string PointToString(const Point& p);
 absl::StatusOr<Point> ParsePoint(const std::string& text, const StrategySpace& space);
 
-}  // namespace moe
+}  // namespace moe::testing

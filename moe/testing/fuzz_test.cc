@@ -10,7 +10,7 @@
 
 #include "moe/base/status_matchers.h"
 
-namespace moe {
+namespace moe::testing {
 namespace {
 
 using ::testing::HasSubstr;
@@ -65,4 +65,4 @@ TEST(Fuzz, PointsPrintAndParse) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::testing

@@ -19,7 +19,7 @@
 #include "moe/runtime/local.h"
 #include "moe/testing/random_inputs.h"
 
-namespace moe {
+namespace moe::testing {
 namespace {
 
 constexpr int kSteps = 3;
@@ -32,36 +32,38 @@ double Norm(const std::vector<double>& x) {
 }
 
 TEST(LargeModel, TrainsAsOnOneDevice) {
-  ASSERT_OK_AND_ASSIGN(ModelConfig model, LoadModelConfig("testdata/models/moe_100m.textproto"));
+  ASSERT_OK_AND_ASSIGN(model::ModelConfig model,
+                       model::LoadModelConfig("testdata/models/moe_100m.textproto"));
   model.set_seq_length(32);
-  EXPECT_GT(CountParameters(model).total, 90'000'000);
-  ASSERT_OK_AND_ASSIGN(const Strategy strategy,
-                       ParseStrategy("pp=2 tp=2 dp=2 ep=4 sp vp zero=1 microbatches=2"));
-  BuildOptions build;
+  EXPECT_GT(model::CountParameters(model).total, 90'000'000);
+  ASSERT_OK_AND_ASSIGN(const passes::Strategy strategy,
+                       passes::ParseStrategy("pp=2 tp=2 dp=2 ep=4 sp vp zero=1 microbatches=2"));
+  model::BuildOptions build;
   build.global_batch = 4;
   build.microbatches = strategy.microbatches;
   build.clip_grad = 0.5;
 
-  std::vector<StepInputs> inputs;
+  std::vector<runtime::StepInputs> inputs;
   std::vector<double> losses;
-  std::vector<Decisions> decisions(kSteps);
+  std::vector<runtime::Decisions> decisions(kSteps);
   std::map<std::string, std::vector<float>> gradients;
   double global_norm = 0;
   {
     Program program;
-    ASSERT_OK_AND_ASSIGN(program.module, BuildModel(model, build));
-    ASSERT_OK(RunPipeline("autodiff", program, PassContext{}));
-    InterpreterOptions options;
-    options.backend = Backend::kCpu;  // the naive kernels would take an hour
+    ASSERT_OK_AND_ASSIGN(program.module, model::BuildModel(model, build));
+    ASSERT_OK(passes::RunPipeline("autodiff", program, passes::PassContext{}));
+    runtime::InterpreterOptions options;
+    options.backend = kernels::Backend::kCpu;  // the naive kernels would take an hour
     options.poison = false;
-    ASSERT_OK_AND_ASSIGN(std::unique_ptr<Interpreter> one, Interpreter::Create(*program.module, options));
+    ASSERT_OK_AND_ASSIGN(std::unique_ptr<runtime::Interpreter> one,
+                         runtime::Interpreter::Create(*program.module, options));
     ASSERT_OK(one->InitializeState(kSeed));
     for (int step = 0; step < kSteps; ++step) {
       RandomInputOptions random;
       random.learning_rate = 1e-3;
-      ASSERT_OK_AND_ASSIGN(StepInputs in, RandomInputs(*program.module, random, step + 1));
+      ASSERT_OK_AND_ASSIGN(runtime::StepInputs in, RandomInputs(*program.module, random, step + 1));
       one->RecordDecisions(&decisions[step]);
-      ASSERT_OK_AND_ASSIGN(Reports reports, one->TrainStep(in));
+      ASSERT_OK_AND_ASSIGN(runtime::Reports reports, one->TrainStep(in));
       losses.push_back(reports.at("lm loss").at(0));
       inputs.push_back(std::move(in));
       if (step > 0) continue;
@@ -75,15 +77,16 @@ TEST(LargeModel, TrainsAsOnOneDevice) {
     }
   }
 
-  ASSERT_OK_AND_ASSIGN(std::unique_ptr<Module> module, BuildModel(model, build));
-  CompileOptions options;
-  options.workspace = WorkspaceHook(Backend::kCpu, strategy.overload);
-  ASSERT_OK_AND_ASSIGN(const Compiled compiled, Compile(std::move(module), strategy, options));
-  ASSERT_OK_AND_ASSIGN(std::unique_ptr<Executor> plan, Executor::Create(compiled.plan.program, {}));
+  ASSERT_OK_AND_ASSIGN(std::unique_ptr<Module> module, model::BuildModel(model, build));
+  plan::CompileOptions options;
+  options.workspace = runtime::WorkspaceHook(kernels::Backend::kCpu, strategy.overload);
+  ASSERT_OK_AND_ASSIGN(const plan::Compiled compiled, plan::Compile(std::move(module), strategy, options));
+  ASSERT_OK_AND_ASSIGN(std::unique_ptr<runtime::Executor> plan,
+                       runtime::Executor::Create(compiled.plan.program, {}));
   ASSERT_OK(plan->InitializeState(kSeed));
   for (int step = 0; step < kSteps; ++step) {
     plan->ReplayDecisions(&decisions[step]);
-    ASSERT_OK_AND_ASSIGN(Reports reports, plan->TrainStep(inputs[step]));
+    ASSERT_OK_AND_ASSIGN(runtime::Reports reports, plan->TrainStep(inputs[step]));
     EXPECT_NEAR(reports.at("lm loss").at(0), losses[step], 1e-4 * losses[step]) << "step " << step;
     if (step > 0) continue;
     for (const auto& [name, want] : gradients) {
@@ -100,4 +103,4 @@ TEST(LargeModel, TrainsAsOnOneDevice) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::testing

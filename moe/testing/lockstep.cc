@@ -16,7 +16,7 @@
 #include "moe/kernels/kernel.h"
 #include "moe/runtime/local.h"
 
-namespace moe {
+namespace moe::testing {
 namespace {
 
 // A local (or global) array of doubles, whatever the dtype. A ragged value is padded to `ragged_bound` slots
@@ -164,12 +164,12 @@ void Unpack(const T* in, Array* a, int64_t row_elements) {
 // Storage for one kernel operand or result.
 struct Buffer {
   std::vector<double> storage;  // aligned enough for any dtype
-  Tensor tensor;
+  kernels::Tensor tensor;
 
   Buffer(const Type& type, const Mesh& mesh) {
     const int64_t bytes = StorageOf(type, mesh).bytes;
     storage.assign(bytes / 8 + 2, std::nan(""));
-    tensor = LocalTensor(type, mesh, storage.data(), bytes);
+    tensor = runtime::LocalTensor(type, mesh, storage.data(), bytes);
   }
   absl::Status Fill(const Array& a) {
     if (tensor.is_ragged()) {
@@ -223,9 +223,10 @@ class Machine {
       results[0] = Convert(x.type(), n->type(), mesh_, values.at(x));
       return results;
     }
-    ASSIGN_OR_RETURN(const Kernel* kernel, Kernels().Lookup(*n, Backend::kReference));
+    ASSIGN_OR_RETURN(const kernels::Kernel* kernel,
+                     kernels::Kernels().Lookup(*n, kernels::Backend::kReference));
     for (int64_t r = 0; r < mesh_.num_ranks(); ++r) {
-      ASSIGN_OR_RETURN(KernelContext c, LocalContext(*n, mesh_, r));
+      ASSIGN_OR_RETURN(kernels::KernelContext c, runtime::LocalContext(*n, mesh_, r));
       std::vector<Buffer> in, out;
       for (const Value& v : n->operands()) {
         in.emplace_back(v.type(), mesh_);
@@ -413,4 +414,4 @@ absl::Status Lockstep::Compare(const Function& logical, const Function& placed) 
   return absl::OkStatus();
 }
 
-}  // namespace moe
+}  // namespace moe::testing

@@ -22,7 +22,7 @@
 #include "absl/status/statusor.h"
 #include "moe/ir/graph.h"
 
-namespace moe {
+namespace moe::testing {
 
 struct LockstepOptions {
   uint64_t seed = 1;
@@ -43,4 +43,4 @@ class Lockstep {
   LockstepOptions options_;
 };
 
-}  // namespace moe
+}  // namespace moe::testing

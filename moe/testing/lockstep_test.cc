@@ -5,7 +5,7 @@
 #include "moe/base/status_matchers.h"
 #include "moe/testing/sharded_model.h"
 
-namespace moe {
+namespace moe::testing {
 namespace {
 
 TEST(Lockstep, NamesTheNodeThatDiffers) {
@@ -33,4 +33,4 @@ TEST(Lockstep, CatchesAReductionThatIsMissing) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::testing

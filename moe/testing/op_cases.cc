@@ -11,10 +11,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "glog/logging.h"
-#include "moe/ir/builder.h"
 #include "moe/device/convert.h"
+#include "moe/ir/builder.h"
 
-namespace moe {
+namespace moe::testing {
 
 int64_t HostValue::cells() const {
   int64_t n = 1;
@@ -50,8 +50,8 @@ namespace {
 double Rounded(DType dtype, double x) {
   char stored[4];
   float y = static_cast<float>(x);
-  FromF32(dtype, &y, stored, 1);
-  ToF32(dtype, stored, &y, 1);
+  device::FromF32(dtype, &y, stored, 1);
+  device::ToF32(dtype, stored, &y, 1);
   return y;
 }
 
@@ -727,4 +727,4 @@ std::vector<OpCase> MakeOpCases(const OpRegistry& registry, const OpCaseOptions&
   return out;
 }
 
-}  // namespace moe
+}  // namespace moe::testing

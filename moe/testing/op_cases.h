@@ -20,7 +20,7 @@
 #include "moe/ir/registry.h"
 #include "moe/ir/types.h"
 
-namespace moe {
+namespace moe::testing {
 
 // A global or local value, as doubles whatever its dtype. Ragged: sizes of the cells, and packed rows in
 // `data`.
@@ -61,4 +61,4 @@ struct OpCaseOptions {
 };
 std::vector<OpCase> MakeOpCases(const OpRegistry& registry, const OpCaseOptions& options);
 
-}  // namespace moe
+}  // namespace moe::testing

@@ -11,7 +11,7 @@
 #include "moe/base/status.h"
 #include "moe/device/convert.h"
 
-namespace moe {
+namespace moe::testing {
 namespace {
 
 constexpr int64_t kGuardBytes = 64;
@@ -24,7 +24,7 @@ void Store(DType dtype, double x, char* at) {
     case DType::kBF16:
     case DType::kF16: {
       const float v = static_cast<float>(x);
-      FromF32(dtype, &v, at, 1);
+      device::FromF32(dtype, &v, at, 1);
       return;
     }
     case DType::kS32: {
@@ -43,7 +43,7 @@ double Load(DType dtype, const char* at) {
     case DType::kBF16:
     case DType::kF16: {
       float v;
-      ToF32(dtype, at, &v, 1);
+      device::ToF32(dtype, at, &v, 1);
       return v;
     }
     case DType::kS32: {
@@ -70,16 +70,16 @@ class Buffer {
     return reinterpret_cast<char*>((at + 63) / 64 * 64);
   }
   char* data() { return memory_ == nullptr ? host() : memory_->data(); }  // where kernels find it
-  absl::Status PutOn(Device* device) {
+  absl::Status PutOn(device::Device* device) {
     if (device == nullptr) return absl::OkStatus();
     ASSIGN_OR_RETURN(memory_, device->Allocate(bytes_ + kGuardBytes));
     return absl::OkStatus();
   }
-  absl::Status Upload(Stream* stream) {
+  absl::Status Upload(device::Stream* stream) {
     return memory_ == nullptr ? absl::OkStatus()
                               : stream->Copy(memory_->data(), host(), bytes_ + kGuardBytes);
   }
-  absl::Status Download(Stream* stream) {
+  absl::Status Download(device::Stream* stream) {
     return memory_ == nullptr ? absl::OkStatus()
                               : stream->Copy(host(), memory_->data(), bytes_ + kGuardBytes);
   }
@@ -91,12 +91,12 @@ class Buffer {
  private:
   int64_t bytes_;
   std::vector<unsigned char> image_;
-  std::unique_ptr<DeviceMemory> memory_;
+  std::unique_ptr<device::DeviceMemory> memory_;
 };
 
-struct Bound {    // a tensor and its memory
-  Tensor tensor;  // on the host
-  Tensor seen;    // by kernels
+struct Bound {             // a tensor and its memory
+  kernels::Tensor tensor;  // on the host
+  kernels::Tensor seen;    // by kernels
   std::vector<Buffer> buffers;
   bool GuardsIntact() {
     return std::all_of(buffers.begin(), buffers.end(), [](Buffer& b) { return b.GuardIntact(); });
@@ -104,9 +104,10 @@ struct Bound {    // a tensor and its memory
 };
 
 // Space for `arena_rows` rows of a ragged value in its arena, and for all in its spill.
-absl::StatusOr<Bound> Allocate(const HostValue& shape, int64_t arena_rows, int64_t all_rows, Device* device) {
+absl::StatusOr<Bound> Allocate(const HostValue& shape, int64_t arena_rows, int64_t all_rows,
+                               device::Device* device) {
   Bound b;
-  Tensor& t = b.tensor;
+  kernels::Tensor& t = b.tensor;
   t.dtype = shape.dtype;
   t.dims = shape.dims;
   t.ragged = shape.ragged;
@@ -123,7 +124,7 @@ absl::StatusOr<Bound> Allocate(const HostValue& shape, int64_t arena_rows, int64
   }
   for (Buffer& buffer : b.buffers) RETURN_IF_ERROR(buffer.PutOn(device));
   b.seen = t;
-  const auto point = [&](Tensor& to, auto at) {
+  const auto point = [&](kernels::Tensor& to, auto at) {
     if (shape.ragged < 0) {
       to.data = at(b.buffers[0]);
       return;
@@ -139,18 +140,18 @@ absl::StatusOr<Bound> Allocate(const HostValue& shape, int64_t arena_rows, int64
 
 }  // namespace
 
-absl::StatusOr<std::vector<HostValue>> RunNode(const Node& n, const Kernel& kernel,
+absl::StatusOr<std::vector<HostValue>> RunNode(const Node& n, const kernels::Kernel& kernel,
                                                const std::vector<HostValue>& operands,
                                                const RunNodeOptions& options) {
   ASSIGN_OR_RETURN(const ShardingRule* rule, n.Rule());
   return RunNodeOnRank(n, kernel, FactorAssignment(rule->num_factors()), Mesh(), 0, operands, options);
 }
 
-absl::StatusOr<std::vector<HostValue>> RunNodeOnRank(const Node& n, const Kernel& kernel,
+absl::StatusOr<std::vector<HostValue>> RunNodeOnRank(const Node& n, const kernels::Kernel& kernel,
                                                      const FactorAssignment& assignment, const Mesh& mesh,
                                                      int64_t rank, const std::vector<HostValue>& operands,
                                                      const RunNodeOptions& options) {
-  KernelContext c;
+  kernels::KernelContext c;
   c.node = &n;
   ASSIGN_OR_RETURN(c.rule, n.Rule());
   ASSIGN_OR_RETURN(c.global_extent, FactorExtents(n));
@@ -165,7 +166,7 @@ absl::StatusOr<std::vector<HostValue>> RunNodeOnRank(const Node& n, const Kernel
   for (const HostValue& v : operands) {
     const int64_t rows = v.ragged < 0 || v.row_elements() == 0 ? 0 : v.data.size() / v.row_elements();
     ASSIGN_OR_RETURN(Bound bound, Allocate(v, arena_rows(rows), rows, options.device));
-    Tensor& t = bound.tensor;
+    kernels::Tensor& t = bound.tensor;
     for (size_t i = 0; i < v.sizes.size(); ++i) t.sizes[i] = v.sizes[i];
     if (t.is_ragged()) RETURN_IF_ERROR(t.PlaceRows());
     for (size_t i = 0; i < v.data.size(); ++i)
@@ -208,7 +209,7 @@ absl::StatusOr<std::vector<HostValue>> RunNodeOnRank(const Node& n, const Kernel
     for (Buffer& buffer : b->buffers) RETURN_IF_ERROR(buffer.Upload(c.stream));
   }
   RETURN_IF_ERROR(Annotate(kernel.Prepare(c), n.op_name()));
-  std::unique_ptr<WorkGraph> graph;
+  std::unique_ptr<device::WorkGraph> graph;
   if (options.as_graph) RETURN_IF_ERROR(c.stream->BeginGraph());
   RETURN_IF_ERROR(Annotate(kernel.Run(c), n.op_name()));
   if (options.as_graph) {
@@ -231,7 +232,7 @@ absl::StatusOr<std::vector<HostValue>> RunNodeOnRank(const Node& n, const Kernel
   for (size_t r = 0; r < out.size(); ++r) {
     if (!out[r].GuardsIntact())
       return absl::InternalError(absl::StrCat(n.op_name(), " writes beyond result ", r));
-    Tensor& t = out[r].tensor;
+    kernels::Tensor& t = out[r].tensor;
     if (t.is_ragged()) RETURN_IF_ERROR(t.PlaceRows());
     HostValue v;
     v.dtype = t.dtype;
@@ -356,10 +357,10 @@ double AssembledError(const std::vector<HostValue>& locals, const Placement& pla
   return worst;
 }
 
-absl::Status RunFunction(const Function& f, const KernelRegistry& kernels, Backend backend,
+absl::Status RunFunction(const Function& f, const kernels::KernelRegistry& kernels, kernels::Backend backend,
                          std::map<Value, HostValue>* values) {
   for (const std::unique_ptr<Node>& n : f.body()) {
-    ASSIGN_OR_RETURN(const Kernel* kernel, kernels.Lookup(*n, backend));
+    ASSIGN_OR_RETURN(const kernels::Kernel* kernel, kernels.Lookup(*n, backend));
     std::vector<HostValue> in;
     for (const Value& v : n->operands()) in.push_back(values->at(v));
     ASSIGN_OR_RETURN(std::vector<HostValue> out, RunNode(*n, *kernel, in));
@@ -368,4 +369,4 @@ absl::Status RunFunction(const Function& f, const KernelRegistry& kernels, Backe
   return absl::OkStatus();
 }
 
-}  // namespace moe
+}  // namespace moe::testing

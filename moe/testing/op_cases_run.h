@@ -18,7 +18,7 @@
 #include "moe/kernels/kernel.h"
 #include "moe/testing/op_cases.h"
 
-namespace moe {
+namespace moe::testing {
 
 struct RunNodeOptions {
   bool in_place = false;  // results take over operands' storage where the op says so
@@ -26,17 +26,17 @@ struct RunNodeOptions {
   int64_t spill_from_row = -1;
   // Where everything lies, and what the kernel works on, if not on the host: for kernels of Backend::kCuda.
   // `data` of ragged tensors is not set then.
-  Device* device = nullptr;
-  Stream* stream = nullptr;
+  device::Device* device = nullptr;
+  device::Stream* stream = nullptr;
   bool tf32 = false;      // as KernelContext has it
   bool as_graph = false;  // the kernel's work is recorded, and done by a launch of the recording
 };
-absl::StatusOr<std::vector<HostValue>> RunNode(const Node& n, const Kernel& kernel,
+absl::StatusOr<std::vector<HostValue>> RunNode(const Node& n, const kernels::Kernel& kernel,
                                                const std::vector<HostValue>& operands,
                                                const RunNodeOptions& options = {});
 
 // `operands` are local to `rank`. Factors are cut as the assignment says.
-absl::StatusOr<std::vector<HostValue>> RunNodeOnRank(const Node& n, const Kernel& kernel,
+absl::StatusOr<std::vector<HostValue>> RunNodeOnRank(const Node& n, const kernels::Kernel& kernel,
                                                      const FactorAssignment& assignment, const Mesh& mesh,
                                                      int64_t rank, const std::vector<HostValue>& operands,
                                                      const RunNodeOptions& options = {});
@@ -60,7 +60,7 @@ double RelativeError(const HostValue& got, const HostValue& want);
 
 // Runs all nodes of a function, in order, by the kernels of a back end. `values` holds its arguments and
 // receives everything else.
-absl::Status RunFunction(const Function& f, const KernelRegistry& kernels, Backend backend,
+absl::Status RunFunction(const Function& f, const kernels::KernelRegistry& kernels, kernels::Backend backend,
                          std::map<Value, HostValue>* values);
 
-}  // namespace moe
+}  // namespace moe::testing

@@ -9,7 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "moe/base/status.h"
 
-namespace moe {
+namespace moe::testing {
 namespace {
 
 constexpr size_t kKept = 20;  // races
@@ -160,7 +160,7 @@ class OrderCheck::Replay {
     const auto follows = [&](const Access& a) {
       return a.actor < 0 || clock[a.actor] >= a.tick || (by_thread && check_.actors_[a.actor].is_thread);
     };
-    for (const MemoryUse& use : work.uses) {
+    for (const device::MemoryUse& use : work.uses) {
       const uintptr_t begin = Address(use.at), end = begin + use.bytes;
       Split(begin);
       Split(end);
@@ -196,7 +196,7 @@ class OrderCheck::Replay {
     }
   }
 
-  void Report(const Access& before, bool wrote, const Access& now, const MemoryUse& use) {
+  void Report(const Access& before, bool wrote, const Access& now, const device::MemoryUse& use) {
     if (races_.size() >= most_) return;
     const auto name = [&](const Access& a) {
       return absl::StrCat(check_.actors_[a.actor].name, " (", a.work->what, ")");
@@ -221,9 +221,9 @@ class OrderCheck::Replay {
   std::vector<std::string> races_;
 };
 
-class WatchedMemory : public DeviceMemory {
+class WatchedMemory : public device::DeviceMemory {
  public:
-  WatchedMemory(OrderCheck* check, std::unique_ptr<DeviceMemory> inner)
+  WatchedMemory(OrderCheck* check, std::unique_ptr<device::DeviceMemory> inner)
       : check_(check), inner_(std::move(inner)) {
     check_->Gave(*inner_);
   }
@@ -238,46 +238,49 @@ class WatchedMemory : public DeviceMemory {
 
  private:
   OrderCheck* const check_;
-  const std::unique_ptr<DeviceMemory> inner_;
+  const std::unique_ptr<device::DeviceMemory> inner_;
 };
 
-struct WatchedEvent : Event {
-  std::unique_ptr<Event> inner;
+struct WatchedEvent : device::Event {
+  std::unique_ptr<device::Event> inner;
   int number = 0;
 };
 
-class WatchedDevice : public Device {
+class WatchedDevice : public device::Device {
  public:
-  WatchedDevice(OrderCheck* check, std::unique_ptr<Device> inner, int ordinal)
+  WatchedDevice(OrderCheck* check, std::unique_ptr<device::Device> inner, int ordinal)
       : check_(check), inner_(std::move(inner)), ordinal_(ordinal) {}
-  DeviceKind kind() const override { return inner_->kind(); }
+  device::DeviceKind kind() const override { return inner_->kind(); }
   int ordinal() const override { return ordinal_; }
   std::string description() const override { return inner_->description(); }
   bool host_accessible() const override { return false; }
   bool has_graphs() const override { return inner_->has_graphs(); }
   bool checks_order() const override { return true; }
   absl::Status Use() override { return inner_->Use(); }
-  absl::StatusOr<std::unique_ptr<DeviceMemory>> Allocate(int64_t bytes, int64_t filled) override {
-    ASSIGN_OR_RETURN(std::unique_ptr<DeviceMemory> memory, inner_->Allocate(bytes, filled));
+  absl::StatusOr<std::unique_ptr<device::DeviceMemory>> Allocate(int64_t bytes, int64_t filled) override {
+    ASSIGN_OR_RETURN(std::unique_ptr<device::DeviceMemory> memory, inner_->Allocate(bytes, filled));
     return std::make_unique<WatchedMemory>(check_, std::move(memory));
   }
-  absl::StatusOr<std::unique_ptr<DeviceMemory>> AllocateStaging(int64_t bytes) override {
-    ASSIGN_OR_RETURN(std::unique_ptr<DeviceMemory> memory, inner_->AllocateStaging(bytes));
+  absl::StatusOr<std::unique_ptr<device::DeviceMemory>> AllocateStaging(int64_t bytes) override {
+    ASSIGN_OR_RETURN(std::unique_ptr<device::DeviceMemory> memory, inner_->AllocateStaging(bytes));
     return std::make_unique<WatchedMemory>(check_, std::move(memory));
   }
-  absl::StatusOr<std::unique_ptr<Stream>> NewStream(absl::string_view name) override;
-  absl::StatusOr<std::unique_ptr<Event>> NewEvent() override { return Watched(inner_->NewEvent()); }
-  absl::StatusOr<std::unique_ptr<Event>> NewTimedEvent() override { return Watched(inner_->NewTimedEvent()); }
-  absl::StatusOr<double> SecondsBetween(const Event& from, const Event& to) override {
+  absl::StatusOr<std::unique_ptr<device::Stream>> NewStream(absl::string_view name) override;
+  absl::StatusOr<std::unique_ptr<device::Event>> NewEvent() override { return Watched(inner_->NewEvent()); }
+  absl::StatusOr<std::unique_ptr<device::Event>> NewTimedEvent() override {
+    return Watched(inner_->NewTimedEvent());
+  }
+  absl::StatusOr<double> SecondsBetween(const device::Event& from, const device::Event& to) override {
     return inner_->SecondsBetween(*static_cast<const WatchedEvent&>(from).inner,
                                   *static_cast<const WatchedEvent&>(to).inner);
   }
-  void HostUses(absl::string_view what, absl::Span<const MemoryUse> uses) override {
+  void HostUses(absl::string_view what, absl::Span<const device::MemoryUse> uses) override {
     check_->Add(OrderCheck::Entry::kHostUse, -1, -1, check_->Known(std::string(what), uses));
   }
 
  private:
-  absl::StatusOr<std::unique_ptr<Event>> Watched(absl::StatusOr<std::unique_ptr<Event>> inner) {
+  absl::StatusOr<std::unique_ptr<device::Event>> Watched(
+      absl::StatusOr<std::unique_ptr<device::Event>> inner) {
     RETURN_IF_ERROR(inner.status());
     auto event = std::make_unique<WatchedEvent>();
     event->inner = *std::move(inner);
@@ -286,20 +289,20 @@ class WatchedDevice : public Device {
   }
 
   OrderCheck* const check_;
-  const std::unique_ptr<Device> inner_;
+  const std::unique_ptr<device::Device> inner_;
   const int ordinal_;
 };
 
-class WatchedStream : public Stream {
+class WatchedStream : public device::Stream {
  public:
-  WatchedStream(OrderCheck* check, WatchedDevice* device, std::unique_ptr<Stream> inner,
+  WatchedStream(OrderCheck* check, WatchedDevice* device, std::unique_ptr<device::Stream> inner,
                 absl::string_view name)
       : check_(check),
         device_(device),
         inner_(std::move(inner)),
         number_(check->NewStream(name, device->ordinal())) {}
-  DeviceKind kind() const override { return inner_->kind(); }
-  Device* device() const override { return device_; }
+  device::DeviceKind kind() const override { return inner_->kind(); }
+  device::Device* device() const override { return device_; }
   void* native() const override { return inner_->native(); }
 
   absl::Status Copy(void* to, const void* from, int64_t bytes) override {
@@ -318,7 +321,7 @@ class WatchedStream : public Stream {
   }
   absl::Status Reduce(absl::Span<const void* const> from, void* to, int64_t count, DType dtype,
                       Reduction kind) override {
-    std::vector<MemoryUse> uses;
+    std::vector<device::MemoryUse> uses;
     for (const void* p : from) uses.push_back({p, count * ByteSize(dtype), false});
     uses.push_back({to, count * ByteSize(dtype), true});
     Works("reduction", uses);
@@ -330,23 +333,23 @@ class WatchedStream : public Stream {
   }
   absl::Status Decode(WireFormat wire, absl::Span<const char* const> from, int64_t n, Reduction kind,
                       DType dtype, void* to) override {
-    std::vector<MemoryUse> uses;
+    std::vector<device::MemoryUse> uses;
     for (const char* p : from) uses.push_back({p, WireBytes(wire, dtype, n), false});
     uses.push_back({to, n * ByteSize(dtype), true});
     Works("decoding", uses);
     return inner_->Decode(wire, from, n, kind, dtype, to);
   }
-  void Uses(absl::string_view what, absl::Span<const MemoryUse> uses) override {
+  void Uses(absl::string_view what, absl::Span<const device::MemoryUse> uses) override {
     if (!what.empty()) what_ = std::string(what);
     Give(check_->Known(what_, uses));
   }
 
-  absl::Status Record(Event* event) override {
+  absl::Status Record(device::Event* event) override {
     auto* const e = static_cast<WatchedEvent*>(event);
     check_->Add(OrderCheck::Entry::kRecord, number_, e->number, nullptr);
     return inner_->Record(e->inner.get());
   }
-  absl::Status Wait(const Event* event) override {
+  absl::Status Wait(const device::Event* event) override {
     const auto* const e = static_cast<const WatchedEvent*>(event);
     check_->Add(OrderCheck::Entry::kWait, number_, e->number, nullptr);
     return inner_->Wait(e->inner.get());
@@ -362,12 +365,12 @@ class WatchedStream : public Stream {
     graph_ = std::make_unique<WatchedGraph>();
     return absl::OkStatus();
   }
-  absl::StatusOr<std::unique_ptr<WorkGraph>> EndGraph() override {
+  absl::StatusOr<std::unique_ptr<device::WorkGraph>> EndGraph() override {
     std::unique_ptr<WatchedGraph> graph = std::move(graph_);
     ASSIGN_OR_RETURN(graph->inner, inner_->EndGraph());
     return graph;
   }
-  absl::Status Launch(WorkGraph* graph) override {
+  absl::Status Launch(device::WorkGraph* graph) override {
     auto* const g = static_cast<WatchedGraph*>(graph);
     for (const auto& work : g->work) Give(work);
     return inner_->Launch(g->inner.get());
@@ -375,13 +378,13 @@ class WatchedStream : public Stream {
 
  private:
   // What its work touches, in order.
-  struct WatchedGraph : WorkGraph {
+  struct WatchedGraph : device::WorkGraph {
     int64_t nodes() const override { return inner->nodes(); }
-    std::unique_ptr<WorkGraph> inner;
+    std::unique_ptr<device::WorkGraph> inner;
     std::vector<std::shared_ptr<const OrderCheck::Work>> work;
   };
 
-  void Works(absl::string_view what, absl::Span<const MemoryUse> uses) {
+  void Works(absl::string_view what, absl::Span<const device::MemoryUse> uses) {
     Give(check_->Known(what_.empty() ? std::string(what) : absl::StrCat(what_, ", ", what), uses));
   }
   void Give(std::shared_ptr<const OrderCheck::Work> work) {
@@ -394,21 +397,21 @@ class WatchedStream : public Stream {
 
   OrderCheck* const check_;
   WatchedDevice* const device_;
-  const std::unique_ptr<Stream> inner_;
+  const std::unique_ptr<device::Stream> inner_;
   const int number_;
   std::string what_;                     // of the last Uses
   std::unique_ptr<WatchedGraph> graph_;  // that is recorded now
 };
 
-absl::StatusOr<std::unique_ptr<Stream>> WatchedDevice::NewStream(absl::string_view name) {
-  ASSIGN_OR_RETURN(std::unique_ptr<Stream> inner, inner_->NewStream(name));
+absl::StatusOr<std::unique_ptr<device::Stream>> WatchedDevice::NewStream(absl::string_view name) {
+  ASSIGN_OR_RETURN(std::unique_ptr<device::Stream> inner, inner_->NewStream(name));
   return std::make_unique<WatchedStream>(check_, this, std::move(inner), name);
 }
 
 OrderCheck::OrderCheck() = default;
 OrderCheck::~OrderCheck() = default;
 
-std::unique_ptr<Device> OrderCheck::Watch(std::unique_ptr<Device> inner, int ordinal) {
+std::unique_ptr<device::Device> OrderCheck::Watch(std::unique_ptr<device::Device> inner, int ordinal) {
   return std::make_unique<WatchedDevice>(this, std::move(inner), ordinal);
 }
 
@@ -458,11 +461,11 @@ void OrderCheck::Add(Entry::Kind kind, int stream, int event, std::shared_ptr<co
 }
 
 std::shared_ptr<const OrderCheck::Work> OrderCheck::Known(std::string what,
-                                                          absl::Span<const MemoryUse> uses) {
+                                                          absl::Span<const device::MemoryUse> uses) {
   auto work = std::make_shared<Work>();
   work->what = std::move(what);
   std::lock_guard<std::mutex> lock(mutex_);
-  for (const MemoryUse& use : uses) {
+  for (const device::MemoryUse& use : uses) {
     const uintptr_t begin = Address(use.at);
     const auto next = blocks_.upper_bound(begin);
     if (use.bytes <= 0 || next == blocks_.begin() || std::prev(next)->second <= begin) continue;
@@ -472,17 +475,17 @@ std::shared_ptr<const OrderCheck::Work> OrderCheck::Known(std::string what,
   return work;
 }
 
-void OrderCheck::Gave(const DeviceMemory& memory) {
+void OrderCheck::Gave(const device::DeviceMemory& memory) {
   if (memory.bytes() == 0) return;
   std::lock_guard<std::mutex> lock(mutex_);
   blocks_[Address(memory.data())] = Address(memory.data()) + memory.bytes();
 }
 
-void OrderCheck::TakesBack(const DeviceMemory& memory) {
+void OrderCheck::TakesBack(const device::DeviceMemory& memory) {
   if (memory.bytes() == 0) return;
   Add(Entry::kGiveBack, -1, -1, Known("gives it back", {{memory.data(), memory.bytes(), true}}));
   std::lock_guard<std::mutex> lock(mutex_);
   blocks_.erase(Address(memory.data()));
 }
 
-}  // namespace moe
+}  // namespace moe::testing

@@ -38,7 +38,7 @@
 #include "absl/types/span.h"
 #include "moe/device/device.h"
 
-namespace moe {
+namespace moe::testing {
 
 class OrderCheck {
  public:
@@ -58,7 +58,7 @@ class OrderCheck {
   OrderCheck& operator=(const OrderCheck&) = delete;
 
   // The device inside has that ordinal, or none of its own.
-  std::unique_ptr<Device> Watch(std::unique_ptr<Device> inner, int ordinal);
+  std::unique_ptr<device::Device> Watch(std::unique_ptr<device::Device> inner, int ordinal);
 
   // Races in all that was done so far: the first 20 of different words. With a site: the first race that
   // there would be if the waits of that site brought nothing.
@@ -79,7 +79,7 @@ class OrderCheck {
   };
   struct Work {
     std::string what;
-    std::vector<MemoryUse> uses;
+    std::vector<device::MemoryUse> uses;
   };
   struct Entry {
     enum Kind : uint8_t { kWork, kRecord, kWait, kSynchronize, kHostUse, kGiveBack } kind;
@@ -93,9 +93,9 @@ class OrderCheck {
   int ThreadLocked();  // the actor of the calling thread
   void Add(Entry::Kind kind, int stream, int event, std::shared_ptr<const Work> work);
   // The uses of memory that watched devices gave.
-  std::shared_ptr<const Work> Known(std::string what, absl::Span<const MemoryUse> uses);
-  void Gave(const DeviceMemory& memory);
-  void TakesBack(const DeviceMemory& memory);
+  std::shared_ptr<const Work> Known(std::string what, absl::Span<const device::MemoryUse> uses);
+  void Gave(const device::DeviceMemory& memory);
+  void TakesBack(const device::DeviceMemory& memory);
 
   mutable std::mutex mutex_;
   std::vector<Actor> actors_;
@@ -106,4 +106,4 @@ class OrderCheck {
   int events_ = 0;
 };
 
-}  // namespace moe
+}  // namespace moe::testing

@@ -8,7 +8,7 @@
 #include "moe/base/status_matchers.h"
 #include "moe/device/host_device.h"
 
-namespace moe {
+namespace moe::testing {
 namespace {
 
 using ::testing::ElementsAre;
@@ -19,7 +19,7 @@ using ::testing::SizeIs;
 class OrderCheckTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    device_ = check_.Watch(NewHostDevice(), 0);
+    device_ = check_.Watch(device::NewHostDevice(), 0);
     ASSERT_OK_AND_ASSIGN(memory_, device_->Allocate(256));
     ASSERT_OK_AND_ASSIGN(one_, device_->NewStream("compute"));
     ASSERT_OK_AND_ASSIGN(other_, device_->NewStream("comm"));
@@ -28,10 +28,10 @@ class OrderCheckTest : public ::testing::Test {
   char* at(int64_t byte) { return memory_->data() + byte; }
 
   OrderCheck check_;
-  std::unique_ptr<Device> device_;
-  std::unique_ptr<DeviceMemory> memory_;
-  std::unique_ptr<Stream> one_, other_;
-  std::unique_ptr<Event> event_;
+  std::unique_ptr<device::Device> device_;
+  std::unique_ptr<device::DeviceMemory> memory_;
+  std::unique_ptr<device::Stream> one_, other_;
+  std::unique_ptr<device::Event> event_;
 };
 
 TEST_F(OrderCheckTest, AWaitOrders) {
@@ -73,8 +73,8 @@ TEST_F(OrderCheckTest, WorkAfterTheRecordIsNotWaitedFor) {
 }
 
 TEST_F(OrderCheckTest, OrderIsPassedOn) {
-  ASSERT_OK_AND_ASSIGN(std::unique_ptr<Stream> third, device_->NewStream("copy"));
-  ASSERT_OK_AND_ASSIGN(std::unique_ptr<Event> next, device_->NewEvent());
+  ASSERT_OK_AND_ASSIGN(std::unique_ptr<device::Stream> third, device_->NewStream("copy"));
+  ASSERT_OK_AND_ASSIGN(std::unique_ptr<device::Event> next, device_->NewEvent());
   ASSERT_OK(one_->Fill(at(0), 1, 64));
   ASSERT_OK(one_->Record(event_.get()));
   ASSERT_OK(other_->Wait(event_.get()));
@@ -139,4 +139,4 @@ TEST_F(OrderCheckTest, RowsGoFromTheFirstByteToTheLast) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::testing

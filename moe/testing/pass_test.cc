@@ -10,7 +10,7 @@
 #include "moe/testing/check_lines.h"
 #include "moe/testing/validate_passes.h"
 
-namespace moe {
+namespace moe::testing {
 namespace {
 
 // parse(print(m)) == m
@@ -21,8 +21,8 @@ void ExpectRoundTrip(const Module& module, absl::string_view when) {
   EXPECT_EQ(DiffModules(module, **again), "") << when << ":\n" << text;
 }
 
-PassRegistry Only(const Pass& pass) {
-  PassRegistry registry;
+passes::PassRegistry Only(const passes::Pass& pass) {
+  passes::PassRegistry registry;
   registry.Add({"pass-under-test", "", pass});
   return registry;
 }
@@ -42,15 +42,16 @@ bool PassTest::Load(absl::string_view text) {
   return verified.ok();
 }
 
-void PassTest::Run(const PassRegistry& registry, absl::string_view pipeline, absl::string_view text,
-                   const PassContext& context) {
+void PassTest::Run(const passes::PassRegistry& registry, absl::string_view pipeline, absl::string_view text,
+                   const passes::PassContext& context) {
   if (!Load(text)) return;
   const std::unique_ptr<Module> before = CloneModule(*program_.module);
-  absl::StatusOr<std::vector<PassResult>> results = RunPipelineOf(registry, pipeline, program_, context);
+  absl::StatusOr<std::vector<passes::PassResult>> results =
+      passes::RunPipelineOf(registry, pipeline, program_, context);
   ASSERT_TRUE(results.ok()) << results.status() << "\n" << PrintModule(*program_.module);
   results_ = *std::move(results);
   bool changed = false;
-  for (const PassResult& result : results_) changed = changed || result.changed;
+  for (const passes::PassResult& result : results_) changed = changed || result.changed;
   const std::string diff = DiffModules(*before, *program_.module);
   if (!changed) {
     EXPECT_EQ(diff, "") << "the pass says that it changed nothing";
@@ -65,28 +66,31 @@ void PassTest::Run(const PassRegistry& registry, absl::string_view pipeline, abs
   EXPECT_TRUE(same.ok()) << same << "\n" << PrintModule(*program_.module);
 }
 
-void PassTest::ExpectRewrite(absl::string_view pipeline, absl::string_view text, const PassContext& context) {
-  Run(RegisteredPasses(), pipeline, text, context);
+void PassTest::ExpectRewrite(absl::string_view pipeline, absl::string_view text,
+                             const passes::PassContext& context) {
+  Run(passes::RegisteredPasses(), pipeline, text, context);
   if (HasFatalFailure() || results_.empty()) return;
   const absl::Status matched = CheckLines(text, PrintModule(*program_.module));
   EXPECT_TRUE(matched.ok()) << matched.message();
 }
 
-void PassTest::ExpectRewrite(const Pass& pass, absl::string_view text, const PassContext& context) {
+void PassTest::ExpectRewrite(const passes::Pass& pass, absl::string_view text,
+                             const passes::PassContext& context) {
   Run(Only(pass), "pass-under-test", text, context);
   if (HasFatalFailure() || results_.empty()) return;
   const absl::Status matched = CheckLines(text, PrintModule(*program_.module));
   EXPECT_TRUE(matched.ok()) << matched.message();
 }
 
-void PassTest::ExpectUnchanged(const Pass& pass, absl::string_view text, const PassContext& context) {
+void PassTest::ExpectUnchanged(const passes::Pass& pass, absl::string_view text,
+                               const passes::PassContext& context) {
   Run(Only(pass), "pass-under-test", text, context);
   if (HasFatalFailure() || results_.empty()) return;
   EXPECT_FALSE(results_[0].changed) << PrintModule(*program_.module);
 }
 
-void PassTest::ExpectPassError(const Pass& pass, absl::string_view text, absl::StatusCode code,
-                               const std::vector<std::string>& parts, const PassContext& context) {
+void PassTest::ExpectPassError(const passes::Pass& pass, absl::string_view text, absl::StatusCode code,
+                               const std::vector<std::string>& parts, const passes::PassContext& context) {
   if (!Load(text)) return;
   const absl::StatusOr<bool> result = pass(program_, context);
   EXPECT_EQ(result.status().code(), code) << result.status();
@@ -95,4 +99,4 @@ void PassTest::ExpectPassError(const Pass& pass, absl::string_view text, absl::S
   }
 }
 
-}  // namespace moe
+}  // namespace moe::testing

@@ -29,32 +29,35 @@
 #include "absl/strings/string_view.h"
 #include "moe/passes/pass.h"
 
-namespace moe {
+namespace moe::testing {
 
 class PassTest : public ::testing::Test {
  protected:
-  void ExpectRewrite(const Pass& pass, absl::string_view text, const PassContext& context = {});
+  void ExpectRewrite(const passes::Pass& pass, absl::string_view text,
+                     const passes::PassContext& context = {});
   // A pipeline of passes that were added with RegisterPass: by the library under test, by the test itself, or
   // all built-in ones if the test calls Passes() first.
-  void ExpectRewrite(absl::string_view pipeline, absl::string_view text, const PassContext& context = {});
+  void ExpectRewrite(absl::string_view pipeline, absl::string_view text,
+                     const passes::PassContext& context = {});
 
   // The pass finds nothing to do.
-  void ExpectUnchanged(const Pass& pass, absl::string_view text, const PassContext& context = {});
+  void ExpectUnchanged(const passes::Pass& pass, absl::string_view text,
+                       const passes::PassContext& context = {});
   // The pass refuses the module; the message has all the parts.
-  void ExpectPassError(const Pass& pass, absl::string_view text, absl::StatusCode code,
-                       const std::vector<std::string>& parts, const PassContext& context = {});
+  void ExpectPassError(const passes::Pass& pass, absl::string_view text, absl::StatusCode code,
+                       const std::vector<std::string>& parts, const passes::PassContext& context = {});
 
   // False where the text is no program that runs; say why.
   bool runs_ = true;
   // The program of the last call, for further questions. Its text is printed.
   Program program_;
-  std::vector<PassResult> results_;
+  std::vector<passes::PassResult> results_;
 
  private:
   // Parses, verifies and round-trips `text` into program_; false if the test has failed.
   bool Load(absl::string_view text);
-  void Run(const PassRegistry& registry, absl::string_view pipeline, absl::string_view text,
-           const PassContext& context);
+  void Run(const passes::PassRegistry& registry, absl::string_view pipeline, absl::string_view text,
+           const passes::PassContext& context);
 };
 
-}  // namespace moe
+}  // namespace moe::testing

@@ -8,12 +8,12 @@
 #include "moe/ir/state.h"
 #include "moe/runtime/init.h"
 
-namespace moe {
+namespace moe::testing {
 namespace {
 
 class Editor {
  public:
-  Editor(Plan* plan, uint64_t seed) : plan_(*plan), seed_(seed) {}
+  Editor(plan::Plan* plan, uint64_t seed) : plan_(*plan), seed_(seed) {}
 
   std::string Edit() {
     switch (Below(7)) {
@@ -33,7 +33,9 @@ class Editor {
   }
 
  private:
-  int Below(int n) { return static_cast<int>(CounterBits(seed_, 0, counter_++) % static_cast<uint64_t>(n)); }
+  int Below(int n) {
+    return static_cast<int>(runtime::CounterBits(seed_, 0, counter_++) % static_cast<uint64_t>(n));
+  }
   template <typename C>
   auto Pick(C& container) {
     return std::next(container.begin(), Below(static_cast<int>(container.size())));
@@ -239,13 +241,13 @@ class Editor {
     }
   }
 
-  Plan& plan_;
+  plan::Plan& plan_;
   const uint64_t seed_;
   uint64_t counter_ = 0;
 };
 
 }  // namespace
 
-std::string RandomEdit(Plan* plan, uint64_t seed) { return Editor(plan, seed).Edit(); }
+std::string RandomEdit(plan::Plan* plan, uint64_t seed) { return Editor(plan, seed).Edit(); }
 
-}  // namespace moe
+}  // namespace moe::testing

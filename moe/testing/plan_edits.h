@@ -12,12 +12,12 @@
 
 #include "moe/plan/plan.h"
 
-namespace moe {
+namespace moe::testing {
 
 // Edits one thing: an action (dropped, doubled, swapped with its neighbour, another microbatch, another slot,
 // moved to another stage), a buffer (moved, shrunk), a wait (dropped), a slot count, a node (operand
 // exchanged for another of its type), a binding, the inventory, an exchange in flight (its start, its done,
 // its bytes). Says what it did; "" if the choice did not apply to this plan.
-std::string RandomEdit(Plan* plan, uint64_t seed);
+std::string RandomEdit(plan::Plan* plan, uint64_t seed);
 
-}  // namespace moe
+}  // namespace moe::testing

@@ -22,7 +22,7 @@
 #include "moe/comm/call.h"
 #include "nlohmann/json.hpp"
 
-namespace moe {
+namespace moe::testing {
 namespace {
 
 using nlohmann::json;
@@ -133,7 +133,7 @@ class Connection {
   const int socket_;
 };
 
-class RemoteCommunicator : public CallCommunicator {
+class RemoteCommunicator : public comm::CallCommunicator {
  public:
   RemoteCommunicator(int rank, int control) : connection_(rank, control) {}
   absl::Status Connect(absl::Span<const int64_t> ranks, absl::string_view channel) {
@@ -151,9 +151,9 @@ class RemoteCommunicator : public CallCommunicator {
   void Abort(absl::Status) override {}  // worlds are aborted here, not groups
 
  protected:
-  absl::Status Run(const Call& call) override {
-    if (absl::Status s = CheckCall(call, size_); !s.ok()) return Annotate(s, CallToString(call));
-    const auto [in, out] = CallExtents(call, rank_, size_);
+  absl::Status Run(const comm::Call& call) override {
+    if (absl::Status s = comm::CheckCall(call, size_); !s.ok()) return Annotate(s, comm::CallToString(call));
+    const auto [in, out] = comm::CallExtents(call, rank_, size_);
     const auto list = [](absl::Span<const int64_t> x) { return std::vector<int64_t>(x.begin(), x.end()); };
     json answer;
     return connection_.Ask({{"do", "call"},
@@ -184,14 +184,14 @@ class RemoteCommunicator : public CallCommunicator {
   int rank_ = 0, size_ = 0;
 };
 
-class RemoteWorld : public World {
+class RemoteWorld : public comm::World {
  public:
   RemoteWorld(int rank, int num_ranks, int control)
       : rank_(rank), num_ranks_(num_ranks), control_(control), own_(rank, control) {}
   int64_t rank() const override { return rank_; }
   int64_t num_ranks() const override { return num_ranks_; }
-  absl::StatusOr<Communicator*> Group(absl::Span<const int64_t> ranks, absl::string_view channel,
-                                      Stream*) override {
+  absl::StatusOr<comm::Communicator*> Group(absl::Span<const int64_t> ranks, absl::string_view channel,
+                                            device::Stream*) override {
     absl::MutexLock lock(&mutex_);
     std::unique_ptr<RemoteCommunicator>& group =
         groups_[{std::vector<int64_t>(ranks.begin(), ranks.end()), std::string(channel)}];
@@ -268,7 +268,7 @@ class RemoteWorlds : public WorldSet {
     }
     return absl::OkStatus();
   }
-  World* rank(int rank) override { return worlds_[rank].get(); }
+  comm::World* rank(int rank) override { return worlds_[rank].get(); }
 
  private:
   std::vector<int> controls_;
@@ -283,11 +283,11 @@ bool Answer(int socket, const absl::Status& status, json answer = json::object()
   return Write(socket, answer, out.data(), out.size());
 }
 
-absl::Status DoCall(Communicator* c, const json& q, std::vector<char>& in, std::vector<char>& out) {
+absl::Status DoCall(comm::Communicator* c, const json& q, std::vector<char>& in, std::vector<char>& out) {
   const std::vector<int64_t> counts = q.at("counts"), receive_counts = q.at("receive_counts");
   const std::string what = q.at("what");
-  Call call;
-  call.op = static_cast<Call::Op>(q.at("op").get<int>());
+  comm::Call call;
+  call.op = static_cast<comm::Call::Op>(q.at("op").get<int>());
   call.dtype = static_cast<DType>(q.at("dtype").get<int>());
   call.kind = static_cast<Reduction>(q.at("kind").get<int>());
   call.count = q.at("count");
@@ -297,15 +297,15 @@ absl::Status DoCall(Communicator* c, const json& q, std::vector<char>& in, std::
   call.what = what;
   if (q.at("in_place").get<bool>()) {
     out = in;
-    return ForwardCall(call, c, out.data(), out.data());
+    return comm::ForwardCall(call, c, out.data(), out.data());
   }
-  out.resize(CallExtents(call, c->rank(), c->size()).second * ByteSize(call.dtype));
-  return ForwardCall(call, c, in.data(), out.data());
+  out.resize(comm::CallExtents(call, c->rank(), c->size()).second * ByteSize(call.dtype));
+  return comm::ForwardCall(call, c, in.data(), out.data());
 }
 
 // One connection: of a group, or of the world.
-void ServeConnection(int socket, World* world) {
-  Communicator* c = nullptr;
+void ServeConnection(int socket, comm::World* world) {
+  comm::Communicator* c = nullptr;
   json q;
   std::vector<char> in;
   while (Read(socket, &q, &in)) {
@@ -356,7 +356,7 @@ std::optional<WorkerRank> ThisWorker() {
                     std::atoi(parts[2].c_str())};
 }
 
-absl::Status ServeRank(const WorkerRank& worker, World* world) {
+absl::Status ServeRank(const WorkerRank& worker, comm::World* world) {
   std::vector<std::thread> threads;
   for (int socket; (socket = AcceptConnection(worker.socket)) >= 0;) {
     threads.emplace_back(ServeConnection, socket, world);
@@ -365,4 +365,4 @@ absl::Status ServeRank(const WorkerRank& worker, World* world) {
   return absl::OkStatus();
 }
 
-}  // namespace moe
+}  // namespace moe::testing

@@ -19,10 +19,10 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "moe/testing/conformance.h"
 #include "moe/comm/world.h"
+#include "moe/testing/conformance.h"
 
-namespace moe {
+namespace moe::testing {
 
 // `task` reaches the workers as it is, `variables` ("NAME=value") with "%r" as the rank.
 absl::StatusOr<std::unique_ptr<WorldSet>> StartRanks(int num_ranks, const std::string& task,
@@ -36,6 +36,6 @@ struct WorkerRank {
 // Nothing in a process that was not started by StartRanks.
 std::optional<WorkerRank> ThisWorker();
 // Until the set ends.
-absl::Status ServeRank(const WorkerRank& worker, World* world);
+absl::Status ServeRank(const WorkerRank& worker, comm::World* world);
 
-}  // namespace moe
+}  // namespace moe::testing

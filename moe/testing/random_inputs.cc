@@ -8,10 +8,10 @@
 #include "moe/ir/stored_rows.h"
 #include "moe/runtime/init.h"
 
-namespace moe {
+namespace moe::testing {
 
-absl::StatusOr<StepInputs> RandomInputs(const Module& module, const RandomInputOptions& options,
-                                        int64_t step) {
+absl::StatusOr<runtime::StepInputs> RandomInputs(const Module& module, const RandomInputOptions& options,
+                                                 int64_t step) {
   const Attributes& a = module.attributes();
   const int64_t samples = AttrInt(a, "global_batch"), seq = AttrInt(a, "seq_length");
   const State* embedding = module.FindState("embedding");
@@ -21,12 +21,15 @@ absl::StatusOr<StepInputs> RandomInputs(const Module& module, const RandomInputO
   }
   const int64_t vocab = LogicalType(module, *embedding).dims[0], n = samples * seq;
   const uint64_t seed = options.seed * 1'000'003 + static_cast<uint64_t>(step);
-  StepInputs in;
+  runtime::StepInputs in;
   double valid = 0;
   for (int64_t i = 0; i < n; ++i) {
-    in.tokens.push_back(static_cast<int32_t>(CounterBits(seed, StreamOf("tokens"), i) % vocab));
-    in.labels.push_back(static_cast<int32_t>(CounterBits(seed, StreamOf("labels"), i) % vocab));
-    const double u = static_cast<double>(CounterBits(seed, StreamOf("mask"), i) >> 11) * 0x1p-53;
+    in.tokens.push_back(
+        static_cast<int32_t>(runtime::CounterBits(seed, runtime::StreamOf("tokens"), i) % vocab));
+    in.labels.push_back(
+        static_cast<int32_t>(runtime::CounterBits(seed, runtime::StreamOf("labels"), i) % vocab));
+    const double u =
+        static_cast<double>(runtime::CounterBits(seed, runtime::StreamOf("mask"), i) >> 11) * 0x1p-53;
     in.mask.push_back(u < options.masked || (options.empty_sample && i < seq) ? 0.0f : 1.0f);
     valid += in.mask.back();
   }
@@ -44,4 +47,4 @@ absl::StatusOr<StepInputs> RandomInputs(const Module& module, const RandomInputO
   return in;
 }
 
-}  // namespace moe
+}  // namespace moe::testing

@@ -10,7 +10,7 @@
 #include "moe/ir/graph.h"
 #include "moe/runtime/session.h"
 
-namespace moe {
+namespace moe::testing {
 
 struct RandomInputOptions {
   uint64_t seed = 1;
@@ -23,7 +23,7 @@ struct RandomInputOptions {
 // positions 0.., and all scalars of a training step: inv_tokens, inv_microbatches, learning_rate, bias1,
 // bias2. Sizes come from the module's attributes. Error: FailedPrecondition if the module lacks them or the
 // state "embedding".
-absl::StatusOr<StepInputs> RandomInputs(const Module& module, const RandomInputOptions& options,
-                                        int64_t step);
+absl::StatusOr<runtime::StepInputs> RandomInputs(const Module& module, const RandomInputOptions& options,
+                                                 int64_t step);
 
-}  // namespace moe
+}  // namespace moe::testing

@@ -9,16 +9,16 @@
 #include "moe/model/transformer.h"
 #include "moe/passes/autodiff.h"
 #include "moe/passes/context_parallel.h"
-#include "moe/passes/shard/insert_collectives.h"
-#include "moe/passes/precision/mixed_precision.h"
-#include "moe/passes/stages/partition_stages.h"
 #include "moe/passes/pass.h"
+#include "moe/passes/precision/mixed_precision.h"
+#include "moe/passes/shard/insert_collectives.h"
 #include "moe/passes/shard/shard.h"
+#include "moe/passes/stages/partition_stages.h"
 
-namespace moe {
+namespace moe::testing {
 
-ModelConfig SmallMoe() {
-  ModelConfig c;
+model::ModelConfig SmallMoe() {
+  model::ModelConfig c;
   c.set_name("small");
   c.set_num_layers(2);
   c.set_hidden_size(16);
@@ -40,8 +40,8 @@ ModelConfig SmallMoe() {
   return c;
 }
 
-ModelConfig SmallDense() {
-  ModelConfig c = SmallMoe();
+model::ModelConfig SmallDense() {
+  model::ModelConfig c = SmallMoe();
   c.set_num_experts(0);
   c.set_moe_router_topk(0);
   c.set_first_dense_layers(0);
@@ -52,39 +52,40 @@ ModelConfig SmallDense() {
   return c;
 }
 
-ModelConfig SmallDropless() {
-  ModelConfig c = SmallMoe();
+model::ModelConfig SmallDropless() {
+  model::ModelConfig c = SmallMoe();
   c.set_capacity_factor(0);
   return c;
 }
 
-absl::StatusOr<std::unique_ptr<ShardedModel>> CompileSharded(const ModelConfig& config,
+absl::StatusOr<std::unique_ptr<ShardedModel>> CompileSharded(const model::ModelConfig& config,
                                                              const std::string& strategy,
                                                              int64_t global_batch) {
   auto m = std::make_unique<ShardedModel>();
-  PassContext context;
-  ASSIGN_OR_RETURN(context.strategy, ParseStrategy(strategy));
+  passes::PassContext context;
+  ASSIGN_OR_RETURN(context.strategy, passes::ParseStrategy(strategy));
   context.notes = &m->notes;
-  BuildOptions options;
+  model::BuildOptions options;
   options.global_batch = global_batch;
   options.microbatches = context.strategy.microbatches;
-  const ModelConfig resolved = ResolveModelConfig(config);
-  ASSIGN_OR_RETURN(m->program.module, BuildModel(resolved, options));
-  ASSIGN_OR_RETURN(m->program.module->mesh(), FoldMesh(context.strategy, resolved.num_key_value_heads()));
-  RETURN_IF_ERROR(Autodiff(m->program, context).status());
-  RETURN_IF_ERROR(ContextParallel(m->program, context).status());
-  RETURN_IF_ERROR(MixedPrecision(m->program, context).status());
-  RETURN_IF_ERROR(PartitionStages(m->program, context).status());
+  const model::ModelConfig resolved = model::ResolveModelConfig(config);
+  ASSIGN_OR_RETURN(m->program.module, model::BuildModel(resolved, options));
+  ASSIGN_OR_RETURN(m->program.module->mesh(),
+                   passes::FoldMesh(context.strategy, resolved.num_key_value_heads()));
+  RETURN_IF_ERROR(passes::Autodiff(m->program, context).status());
+  RETURN_IF_ERROR(passes::ContextParallel(m->program, context).status());
+  RETURN_IF_ERROR(passes::MixedPrecision(m->program, context).status());
+  RETURN_IF_ERROR(passes::PartitionStages(m->program, context).status());
   m->logical = CloneModule(*m->program.module);
   m->notes.clear();
   const auto start = std::chrono::steady_clock::now();
-  RETURN_IF_ERROR(Shard(m->program, context).status());
+  RETURN_IF_ERROR(passes::Shard(m->program, context).status());
   m->milliseconds =
       std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
   RETURN_IF_ERROR(Annotate(Verify(*m->program.module), "after shard"));
-  RETURN_IF_ERROR(InsertCollectives(m->program, context).status());
+  RETURN_IF_ERROR(passes::InsertCollectives(m->program, context).status());
   RETURN_IF_ERROR(Annotate(Verify(*m->program.module), "after insert-collectives"));
   return m;
 }
 
-}  // namespace moe
+}  // namespace moe::testing

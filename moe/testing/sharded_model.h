@@ -13,12 +13,12 @@
 #include "moe/ir/program.h"
 #include "moe/model/config.h"
 
-namespace moe {
+namespace moe::testing {
 
 // Two layers, the second with experts; f64; sizes that divide over 16 ranks (4 routing groups of 2 tokens).
-ModelConfig SmallMoe();
-ModelConfig SmallDense();     // the same with two dense layers
-ModelConfig SmallDropless();  // the same with ragged slots
+model::ModelConfig SmallMoe();
+model::ModelConfig SmallDense();     // the same with two dense layers
+model::ModelConfig SmallDropless();  // the same with ragged slots
 
 struct ShardedModel {
   Program program;
@@ -30,8 +30,8 @@ struct ShardedModel {
 
 // autodiff, context-parallel, mixed-precision, partition-stages, shard, insert-collectives; verified after
 // the last two.
-absl::StatusOr<std::unique_ptr<ShardedModel>> CompileSharded(const ModelConfig& config,
+absl::StatusOr<std::unique_ptr<ShardedModel>> CompileSharded(const model::ModelConfig& config,
                                                              const std::string& strategy,
                                                              int64_t global_batch = 8);
 
-}  // namespace moe
+}  // namespace moe::testing

@@ -11,7 +11,7 @@
 #include "moe/base/status.h"
 #include "moe/comm/call.h"
 
-namespace moe {
+namespace moe::testing {
 namespace {
 
 constexpr int64_t kGuard = 64;
@@ -20,7 +20,8 @@ constexpr unsigned char kPoison = 0x5a;
 // A buffer of the host and its copy on the device, which is not aligned to more than its elements.
 class Staged {
  public:
-  absl::Status Place(Device* device, Stream* stream, const void* host, int64_t bytes, int64_t element) {
+  absl::Status Place(device::Device* device, device::Stream* stream, const void* host, int64_t bytes,
+                     int64_t element) {
     bytes_ = bytes;
     before_ = kGuard + element;
     ASSIGN_OR_RETURN(memory_, device->Allocate(before_ + bytes + kGuard));
@@ -29,7 +30,7 @@ class Staged {
   }
   char* data() const { return memory_->data() + before_; }
   // Waits for the stream.
-  absl::Status Fetch(Stream* stream, void* host) const {
+  absl::Status Fetch(device::Stream* stream, void* host) const {
     std::vector<char> all(memory_->bytes());
     RETURN_IF_ERROR(stream->Copy(all.data(), memory_->data(), memory_->bytes()));
     RETURN_IF_ERROR(stream->Synchronize());
@@ -45,13 +46,13 @@ class Staged {
   }
 
  private:
-  std::unique_ptr<DeviceMemory> memory_;
+  std::unique_ptr<device::DeviceMemory> memory_;
   int64_t bytes_ = 0, before_ = 0;
 };
 
-class StagedCommunicator : public CallCommunicator {
+class StagedCommunicator : public comm::CallCommunicator {
  public:
-  StagedCommunicator(World* world, Device* device, std::unique_ptr<Stream> stream)
+  StagedCommunicator(comm::World* world, device::Device* device, std::unique_ptr<device::Stream> stream)
       : world_(world), device_(device), stream_(std::move(stream)) {}
   absl::Status Connect(absl::Span<const int64_t> ranks, absl::string_view channel) {
     ASSIGN_OR_RETURN(inner_, world_->Group(ranks, channel, stream_.get()));
@@ -62,14 +63,15 @@ class StagedCommunicator : public CallCommunicator {
   void Abort(absl::Status reason) override { inner_->Abort(std::move(reason)); }
 
  protected:
-  absl::Status Run(const Call& call) override {
-    const auto [in, out] = CallExtents(call, rank(), size());
+  absl::Status Run(const comm::Call& call) override {
+    const auto [in, out] = comm::CallExtents(call, rank(), size());
     const int64_t element = ByteSize(call.dtype);
     Staged from, to;
     const bool in_place = call.in == call.out;
     RETURN_IF_ERROR(from.Place(device_, stream_.get(), call.in, in * element, element));
     if (!in_place) RETURN_IF_ERROR(to.Place(device_, stream_.get(), call.out, out * element, element));
-    const absl::Status status = ForwardCall(call, inner_, from.data(), in_place ? from.data() : to.data());
+    const absl::Status status =
+        comm::ForwardCall(call, inner_, from.data(), in_place ? from.data() : to.data());
     // Also after an error: the stream may still use the buffers.
     RETURN_IF_ERROR(Finish(status));
     RETURN_IF_ERROR(from.Fetch(stream_.get(), const_cast<void*>(call.in)));
@@ -93,26 +95,27 @@ class StagedCommunicator : public CallCommunicator {
     return status;
   }
 
-  World* const world_;
-  Device* const device_;
-  const std::unique_ptr<Stream> stream_;
-  Communicator* inner_ = nullptr;
+  comm::World* const world_;
+  device::Device* const device_;
+  const std::unique_ptr<device::Stream> stream_;
+  comm::Communicator* inner_ = nullptr;
 };
 
-class StagedWorld : public World {
+class StagedWorld : public comm::World {
  public:
-  StagedWorld(World* inner, std::shared_ptr<Device> device) : inner_(inner), device_(std::move(device)) {}
+  StagedWorld(comm::World* inner, std::shared_ptr<device::Device> device)
+      : inner_(inner), device_(std::move(device)) {}
   int64_t rank() const override { return inner_->rank(); }
   int64_t num_ranks() const override { return inner_->num_ranks(); }
-  absl::StatusOr<Communicator*> Group(absl::Span<const int64_t> ranks, absl::string_view channel,
-                                      Stream*) override {
+  absl::StatusOr<comm::Communicator*> Group(absl::Span<const int64_t> ranks, absl::string_view channel,
+                                            device::Stream*) override {
     const std::pair<std::vector<int64_t>, std::string> key({ranks.begin(), ranks.end()},
                                                            std::string(channel));
     {
       absl::MutexLock lock(&mutex_);
       if (const auto it = groups_.find(key); it != groups_.end()) return it->second.get();
     }
-    ASSIGN_OR_RETURN(std::unique_ptr<Stream> stream, device_->NewStream(channel));
+    ASSIGN_OR_RETURN(std::unique_ptr<device::Stream> stream, device_->NewStream(channel));
     auto group = std::make_unique<StagedCommunicator>(inner_, device_.get(), std::move(stream));
     RETURN_IF_ERROR(group->Connect(ranks, channel));
     absl::MutexLock lock(&mutex_);
@@ -122,15 +125,15 @@ class StagedWorld : public World {
   void Abort(absl::Status reason) override { inner_->Abort(std::move(reason)); }
 
  private:
-  World* const inner_;
-  const std::shared_ptr<Device> device_;
+  comm::World* const inner_;
+  const std::shared_ptr<device::Device> device_;
   absl::Mutex mutex_;
   std::map<std::pair<std::vector<int64_t>, std::string>, std::unique_ptr<StagedCommunicator>> groups_;
 };
 
 class StagedWorlds : public WorldSet {
  public:
-  StagedWorlds(std::unique_ptr<WorldSet> inner, std::vector<std::shared_ptr<Device>> devices)
+  StagedWorlds(std::unique_ptr<WorldSet> inner, std::vector<std::shared_ptr<device::Device>> devices)
       : inner_(std::move(inner)) {
     for (size_t r = 0; r < devices.size(); ++r) {
       worlds_.push_back(
@@ -139,7 +142,7 @@ class StagedWorlds : public WorldSet {
   }
   // Communicators know their streams: they go first.
   ~StagedWorlds() override { inner_.reset(); }
-  World* rank(int rank) override { return worlds_[rank].get(); }
+  comm::World* rank(int rank) override { return worlds_[rank].get(); }
 
  private:
   std::unique_ptr<WorldSet> inner_;
@@ -149,8 +152,8 @@ class StagedWorlds : public WorldSet {
 }  // namespace
 
 std::unique_ptr<WorldSet> StageOnDevices(std::unique_ptr<WorldSet> worlds,
-                                         std::vector<std::shared_ptr<Device>> devices) {
+                                         std::vector<std::shared_ptr<device::Device>> devices) {
   return std::make_unique<StagedWorlds>(std::move(worlds), std::move(devices));
 }
 
-}  // namespace moe
+}  // namespace moe::testing

@@ -10,12 +10,12 @@
 #include <memory>
 #include <vector>
 
-#include "moe/testing/conformance.h"
 #include "moe/device/device.h"
+#include "moe/testing/conformance.h"
 
-namespace moe {
+namespace moe::testing {
 
 std::unique_ptr<WorldSet> StageOnDevices(std::unique_ptr<WorldSet> worlds,
-                                         std::vector<std::shared_ptr<Device>> devices);
+                                         std::vector<std::shared_ptr<device::Device>> devices);
 
-}  // namespace moe
+}  // namespace moe::testing

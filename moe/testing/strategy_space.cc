@@ -16,7 +16,7 @@
 #include "moe/train/config/config.h"
 #include "moe/train/config/validate.h"
 
-namespace moe {
+namespace moe::testing {
 namespace {
 
 // Values that are only words, only fields, or numbers after a common word.
@@ -114,13 +114,13 @@ int64_t Pairs(const std::vector<Dimension>& dimensions) {
   return n;
 }
 
-Strategy ParsedStrategy(const std::string& words) {
-  const absl::StatusOr<Strategy> s = ParseStrategy(words);
+passes::Strategy ParsedStrategy(const std::string& words) {
+  const absl::StatusOr<passes::Strategy> s = passes::ParseStrategy(words);
   CHECK(s.ok()) << s.status();
   return *s;
 }
 
-int64_t BatchOf(const Strategy& s) {
+int64_t BatchOf(const passes::Strategy& s) {
   const int64_t least = s.dp * s.microbatches;
   return least * (least <= 8 ? 2 : 1);
 }
@@ -146,8 +146,8 @@ StrategySpace::StrategySpace(const std::string& model, std::vector<Dimension> di
   }
 }
 
-ModelConfig StrategySpace::ModelOf(const Point& p) const {
-  ModelConfig model = model_;
+model::ModelConfig StrategySpace::ModelOf(const Point& p) const {
+  model::ModelConfig model = model_;
   for (size_t d = 0; d < p.size(); ++d) model.MergeFrom(fields_[d][p[d]]);
   return model;
 }
@@ -165,7 +165,7 @@ std::string StrategySpace::WordsOf(const Point& p) const {
 EquivalenceCase StrategySpace::Case(const Point& p) const {
   EquivalenceCase c;
   c.name = Describe(p);
-  c.model = ModelConfigToText(ModelOf(p));
+  c.model = model::ModelConfigToText(ModelOf(p));
   c.strategy = WordsOf(p);
   for (size_t d = 0; d < p.size(); ++d) {
     const DimensionValue& v = dimensions_[d].values[p[d]];
@@ -191,7 +191,7 @@ std::string StrategySpace::Describe(const Point& p) const {
 }
 
 std::string StrategySpace::Problems(const Point& p) const {
-  const Strategy s = ParsedStrategy(WordsOf(p));
+  const passes::Strategy s = ParsedStrategy(WordsOf(p));
   for (size_t d = 0; d < p.size(); ++d) {
     const DimensionValue& v = dimensions_[d].values[p[d]];
     if (!v.wants.empty() && p[Find(v.wants)] == 0) {
@@ -201,14 +201,15 @@ std::string StrategySpace::Problems(const Point& p) const {
   if (s.world() > most_ranks_) {
     return absl::StrCat("more than ", most_ranks_, " ranks, the most that this table runs");
   }
-  RunConfig config = DefaultRunConfig();
+  train::RunConfig config = train::DefaultRunConfig();
   *config.mutable_model() = ModelOf(p);
   config.mutable_train()->set_global_batch_size(BatchOf(s));
-  SetStrategy(s, config);
+  train::SetStrategy(s, config);
   config.mutable_train()->set_micro_batch_size(BatchOf(s) / (s.dp * s.microbatches));
-  config = ResolveRunConfig(config);
-  std::vector<std::string> problems = ModelProblems(config.model());
-  for (const ConfigProblem& problem : StrategyProblems(config)) problems.push_back(problem.what);
+  config = train::ResolveRunConfig(config);
+  std::vector<std::string> problems = model::ModelProblems(config.model());
+  for (const train::ConfigProblem& problem : train::StrategyProblems(config))
+    problems.push_back(problem.what);
   return absl::StrJoin(problems, "\n");
 }
 
@@ -434,4 +435,4 @@ const StrategySpace& FuzzSpace() {
   return space;
 }
 
-}  // namespace moe
+}  // namespace moe::testing

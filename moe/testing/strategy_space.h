@@ -20,7 +20,7 @@
 #include "absl/status/status.h"
 #include "moe/testing/equivalence.h"
 
-namespace moe {
+namespace moe::testing {
 
 struct DimensionValue {
   std::string label;     // as a table shows it; "" for the plain value
@@ -86,11 +86,11 @@ class StrategySpace {
   // Random values for the dimensions that values of the point want and do not have.
   void Complete(Point* p, Draw* draw) const;
   int Find(const std::string& dimension) const;
-  ModelConfig ModelOf(const Point& p) const;
+  model::ModelConfig ModelOf(const Point& p) const;
   std::string WordsOf(const Point& p) const;
 
-  ModelConfig model_;
-  std::vector<std::vector<ModelConfig>> fields_;  // of each value, parsed
+  model::ModelConfig model_;
+  std::vector<std::vector<model::ModelConfig>> fields_;  // of each value, parsed
   const std::vector<Dimension> dimensions_;
   const int64_t most_ranks_;
 };
@@ -106,4 +106,4 @@ const std::vector<ImpossiblePair>& MatrixImpossible();
 // The same features with sizes of the model as dimensions of their own: what the fuzzer draws from.
 const StrategySpace& FuzzSpace();
 
-}  // namespace moe
+}  // namespace moe::testing

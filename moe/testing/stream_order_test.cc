@@ -17,7 +17,6 @@
 #include "moe/device/cuda/cuda.h"
 #include "moe/device/device.h"
 #include "moe/device/host_device.h"
-#include "moe/testing/order_check.h"
 #include "moe/ir/state.h"
 #include "moe/model/config.h"
 #include "moe/model/transformer.h"
@@ -26,61 +25,63 @@
 #include "moe/runtime/local.h"
 #include "moe/testing/equivalence.h"
 #include "moe/testing/equivalence_lines.h"
+#include "moe/testing/order_check.h"
 #include "moe/testing/random_inputs.h"
 #include "moe/testing/strategy_space.h"
 
-namespace moe {
+namespace moe::testing {
 namespace {
 
 using ::testing::IsEmpty;
 
-constexpr Backend kGpu = Backend::kCuda;
-constexpr Backend kHost = Backend::kCpu;  // on host devices that are used as GPUs would be
+constexpr kernels::Backend kGpu = kernels::Backend::kCuda;
+constexpr kernels::Backend kHost = kernels::Backend::kCpu;  // on host devices that are used as GPUs would be
 
 struct Plan {
   const char *model, *strategy;
-  Backend backend;
+  kernels::Backend backend;
   int devices;
   bool graphs = true;
 };
 
 struct Watched {
   OrderCheck check;
-  std::unique_ptr<DeviceWorlds> worlds;
+  std::unique_ptr<comm::DeviceWorlds> worlds;
 };
 
-absl::StatusOr<std::unique_ptr<Watched>> Watch(Backend backend, int64_t ranks, int devices) {
+absl::StatusOr<std::unique_ptr<Watched>> Watch(kernels::Backend backend, int64_t ranks, int devices) {
   auto watched = std::make_unique<Watched>();
   OrderCheck& check = watched->check;
-  DeviceWorldsOptions on;
-  on.kind = backend == kGpu ? DeviceKind::kCuda : DeviceKind::kHost;
+  comm::DeviceWorldsOptions on;
+  on.kind = backend == kGpu ? device::DeviceKind::kCuda : device::DeviceKind::kHost;
   on.num_ranks = ranks;
   on.devices = devices;
-  on.open = [&check](DeviceKind kind, int ordinal) -> absl::StatusOr<std::unique_ptr<Device>> {
-    if (kind == DeviceKind::kHost) return check.Watch(NewHostDevice(), ordinal);
-    ASSIGN_OR_RETURN(std::unique_ptr<Device> device, OpenDevice(kind, ordinal));
+  on.open = [&check](device::DeviceKind kind,
+                     int ordinal) -> absl::StatusOr<std::unique_ptr<device::Device>> {
+    if (kind == device::DeviceKind::kHost) return check.Watch(device::NewHostDevice(), ordinal);
+    ASSIGN_OR_RETURN(std::unique_ptr<device::Device> device, device::OpenDevice(kind, ordinal));
     return check.Watch(std::move(device), ordinal);
   };
-  ASSIGN_OR_RETURN(watched->worlds, DeviceWorlds::Open(on));
+  ASSIGN_OR_RETURN(watched->worlds, comm::DeviceWorlds::Open(on));
   return watched;
 }
 
 absl::StatusOr<std::unique_ptr<Program>> Compile(const std::string& model_text, const std::string& words,
-                                                 int64_t global_batch, Backend backend) {
-  ASSIGN_OR_RETURN(ModelConfig model, ParseModelConfig(model_text, "model"));
+                                                 int64_t global_batch, kernels::Backend backend) {
+  ASSIGN_OR_RETURN(model::ModelConfig model, model::ParseModelConfig(model_text, "model"));
   model.set_dtype("f32");
-  ASSIGN_OR_RETURN(const Strategy strategy, ParseStrategy(words));
+  ASSIGN_OR_RETURN(const passes::Strategy strategy, passes::ParseStrategy(words));
   auto program = std::make_unique<Program>();
-  BuildOptions build;
+  model::BuildOptions build;
   build.global_batch = global_batch;
   build.microbatches = strategy.microbatches;
-  ASSIGN_OR_RETURN(program->module, BuildModel(model, build));
+  ASSIGN_OR_RETURN(program->module, model::BuildModel(model, build));
   ASSIGN_OR_RETURN(program->module->mesh(),
-                   FoldMesh(strategy, AttrInt(program->module->attributes(), "kv_heads")));
-  PassContext context;
+                   passes::FoldMesh(strategy, AttrInt(program->module->attributes(), "kv_heads")));
+  passes::PassContext context;
   context.strategy = strategy;
-  context.workspace = WorkspaceHook(backend, strategy.overload);
-  RETURN_IF_ERROR(RunPipeline(DefaultPipeline(), *program, context).status());
+  context.workspace = runtime::WorkspaceHook(backend, strategy.overload);
+  RETURN_IF_ERROR(passes::RunPipeline(passes::DefaultPipeline(), *program, context).status());
   return program;
 }
 
@@ -88,10 +89,10 @@ absl::StatusOr<std::unique_ptr<Program>> Compile(const Plan& plan) {
   return Compile(LineModel(plan.model), plan.strategy, /*global_batch=*/8, plan.backend);
 }
 
-absl::Status Train(const Program& program, int step, Executor* executor) {
+absl::Status Train(const Program& program, int step, runtime::Executor* executor) {
   RandomInputOptions random;
   random.seed = step;
-  ASSIGN_OR_RETURN(const StepInputs in, RandomInputs(*program.module, random, step));
+  ASSIGN_OR_RETURN(const runtime::StepInputs in, RandomInputs(*program.module, random, step));
   return executor->TrainStep(in).status();
 }
 
@@ -100,11 +101,11 @@ bool EnoughDevices(const Plan& plan) {
 #ifdef MOE_EMULATED
   emulated::SetDevices(4, size_t{4} << 30);
 #endif
-  return CountDevices(DeviceKind::kCuda) >= plan.devices;
+  return device::CountDevices(device::DeviceKind::kCuda) >= plan.devices;
 }
 
 // Kinds of waits some of which must be missed. Between ranks there are others, as they happen to meet.
-std::set<std::string> KindsOf(const Plan& plan, const Program& program, const DeviceWorlds& worlds) {
+std::set<std::string> KindsOf(const Plan& plan, const Program& program, const comm::DeviceWorlds& worlds) {
   std::set<std::string> kinds = {"host after compute"};
   if (program.module->mesh().num_ranks() == 1) return kinds;
   kinds.insert({"comm after compute", "compute after comm"});
@@ -131,11 +132,12 @@ TEST_P(StreamOrderTest, EventsOrderAllWork) {
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Watched> watched,
                        Watch(plan.backend, program->module->mesh().num_ranks(), plan.devices));
   const OrderCheck& check = watched->check;
-  ExecutorOptions options;
+  runtime::ExecutorOptions options;
   options.backend = plan.backend;
   options.worlds = watched->worlds.get();
   options.graphs = plan.graphs;
-  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Executor> executor, Executor::Create(*program, options));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<runtime::Executor> executor,
+                       runtime::Executor::Create(*program, options));
   ASSERT_OK(executor->InitializeState(3));
   // Graphs are recorded when a part runs for the second time.
   const bool graphs = plan.backend == kGpu && plan.graphs;
@@ -147,7 +149,7 @@ TEST_P(StreamOrderTest, EventsOrderAllWork) {
     if (kind == "parameter") ASSERT_OK(executor->ReadState(state->name).status());
   }
   // A step whose decisions are recorded looks at the device on its way.
-  Decisions decisions;
+  runtime::Decisions decisions;
   executor->RecordDecisions(&decisions);
   ASSERT_OK(Train(*program, step, executor.get()));
   EXPECT_THAT(check.Races(), IsEmpty());
@@ -216,9 +218,10 @@ TEST_P(StreamOrderOfTheMatrix, EventsOrderAllWork) {
     const int64_t ranks = program->module->mesh().num_ranks();
     const int devices = i / (4 * kSlices) % 2 == 0 ? static_cast<int>(ranks) : 1;
     ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Watched> watched, Watch(kHost, ranks, devices));
-    ExecutorOptions options;
+    runtime::ExecutorOptions options;
     options.worlds = watched->worlds.get();
-    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Executor> executor, Executor::Create(*program, options));
+    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<runtime::Executor> executor,
+                         runtime::Executor::Create(*program, options));
     ASSERT_OK(executor->InitializeState(3));
     for (int step = 1; step <= 2; ++step) ASSERT_OK(Train(*program, step, executor.get()));
     EXPECT_THAT(watched->check.Races(), IsEmpty());
@@ -235,14 +238,16 @@ TEST(StreamOrder, OfPlansInTheSameMemory) {
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Program> program, Compile(one));
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Program> next, Compile(other));
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Watched> watched, Watch(kGpu, 4, one.devices));
-  ExecutorOptions options;
+  runtime::ExecutorOptions options;
   options.backend = kGpu;
   options.worlds = watched->worlds.get();
   options.room_for = {next.get()};
-  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Executor> executor, Executor::Create(*program, options));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<runtime::Executor> executor,
+                       runtime::Executor::Create(*program, options));
   options.room_for.clear();
   options.memory_of = executor.get();
-  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Executor> second, Executor::Create(*next, options));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<runtime::Executor> second,
+                       runtime::Executor::Create(*next, options));
   ASSERT_OK(executor->InitializeState(3));
   for (int step = 1; step <= 4; step += 2) {
     ASSERT_OK(Train(*program, step, executor.get()));
@@ -252,4 +257,4 @@ TEST(StreamOrder, OfPlansInTheSameMemory) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::testing

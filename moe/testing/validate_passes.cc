@@ -18,7 +18,7 @@
 #include "moe/testing/random_inputs.h"
 #include "moe/testing/virtual_cluster.h"
 
-namespace moe {
+namespace moe::testing {
 namespace {
 
 double Largest(const std::vector<double>& x) {
@@ -42,7 +42,8 @@ std::string Difference(const Snapshot& got, const std::vector<double>& want, con
   }
   for (size_t r = 0; r < got.local.size() && what.empty(); ++r) {
     const int64_t rank = got.stage * static_cast<int64_t>(got.local.size()) + static_cast<int64_t>(r);
-    ForEachRun(LocalBlock(got.type, mesh, rank), [&](int64_t global, int64_t local, int64_t n) {
+    runtime::ForEachRun(runtime::LocalBlock(got.type, mesh, rank), [&](int64_t global, int64_t local,
+                                                                       int64_t n) {
       for (int64_t i = 0; i < n && what.empty(); ++i) {
         const double x = got.local[r][local + i], y = want[global + i];
         if (Differs(x, y, tolerance, scale)) {
@@ -132,9 +133,9 @@ Program Promoted(const Program& program) {
   return p;
 }
 
-absl::StatusOr<StepInputs> InputsFor(const Module& module, const ValidateOptions& options) {
+absl::StatusOr<runtime::StepInputs> InputsFor(const Module& module, const ValidateOptions& options) {
   if (module.FindState("embedding") == nullptr)
-    return StepInputs();  // no training step: functions run by themselves
+    return runtime::StepInputs();  // no training step: functions run by themselves
   RandomInputOptions random;
   random.seed = options.seed;
   random.masked = options.masked;
@@ -144,7 +145,7 @@ absl::StatusOr<StepInputs> InputsFor(const Module& module, const ValidateOptions
 // The first value, in order of execution, that is not what it was. Empty if every value that both have
 // agrees.
 absl::StatusOr<std::string> FirstDifference(const Program& before, const Program& after,
-                                            const StepInputs& inputs, ClusterOptions options,
+                                            const runtime::StepInputs& inputs, ClusterOptions options,
                                             double tolerance) {
   Trace trace;
   const Mesh &mesh_before = before.module->mesh(), &mesh_after = after.module->mesh();
@@ -182,7 +183,7 @@ absl::StatusOr<std::string> FirstDifference(const Program& before, const Program
 
 // Each gradient against the change of the objective along it (or along a fixed direction, where it is zero).
 absl::Status CheckGradients(const std::string& pass, const Program& before, const ClusterRun& after,
-                            const Program& after_program, const StepInputs& inputs,
+                            const Program& after_program, const runtime::StepInputs& inputs,
                             const ClusterOptions& options) {
   for (const auto& state : after_program.module->states()) {
     if (AttrString(state->attributes, "kind") != "gradient") continue;
@@ -243,7 +244,7 @@ absl::Status PassValidator::Compare(const std::string& pass, const Program& befo
     return Annotate(s, absl::StrCat("validating pass ", pass, ", the program ", when));
   };
   const Program was = Promoted(before), is = Promoted(after);
-  ASSIGN_OR_RETURN(StepInputs inputs, InputsFor(*was.module, options_));
+  ASSIGN_OR_RETURN(runtime::StepInputs inputs, InputsFor(*was.module, options_));
   // Gradients are compared before and after the losses are scaled.
   inputs.scalars["loss_scale"] = inputs.scalars["inv_loss_scale"] = 1;
   ClusterOptions cluster;
@@ -295,15 +296,15 @@ namespace {
 
 // One step of the plan on a new executor.
 struct Executed {
-  Reports reports;
+  runtime::Reports reports;
   std::map<std::string, std::vector<double>> states;  // gradients and parameters
 };
-absl::StatusOr<Executed> Execute(const Program& plan, const StepInputs& inputs, const Decisions& decisions,
-                                 const ValidateOptions& options) {
-  ExecutorOptions run;
+absl::StatusOr<Executed> Execute(const Program& plan, const runtime::StepInputs& inputs,
+                                 const runtime::Decisions& decisions, const ValidateOptions& options) {
+  runtime::ExecutorOptions run;
   run.backend = options.backend;
   run.poison = true;
-  ASSIGN_OR_RETURN(std::unique_ptr<Executor> executor, Executor::Create(plan, run));
+  ASSIGN_OR_RETURN(std::unique_ptr<runtime::Executor> executor, runtime::Executor::Create(plan, run));
   RETURN_IF_ERROR(executor->InitializeState(options.seed));
   for (const auto& s : plan.module->states()) {
     if (AttrString(s->attributes, "kind") != "moment") continue;
@@ -323,7 +324,7 @@ absl::StatusOr<Executed> Execute(const Program& plan, const StepInputs& inputs, 
 }  // namespace
 
 absl::Status CompareWithExecutor(const Program& plan, const ValidateOptions& options) {
-  ASSIGN_OR_RETURN(StepInputs inputs, InputsFor(*plan.module, options));
+  ASSIGN_OR_RETURN(runtime::StepInputs inputs, InputsFor(*plan.module, options));
   if (inputs.tokens.empty()) return absl::OkStatus();
   ClusterOptions cluster;
   cluster.backend = options.backend;
@@ -379,4 +380,4 @@ absl::Status CompareWithExecutor(const Program& plan, const ValidateOptions& opt
   return absl::OkStatus();
 }
 
-}  // namespace moe
+}  // namespace moe::testing

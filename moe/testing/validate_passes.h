@@ -33,11 +33,11 @@
 #include "moe/ir/program.h"
 #include "moe/kernels/kernel.h"
 
-namespace moe {
+namespace moe::testing {
 
 struct ValidateOptions {
   uint64_t seed = 1;
-  Backend backend = Backend::kCpu;
+  kernels::Backend backend = kernels::Backend::kCpu;
   double masked = 0.15;     // share of padded tokens
   int microbatches = 2;     // at most so many of the step's in lockstep; 0: all
   double tolerance = 1e-9;  // of f64 values, relative to the largest element
@@ -65,4 +65,4 @@ class PassValidator {
 // state or report.
 absl::Status CompareWithExecutor(const Program& plan, const ValidateOptions& options);
 
-}  // namespace moe
+}  // namespace moe::testing

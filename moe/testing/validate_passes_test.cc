@@ -17,7 +17,7 @@
 #include "moe/runtime/local.h"
 #include "moe/testing/sharded_model.h"
 
-namespace moe {
+namespace moe::testing {
 namespace {
 
 struct Case {
@@ -25,31 +25,31 @@ struct Case {
   const char* strategy;
 };
 
-ModelConfig Model(const std::string& name) {
-  ModelConfig c = name == "dropless" ? SmallDropless() : name == "dense" ? SmallDense() : SmallMoe();
+model::ModelConfig Model(const std::string& name) {
+  model::ModelConfig c = name == "dropless" ? SmallDropless() : name == "dense" ? SmallDense() : SmallMoe();
   if (name == "tied") c.set_tie_embeddings(true);
   if (name == "f32") c.set_dtype("f32");
   if (name == "odd words") c.set_vocab_size(31), c.set_vocab_blocks(1), c.set_tie_embeddings(true);
   c.set_init_std(0.2);
-  return ResolveModelConfig(c);
+  return model::ResolveModelConfig(c);
 }
 
 // Runs the passes under the validator. `passed`: those that changed something and were found innocent.
-absl::Status Validate(const PassRegistry& registry, const std::string& pipeline, const Case& c, bool verify,
-                      std::vector<std::string>* passed = nullptr) {
-  PassContext context;
-  ASSIGN_OR_RETURN(context.strategy, ParseStrategy(c.strategy));
-  context.workspace = WorkspaceHook(Backend::kCpu, context.strategy.overload);
-  BuildOptions build;
+absl::Status Validate(const passes::PassRegistry& registry, const std::string& pipeline, const Case& c,
+                      bool verify, std::vector<std::string>* passed = nullptr) {
+  passes::PassContext context;
+  ASSIGN_OR_RETURN(context.strategy, passes::ParseStrategy(c.strategy));
+  context.workspace = runtime::WorkspaceHook(kernels::Backend::kCpu, context.strategy.overload);
+  model::BuildOptions build;
   build.global_batch = 8;
   build.microbatches = context.strategy.microbatches;
   build.clip_grad = 0.05;
-  const ModelConfig model = Model(c.model);
+  const model::ModelConfig model = Model(c.model);
   Program program;
-  ASSIGN_OR_RETURN(program.module, BuildModel(model, build));
-  ASSIGN_OR_RETURN(program.module->mesh(), FoldMesh(context.strategy, model.num_key_value_heads()));
+  ASSIGN_OR_RETURN(program.module, model::BuildModel(model, build));
+  ASSIGN_OR_RETURN(program.module->mesh(), passes::FoldMesh(context.strategy, model.num_key_value_heads()));
   PassValidator validator;
-  PipelineOptions options;
+  passes::PipelineOptions options;
   options.verify = verify;
   options.validate = [&](const std::string& pass, const Program& before,
                          const Program& after) -> absl::Status {
@@ -57,14 +57,14 @@ absl::Status Validate(const PassRegistry& registry, const std::string& pipeline,
     if (passed != nullptr) passed->push_back(pass);
     return absl::OkStatus();
   };
-  return RunPipelineOf(registry, pipeline, program, context, options).status();
+  return passes::RunPipelineOf(registry, pipeline, program, context, options).status();
 }
 
 class EveryPassTest : public ::testing::TestWithParam<Case> {};
 
 // The meaning of every pass: what a training step gives is the same before and after it.
 TEST_P(EveryPassTest, KeepsTheMeaning) {
-  std::string pipeline = absl::StrCat(DefaultPipeline());
+  std::string pipeline = absl::StrCat(passes::DefaultPipeline());
   pipeline.insert(pipeline.find("expert-slots"), "common-subexpressions,remove-dead-nodes,");
   if (!absl::StrContains(pipeline, "fuse")) {
     const size_t at = pipeline.find("split-phases");
@@ -72,7 +72,7 @@ TEST_P(EveryPassTest, KeepsTheMeaning) {
     pipeline.insert(at, "fuse,");
   }
   std::vector<std::string> passed;
-  EXPECT_OK(Validate(Passes(), pipeline, GetParam(), /*verify=*/true, &passed));
+  EXPECT_OK(Validate(passes::Passes(), pipeline, GetParam(), /*verify=*/true, &passed));
   EXPECT_GE(passed.size(), 6);
 }
 
@@ -93,27 +93,28 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"odd words", "pp=2 tp=2 vp microbatches=2 etp=2 expert_slots=10"}));
 
 // A registry of the built-in passes and one that is wrong.
-PassRegistry With(const char* name, Pass pass) {
-  PassRegistry registry;
-  RegisterBuiltinPasses(&registry);
+passes::PassRegistry With(const char* name, passes::Pass pass) {
+  passes::PassRegistry registry;
+  passes::RegisterBuiltinPasses(&registry);
   registry.Add({name, "Wrong on purpose.", std::move(pass)});
   return registry;
 }
 
 TEST(ValidatePasses, NamesExchangedOperands) {
   std::string name;
-  const PassRegistry registry = With("swap", [&](Program& p, const PassContext&) -> absl::StatusOr<bool> {
-    for (const auto& f : p.module->functions()) {
-      for (Node* n : f->NodesOf("nn.swiglu")) {
-        const Value a = n->operand(0), b = n->operand(1);
-        n->SetOperand(0, b);
-        n->SetOperand(1, a);
-        name = n->result_name();
-        return true;
-      }
-    }
-    return false;
-  });
+  const passes::PassRegistry registry =
+      With("swap", [&](Program& p, const passes::PassContext&) -> absl::StatusOr<bool> {
+        for (const auto& f : p.module->functions()) {
+          for (Node* n : f->NodesOf("nn.swiglu")) {
+            const Value a = n->operand(0), b = n->operand(1);
+            n->SetOperand(0, b);
+            n->SetOperand(1, a);
+            name = n->result_name();
+            return true;
+          }
+        }
+        return false;
+      });
   absl::Status status = Validate(registry, "autodiff,swap", {"moe", "dp=1"}, true);
   ExpectError(status, absl::StatusCode::kInternal, "pass swap changed the results",
               absl::StrCat("%", name, " = nn.swiglu in @step"), "on rank 0", "before the pass");
@@ -123,7 +124,7 @@ TEST(ValidatePasses, NamesExchangedOperands) {
 }
 
 TEST(ValidatePasses, NamesADoubledGradient) {
-  const auto twice = [](Program& p, const PassContext&) -> absl::StatusOr<bool> {
+  const auto twice = [](Program& p, const passes::PassContext&) -> absl::StatusOr<bool> {
     for (const auto& f : p.module->functions()) {
       for (Node* n : f->NodesOf("optim.accumulate")) {
         if (n->phase != Phase::kBackward) continue;
@@ -139,8 +140,8 @@ TEST(ValidatePasses, NamesADoubledGradient) {
       Validate(With("twice", twice), "autodiff,partition-stages,twice", {"moe", "pp=2 microbatches=2"}, true),
       absl::StatusCode::kInternal, "pass twice", "optim.accumulate in @chunk", "on rank");
   // Within autodiff itself.
-  const auto wrong = [&](Program& p, const PassContext& c) -> absl::StatusOr<bool> {
-    RETURN_IF_ERROR(Passes().Find("autodiff")->run(p, c).status());
+  const auto wrong = [&](Program& p, const passes::PassContext& c) -> absl::StatusOr<bool> {
+    RETURN_IF_ERROR(passes::Passes().Find("autodiff")->run(p, c).status());
     return twice(p, c);
   };
   ExpectError(Validate(With("wrong-autodiff", wrong), "wrong-autodiff", {"moe", "dp=1"}, true),
@@ -149,15 +150,16 @@ TEST(ValidatePasses, NamesADoubledGradient) {
 
 TEST(ValidatePasses, NamesALostReduction) {
   std::string name;
-  const PassRegistry registry = With("lose", [&](Program& p, const PassContext&) -> absl::StatusOr<bool> {
-    for (Node* n : p.module->Find("chunk0")->NodesOf("comm.all_reduce")) {
-      if (n->type().rank() != 3) continue;
-      name = n->uses()[0].user->result_name();
-      p.module->Find("chunk0")->ReplaceAllUses(n->result(), n->operand(0));
-      return true;
-    }
-    return false;
-  });
+  const passes::PassRegistry registry =
+      With("lose", [&](Program& p, const passes::PassContext&) -> absl::StatusOr<bool> {
+        for (Node* n : p.module->Find("chunk0")->NodesOf("comm.all_reduce")) {
+          if (n->type().rank() != 3) continue;
+          name = n->uses()[0].user->result_name();
+          p.module->Find("chunk0")->ReplaceAllUses(n->result(), n->operand(0));
+          return true;
+        }
+        return false;
+      });
   const absl::Status status = Validate(registry, "autodiff,partition-stages,shard,insert-collectives,lose",
                                        {"dense", "tp=2 dp=2"}, false);
   ExpectError(status, absl::StatusCode::kInternal, "pass lose", absl::StrCat("%", name), "on rank");
@@ -165,13 +167,14 @@ TEST(ValidatePasses, NamesALostReduction) {
 
 // A collective that runs other steps than its types say.
 TEST(ValidatePasses, NamesACollectiveThatDoesSomethingElse) {
-  const PassRegistry registry = With("reverse", [](Program& p, const PassContext&) -> absl::StatusOr<bool> {
-    for (Node* n : p.module->Find("chunk0")->NodesOf("comm.slice")) {
-      n->Set("steps", std::string("slice nowhere:->0"));
-      return true;
-    }
-    return false;
-  });
+  const passes::PassRegistry registry =
+      With("reverse", [](Program& p, const passes::PassContext&) -> absl::StatusOr<bool> {
+        for (Node* n : p.module->Find("chunk0")->NodesOf("comm.slice")) {
+          n->Set("steps", std::string("slice nowhere:->0"));
+          return true;
+        }
+        return false;
+      });
   const absl::Status status = Validate(registry, "autodiff,partition-stages,shard,insert-collectives,reverse",
                                        {"moe", "tp=2 dp=2 ep=2"}, false);
   EXPECT_FALSE(status.ok());
@@ -179,18 +182,19 @@ TEST(ValidatePasses, NamesACollectiveThatDoesSomethingElse) {
 }
 
 TEST(ValidatePasses, NamesALostUpdate) {
-  const PassRegistry registry = With("lose", [](Program& p, const PassContext&) -> absl::StatusOr<bool> {
-    Function* f = p.module->Find("update0");
-    for (int i = 0; i < f->num_results(); ++i) {
-      if (BindingName(f->result_binding(i)) != "layers.0.attn.wq") continue;
-      f->RemoveResult(i);
-      return true;
-    }
-    return false;
-  });
+  const passes::PassRegistry registry =
+      With("lose", [](Program& p, const passes::PassContext&) -> absl::StatusOr<bool> {
+        Function* f = p.module->Find("update0");
+        for (int i = 0; i < f->num_results(); ++i) {
+          if (BindingName(f->result_binding(i)) != "layers.0.attn.wq") continue;
+          f->RemoveResult(i);
+          return true;
+        }
+        return false;
+      });
   ExpectError(Validate(registry, "autodiff,partition-stages,lose", {"dense", "dp=2"}, false),
               absl::StatusCode::kInternal, "pass lose", "layers.0.attn.wq");
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::testing

@@ -27,7 +27,7 @@
 #include "moe/runtime/init.h"
 #include "moe/runtime/local.h"
 
-namespace moe {
+namespace moe::testing {
 namespace {
 
 class Bytes {
@@ -49,8 +49,8 @@ class Bytes {
 using Placed = std::vector<std::shared_ptr<Bytes>>;  // one per rank of a stage
 
 double NormalNumber(uint64_t seed, uint64_t stream, uint64_t i) {
-  const double u = (static_cast<double>(CounterBits(seed, stream, 2 * i) >> 11) + 1) * 0x1p-53;
-  const double v = static_cast<double>(CounterBits(seed, stream, 2 * i + 1) >> 11) * 0x1p-53;
+  const double u = (static_cast<double>(runtime::CounterBits(seed, stream, 2 * i) >> 11) + 1) * 0x1p-53;
+  const double v = static_cast<double>(runtime::CounterBits(seed, stream, 2 * i + 1) >> 11) * 0x1p-53;
   return std::sqrt(-2 * std::log(u)) * std::cos(2 * M_PI * v);
 }
 
@@ -63,7 +63,7 @@ int NumberAfter(absl::string_view name, absl::string_view prefix) {
 
 class Cluster {
  public:
-  Cluster(const Program& program, const StepInputs& inputs, const ClusterOptions& options)
+  Cluster(const Program& program, const runtime::StepInputs& inputs, const ClusterOptions& options)
       : program_(program),
         module_(*program.module),
         mesh_(module_.mesh()),
@@ -81,7 +81,7 @@ class Cluster {
       if (const std::optional<StoredRows> rows = StoredRowsOf(module_, *s)) {
         global = rows->ToStored(global, /*once=*/false);
       }
-      for (const int64_t stage : StagesOf(*s)) {
+      for (const int64_t stage : passes::StagesOf(*s)) {
         if (stage >= mesh_.num_stages()) continue;
         states_[{stage, s->name}] = Distribute(s->type, global, stage);
       }
@@ -178,8 +178,8 @@ class Cluster {
     for (int64_t r = 0; r < ranks_; ++r) p.push_back(std::make_shared<Bytes>(StorageOf(type, mesh_).bytes));
     return p;
   }
-  Tensor TensorOf(const Type& type, const Bytes& b) const {
-    return LocalTensor(type, mesh_, b.data(), b.size());
+  kernels::Tensor TensorOf(const Type& type, const Bytes& b) const {
+    return runtime::LocalTensor(type, mesh_, b.data(), b.size());
   }
 
   // A global dense value on every rank; of a partial, the first rank has all and the others zero.
@@ -190,10 +190,11 @@ class Cluster {
       for (const Partial& partial : type.placement.partial) {
         zero |= mesh_.Coordinate(RankOf(stage, r), partial.axis) != 0 && partial.kind == Reduction::kSum;
       }
-      ForEachRun(LocalBlock(type, mesh_, RankOf(stage, r)), [&](int64_t from, int64_t to, int64_t n) {
-        for (int64_t i = 0; i < n; ++i)
-          StoreElement(type.dtype, p[r]->data(), to + i, zero ? 0 : global[from + i]);
-      });
+      runtime::ForEachRun(
+          runtime::LocalBlock(type, mesh_, RankOf(stage, r)), [&](int64_t from, int64_t to, int64_t n) {
+            for (int64_t i = 0; i < n; ++i)
+              kernels::StoreElement(type.dtype, p[r]->data(), to + i, zero ? 0 : global[from + i]);
+          });
     }
     return p;
   }
@@ -210,17 +211,17 @@ class Cluster {
     std::vector<std::vector<double>> own(ranks_);
     for (int64_t r = 0; r < ranks_; ++r) {
       own[r].assign(s.type.LocalElements(mesh_), 0);
-      Tensor t = TensorOf(type, *p[r]);
+      kernels::Tensor t = TensorOf(type, *p[r]);
       if (!t.is_ragged()) {
         for (size_t i = 0; i < own[r].size(); ++i)
-          own[r][i] = LoadElement(type.dtype, t.data, static_cast<int64_t>(i));
+          own[r][i] = kernels::LoadElement(type.dtype, t.data, static_cast<int64_t>(i));
         continue;
       }
       const int64_t padded = static_cast<int64_t>(own[r].size()) / std::max<int64_t>(t.cells, 1);
       int64_t at = 0;
       for (int64_t c = 0; c < t.cells; ++c) {
         for (int64_t i = 0; i < t.sizes[c] * t.row_elements; ++i) {
-          own[r][c * padded + i] = LoadElement(type.dtype, t.arena_rows, at++);
+          own[r][c * padded + i] = kernels::LoadElement(type.dtype, t.arena_rows, at++);
         }
       }
     }
@@ -299,9 +300,11 @@ class Cluster {
       }
     } else {  // of a function that is no part of a training step
       for (int64_t i = 0; i < n; ++i) {
-        global[i] = type.dtype == DType::kS32
-                        ? static_cast<double>(CounterBits(options_.seed, StreamOf(arg.result_name()), i) % 2)
-                        : 0.4 * NormalNumber(options_.seed, StreamOf(arg.result_name()), i);
+        global[i] =
+            type.dtype == DType::kS32
+                ? static_cast<double>(
+                      runtime::CounterBits(options_.seed, runtime::StreamOf(arg.result_name()), i) % 2)
+                : 0.4 * NormalNumber(options_.seed, runtime::StreamOf(arg.result_name()), i);
       }
     }
     return Distribute(type, global, stage);
@@ -395,7 +398,7 @@ class Cluster {
                            const std::vector<std::pair<Node*, Frame*>>& members) {
     const Type& type = members[0].first->type();
     const Reduction kind = members[0].first->String("reduction") == "max" ? Reduction::kMax : Reduction::kSum;
-    RETURN_IF_ERROR(CheckReducible(type.dtype, kind));
+    RETURN_IF_ERROR(device::CheckReducible(type.dtype, kind));
     Placed sum = Allocate(type);
     for (int64_t r = 0; r < ranks_; ++r) {
       std::vector<const void*> in;
@@ -406,7 +409,7 @@ class Cluster {
         }
         in.push_back(frame->values.at(node->operand(0))[r]->data());
       }
-      ReduceInOrder(in, sum[r]->data(), type.LocalElements(mesh_), type.dtype, kind);
+      device::ReduceInOrder(in, sum[r]->data(), type.LocalElements(mesh_), type.dtype, kind);
     }
     for (size_t m = 0; m < members.size(); ++m) {
       members[m].second->values[members[m].first->result()] = sum;
@@ -434,9 +437,9 @@ class Cluster {
     } else if (absl::StartsWith(n->op_name(), "comm.")) {
       RETURN_IF_ERROR(where(Communicate(*n, frame->values.at(n->operand(0)), stage, &out[0])));
     } else {
-      ASSIGN_OR_RETURN(const Kernel* kernel, Kernels().Lookup(*n, options_.backend));
+      ASSIGN_OR_RETURN(const kernels::Kernel* kernel, kernels::Kernels().Lookup(*n, options_.backend));
       for (int64_t r = 0; r < ranks_; ++r) {
-        ASSIGN_OR_RETURN(KernelContext c, LocalContext(*n, mesh_, RankOf(stage, r)));
+        ASSIGN_OR_RETURN(kernels::KernelContext c, runtime::LocalContext(*n, mesh_, RankOf(stage, r)));
         for (const Value& v : n->operands()) {
           const auto it = frame->values.find(v);
           if (it == frame->values.end()) {
@@ -497,12 +500,12 @@ class Cluster {
       ASSIGN_OR_RETURN(std::vector<ConversionStep> steps, ParseSteps(n.String("steps"), mesh_));
       phases.push_back({n.type(), std::move(steps)});
     } else {
-      const Conversion& conversion = planner_.Plan(from.placement, n.type().placement);
+      const passes::Conversion& conversion = planner_.Plan(from.placement, n.type().placement);
       if (!conversion.legal) {
         return absl::InternalError(absl::StrCat("no conversion from ", TypeToString(from, mesh_), " to ",
                                                 TypeToString(n.type(), mesh_)));
       }
-      for (const ConversionPhase& p : conversion.phases) {
+      for (const passes::ConversionPhase& p : conversion.phases) {
         Type type = from;
         type.placement = p.to;
         phases.push_back({std::move(type), p.steps});
@@ -517,11 +520,11 @@ class Cluster {
     for (size_t i = 0; i < phases.size(); ++i) {
       Placed next = i + 1 == phases.size() ? *out : Allocate(phases[i].type);
       RETURN_IF_ERROR(OnAllRanks(
-          [&](int64_t r, World* world) -> absl::Status {
-            ASSIGN_OR_RETURN(std::unique_ptr<Exchange> e,
-                             Exchange::Create(type, phases[i].type, phases[i].steps, mesh_, RankOf(stage, r),
-                                              world, "comm", WireOf(n)));
-            Tensor x = TensorOf(type, *value[r]), y = TensorOf(phases[i].type, *next[r]);
+          [&](int64_t r, comm::World* world) -> absl::Status {
+            ASSIGN_OR_RETURN(std::unique_ptr<runtime::Exchange> e,
+                             runtime::Exchange::Create(type, phases[i].type, phases[i].steps, mesh_,
+                                                       RankOf(stage, r), world, "comm", runtime::WireOf(n)));
+            kernels::Tensor x = TensorOf(type, *value[r]), y = TensorOf(phases[i].type, *next[r]);
             if (x.is_ragged()) RETURN_IF_ERROR(x.PlaceRows());
             const Bytes workspace(e->WorkspaceBytes());
             return e->Run(x, y, workspace.size() > 0 ? workspace.data() : nullptr, workspace.size(),
@@ -535,8 +538,8 @@ class Cluster {
   }
 
   // Calls run(r, world of that rank) for the ranks of a stage, each on a thread of its own.
-  absl::Status OnAllRanks(const std::function<absl::Status(int64_t, World*)>& run, int64_t stage) {
-    InProcessWorld world(mesh_.num_ranks());
+  absl::Status OnAllRanks(const std::function<absl::Status(int64_t, comm::World*)>& run, int64_t stage) {
+    comm::InProcessWorld world(mesh_.num_ranks());
     std::vector<absl::Status> statuses(ranks_);
     const auto run_one = [&](int64_t r) {
       statuses[r] = run(r, world.rank(RankOf(stage, r)));
@@ -554,24 +557,25 @@ class Cluster {
   absl::Status ExchangeParts(const Node& n, const Frame& frame, int64_t stage, std::vector<Placed>* out) {
     ASSIGN_OR_RETURN(const std::vector<ConversionPart> parts, ConversionParts(n, mesh_));
     return OnAllRanks(
-        [&](int64_t r, World* world) -> absl::Status {
-          std::vector<Tensor> x, y;
+        [&](int64_t r, comm::World* world) -> absl::Status {
+          std::vector<kernels::Tensor> x, y;
           for (size_t i = 0; i < parts.size(); ++i) {
             x.push_back(TensorOf(parts[i].from.type(), *frame.values.at(parts[i].from)[r]));
             y.push_back(TensorOf(parts[i].to, *(*out)[i][r]));
             if (x.back().is_ragged()) RETURN_IF_ERROR(x.back().PlaceRows());
           }
           if (parts.size() > 1) {
-            ASSIGN_OR_RETURN(
-                std::unique_ptr<BucketExchange> e,
-                BucketExchange::Create(parts, mesh_, RankOf(stage, r), world, "comm", WireOf(n)));
-            ASSIGN_OR_RETURN(const int64_t bytes, BucketExchange::WorkspaceBytes(parts, mesh_, WireOf(n)));
+            ASSIGN_OR_RETURN(std::unique_ptr<runtime::BucketExchange> e,
+                             runtime::BucketExchange::Create(parts, mesh_, RankOf(stage, r), world, "comm",
+                                                             runtime::WireOf(n)));
+            ASSIGN_OR_RETURN(const int64_t bytes,
+                             runtime::BucketExchange::WorkspaceBytes(parts, mesh_, runtime::WireOf(n)));
             const Bytes workspace(bytes);
             return e->Run(x, y, workspace.data(), workspace.size(), n.result_name());
           }
-          ASSIGN_OR_RETURN(std::unique_ptr<Exchange> e,
-                           Exchange::Create(parts[0].from.type(), parts[0].to, parts[0].steps, mesh_,
-                                            RankOf(stage, r), world, "comm", WireOf(n)));
+          ASSIGN_OR_RETURN(std::unique_ptr<runtime::Exchange> e,
+                           runtime::Exchange::Create(parts[0].from.type(), parts[0].to, parts[0].steps, mesh_,
+                                                     RankOf(stage, r), world, "comm", runtime::WireOf(n)));
           const Bytes workspace(e->WorkspaceBytes());
           return e->Run(x[0], y[0], workspace.size() > 0 ? workspace.data() : nullptr, workspace.size(),
                         n.result_name());
@@ -635,9 +639,10 @@ class Cluster {
     const std::vector<double> global = s.Global(mesh_);
     for (int64_t r = 0; r < ranks_; ++r) {
       std::vector<double> stored = global;
-      ForEachRun(LocalBlock(s.type, mesh_, RankOf(s.stage, r)), [&](int64_t to, int64_t from, int64_t n) {
-        std::copy_n(s.local[r].begin() + from, n, stored.begin() + to);
-      });
+      runtime::ForEachRun(runtime::LocalBlock(s.type, mesh_, RankOf(s.stage, r)),
+                          [&](int64_t to, int64_t from, int64_t n) {
+                            std::copy_n(s.local[r].begin() + from, n, stored.begin() + to);
+                          });
       ASSIGN_OR_RETURN(s.local[r],
                        rows->ToLogical(stored, AttrString(state.attributes, "kind") == "gradient"));
     }
@@ -649,7 +654,7 @@ class Cluster {
     for (const auto& s : module_.states()) {
       ClusterExport e;
       e.summed = AttrString(s->attributes, "kind") == "gradient";
-      for (const int64_t stage : StagesOf(*s)) {
+      for (const int64_t stage : passes::StagesOf(*s)) {
         const auto it = states_.find({stage, s->name});
         if (it == states_.end()) continue;
         absl::StatusOr<Snapshot> copy = Logical(*s, Read(s->type, it->second, stage));
@@ -666,11 +671,11 @@ class Cluster {
   const Program& program_;
   const Module& module_;
   const Mesh& mesh_;
-  const StepInputs& inputs_;
+  const runtime::StepInputs& inputs_;
   const ClusterOptions& options_;
   const int64_t ranks_;  // of one stage
   int microbatches_ = 1;
-  ConversionPlanner planner_;
+  passes::ConversionPlanner planner_;
   std::map<std::pair<int64_t, std::string>, Placed> states_;  // (stage, name)
   std::map<std::pair<int64_t, std::string>, std::string> producers_;
   std::map<std::string, std::pair<Type, Placed>> boundaries_, residuals_;  // of the microbatch that runs
@@ -684,7 +689,7 @@ std::vector<double> Snapshot::Global(const Mesh& mesh) const {
   std::vector<double> global(type.num_elements());
   for (size_t r = local.size(); r-- > 0;) {  // where there are replicas, the first one's
     const int64_t rank = stage * static_cast<int64_t>(local.size()) + static_cast<int64_t>(r);
-    ForEachRun(LocalBlock(type, mesh, rank), [&](int64_t to, int64_t from, int64_t n) {
+    runtime::ForEachRun(runtime::LocalBlock(type, mesh, rank), [&](int64_t to, int64_t from, int64_t n) {
       std::copy_n(local[r].begin() + from, n, global.begin() + to);
     });
   }
@@ -701,12 +706,12 @@ std::vector<double> InitialValues(const Module& module, const State& state, uint
   std::vector<double> values(logical.type.num_elements(), 0);
   const std::string kind = AttrString(state.attributes, "kind");
   if (kind == "parameter" || kind == "expert_map") {
-    const Initializer init(module, logical, seed);
+    const runtime::Initializer init(module, logical, seed);
     for (size_t i = 0; i < values.size(); ++i) values[i] = init(static_cast<int64_t>(i));
   } else if (kind == "moment") {
     const bool second = absl::StartsWith(state.name, "adam.v.");
     for (size_t i = 0; i < values.size(); ++i) {
-      const double x = NormalNumber(seed, StreamOf(state.name), i);
+      const double x = NormalNumber(seed, runtime::StreamOf(state.name), i);
       values[i] = second ? 1e-4 + 1e-3 * x * x : 1e-2 * x;
     }
   }
@@ -732,9 +737,9 @@ void PromoteToF64(Module* module) {
   }
 }
 
-absl::StatusOr<ClusterRun> RunOnVirtualCluster(const Program& program, const StepInputs& inputs,
+absl::StatusOr<ClusterRun> RunOnVirtualCluster(const Program& program, const runtime::StepInputs& inputs,
                                                const ClusterOptions& options) {
   return Cluster(program, inputs, options).Run();
 }
 
-}  // namespace moe
+}  // namespace moe::testing

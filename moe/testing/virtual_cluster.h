@@ -29,7 +29,7 @@
 #include "moe/kernels/kernel.h"
 #include "moe/runtime/session.h"
 
-namespace moe {
+namespace moe::testing {
 
 // A value on all ranks of one stage, partial sums added up. Ragged values are padded with zeros to their
 // bound.
@@ -52,11 +52,11 @@ struct ClusterRun {
   std::map<std::string, ClusterExport> exports;
   double objective = 0;  // sum of the losses, where the step still gives them
   bool has_objective = false;
-  Decisions decisions;  // global
+  runtime::Decisions decisions;  // global
 };
 
 struct ClusterOptions {
-  Backend backend = Backend::kCpu;
+  kernels::Backend backend = kernels::Backend::kCpu;
   uint64_t seed = 1;
   int microbatches = 0;  // at most so many of the step's; 0: all
   // Instead of the initial values: whole logical tensors by state name.
@@ -65,7 +65,7 @@ struct ClusterOptions {
   std::function<absl::Status(const Value& v, int microbatch, const Snapshot&)> observer;
 };
 
-absl::StatusOr<ClusterRun> RunOnVirtualCluster(const Program& program, const StepInputs& inputs,
+absl::StatusOr<ClusterRun> RunOnVirtualCluster(const Program& program, const runtime::StepInputs& inputs,
                                                const ClusterOptions& options);
 
 // What a state holds before the step, as a logical tensor: parameters and expert maps as the runtime
@@ -75,4 +75,4 @@ std::vector<double> InitialValues(const Module& module, const State& state, uint
 // Makes every float an f64, attributes included, and exchanges it whole, so that what differs is wrong and not rounded.
 void PromoteToF64(Module* module);
 
-}  // namespace moe
+}  // namespace moe::testing

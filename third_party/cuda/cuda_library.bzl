@@ -17,6 +17,7 @@ Objects are linked statically: in a shared library the static CUDA runtime would
 nvcc's own stubs need.
 """
 
+load("//third_party/cc:cc.bzl", "cc_library")
 load("@local_cuda//:defs.bzl", "CUDA_HOME", "HAVE_CUDA")
 
 _ARCHITECTURES = ["-gencode=arch=compute_90a,code=sm_90a"]
@@ -113,7 +114,7 @@ def cuda_library(
                 testonly = testonly,
             )
             objects = [name + "_objects"]
-        native.cc_library(
+        cc_library(
             name = name,
             srcs = objects + others + headers,
             hdrs = hdrs,
@@ -137,7 +138,7 @@ def cuda_library(
             testonly = testonly,
         )
         copies.append(copy)
-    native.cc_library(
+    cc_library(
         name = name + "_emulated",
         srcs = copies + others + headers,
         hdrs = hdrs,
@@ -157,6 +158,7 @@ def cuda_test(name, srcs, deps = [], cuda_deps = [], cuda_libs = [], tags = [], 
         deps = deps,
         cuda_deps = cuda_deps,
         cuda_libs = cuda_libs,
+        optimize = "-O0",
         testonly = True,
         alwayslink = True,
     )

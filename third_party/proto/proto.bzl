@@ -13,7 +13,7 @@ def moe_proto_library(name, src, deps = [], proto_deps = [], **kwargs):
         name = name,
         srcs = [base + ".pb.cc"],
         hdrs = [base + ".pb.h"],
-        copts = ["-Wno-error", "-w"],
+        copts = ["-Wno-error", "-w", "-O1"],
         deps = deps + ["//third_party/system:protobuf"],
         **kwargs
     )
@@ -31,7 +31,7 @@ def moe_grpc_library(name, src, deps = [], **kwargs):
         name = name,
         srcs = [base + ".grpc.pb.cc"],
         hdrs = [base + ".grpc.pb.h"],
-        copts = ["-Wno-error", "-w"],
+        copts = ["-Wno-error", "-w", "-O1"],
         deps = deps + ["//third_party/system:grpc"],
         **kwargs
     )

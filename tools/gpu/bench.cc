@@ -24,15 +24,16 @@ ABSL_FLAG(int, repeats, 20, "Runs, of which the median is taken.");
 ABSL_FLAG(bool, tiny, false, "Everything as small as it can be.");
 ABSL_FLAG(std::string, json, "", "File to which a JSON line for each row is added.");
 
-namespace moe {
+namespace moe::tools {
 namespace {
 
 absl::Status Run() {
-  ASSIGN_OR_RETURN(const DeviceKind kind, ParseDeviceKind(absl::GetFlag(FLAGS_device)));
-  ASSIGN_OR_RETURN(const std::unique_ptr<Device> device, OpenDevice(kind, absl::GetFlag(FLAGS_ordinal)));
+  ASSIGN_OR_RETURN(const device::DeviceKind kind, device::ParseDeviceKind(absl::GetFlag(FLAGS_device)));
+  ASSIGN_OR_RETURN(const std::unique_ptr<device::Device> device,
+                   device::OpenDevice(kind, absl::GetFlag(FLAGS_ordinal)));
   GpuBench bench;
   bench.device = device.get();
-  bench.backend = kind == DeviceKind::kCuda ? Backend::kCuda : Backend::kCpu;
+  bench.backend = kind == device::DeviceKind::kCuda ? kernels::Backend::kCuda : kernels::Backend::kCpu;
   const std::string dtype = absl::GetFlag(FLAGS_dtype);
   if (dtype != "bf16" && dtype != "f16" && dtype != "f32") {
     return absl::InvalidArgumentError(absl::StrCat("--dtype=", dtype, ": bf16, f16 or f32"));
@@ -74,14 +75,14 @@ absl::Status Run() {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::tools
 
 int main(int argc, char** argv) {
   absl::SetProgramUsageMessage(
       "Times of matrix products, attention, dispatch, the optimizer and whole MoE layers on one GPU.\n"
       "  bench --json=out.jsonl\n  bench --only=layers --tokens=8192");
   absl::ParseCommandLine(argc, argv);
-  const absl::Status status = moe::Run();
+  const absl::Status status = moe::tools::Run();
   if (status.ok()) return 0;
   std::cerr << "error: " << status.message() << std::endl;
   return 1;

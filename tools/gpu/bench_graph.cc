@@ -7,19 +7,19 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "moe/base/status.h"
-#include "moe/device/stream_timer.h"
 #include "moe/device/convert.h"
+#include "moe/device/stream_timer.h"
 #include "moe/runtime/local.h"
 #include "tools/bench_table.h"
 
-namespace moe {
+namespace moe::tools {
 namespace {
 
 constexpr int64_t kPattern = 1 << 20;  // random elements that are different; then they repeat
 
 }  // namespace
 
-BenchGraph::BenchGraph(Device* device, Backend backend)
+BenchGraph::BenchGraph(device::Device* device, kernels::Backend backend)
     : device_(device),
       backend_(backend),
       module_(std::make_unique<Module>("bench")),
@@ -66,7 +66,7 @@ absl::Status BenchGraph::Fill(const Value& v, BenchFill fill, double scale) {
     if (type.dtype == DType::kF32) {
       std::copy_n(reinterpret_cast<const char*>(x.data()), host.size(), host.data());
     } else {
-      FromF32(type.dtype, x.data(), host.data(), pattern);
+      device::FromF32(type.dtype, x.data(), host.data(), pattern);
     }
   }
   for (int64_t at = 0; at < n; at += pattern) {
@@ -83,7 +83,7 @@ absl::Status BenchGraph::Prepare() {
   const auto place = [&](Value v) -> absl::Status {
     // Dropless routing gives each choice a row: the rows of all experts together are known.
     const int64_t bytes = StorageOf(v.type(), mesh, 1.0).bytes;
-    absl::StatusOr<std::unique_ptr<DeviceMemory>> memory = device_->Allocate(bytes);
+    absl::StatusOr<std::unique_ptr<device::DeviceMemory>> memory = device_->Allocate(bytes);
     RETURN_IF_ERROR(Annotate(memory.status(), absl::StrCat("the benchmark holds ", bytes_,
                                                            " bytes and wants '", v.name(), "', too")));
     memory_[v] = *std::move(memory);
@@ -98,11 +98,11 @@ absl::Status BenchGraph::Prepare() {
     Step s;
     s.node = n;
     s.name = name;
-    ASSIGN_OR_RETURN(s.kernel, Kernels().Lookup(*n, backend_));
-    ASSIGN_OR_RETURN(s.context, LocalContext(*n, mesh, 0));
+    ASSIGN_OR_RETURN(s.kernel, kernels::Kernels().Lookup(*n, backend_));
+    ASSIGN_OR_RETURN(s.context, runtime::LocalContext(*n, mesh, 0));
     s.context.stream = stream_.get();
     const auto tensor = [&](Value v) {
-      return LocalTensor(v.type(), mesh, memory_.at(v)->data(), memory_.at(v)->bytes());
+      return runtime::LocalTensor(v.type(), mesh, memory_.at(v)->data(), memory_.at(v)->bytes());
     };
     for (int i = 0; i < n->num_operands(); ++i) s.context.in.push_back(tensor(n->operand(i)));
     for (int r = 0; r < n->num_results(); ++r) {
@@ -121,8 +121,8 @@ absl::Status BenchGraph::Prepare() {
 }
 
 absl::Status BenchGraph::RunStep(Step& s) {
-  if (device_->kind() == DeviceKind::kHost) {
-    for (Tensor& t : s.context.in) {
+  if (device_->kind() == device::DeviceKind::kHost) {
+    for (kernels::Tensor& t : s.context.in) {
       if (t.is_ragged()) RETURN_IF_ERROR(t.PlaceRows());
     }
   }
@@ -137,7 +137,7 @@ absl::Status BenchGraph::Run() {
 absl::StatusOr<BenchTimes> BenchGraph::Time(int warm_up, int repeats) {
   for (int i = 0; i < warm_up; ++i) RETURN_IF_ERROR(Run());
   RETURN_IF_ERROR(stream_->Synchronize());
-  StreamTimer timer(stream_.get());
+  device::StreamTimer timer(stream_.get());
   RETURN_IF_ERROR(timer.Reserve(static_cast<int64_t>(steps_.size()) + 1));
   std::vector<double> whole;
   for (int i = 0; i < repeats; ++i) {
@@ -175,4 +175,4 @@ absl::StatusOr<std::vector<int32_t>> BenchGraph::ReadIntegers(Value v) {
   return host;
 }
 
-}  // namespace moe
+}  // namespace moe::tools

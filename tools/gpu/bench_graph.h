@@ -24,7 +24,7 @@
 #include "moe/ir/graph.h"
 #include "moe/kernels/kernel.h"
 
-namespace moe {
+namespace moe::tools {
 
 // kBelow: integers in [0, scale). kSkewed: normal, and 4 times as large in the first quarter of the last dim.
 enum class BenchFill : uint8_t { kNormal, kSkewed, kOnes, kIota, kBelow };
@@ -36,7 +36,7 @@ struct BenchTimes {
 
 class BenchGraph {
  public:
-  BenchGraph(Device* device, Backend backend);
+  BenchGraph(device::Device* device, kernels::Backend backend);
 
   // scale: standard deviation, or the bound of kBelow. Integers are s32.
   Value Arg(const std::string& name, DType dtype, const std::vector<int64_t>& dims,
@@ -56,25 +56,25 @@ class BenchGraph {
  private:
   struct Step {
     const Node* node;
-    const Kernel* kernel;
-    KernelContext context;
+    const kernels::Kernel* kernel;
+    kernels::KernelContext context;
     std::string name;
   };
   absl::Status Fill(const Value& v, BenchFill fill, double scale);
   absl::Status RunStep(Step& s);
 
-  Device* const device_;
-  const Backend backend_;
+  device::Device* const device_;
+  const kernels::Backend backend_;
   std::unique_ptr<Module> module_;
   Function* function_;
   Builder builder_;
   std::vector<std::pair<Value, std::pair<BenchFill, double>>> args_;
   std::vector<std::pair<Node*, std::string>> nodes_;
-  std::unique_ptr<Stream> stream_;
-  std::map<Value, std::unique_ptr<DeviceMemory>> memory_;
-  std::unique_ptr<DeviceMemory> workspace_;
+  std::unique_ptr<device::Stream> stream_;
+  std::map<Value, std::unique_ptr<device::DeviceMemory>> memory_;
+  std::unique_ptr<device::DeviceMemory> workspace_;
   std::vector<Step> steps_;
   int64_t bytes_ = 0;
 };
 
-}  // namespace moe
+}  // namespace moe::tools

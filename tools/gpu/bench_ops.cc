@@ -11,7 +11,7 @@
 #include "tools/bench_table.h"
 #include "tools/gpu/bench_graph.h"
 
-namespace moe {
+namespace moe::tools {
 namespace {
 
 using Strings = std::vector<std::string>;
@@ -67,10 +67,10 @@ GpuBenchSizes GpuBenchSizes::Tiny() {
 absl::Status BenchCeilings(GpuBench& b) {
   BenchTable table(absl::StrCat("ceilings of ", b.device->description()),
                    {"what", "shape", "ms", "TFLOP/s", "GB/s"});
-  ASSIGN_OR_RETURN(const std::unique_ptr<Stream> stream, b.device->NewStream("copy"));
-  ASSIGN_OR_RETURN(const std::unique_ptr<DeviceMemory> from, b.device->Allocate(b.sizes.copy_bytes));
-  ASSIGN_OR_RETURN(const std::unique_ptr<DeviceMemory> to, b.device->Allocate(b.sizes.copy_bytes));
-  StreamTimer timer(stream.get());
+  ASSIGN_OR_RETURN(const std::unique_ptr<device::Stream> stream, b.device->NewStream("copy"));
+  ASSIGN_OR_RETURN(const std::unique_ptr<device::DeviceMemory> from, b.device->Allocate(b.sizes.copy_bytes));
+  ASSIGN_OR_RETURN(const std::unique_ptr<device::DeviceMemory> to, b.device->Allocate(b.sizes.copy_bytes));
+  device::StreamTimer timer(stream.get());
   RETURN_IF_ERROR(timer.Reserve(2));
   RETURN_IF_ERROR(stream->Fill(from->data(), 1, b.sizes.copy_bytes));
   std::vector<double> seconds;
@@ -307,4 +307,4 @@ absl::Status BenchMoeLayers(const GpuBench& b) {
   return absl::OkStatus();
 }
 
-}  // namespace moe
+}  // namespace moe::tools

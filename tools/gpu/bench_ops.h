@@ -33,7 +33,7 @@
 #include "moe/device/device.h"
 #include "moe/kernels/kernel.h"
 
-namespace moe {
+namespace moe::tools {
 
 struct MoeLayerShape {
   std::string name;
@@ -56,8 +56,8 @@ struct GpuBenchSizes {
 };
 
 struct GpuBench {
-  Device* device = nullptr;
-  Backend backend = Backend::kCuda;
+  device::Device* device = nullptr;
+  kernels::Backend backend = kernels::Backend::kCuda;
   DType dtype = DType::kBF16;
   GpuBenchSizes sizes;
   std::FILE* json = nullptr;
@@ -70,4 +70,4 @@ absl::Status BenchOps(const GpuBench& bench);
 // A layer that does not fit the device is left out with a line that says so.
 absl::Status BenchMoeLayers(const GpuBench& bench);
 
-}  // namespace moe
+}  // namespace moe::tools

@@ -12,13 +12,13 @@
 #include "moe/device/cuda/cuda.h"
 #include "tools/gpu/bench_ops.h"
 
-namespace moe {
+namespace moe::tools {
 namespace {
 
 using ::testing::HasSubstr;
 
-void RunAll(DeviceKind kind, Backend backend, DType dtype) {
-  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Device> device, OpenDevice(kind, 0));
+void RunAll(device::DeviceKind kind, kernels::Backend backend, DType dtype) {
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<device::Device> device, device::OpenDevice(kind, 0));
   const std::string path = ::testing::TempDir() + "/bench.jsonl";
   std::FILE* const json = std::fopen(path.c_str(), "w");
   ASSERT_NE(json, nullptr);
@@ -43,21 +43,22 @@ void RunAll(DeviceKind kind, Backend backend, DType dtype) {
 }
 
 #ifdef MOE_EMULATED
-TEST(GpuBench, RunsOnTheHost) { RunAll(DeviceKind::kHost, Backend::kCpu, DType::kF32); }
+TEST(GpuBench, RunsOnTheHost) { RunAll(device::DeviceKind::kHost, kernels::Backend::kCpu, DType::kF32); }
 #endif
 
 TEST(GpuBench, RunsOnCuda) {
-  if (CountDevices(DeviceKind::kCuda) == 0) {
-    GTEST_SKIP() << OpenDevice(DeviceKind::kCuda, 0).status().message();
+  if (device::CountDevices(device::DeviceKind::kCuda) == 0) {
+    GTEST_SKIP() << device::OpenDevice(device::DeviceKind::kCuda, 0).status().message();
   }
-  RunAll(DeviceKind::kCuda, Backend::kCuda, DType::kBF16);
-  RunAll(DeviceKind::kCuda, Backend::kCuda, DType::kF32);
+  RunAll(device::DeviceKind::kCuda, kernels::Backend::kCuda, DType::kBF16);
+  RunAll(device::DeviceKind::kCuda, kernels::Backend::kCuda, DType::kF32);
 }
 
 #ifdef MOE_EMULATED
 TEST(GpuBench, ALayerThatDoesNotFitIsLeftOut) {
   emulated::SetDevices(1, 1 << 20);
-  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Device> device, OpenDevice(DeviceKind::kCuda, 0));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<device::Device> device,
+                       device::OpenDevice(device::DeviceKind::kCuda, 0));
   GpuBench bench;
   bench.device = device.get();
   bench.sizes = GpuBenchSizes::Tiny();
@@ -69,4 +70,4 @@ TEST(GpuBench, ALayerThatDoesNotFitIsLeftOut) {
 #endif
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::tools

@@ -12,7 +12,7 @@
 #include "moe/comm/compute_gate.h"
 #include "moe/device/reduce.h"
 
-namespace moe {
+namespace moe::comm {
 namespace {
 
 enum SlotKind { kHeaderSlot, kFirstSlot, kSecondSlot, kSenderSlot, kReceiverSlot, kMessageSlot };
@@ -370,7 +370,7 @@ absl::Status GlooGroup::Collective(const Call& call) {
       call.op == Call::kAllReduce && call.count * element > transport_->options().eager_bytes;
   const int64_t begin = in_segments ? ReduceSegment(call.count, size(), me_).first : 0;
   char* const reduced = At(call.out, begin * element);
-  ReduceInOrder(inputs_, reduced, block / element, call.dtype, call.kind);
+  device::ReduceInOrder(inputs_, reduced, block / element, call.dtype, call.kind);
   if (!in_segments) return absl::OkStatus();
   for (int p = 0; p < size(); ++p) {
     const auto [first, last] = ReduceSegment(call.count, size(), p);
@@ -424,4 +424,4 @@ absl::Status GlooGroup::Exchange(bool send, void* data, int64_t bytes, int peer,
   return explain(message.WaitReceived(deadline), true);
 }
 
-}  // namespace moe
+}  // namespace moe::comm

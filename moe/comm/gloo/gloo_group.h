@@ -16,7 +16,7 @@
 #include "moe/comm/call.h"
 #include "moe/comm/gloo/gloo_transport.h"
 
-namespace moe {
+namespace moe::comm {
 
 class GlooGroup : public CallCommunicator {
  public:
@@ -67,4 +67,4 @@ class GlooGroup : public CallCommunicator {
   absl::Status failed_;    // timed out or aborted: for good
 };
 
-}  // namespace moe
+}  // namespace moe::comm

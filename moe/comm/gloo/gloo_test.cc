@@ -10,22 +10,24 @@
 #include "absl/time/clock.h"
 #include "moe/base/status.h"
 #include "moe/base/status_matchers.h"
-#include "moe/testing/conformance.h"
 #include "moe/comm/gloo/gloo_world.h"
 #include "moe/comm/in_process/in_process.h"
+#include "moe/testing/conformance.h"
 
-namespace moe {
+namespace moe::comm {
 namespace {
+
+using testing::CommunicatorConformance;
 
 using ::testing::HasSubstr;
 
 // Ranks in threads of this process, but connected as processes are.
-class Worlds : public WorldSet {
+class Worlds : public testing::WorldSet {
  public:
-  static absl::StatusOr<std::unique_ptr<WorldSet>> Make(int n, const GlooOptions& options) {
+  static absl::StatusOr<std::unique_ptr<testing::WorldSet>> Make(int n, const GlooOptions& options) {
     auto set = std::make_unique<Worlds>();
     set->worlds_.resize(n);
-    const std::vector<absl::Status> statuses = RunRanks(n, [&](int r) -> absl::Status {
+    const std::vector<absl::Status> statuses = testing::RunRanks(n, [&](int r) -> absl::Status {
       ASSIGN_OR_RETURN(set->worlds_[r], GlooWorld::Connect(r, n, &set->store_, options));
       return absl::OkStatus();
     });
@@ -40,8 +42,8 @@ class Worlds : public WorldSet {
   std::vector<std::unique_ptr<GlooWorld>> worlds_;
 };
 
-CommBackend Backend(std::string name, int64_t eager_bytes, int max_ranks) {
-  CommBackend backend;
+testing::CommBackend Backend(std::string name, int64_t eager_bytes, int max_ranks) {
+  testing::CommBackend backend;
   backend.name = std::move(name);
   backend.max_ranks = max_ranks;
   backend.make = [eager_bytes](int n, absl::Duration timeout) {
@@ -56,7 +58,7 @@ CommBackend Backend(std::string name, int64_t eager_bytes, int max_ranks) {
 INSTANTIATE_TEST_SUITE_P(Gloo, CommunicatorConformance,
                          ::testing::Values(Backend("Default", GlooOptions().eager_bytes, 8),
                                            Backend("Apart", 0, 3)),
-                         CommBackendName);
+                         testing::CommBackendName);
 
 TEST(Gloo, SumsHaveTheBitsOfTheInProcessBackEnd) {
   constexpr int kRanks = 5;
@@ -68,7 +70,7 @@ TEST(Gloo, SumsHaveTheBitsOfTheInProcessBackEnd) {
   };
   const auto run = [&](const std::function<World*(int)>& world) {
     std::vector<std::vector<float>> out(kRanks, std::vector<float>(kCount));
-    for (const absl::Status& s : RunRanks(kRanks, [&](int r) -> absl::Status {
+    for (const absl::Status& s : testing::RunRanks(kRanks, [&](int r) -> absl::Status {
            ASSIGN_OR_RETURN(Communicator * c, world(r)->Group({4, 2, 0, 1, 3}, ""));
            return c->AllReduce(input(r).data(), out[r].data(), kCount, DType::kF32, Reduction::kSum, "x");
          })) {
@@ -87,7 +89,7 @@ TEST(Gloo, SumsHaveTheBitsOfTheInProcessBackEnd) {
 
 TEST(Gloo, AGroupSurvivesAMismatch) {
   ASSERT_OK_AND_ASSIGN(auto worlds, Worlds::Make(2, {}));
-  const std::vector<absl::Status> statuses = RunRanks(2, [&](int r) -> absl::Status {
+  const std::vector<absl::Status> statuses = testing::RunRanks(2, [&](int r) -> absl::Status {
     ASSIGN_OR_RETURN(Communicator * c, worlds->rank(r)->Group({0, 1}, ""));
     float x = 1;
     ExpectError(c->Broadcast(&x, 1, DType::kF32, r, "root"), absl::StatusCode::kFailedPrecondition, "root 0",
@@ -108,7 +110,7 @@ TEST(Gloo, AGroupSurvivesAMismatch) {
 TEST(Gloo, NamesLongerThanAHeaderAreToldApart) {
   ASSERT_OK_AND_ASSIGN(auto worlds, Worlds::Make(2, {}));
   const std::string name(1000, 'n');
-  const std::vector<absl::Status> statuses = RunRanks(2, [&](int r) -> absl::Status {
+  const std::vector<absl::Status> statuses = testing::RunRanks(2, [&](int r) -> absl::Status {
     ASSIGN_OR_RETURN(Communicator * c, worlds->rank(r)->Group({0, 1}, ""));
     RETURN_IF_ERROR(c->Barrier(name));
     return c->Barrier(absl::StrCat(name, r));
@@ -129,7 +131,7 @@ TEST(Gloo, AMessageNobodyReceivesTimesOut) {
 
 TEST(Gloo, RanksThatDoNotComeAreNamed) {
   MemoryStore store;
-  const std::vector<absl::Status> statuses = RunRanks(2, [&](int i) {
+  const std::vector<absl::Status> statuses = testing::RunRanks(2, [&](int i) {
     return GlooWorld::Connect(i * 2, 4, &store, {.connect_timeout = absl::Milliseconds(500)}).status();
   });
   ExpectError(statuses[0], absl::StatusCode::kDeadlineExceeded, "rank 0", "missing: 1, 3");
@@ -140,7 +142,7 @@ TEST(Gloo, APeerThatEndsIsNamedAtOnce) {
   ASSERT_OK_AND_ASSIGN(auto set, Worlds::Make(3, {}));
   Worlds& worlds = static_cast<Worlds&>(*set);
   const absl::Time start = absl::Now();
-  const std::vector<absl::Status> statuses = RunRanks(3, [&](int r) -> absl::Status {
+  const std::vector<absl::Status> statuses = testing::RunRanks(3, [&](int r) -> absl::Status {
     float x = 1;
     ASSIGN_OR_RETURN(Communicator * all, worlds.rank(r)->Group({0, 1, 2}, ""));
     RETURN_IF_ERROR(all->AllReduce(&x, &x, 1, DType::kF32, Reduction::kSum, "first"));
@@ -171,4 +173,4 @@ TEST(Gloo, BadGroupsAndAddressesAreRefused) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::comm

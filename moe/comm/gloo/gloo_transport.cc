@@ -21,7 +21,7 @@ namespace gloo::transport::tcp {
 std::shared_ptr<::gloo::transport::Device> CreateDevice(const struct attr&);
 }  // namespace gloo::transport::tcp
 
-namespace moe {
+namespace moe::comm {
 namespace {
 
 // No limit of Gloo's own; longer ones overflow its clock.
@@ -199,4 +199,4 @@ absl::Status GlooTransport::Message::Wait(bool receive, absl::Time deadline) {
   }
 }
 
-}  // namespace moe
+}  // namespace moe::comm

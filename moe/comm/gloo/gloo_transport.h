@@ -27,7 +27,7 @@ class Device;
 class UnboundBuffer;
 }  // namespace gloo::transport
 
-namespace moe {
+namespace moe::comm {
 
 class GlooTransport {
  public:
@@ -85,4 +85,4 @@ class GlooTransport {
   std::thread watchdog_;
 };
 
-}  // namespace moe
+}  // namespace moe::comm

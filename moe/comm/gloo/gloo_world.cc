@@ -7,7 +7,7 @@
 #include "moe/comm/gloo/gloo_group.h"
 #include "moe/comm/gloo/gloo_transport.h"
 
-namespace moe {
+namespace moe::comm {
 
 absl::StatusOr<std::unique_ptr<GlooWorld>> GlooWorld::Connect(int64_t rank, int64_t num_ranks, Store* store,
                                                               const GlooOptions& options) {
@@ -27,10 +27,10 @@ GlooWorld::~GlooWorld() {
 }
 
 absl::StatusOr<Communicator*> GlooWorld::Group(absl::Span<const int64_t> ranks, absl::string_view channel,
-                                               Stream* stream) {
-  if (stream != nullptr && stream->kind() != DeviceKind::kHost) {
+                                               device::Stream* stream) {
+  if (stream != nullptr && stream->kind() != device::DeviceKind::kHost) {
     return absl::UnimplementedError(
-        absl::StrCat("Gloo moves the host's memory, not that of ", DeviceKindName(stream->kind())));
+        absl::StrCat("Gloo moves the host's memory, not that of ", device::DeviceKindName(stream->kind())));
   }
   ASSIGN_OR_RETURN(const int at, PositionInGroup(rank_, num_ranks_, ranks));
   absl::MutexLock lock(&mutex_);
@@ -77,4 +77,4 @@ void GlooWorld::WatchForAbort() {
   }
 }
 
-}  // namespace moe
+}  // namespace moe::comm

@@ -36,7 +36,7 @@
 #include "moe/comm/store/store.h"
 #include "moe/comm/world.h"
 
-namespace moe {
+namespace moe::comm {
 
 class GlooGroup;
 class GlooTransport;
@@ -60,7 +60,7 @@ class GlooWorld : public World {
   int64_t rank() const override { return rank_; }
   int64_t num_ranks() const override { return num_ranks_; }
   absl::StatusOr<Communicator*> Group(absl::Span<const int64_t> ranks, absl::string_view channel,
-                                      Stream* stream = nullptr) override;
+                                      device::Stream* stream = nullptr) override;
   absl::Status Ended() override;
   void Abort(absl::Status reason) override;
 
@@ -80,4 +80,4 @@ class GlooWorld : public World {
   std::thread watcher_;
 };
 
-}  // namespace moe
+}  // namespace moe::comm

@@ -12,7 +12,7 @@
 #include "moe/comm/compute_gate.h"
 #include "moe/device/reduce.h"
 
-namespace moe {
+namespace moe::comm {
 namespace {
 
 using Pointers = absl::InlinedVector<const void*, 16>;
@@ -28,7 +28,7 @@ struct HostWork {
     if (count > 0 && to != from) std::memcpy(to, from, count * ByteSize(dtype));
   }
   void Reduce(const Pointers& in, void* out, int64_t count, DType dtype, Reduction kind) {
-    ReduceInOrder(in, out, count, dtype, kind);
+    device::ReduceInOrder(in, out, count, dtype, kind);
   }
 };
 
@@ -39,7 +39,7 @@ struct StreamWork {  // after the first error nothing more is done
   void Reduce(const Pointers& in, void* out, int64_t count, DType dtype, Reduction kind) {
     if (count > 0) status.Update(stream->Reduce(in, out, count, dtype, kind));
   }
-  Stream* stream;
+  device::Stream* stream;
   absl::Status status;
 };
 
@@ -79,10 +79,10 @@ InProcessGroup::InProcessGroup(std::vector<int64_t> ranks, InProcessOptions opti
 
 std::string InProcessGroup::Name() const { return GroupName(ranks_); }
 
-absl::Status InProcessGroup::Bind(int rank, Stream* stream) {
+absl::Status InProcessGroup::Bind(int rank, device::Stream* stream) {
   Side side;
   side.stream = stream;
-  for (std::unique_ptr<Event>* event : {&side.entered, &side.done, &side.gathered}) {
+  for (std::unique_ptr<device::Event>* event : {&side.entered, &side.done, &side.gathered}) {
     ASSIGN_OR_RETURN(*event, stream->device()->NewEvent());
   }
   absl::MutexLock lock(&mutex_);
@@ -365,7 +365,7 @@ void InProcessGroup::DoAllOnHost() const {
   for (int64_t begin = 0; begin < first.count; begin += kElements) {
     const int64_t count = std::min(kElements, first.count - begin);
     for (int r = 0; r < size(); ++r) in[r] = At(calls_[r].in, begin, first.dtype);
-    ReduceInOrder(in, At(first.out, begin, first.dtype), count, first.dtype, first.kind);
+    device::ReduceInOrder(in, At(first.out, begin, first.dtype), count, first.dtype, first.kind);
     for (int r = 1; r < size(); ++r) {
       work.Copy(At(calls_[r].out, begin, first.dtype), At(first.out, begin, first.dtype), count, first.dtype);
     }
@@ -476,4 +476,4 @@ absl::Status InProcessGroup::WaitedTooLong() const {
   return TimeoutError(ranks_, options_.timeout, calls);
 }
 
-}  // namespace moe
+}  // namespace moe::comm

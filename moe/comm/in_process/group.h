@@ -31,7 +31,7 @@
 #include "moe/comm/in_process/in_process.h"
 #include "moe/device/device.h"
 
-namespace moe {
+namespace moe::comm {
 
 class InProcessGroup {
  public:
@@ -44,7 +44,7 @@ class InProcessGroup {
 
   // From now on buffers of this member are memory of the stream's device; all members do so or none. Not
   // while the member is in a call.
-  absl::Status Bind(int rank, Stream* stream);
+  absl::Status Bind(int rank, device::Stream* stream);
 
   absl::Status Run(int rank, const Call& call);
   absl::Status Exchange(int rank, bool send, void* data, int64_t bytes, int peer, int64_t tag,
@@ -89,10 +89,10 @@ class InProcessGroup {
 
   // A member's side of the device.
   struct Side {
-    Stream* stream = nullptr;
-    std::unique_ptr<Event> entered;  // what came before the call is done
-    std::unique_ptr<Event> done;     // its work, or its share, is done
-    std::unique_ptr<Event> gathered;
+    device::Stream* stream = nullptr;
+    std::unique_ptr<device::Event> entered;  // what came before the call is done
+    std::unique_ptr<device::Event> done;     // its work, or its share, is done
+    std::unique_ptr<device::Event> gathered;
   };
 
   const std::vector<int64_t> ranks_;
@@ -116,4 +116,4 @@ class InProcessGroup {
       ABSL_GUARDED_BY(mutex_);  // (from, to, tag)
 };
 
-}  // namespace moe
+}  // namespace moe::comm

@@ -7,7 +7,7 @@
 #include "moe/comm/call.h"
 #include "moe/comm/in_process/group.h"
 
-namespace moe {
+namespace moe::comm {
 
 class InProcessWorld::View : public World {
  public:
@@ -15,7 +15,7 @@ class InProcessWorld::View : public World {
   int64_t rank() const override { return rank_; }
   int64_t num_ranks() const override { return world_->num_ranks(); }
   absl::StatusOr<Communicator*> Group(absl::Span<const int64_t> ranks, absl::string_view channel,
-                                      Stream* stream) override {
+                                      device::Stream* stream) override {
     return world_->Member(rank_, ranks, channel, stream);
   }
   void Abort(absl::Status reason) override { world_->Abort(std::move(reason)); }
@@ -33,7 +33,7 @@ InProcessWorld::InProcessWorld(int64_t num_ranks, InProcessOptions options) : op
 InProcessWorld::~InProcessWorld() = default;
 
 absl::StatusOr<Communicator*> InProcessWorld::Member(int64_t rank, absl::Span<const int64_t> ranks,
-                                                     absl::string_view channel, Stream* stream) {
+                                                     absl::string_view channel, device::Stream* stream) {
   ASSIGN_OR_RETURN(const int at, PositionInGroup(rank, num_ranks(), ranks));
   const bool on_device = stream != nullptr && !stream->device()->host_accessible();
   absl::MutexLock lock(&mutex_);
@@ -54,4 +54,4 @@ void InProcessWorld::Abort(absl::Status reason) {
   for (auto& [key, group] : groups_) group->Abort(aborted_);
 }
 
-}  // namespace moe
+}  // namespace moe::comm

@@ -39,7 +39,7 @@
 #include "moe/comm/communicator.h"
 #include "moe/comm/world.h"
 
-namespace moe {
+namespace moe::comm {
 
 class InProcessGroup;  // the state that the members of one group share
 
@@ -66,7 +66,7 @@ class InProcessWorld {
  private:
   class View;
   absl::StatusOr<Communicator*> Member(int64_t rank, absl::Span<const int64_t> ranks,
-                                       absl::string_view channel, Stream* stream);
+                                       absl::string_view channel, device::Stream* stream);
 
   const InProcessOptions options_;
   std::vector<std::unique_ptr<World>> views_;
@@ -77,4 +77,4 @@ class InProcessWorld {
   absl::Status aborted_ ABSL_GUARDED_BY(mutex_);
 };
 
-}  // namespace moe
+}  // namespace moe::comm

@@ -14,13 +14,15 @@
 #include "moe/base/status_matchers.h"
 #include "moe/comm/compute_gate.h"
 #include "moe/testing/conformance.h"
-#include "moe/testing/staged_world.h"
 #include "moe/testing/delayed_device.h"
+#include "moe/testing/staged_world.h"
 
-namespace moe {
+namespace moe::comm {
 namespace {
 
-class Worlds : public WorldSet {
+using testing::CommunicatorConformance;
+
+class Worlds : public testing::WorldSet {
  public:
   Worlds(int num_ranks, InProcessOptions options) : world_(num_ranks, options) {}
   World* rank(int rank) override { return world_.rank(rank); }
@@ -29,10 +31,11 @@ class Worlds : public WorldSet {
   InProcessWorld world_;
 };
 
-CommBackend Backend(std::string name, int64_t small_bytes) {
-  CommBackend backend;
+testing::CommBackend Backend(std::string name, int64_t small_bytes) {
+  testing::CommBackend backend;
   backend.name = std::move(name);
-  backend.make = [small_bytes](int n, absl::Duration timeout) -> absl::StatusOr<std::unique_ptr<WorldSet>> {
+  backend.make = [small_bytes](int n,
+                               absl::Duration timeout) -> absl::StatusOr<std::unique_ptr<testing::WorldSet>> {
     return std::make_unique<Worlds>(n, InProcessOptions{.timeout = timeout, .small_bytes = small_bytes});
   };
   return backend;
@@ -42,36 +45,40 @@ CommBackend Backend(std::string name, int64_t small_bytes) {
 INSTANTIATE_TEST_SUITE_P(InProcess, CommunicatorConformance,
                          ::testing::Values(Backend("Default", InProcessOptions().small_bytes),
                                            Backend("Split", 0), Backend("LastDoesAll", int64_t{1} << 40)),
-                         CommBackendName);
+                         testing::CommBackendName);
 
 // Over devices whose streams are late: what no event orders comes out wrong.
-CommBackend Delayed(std::string name, int devices) {
-  CommBackend backend;
+testing::CommBackend Delayed(std::string name, int devices) {
+  testing::CommBackend backend;
   backend.name = std::move(name);
-  backend.make = [devices](int n, absl::Duration timeout) -> absl::StatusOr<std::unique_ptr<WorldSet>> {
-    std::vector<std::shared_ptr<Device>> all, of_rank;
-    for (int d = 0; d < devices; ++d) all.push_back(NewDelayedDevice(d, std::random_device()()));
+  backend.make = [devices](int n,
+                           absl::Duration timeout) -> absl::StatusOr<std::unique_ptr<testing::WorldSet>> {
+    std::vector<std::shared_ptr<device::Device>> all, of_rank;
+    for (int d = 0; d < devices; ++d) all.push_back(testing::NewDelayedDevice(d, std::random_device()()));
     for (int r = 0; r < n; ++r) of_rank.push_back(all[r % devices]);
-    return StageOnDevices(std::make_unique<Worlds>(n, InProcessOptions{.timeout = timeout}), of_rank);
+    return testing::StageOnDevices(std::make_unique<Worlds>(n, InProcessOptions{.timeout = timeout}),
+                                   of_rank);
   };
   return backend;
 }
 INSTANTIATE_TEST_SUITE_P(OverDevices, CommunicatorConformance,
-                         ::testing::Values(Delayed("One", 1), Delayed("Several", 3)), CommBackendName);
+                         ::testing::Values(Delayed("One", 1), Delayed("Several", 3)),
+                         testing::CommBackendName);
 
 // Nobody waits for the streams between calls; only events keep one call's work behind that of the last.
 TEST(InProcess, WorkOfStreamsIsOrderedByEventsAlone) {
   constexpr int kRanks = 4, kSteps = 40;
   constexpr int64_t kCount = 1000;
   for (int devices : {1, 2}) {
-    std::vector<std::unique_ptr<Device>> all;
-    for (int d = 0; d < devices; ++d) all.push_back(NewDelayedDevice(d, std::random_device()()));
+    std::vector<std::unique_ptr<device::Device>> all;
+    for (int d = 0; d < devices; ++d) all.push_back(testing::NewDelayedDevice(d, std::random_device()()));
     InProcessWorld world(kRanks);
-    const std::vector<absl::Status> statuses = RunRanks(kRanks, [&](int r) -> absl::Status {
-      Device* device = all[r % devices].get();
-      ASSIGN_OR_RETURN(const std::unique_ptr<Stream> stream, device->NewStream("comm"));
+    const std::vector<absl::Status> statuses = testing::RunRanks(kRanks, [&](int r) -> absl::Status {
+      device::Device* device = all[r % devices].get();
+      ASSIGN_OR_RETURN(const std::unique_ptr<device::Stream> stream, device->NewStream("comm"));
       ASSIGN_OR_RETURN(Communicator * c, world.rank(r)->Group({0, 1, 2, 3}, "comm", stream.get()));
-      ASSIGN_OR_RETURN(const std::unique_ptr<DeviceMemory> memory, device->Allocate(3 * kRanks * kCount * 8));
+      ASSIGN_OR_RETURN(const std::unique_ptr<device::DeviceMemory> memory,
+                       device->Allocate(3 * kRanks * kCount * 8));
       int64_t* const a = reinterpret_cast<int64_t*>(memory->data());
       int64_t *const b = a + kRanks * kCount, *const d = b + kRanks * kCount;
       std::vector<int64_t> host(kCount, r + 1);
@@ -116,7 +123,7 @@ TEST(InProcess, WorkOfStreamsIsOrderedByEventsAlone) {
 
 TEST(InProcess, AGroupSurvivesAMismatch) {
   InProcessWorld world(2);
-  const std::vector<absl::Status> statuses = RunRanks(2, [&](int r) -> absl::Status {
+  const std::vector<absl::Status> statuses = testing::RunRanks(2, [&](int r) -> absl::Status {
     ASSIGN_OR_RETURN(Communicator * c, world.rank(r)->Group({0, 1}, ""));
     float x = 1;
     ExpectError(c->Broadcast(&x, 1, DType::kF32, r, "root"), absl::StatusCode::kFailedPrecondition, "root 0",
@@ -179,7 +186,7 @@ TEST(InProcess, ThoseWhoWaitLetOthersCompute) {
     InProcessWorld world(8, {.small_bytes = small_bytes});
     ComputeGate gate(1);
     std::atomic<int> computing = 0;
-    const std::vector<absl::Status> statuses = RunRanks(8, [&](int r) -> absl::Status {
+    const std::vector<absl::Status> statuses = testing::RunRanks(8, [&](int r) -> absl::Status {
       ASSIGN_OR_RETURN(Communicator * c, world.rank(r)->Group({0, 1, 2, 3, 4, 5, 6, 7}, ""));
       ComputeGate::Scope scope(&gate);
       for (int i = 0; i < 50; ++i) {
@@ -200,4 +207,4 @@ TEST(InProcess, ThoseWhoWaitLetOthersCompute) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::comm

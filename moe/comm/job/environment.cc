@@ -8,7 +8,7 @@
 #include "absl/strings/str_join.h"
 #include "moe/base/status.h"
 
-namespace moe {
+namespace moe::comm {
 namespace {
 
 struct Launcher {
@@ -93,4 +93,4 @@ absl::StatusOr<std::optional<ProcessPlace>> FindProcess(const Environment& envir
   return std::optional<ProcessPlace>();
 }
 
-}  // namespace moe
+}  // namespace moe::comm

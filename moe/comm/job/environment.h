@@ -19,7 +19,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
-namespace moe {
+namespace moe::comm {
 
 using Environment = std::function<const char*(const char* name)>;  // null for what is not set
 Environment SystemEnvironment();
@@ -41,4 +41,4 @@ absl::StatusOr<std::optional<ProcessPlace>> FindProcess(const Environment& envir
 // "node[04-07,9]" -> "node04"; "a,b" -> "a".
 std::string FirstHost(const std::string& node_list);
 
-}  // namespace moe
+}  // namespace moe::comm

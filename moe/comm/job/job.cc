@@ -16,7 +16,7 @@
 #include "moe/comm/store/directory_store.h"
 #include "moe/comm/store/redis_store.h"
 
-namespace moe {
+namespace moe::comm {
 namespace {
 
 constexpr char kLoopback[] = "127.0.0.1";
@@ -192,4 +192,4 @@ absl::Status Job::Finish() {
   return absl::OkStatus();
 }
 
-}  // namespace moe
+}  // namespace moe::comm

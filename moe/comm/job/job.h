@@ -21,7 +21,7 @@
 #include "moe/comm/store/grpc_store.h"
 #include "moe/comm/store/store.h"
 
-namespace moe {
+namespace moe::comm {
 
 struct JobOptions {
   // "": MASTER_ADDR:MASTER_PORT. A path: a shared folder, fresh for each run.
@@ -70,4 +70,4 @@ class Job {
   std::unique_ptr<Store> store_;  // its connection ends before the server
 };
 
-}  // namespace moe
+}  // namespace moe::comm

@@ -14,7 +14,7 @@
 #include "moe/base/status.h"
 #include "moe/base/status_matchers.h"
 
-namespace moe {
+namespace moe::comm {
 namespace {
 
 using ::testing::HasSubstr;
@@ -209,4 +209,4 @@ TEST(Job, RendezvousThatMakeNoSense) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::comm

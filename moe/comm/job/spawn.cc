@@ -20,7 +20,7 @@
 
 extern char** environ;
 
-namespace moe {
+namespace moe::comm {
 namespace {
 
 std::atomic<int> pass_on{0};  // a signal that the children have not been told of
@@ -136,4 +136,4 @@ int SpawnProcesses(int count, char** argv, const SpawnOptions& options, std::ost
   return code;
 }
 
-}  // namespace moe
+}  // namespace moe::comm

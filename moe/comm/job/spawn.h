@@ -13,7 +13,7 @@
 
 #include "absl/time/time.h"
 
-namespace moe {
+namespace moe::comm {
 
 struct SpawnOptions {
   // After a child was killed; a child that ends with an error has told the others already.
@@ -27,4 +27,4 @@ int SpawnProcesses(int count, char** argv, const SpawnOptions& options, std::ost
 // In a child: ends it when its parent does.
 void EndWithParent();
 
-}  // namespace moe
+}  // namespace moe::comm

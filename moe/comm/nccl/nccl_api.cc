@@ -6,7 +6,7 @@
 #include "moe/base/dynamic_library.h"
 #include "moe/base/status.h"
 
-namespace moe {
+namespace moe::comm {
 namespace {
 
 absl::StatusOr<NcclApi> LoadDefault() {
@@ -70,4 +70,4 @@ absl::StatusOr<const NcclApi*> LoadNccl() {
   return &*loaded;
 }
 
-}  // namespace moe
+}  // namespace moe::comm

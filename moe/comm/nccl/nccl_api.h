@@ -16,7 +16,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 
-namespace moe {
+namespace moe::comm {
 
 #define MOE_NCCL_FUNCTIONS(X) \
   X(GetVersion)               \
@@ -50,4 +50,4 @@ absl::StatusOr<NcclApi> LoadNcclFrom(absl::Span<const char* const> libraries);
 // Once for the process; the same answer ever after.
 absl::StatusOr<const NcclApi*> LoadNccl();
 
-}  // namespace moe
+}  // namespace moe::comm

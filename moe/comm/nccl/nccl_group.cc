@@ -12,7 +12,7 @@
 #include "moe/comm/compute_gate.h"
 #include "moe/device/cuda/cuda.h"
 
-namespace moe {
+namespace moe::comm {
 namespace {
 
 constexpr size_t kTracked = 64;  // calls that are watched at once; of more the oldest
@@ -111,7 +111,7 @@ NcclGroup::~NcclGroup() {
   if (comm_ != nullptr) nccl_->CommAbort(comm_);
 }
 
-absl::Status NcclGroup::Bind(Stream* stream) {
+absl::Status NcclGroup::Bind(device::Stream* stream) {
   absl::MutexLock lock(&mutex_);
   const int ordinal = stream->device()->ordinal();
   if (comm_ != nullptr && ordinal != ordinal_) {
@@ -231,7 +231,7 @@ absl::Status NcclGroup::AwaitTaken(absl::Time deadline) {
   }
 }
 
-absl::Status NcclGroup::Give(absl::Span<const MemoryUse> uses,
+absl::Status NcclGroup::Give(absl::Span<const device::MemoryUse> uses,
                              const std::function<ncclResult_t(ncclComm_t, cudaStream_t)>& calls) {
   stream_->Uses("", uses);
   {
@@ -509,4 +509,4 @@ absl::Status NcclGroup::Exchange(bool send, void* data, int64_t bytes, int peer,
   return absl::OkStatus();
 }
 
-}  // namespace moe
+}  // namespace moe::comm

@@ -27,7 +27,7 @@
 #include "moe/comm/store/store.h"
 #include "moe/device/device.h"
 
-namespace moe {
+namespace moe::comm {
 
 // f8 and pred travel as bytes; a maximum of pred is one of bytes.
 ncclDataType_t NcclType(DType dtype);
@@ -40,7 +40,7 @@ class NcclGroup : public CallCommunicator {
   ~NcclGroup() override;
 
   // Before Connect, and later to change it. Not during a call.
-  absl::Status Bind(Stream* stream);
+  absl::Status Bind(device::Stream* stream);
   // Begins to connect; the first call waits for it.
   absl::Status Connect(const ncclUniqueId& id);
 
@@ -80,7 +80,7 @@ class NcclGroup : public CallCommunicator {
   // Between all members at once; the own part is copied.
   absl::Status ExchangeParts(DType dtype);
   // Gives calls to NCCL as one group, and waits until they are taken. `uses`: what of this rank's memory.
-  absl::Status Give(absl::Span<const MemoryUse> uses,
+  absl::Status Give(absl::Span<const device::MemoryUse> uses,
                     const std::function<ncclResult_t(ncclComm_t, cudaStream_t)>& calls);
   // Until NCCL has nothing in progress. Error of DeadlineExceeded without words: the caller finds them.
   absl::Status AwaitTaken(absl::Time deadline);
@@ -100,12 +100,12 @@ class NcclGroup : public CallCommunicator {
   const std::vector<int64_t> ranks_;
   const int me_;
   const NcclOptions options_;
-  Stream* stream_ = nullptr;
+  device::Stream* stream_ = nullptr;
   int ordinal_ = 0;
-  std::vector<Part> parts_;           // by member, of the call that runs
-  std::vector<const void*> sources_;  // of a sum, by member
-  std::vector<MemoryUse> uses_;       // of parts; room for all members
-  std::unique_ptr<DeviceMemory> scratch_;
+  std::vector<Part> parts_;              // by member, of the call that runs
+  std::vector<const void*> sources_;     // of a sum, by member
+  std::vector<device::MemoryUse> uses_;  // of parts; room for all members
+  std::unique_ptr<device::DeviceMemory> scratch_;
   uint64_t number_ = 0;  // of the last call
   absl::Time deadline_;  // of the call that runs
 
@@ -115,4 +115,4 @@ class NcclGroup : public CallCommunicator {
   std::vector<Given> given_ ABSL_GUARDED_BY(mutex_);
 };
 
-}  // namespace moe
+}  // namespace moe::comm

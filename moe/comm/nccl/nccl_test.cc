@@ -21,21 +21,23 @@
 #include "moe/base/file.h"
 #include "moe/base/status.h"
 #include "moe/base/status_matchers.h"
-#include "moe/testing/conformance.h"
 #include "moe/comm/device_worlds.h"
 #include "moe/comm/in_process/in_process.h"
 #include "moe/comm/nccl/nccl_world.h"
-#include "moe/testing/process_worlds.h"
-#include "moe/testing/staged_world.h"
 #include "moe/comm/store/directory_store.h"
 #include "moe/device/device.h"
+#include "moe/testing/conformance.h"
+#include "moe/testing/process_worlds.h"
+#include "moe/testing/staged_world.h"
 
 #ifdef MOE_EMULATED
 #include "slow_streams.h"
 #endif
 
-namespace moe {
+namespace moe::comm {
 namespace {
+
+using testing::CommunicatorConformance;
 
 int Devices() {
 #ifdef MOE_EMULATED
@@ -45,11 +47,11 @@ int Devices() {
   }();
   (void)set;
 #endif
-  return CountDevices(DeviceKind::kCuda);
+  return device::CountDevices(device::DeviceKind::kCuda);
 }
 
 // Ranks in threads of this process, each with a device of its own.
-class Worlds : public WorldSet {
+class Worlds : public testing::WorldSet {
  public:
   static absl::StatusOr<std::unique_ptr<Worlds>> Make(int n, NcclOptions options) {
     options.connect_timeout = std::max(options.connect_timeout, absl::Seconds(30));
@@ -69,10 +71,11 @@ class Worlds : public WorldSet {
   std::vector<std::unique_ptr<NcclWorld>> worlds_;
 };
 
-absl::StatusOr<std::vector<std::shared_ptr<Device>>> Open(int n) {
-  std::vector<std::shared_ptr<Device>> devices;
+absl::StatusOr<std::vector<std::shared_ptr<device::Device>>> Open(int n) {
+  std::vector<std::shared_ptr<device::Device>> devices;
   for (int d = 0; d < n; ++d) {
-    ASSIGN_OR_RETURN(std::unique_ptr<Device> device, OpenDevice(DeviceKind::kCuda, d));
+    ASSIGN_OR_RETURN(std::unique_ptr<device::Device> device,
+                     device::OpenDevice(device::DeviceKind::kCuda, d));
     devices.push_back(std::move(device));
   }
   return devices;
@@ -83,24 +86,24 @@ std::string Unavailable() {
   return std::string(LoadNccl().status().message());
 }
 
-CommBackend Backend(std::string name, bool canonical_order) {
-  CommBackend backend;
+testing::CommBackend Backend(std::string name, bool canonical_order) {
+  testing::CommBackend backend;
   backend.name = std::move(name);
   backend.unavailable = Unavailable();
   backend.max_ranks = std::min(8, Devices());
   backend.native_order = !canonical_order;
   backend.detects_mismatch = false;  // before the timeout
-  backend.make = [=](int n, absl::Duration timeout) -> absl::StatusOr<std::unique_ptr<WorldSet>> {
+  backend.make = [=](int n, absl::Duration timeout) -> absl::StatusOr<std::unique_ptr<testing::WorldSet>> {
     ASSIGN_OR_RETURN(std::unique_ptr<Worlds> worlds,
                      Worlds::Make(n, {.timeout = timeout, .canonical_order = canonical_order}));
-    ASSIGN_OR_RETURN(std::vector<std::shared_ptr<Device>> devices, Open(n));
-    return StageOnDevices(std::move(worlds), std::move(devices));
+    ASSIGN_OR_RETURN(std::vector<std::shared_ptr<device::Device>> devices, Open(n));
+    return testing::StageOnDevices(std::move(worlds), std::move(devices));
   };
   return backend;
 }
 
 // One world, of the rank of this process.
-class OwnWorld : public WorldSet {
+class OwnWorld : public testing::WorldSet {
  public:
   explicit OwnWorld(std::unique_ptr<World> world) : world_(std::move(world)) {}
   World* rank(int) override { return world_.get(); }
@@ -111,7 +114,7 @@ class OwnWorld : public WorldSet {
 
 // A rank of the sets that StartProcesses makes. Not a test of its own.
 TEST(Worker, Serves) {
-  const std::optional<WorkerRank> me = ThisWorker();
+  const std::optional<testing::WorkerRank> me = testing::ThisWorker();
   if (!me.has_value()) GTEST_SKIP() << "this process is no worker";
   ASSERT_GT(Devices(), 0);
   const std::vector<std::string> task = absl::StrSplit(me->task, ' ');  // timeout in ms, folder
@@ -120,20 +123,21 @@ TEST(Worker, Serves) {
   ASSERT_OK_AND_ASSIGN(const auto store, DirectoryStore::Open(task[1]));
   ASSERT_OK_AND_ASSIGN(auto world, NcclWorld::Connect(me->rank, me->num_ranks, store.get(), nullptr,
                                                       {.timeout = absl::Milliseconds(milliseconds)}));
-  ASSERT_OK_AND_ASSIGN(std::shared_ptr<Device> device, OpenDevice(DeviceKind::kCuda, me->rank % Devices()));
-  const auto set = StageOnDevices(std::make_unique<OwnWorld>(std::move(world)), {std::move(device)});
-  ASSERT_OK(ServeRank(*me, set->rank(0)));
+  ASSERT_OK_AND_ASSIGN(std::shared_ptr<device::Device> device,
+                       device::OpenDevice(device::DeviceKind::kCuda, me->rank % Devices()));
+  const auto set = testing::StageOnDevices(std::make_unique<OwnWorld>(std::move(world)), {std::move(device)});
+  ASSERT_OK(testing::ServeRank(*me, set->rank(0)));
 }
 
-absl::StatusOr<std::unique_ptr<WorldSet>> StartProcesses(int n, absl::Duration timeout,
-                                                         const std::vector<std::string>& variables = {}) {
+absl::StatusOr<std::unique_ptr<testing::WorldSet>> StartProcesses(
+    int n, absl::Duration timeout, const std::vector<std::string>& variables = {}) {
   static int sets = 0;
   const std::string folder = JoinPath(::testing::TempDir(), absl::StrCat("nccl", getpid(), ".", ++sets));
-  return StartRanks(n, absl::StrCat(absl::ToInt64Milliseconds(timeout), " ", folder), variables);
+  return testing::StartRanks(n, absl::StrCat(absl::ToInt64Milliseconds(timeout), " ", folder), variables);
 }
 
-CommBackend Processes() {
-  CommBackend backend = Backend("Processes", false);
+testing::CommBackend Processes() {
+  testing::CommBackend backend = Backend("Processes", false);
   backend.max_ranks = std::min(3, Devices());
   backend.make = [](int n, absl::Duration timeout) { return StartProcesses(n, timeout); };
   return backend;
@@ -142,7 +146,7 @@ CommBackend Processes() {
 INSTANTIATE_TEST_SUITE_P(Nccl, CommunicatorConformance,
                          ::testing::Values(Backend("NativeOrder", false), Backend("CanonicalOrder", true),
                                            Processes()),
-                         CommBackendName);
+                         testing::CommBackendName);
 
 class Nccl : public ::testing::Test {
  protected:
@@ -150,21 +154,21 @@ class Nccl : public ::testing::Test {
     if (const std::string why = Unavailable(); !why.empty()) GTEST_SKIP() << why;
   }
   // Worlds whose callers have the host's memory, or null where there are too few GPUs.
-  std::unique_ptr<WorldSet> Make(int n, const NcclOptions& options) {
+  std::unique_ptr<testing::WorldSet> Make(int n, const NcclOptions& options) {
     if (Devices() < n) return nullptr;
     auto worlds = Worlds::Make(n, options);
     auto devices = Open(n);
     EXPECT_OK(worlds.status());
     EXPECT_OK(devices.status());
-    return StageOnDevices(*std::move(worlds), *std::move(devices));
+    return testing::StageOnDevices(*std::move(worlds), *std::move(devices));
   }
 };
 
 TEST_F(Nccl, SumsOfNarrowFloatsAreRoundedOnce) {
   const int n = std::min(5, Devices());
-  const std::unique_ptr<WorldSet> worlds = Make(n, {});
+  const std::unique_ptr<testing::WorldSet> worlds = Make(n, {});
   std::vector<uint16_t> out(n);
-  for (const absl::Status& s : RunRanks(n, [&](int r) -> absl::Status {
+  for (const absl::Status& s : testing::RunRanks(n, [&](int r) -> absl::Status {
          std::vector<int64_t> all(n);
          for (int i = 0; i < n; ++i) all[i] = i;
          ASSIGN_OR_RETURN(Communicator * c, worlds->rank(r)->Group(all, ""));
@@ -189,9 +193,9 @@ TEST_F(Nccl, GroupsWithoutAStreamAreTheHosts) {
 }
 
 TEST_F(Nccl, ATimeoutTellsWhoIsInAnotherCall) {
-  const std::unique_ptr<WorldSet> worlds = Make(2, {.timeout = absl::Milliseconds(300)});
+  const std::unique_ptr<testing::WorldSet> worlds = Make(2, {.timeout = absl::Milliseconds(300)});
   if (worlds == nullptr) GTEST_SKIP() << "needs two GPUs";
-  for (const absl::Status& s : RunRanks(2, [&](int r) -> absl::Status {
+  for (const absl::Status& s : testing::RunRanks(2, [&](int r) -> absl::Status {
          ASSIGN_OR_RETURN(Communicator * c, worlds->rank(r)->Group({0, 1}, ""));
          std::vector<float> x(8);
          return c->AllReduce(x.data(), x.data(), r == 0 ? 4 : 5, DType::kF32, Reduction::kSum, "mlp");
@@ -201,9 +205,9 @@ TEST_F(Nccl, ATimeoutTellsWhoIsInAnotherCall) {
 }
 
 TEST_F(Nccl, AMessageNobodyReceivesTimesOut) {
-  const std::unique_ptr<WorldSet> worlds = Make(2, {.timeout = absl::Milliseconds(200)});
+  const std::unique_ptr<testing::WorldSet> worlds = Make(2, {.timeout = absl::Milliseconds(200)});
   if (worlds == nullptr) GTEST_SKIP() << "needs two GPUs";
-  for (const absl::Status& s : RunRanks(2, [&](int r) -> absl::Status {
+  for (const absl::Status& s : testing::RunRanks(2, [&](int r) -> absl::Status {
          ASSIGN_OR_RETURN(Communicator * c, worlds->rank(r)->Group({0, 1}, ""));
          RETURN_IF_ERROR(c->Barrier("connected"));
          int x = 0;
@@ -220,14 +224,14 @@ TEST_F(Nccl, AMessageNobodyReceivesTimesOut) {
 TEST_F(Nccl, DeviceWorldsUseItBetweenGpus) {
   const int n = std::min(3, Devices());
   DeviceWorldsOptions options;
-  options.kind = DeviceKind::kCuda;
+  options.kind = device::DeviceKind::kCuda;
   options.num_ranks = n;
   ASSERT_OK_AND_ASSIGN(const auto worlds, DeviceWorlds::Open(options));
   if (n > 1) {
     EXPECT_THAT(worlds->Describe(), ::testing::HasSubstr("a GPU each, by NCCL 2."));
   }
-  std::vector<std::unique_ptr<Stream>> streams(n);
-  for (const absl::Status& s : RunRanks(n, [&](int r) -> absl::Status {
+  std::vector<std::unique_ptr<device::Stream>> streams(n);
+  for (const absl::Status& s : testing::RunRanks(n, [&](int r) -> absl::Status {
          ASSIGN_OR_RETURN(streams[r], worlds->device(r)->NewStream("comm"));
          ASSIGN_OR_RETURN(auto memory, worlds->device(r)->Allocate(8));
          std::vector<int64_t> all(n);
@@ -260,7 +264,7 @@ TEST_F(Nccl, TwoRanksOnOneDeviceAreRefusedByName) {
   ASSERT_OK_AND_ASSIGN(auto worlds, Worlds::Make(2, {}));
   ASSERT_OK_AND_ASSIGN(auto devices, Open(1));
   // One thread may form the groups of several ranks.
-  std::vector<std::unique_ptr<Stream>> streams;
+  std::vector<std::unique_ptr<device::Stream>> streams;
   std::vector<Communicator*> members;
   for (int r = 0; r < 2; ++r) {
     ASSERT_OK_AND_ASSIGN(auto stream, devices[0]->NewStream("comm"));
@@ -274,9 +278,9 @@ TEST_F(Nccl, TwoRanksOnOneDeviceAreRefusedByName) {
 }
 
 TEST_F(Nccl, AnAsynchronousErrorComesOutOfTheCallAndOfFailure) {
-  const std::unique_ptr<WorldSet> worlds = Make(2, {.timeout = absl::Seconds(20)});
+  const std::unique_ptr<testing::WorldSet> worlds = Make(2, {.timeout = absl::Seconds(20)});
   const absl::Time start = absl::Now();
-  for (const absl::Status& s : RunRanks(2, [&](int r) -> absl::Status {
+  for (const absl::Status& s : testing::RunRanks(2, [&](int r) -> absl::Status {
          ASSIGN_OR_RETURN(Communicator * c, worlds->rank(r)->Group({0, 1}, ""));
          RETURN_IF_ERROR(c->Barrier("first"));
          if (r == 0) emulated::FailNccl(1, ncclRemoteError);
@@ -306,7 +310,7 @@ TEST_F(Nccl, ProcessesOnOneDeviceAreRefusedUnlessTheyCountAsHosts) {
     std::vector<std::string> variables = {"CUDA_VISIBLE_DEVICES=1"};
     if (hosts) variables.push_back("NCCL_HOSTID=host%r");
     ASSERT_OK_AND_ASSIGN(const auto worlds, StartProcesses(2, absl::Seconds(20), variables));
-    for (const absl::Status& s : RunRanks(2, [&](int r) -> absl::Status {
+    for (const absl::Status& s : testing::RunRanks(2, [&](int r) -> absl::Status {
            ASSIGN_OR_RETURN(Communicator * c, worlds->rank(r)->Group({0, 1}, ""));
            return c->Barrier("x");
          })) {
@@ -323,7 +327,7 @@ TEST_F(Nccl, ProcessesOnOneDeviceAreRefusedUnlessTheyCountAsHosts) {
 TEST_F(Nccl, CollectivesAreRecordedInGraphs) {
   ASSERT_OK_AND_ASSIGN(auto worlds, Worlds::Make(3, {}));
   ASSERT_OK_AND_ASSIGN(auto devices, Open(3));
-  for (const absl::Status& s : RunRanks(3, [&](int r) -> absl::Status {
+  for (const absl::Status& s : testing::RunRanks(3, [&](int r) -> absl::Status {
          ASSIGN_OR_RETURN(auto stream, devices[r]->NewStream("comm"));
          ASSIGN_OR_RETURN(Communicator * c, worlds->rank(r)->Group({0, 1, 2}, "", stream.get()));
          ASSIGN_OR_RETURN(auto memory, devices[r]->Allocate(64));
@@ -354,7 +358,7 @@ TEST_F(Nccl, WorkThatIsNotDoneInTimeEndsTheRun) {
   ASSERT_OK_AND_ASSIGN(auto worlds, Worlds::Make(2, {.timeout = absl::Milliseconds(200)}));
   ASSERT_OK_AND_ASSIGN(auto devices, Open(2));
   emulated::SetSlowness(std::chrono::seconds(20));
-  for (const absl::Status& s : RunRanks(2, [&](int r) -> absl::Status {
+  for (const absl::Status& s : testing::RunRanks(2, [&](int r) -> absl::Status {
          ASSIGN_OR_RETURN(auto stream, devices[r]->NewStream("comm"));
          ASSIGN_OR_RETURN(auto memory, devices[r]->Allocate(4));
          ASSIGN_OR_RETURN(Communicator * c, worlds->rank(r)->Group({0, 1}, "", stream.get()));
@@ -394,4 +398,4 @@ TEST(NcclApi, AMissingLibraryIsNamed) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::comm

@@ -10,7 +10,7 @@
 #include "moe/comm/device_worlds.h"
 #include "moe/comm/nccl/nccl_group.h"
 
-namespace moe {
+namespace moe::comm {
 namespace {
 
 constexpr absl::Duration kWatchEvery = absl::Milliseconds(50);
@@ -58,8 +58,8 @@ NcclWorld::~NcclWorld() {
 }
 
 absl::StatusOr<Communicator*> NcclWorld::Group(absl::Span<const int64_t> ranks, absl::string_view channel,
-                                               Stream* stream) {
-  if (stream == nullptr || stream->kind() == DeviceKind::kHost) {
+                                               device::Stream* stream) {
+  if (stream == nullptr || stream->kind() == device::DeviceKind::kHost) {
     if (host_ == nullptr) return absl::UnimplementedError("NCCL moves memory of GPUs, not the host's");
     return host_->Group(ranks, channel, stream);
   }
@@ -163,4 +163,4 @@ void NcclWorld::WatchForAbort() {
   }
 }
 
-}  // namespace moe
+}  // namespace moe::comm

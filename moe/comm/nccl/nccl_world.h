@@ -48,7 +48,7 @@
 #include "moe/comm/store/store.h"
 #include "moe/comm/world.h"
 
-namespace moe {
+namespace moe::comm {
 
 class NcclGroup;
 
@@ -71,7 +71,7 @@ class NcclWorld : public World {
   int64_t num_ranks() const override { return num_ranks_; }
   // Errors beyond World's: InvalidArgument for a stream that is not CUDA's; what NCCL says of the device.
   absl::StatusOr<Communicator*> Group(absl::Span<const int64_t> ranks, absl::string_view channel,
-                                      Stream* stream = nullptr) override;
+                                      device::Stream* stream = nullptr) override;
   absl::Status Failure() override;
   absl::Status Ended() override;
   void Abort(absl::Status reason) override;
@@ -98,4 +98,4 @@ class NcclWorld : public World {
   std::thread group_watcher_, abort_watcher_;
 };
 
-}  // namespace moe
+}  // namespace moe::comm

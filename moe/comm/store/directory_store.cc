@@ -10,7 +10,7 @@
 #include "moe/base/file.h"
 #include "moe/base/status.h"
 
-namespace moe {
+namespace moe::comm {
 
 absl::StatusOr<std::unique_ptr<DirectoryStore>> DirectoryStore::Open(const std::string& path) {
   if (path.empty()) return absl::InvalidArgumentError("the folder of the rendezvous has no name");
@@ -57,4 +57,4 @@ absl::StatusOr<std::string> DirectoryStore::Get(absl::string_view key, absl::Dur
   });
 }
 
-}  // namespace moe
+}  // namespace moe::comm

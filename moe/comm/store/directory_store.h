@@ -12,7 +12,7 @@
 
 #include "moe/comm/store/store.h"
 
-namespace moe {
+namespace moe::comm {
 
 class DirectoryStore : public Store {
  public:
@@ -30,4 +30,4 @@ class DirectoryStore : public Store {
   const std::string path_;
 };
 
-}  // namespace moe
+}  // namespace moe::comm

@@ -14,7 +14,7 @@
 #include "moe/base/status.h"
 #include "moe/comm/store/store.grpc.pb.h"
 
-namespace moe {
+namespace moe::comm {
 namespace {
 
 constexpr int kMaxMessage = static_cast<int>(kMaxStoreValue) + 4096;
@@ -280,4 +280,4 @@ absl::StatusOr<std::string> GrpcStore::Get(absl::string_view key, absl::Duration
   return FromGrpc(status, Describe());
 }
 
-}  // namespace moe
+}  // namespace moe::comm

@@ -19,7 +19,7 @@
 #include "absl/time/time.h"
 #include "moe/comm/store/store.h"
 
-namespace moe {
+namespace moe::comm {
 
 struct StoreServerOptions {
   std::string address = "127.0.0.1:0";  // host:port; port 0: any that is free
@@ -67,4 +67,4 @@ class GrpcStore : public Store {
   std::unique_ptr<Client> client_;
 };
 
-}  // namespace moe
+}  // namespace moe::comm

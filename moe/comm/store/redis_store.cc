@@ -11,7 +11,7 @@
 #include "absl/time/clock.h"
 #include "moe/base/status.h"
 
-namespace moe {
+namespace moe::comm {
 namespace {
 
 constexpr absl::string_view kSecondsToLive = "86400";
@@ -125,4 +125,4 @@ absl::StatusOr<std::string> RedisStore::Get(absl::string_view key, absl::Duratio
   });
 }
 
-}  // namespace moe
+}  // namespace moe::comm

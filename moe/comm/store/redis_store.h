@@ -14,7 +14,7 @@
 
 struct redisContext;
 
-namespace moe {
+namespace moe::comm {
 
 class RedisStore : public Store {
  public:
@@ -46,4 +46,4 @@ class RedisStore : public Store {
   redisContext* redis_ ABSL_GUARDED_BY(mutex_) = nullptr;
 };
 
-}  // namespace moe
+}  // namespace moe::comm

@@ -7,7 +7,7 @@
 #include "absl/time/clock.h"
 #include "moe/base/status.h"
 
-namespace moe {
+namespace moe::comm {
 
 void Cancellation::Cancel() {
   absl::MutexLock lock(&mutex_);
@@ -126,4 +126,4 @@ absl::StatusOr<std::string> MemoryStore::Get(absl::string_view key, absl::Durati
   }
 }
 
-}  // namespace moe
+}  // namespace moe::comm

@@ -22,7 +22,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 
-namespace moe {
+namespace moe::comm {
 
 inline constexpr size_t kMaxStoreKey = 256;
 inline constexpr size_t kMaxStoreValue = 1 << 20;
@@ -97,4 +97,4 @@ class MemoryStore : public Store {
   std::map<std::string, std::string, std::less<>> values_ ABSL_GUARDED_BY(mutex_);
 };
 
-}  // namespace moe
+}  // namespace moe::comm

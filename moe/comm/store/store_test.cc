@@ -22,7 +22,7 @@
 #include "moe/comm/store/grpc_store.h"
 #include "moe/comm/store/redis_store.h"
 
-namespace moe {
+namespace moe::comm {
 namespace {
 
 // A store and what keeps it alive. Every call of open() gives another client of the same store.
@@ -260,4 +260,4 @@ TEST(RedisStore, PasswordsAndAddresses) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::comm

@@ -9,7 +9,7 @@
 #include "moe/device/cuda/cuda.h"
 #include "moe/device/cuda/stream_kernels.h"
 
-namespace moe {
+namespace moe::device {
 namespace {
 
 std::string VersionName(int version) { return absl::StrCat(version / 1000, ".", version % 1000 / 10); }
@@ -277,4 +277,4 @@ absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(int ordinal) {
                    ", driver for CUDA ", VersionName(driver)));
 }
 
-}  // namespace moe
+}  // namespace moe::device

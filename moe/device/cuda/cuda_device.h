@@ -13,10 +13,10 @@
 #include "absl/status/statusor.h"
 #include "moe/device/device.h"
 
-namespace moe {
+namespace moe::device {
 
 // Errors: as OpenDevice.
 absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(int ordinal);
 int CountCudaDevices();
 
-}  // namespace moe
+}  // namespace moe::device

@@ -13,7 +13,7 @@
 #include "moe/device/device.h"
 #include "moe/device/reduce.h"
 
-namespace moe {
+namespace moe::device {
 namespace {
 
 using Bytes = std::vector<char>;
@@ -290,4 +290,4 @@ TEST(MissingDevices, AreClearErrors) {
 #endif
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::device

@@ -12,7 +12,7 @@
 #include "moe/base/status_matchers.h"
 #include "moe/device/cuda/cuda.h"
 
-namespace moe {
+namespace moe::device {
 namespace {
 
 template <typename T>
@@ -305,4 +305,4 @@ TEST_F(Cuda, CopiesBeyondABlockAreRefused) {
 #endif
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::device

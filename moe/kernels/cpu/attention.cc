@@ -5,7 +5,7 @@
 #include "moe/kernels/cpu/families.h"
 #include "moe/kernels/cpu/simd.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 template <typename T>
@@ -109,4 +109,4 @@ void RegisterCpuAttention(KernelRegistry& r) {
   RegisterFloat<double>(r, DType::kF64);
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -13,7 +13,7 @@
 // clang-format on
 
 HWY_BEFORE_NAMESPACE();
-namespace moe {
+namespace moe::kernels {
 namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
@@ -421,11 +421,11 @@ void FillAttentionF32(AttentionSimd<float>* s) { *s = {&Forward<float>, &Backwar
 void FillAttentionF64(AttentionSimd<double>* s) { *s = {&Forward<double>, &Backward<double>}; }
 
 }  // namespace HWY_NAMESPACE
-}  // namespace moe
+}  // namespace moe::kernels
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace moe {
+namespace moe::kernels {
 
 HWY_EXPORT(FillAttentionF32);
 HWY_EXPORT(FillAttentionF64);
@@ -450,5 +450,5 @@ const AttentionSimd<double>& AttentionSimd<double>::Get() {
   return table;
 }
 
-}  // namespace moe
+}  // namespace moe::kernels
 #endif  // HWY_ONCE

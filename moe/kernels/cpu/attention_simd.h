@@ -13,7 +13,7 @@
 
 #include <cstdint>
 
-namespace moe {
+namespace moe::kernels {
 
 template <typename T>
 struct AttentionHead {
@@ -49,4 +49,4 @@ struct AttentionSimd {
   void (*backward)(const AttentionHead<T>& head);
 };
 
-}  // namespace moe
+}  // namespace moe::kernels

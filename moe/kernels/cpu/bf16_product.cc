@@ -9,7 +9,7 @@
 
 #include "moe/kernels/cpu/threads.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 dnnl_data_type_t LibraryType(DType dtype) {
@@ -142,4 +142,4 @@ bool LibraryProduct(DType in, DType out, const MatrixProduct& p, const void* a, 
   return at->second->Run(mine.stream, a, b, c);
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -12,7 +12,7 @@
 
 #include "moe/ir/types.h"
 
-namespace moe {
+namespace moe::kernels {
 
 enum class Bf16 : uint16_t {};  // as it lies in memory
 
@@ -36,4 +36,4 @@ Bf16Product SetBf16Product(Bf16Product product);
 // kept per thread and shape, the last 256 of them.
 bool LibraryProduct(DType in, DType out, const MatrixProduct& p, const void* a, const void* b, void* c);
 
-}  // namespace moe
+}  // namespace moe::kernels

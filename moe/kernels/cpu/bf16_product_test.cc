@@ -19,7 +19,7 @@
 #include "moe/testing/op_cases.h"
 #include "moe/testing/op_cases_run.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 constexpr double kTolerance = 1e-2;  // ||out - ref|| / ||ref|| of bf16
@@ -118,8 +118,8 @@ bool Refuses(const MatrixProduct&, const Bf16*, const Bf16*, void*) {
 // Einsums of bf16, dense and ragged, with results in bf16 and in f32, against the reference.
 void CompareEinsums(int* cases) {
   *cases = 0;
-  for (const OpSizes& sizes : {OpSizes(), OpSizes::Tiny()}) {
-    for (OpCase& c : MakeOpCases(Ops(), {DType::kBF16, Seed(), sizes, 0.2})) {
+  for (const testing::OpSizes& sizes : {testing::OpSizes(), testing::OpSizes::Tiny()}) {
+    for (testing::OpCase& c : testing::MakeOpCases(Ops(), {DType::kBF16, Seed(), sizes, 0.2})) {
       if (!absl::StartsWith(c.name, "math.einsum")) continue;
       for (const DType out : {DType::kBF16, DType::kF32}) {
         SCOPED_TRACE(absl::StrCat(c.name, " to ", DTypeName(out), " seed ", Seed()));
@@ -129,9 +129,11 @@ void CompareEinsums(int* cases) {
         c.node->Set("dtype", std::string(DTypeName(out)));
         ASSERT_OK_AND_ASSIGN(const Kernel* reference, Kernels().Lookup(*c.node, Backend::kReference));
         ASSERT_OK_AND_ASSIGN(const Kernel* cpu, Kernels().Lookup(*c.node, Backend::kCpu));
-        ASSERT_OK_AND_ASSIGN(const std::vector<HostValue> want, RunNode(*c.node, *reference, c.operands));
-        ASSERT_OK_AND_ASSIGN(const std::vector<HostValue> got, RunNode(*c.node, *cpu, c.operands));
-        EXPECT_LT(RelativeError(got[0], want[0]), kTolerance);
+        ASSERT_OK_AND_ASSIGN(const std::vector<testing::HostValue> want,
+                             testing::RunNode(*c.node, *reference, c.operands));
+        ASSERT_OK_AND_ASSIGN(const std::vector<testing::HostValue> got,
+                             testing::RunNode(*c.node, *cpu, c.operands));
+        EXPECT_LT(testing::RelativeError(got[0], want[0]), kTolerance);
         ++*cases;
       }
     }
@@ -167,4 +169,4 @@ TEST_F(EinsumTest, WhatTheProductRefusesGoesByF32) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::kernels

@@ -4,7 +4,7 @@
 
 #include "moe/kernels/kernel.h"
 
-namespace moe {
+namespace moe::kernels {
 
 void RegisterCpuAttention(KernelRegistry& r);
 void RegisterCpuMath(KernelRegistry& r);
@@ -14,4 +14,4 @@ void RegisterCpuMoe(KernelRegistry& r);
 void RegisterCpuOptim(KernelRegistry& r);
 void RegisterCpuFused(KernelRegistry& r);
 
-}  // namespace moe
+}  // namespace moe::kernels

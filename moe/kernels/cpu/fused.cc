@@ -10,7 +10,7 @@
 #include "moe/kernels/cpu/simd.h"
 #include "moe/kernels/loops.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 template <typename T>
@@ -184,4 +184,4 @@ void RegisterCpuFused(KernelRegistry& r) {
     r.Add({"optim.multi_adamw", Backend::kCpu, narrow, &MultiAdamW<float>});
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

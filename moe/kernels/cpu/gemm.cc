@@ -9,7 +9,7 @@
 #include "glog/logging.h"
 #include "moe/kernels/cpu/threads.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 void CallLibrary(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, float alpha, const float* a,
@@ -154,4 +154,4 @@ template bool ContractByGemm(const ContractionFactors&, const double*, const dou
 template bool ContractByGemm(const ContractionFactors&, const Bf16*, const Bf16*, float*, bool, int64_t);
 template bool ContractByGemm(const ContractionFactors&, const Bf16*, const Bf16*, Bf16*, bool, int64_t);
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -11,7 +11,7 @@
 #include "absl/container/inlined_vector.h"
 #include "moe/kernels/cpu/bf16_product.h"
 
-namespace moe {
+namespace moe::kernels {
 
 // c = alpha op(a) op(b) + beta c. op(a) is m x k: stored [m, lda], or [k, lda] with trans_a. beta = 0 does
 // not read c. Any of m, n, k may be 0.
@@ -35,4 +35,4 @@ template <typename In, typename Out = In>
 bool ContractByGemm(const ContractionFactors& factors, const In* a, const In* b, Out* c, bool accumulate,
                     int64_t least = 64);
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -7,7 +7,7 @@
 
 // Head and cross-entropy. Logits exist for kTokens tokens by kWords words at a time.
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 constexpr int64_t kTokens = 128, kWords = 256;
@@ -116,4 +116,4 @@ void RegisterCpuLoss(KernelRegistry& r) {
   RegisterFloat<double>(r, DType::kF64);
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

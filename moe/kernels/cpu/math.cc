@@ -10,7 +10,7 @@
 #include "moe/kernels/rounded_operands.h"
 #include "moe/kernels/widen.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 template <typename In, typename Out>
@@ -266,7 +266,7 @@ absl::Status Cast(KernelContext& c) {
     DType is = x.dtype;
     if (IsHalf(x.dtype)) {
       float* const wide = y.dtype == DType::kF32 ? reinterpret_cast<float*>(to) : block;
-      ToF32(x.dtype, from, wide, m);
+      device::ToF32(x.dtype, from, wide, m);
       if (y.dtype == DType::kF32) continue;
       from = reinterpret_cast<const char*>(block);
       is = DType::kF32;
@@ -279,7 +279,7 @@ absl::Status Cast(KernelContext& c) {
       CastRowBetween(is, DType::kF32, from, block, m);
       from = reinterpret_cast<const char*>(block);
     }
-    FromF32(y.dtype, reinterpret_cast<const float*>(from), to, m);
+    device::FromF32(y.dtype, reinterpret_cast<const float*>(from), to, m);
   }
   return absl::OkStatus();
 }
@@ -321,4 +321,4 @@ void RegisterCpuMath(KernelRegistry& r) {
   }
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -7,7 +7,7 @@
 #include "moe/kernels/expert_parts.h"
 #include "moe/kernels/loops.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 // Starts of the cells of a ragged value.
@@ -249,4 +249,4 @@ void RegisterCpuMoe(KernelRegistry& r) {
   r.Add({"moe.slots", Backend::kCpu, DType::kS32, &Slots, &SlotsWorkspace});
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

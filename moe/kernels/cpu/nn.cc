@@ -6,7 +6,7 @@
 #include "moe/kernels/cpu/simd.h"
 #include "moe/kernels/loops.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 template <typename T>
@@ -229,4 +229,4 @@ void RegisterCpuNn(KernelRegistry& r) {
   }
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

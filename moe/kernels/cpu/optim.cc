@@ -3,7 +3,7 @@
 #include "moe/kernels/cpu/families.h"
 #include "moe/kernels/cpu/simd.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 template <typename T>
@@ -34,4 +34,4 @@ void RegisterCpuOptim(KernelRegistry& r) {
     r.Add({"optim.adamw", Backend::kCpu, narrow, &AdamW<float>});
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -11,7 +11,7 @@
 #include "moe/kernels/cpu/simd.h"
 #include "moe/kernels/kernel.h"
 
-namespace moe {
+namespace moe::kernels {
 
 // scalars: factor, finite, learning_rate, bias1, bias2. in: p, gradient, m, v. out: p, m, v. `copy`: the new
 // p again, or null. T is f32 or f64; where it is f32 each tensor may be bf16 or f16 instead and goes through
@@ -65,7 +65,7 @@ class AdamWTensor {
   static const T* Read(const Tensor& t, int64_t begin, int64_t n, T* buffer) {
     if constexpr (std::is_same_v<T, float>) {
       if (t.dtype != kWide) {
-        ToF32(t.dtype, At(t, begin), buffer, n);
+        device::ToF32(t.dtype, At(t, begin), buffer, n);
         return buffer;
       }
     }
@@ -73,7 +73,7 @@ class AdamWTensor {
   }
   static void Write(const T* x, int64_t begin, int64_t n, const Tensor& t) {
     if constexpr (std::is_same_v<T, float>) {
-      if (t.dtype != kWide) return FromF32(t.dtype, x, At(t, begin), n);
+      if (t.dtype != kWide) return device::FromF32(t.dtype, x, At(t, begin), n);
     }
     if (t.As<T>() + begin != x) std::copy_n(x, n, t.As<T>() + begin);
   }
@@ -82,4 +82,4 @@ class AdamWTensor {
   bool finite_;
 };
 
-}  // namespace moe
+}  // namespace moe::kernels

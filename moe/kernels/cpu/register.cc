@@ -1,6 +1,6 @@
 #include "moe/kernels/cpu/families.h"
 
-namespace moe {
+namespace moe::kernels {
 
 void RegisterCpuKernels(KernelRegistry& r) {
   RegisterCpuAttention(r);
@@ -21,4 +21,4 @@ void RegisterCpuKernels(KernelRegistry& r) {
   }
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

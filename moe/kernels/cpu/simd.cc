@@ -15,7 +15,7 @@
 // clang-format on
 
 HWY_BEFORE_NAMESPACE();
-namespace moe {
+namespace moe::kernels {
 namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
@@ -345,11 +345,11 @@ void FillF64(Simd<double>* s) { Fill(s); }
 const char* Name() { return hwy::TargetName(HWY_TARGET); }
 
 }  // namespace HWY_NAMESPACE
-}  // namespace moe
+}  // namespace moe::kernels
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace moe {
+namespace moe::kernels {
 
 HWY_EXPORT(FillF32);
 HWY_EXPORT(FillF64);
@@ -377,5 +377,5 @@ const Simd<double>& Simd<double>::Get() {
 
 const char* SimdTargetName() { return HWY_DYNAMIC_DISPATCH(Name)(); }
 
-}  // namespace moe
+}  // namespace moe::kernels
 #endif  // HWY_ONCE

@@ -11,7 +11,7 @@
 
 #include <cstdint>
 
-namespace moe {
+namespace moe::kernels {
 
 template <typename T>
 struct AdamWStep {
@@ -56,4 +56,4 @@ struct Simd {
 // Name of the instruction set in use: "AVX2".
 const char* SimdTargetName();
 
-}  // namespace moe
+}  // namespace moe::kernels

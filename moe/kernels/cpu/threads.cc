@@ -3,7 +3,7 @@
 #include <cblas.h>
 #include <omp.h>
 
-namespace moe {
+namespace moe::kernels {
 
 void UseOneThreadInThisThread() {
   // OpenMP keeps the number per thread, OpenBLAS per process.
@@ -13,4 +13,4 @@ void UseOneThreadInThisThread() {
   (void)openmp;
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

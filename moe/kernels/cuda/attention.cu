@@ -6,7 +6,7 @@
 #include "moe/kernels/cuda/context.h"
 #include "moe/kernels/cuda/cudnn_attention.h"
 
-namespace moe {
+namespace moe::kernels {
 
 namespace {
 
@@ -176,4 +176,4 @@ void Register(KernelRegistry& r) {
 const KernelRegistration registration(&Register);
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::kernels

@@ -23,7 +23,7 @@
 #include "moe/kernels/cuda/vec.h"
 #include "moe/kernels/cuda/warp_product.h"
 
-namespace moe {
+namespace moe::kernels {
 
 namespace attention_internal {
 
@@ -457,4 +457,4 @@ absl::Status LaunchAttentionGrad(const AttentionArgs &a, cudaStream_t stream) {
   });
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -11,7 +11,7 @@
 #include "moe/device/cuda/cuda.h"
 #include "moe/kernels/cuda/vec.h"
 
-namespace moe {
+namespace moe::kernels {
 
 constexpr int64_t kMaxHeadDim = 256;
 
@@ -34,4 +34,4 @@ absl::Status LaunchAttention(const AttentionArgs& args, cudaStream_t stream);
 template <typename T>
 absl::Status LaunchAttentionGrad(const AttentionArgs& args, cudaStream_t stream);
 
-}  // namespace moe
+}  // namespace moe::kernels

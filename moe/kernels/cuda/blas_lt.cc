@@ -11,7 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "moe/base/status.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 absl::Status StatusOf(cublasStatus_t status, const char* what) {
@@ -169,4 +169,4 @@ int64_t LtWorkspace(double multiplications) {
   return multiplications < 1 << 27 ? int64_t{1} << 20 : int64_t{32} << 20;
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

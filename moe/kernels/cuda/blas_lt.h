@@ -16,7 +16,7 @@
 #include "moe/device/cuda/cuda.h"
 #include "moe/ir/types.h"
 
-namespace moe {
+namespace moe::kernels {
 
 struct LtProduct {
   int64_t m = 0, n = 0, k = 0;
@@ -40,4 +40,4 @@ absl::StatusOr<bool> MultiplyByLt(const LtProduct& product, const void* a, const
 // Scratch bytes to offer for a product, from its size alone.
 int64_t LtWorkspace(double multiplications);
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -7,7 +7,7 @@
 #include "moe/device/cuda/cuda.h"
 #include "moe/kernels/cuda/launch.h"
 
-namespace moe {
+namespace moe::kernels {
 
 inline constexpr unsigned kAllLanes = 0xffffffffu;
 
@@ -80,4 +80,4 @@ __device__ inline int64_t BlockExclusiveScan(int64_t x, int64_t* total) {
   return before + sum - x;
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

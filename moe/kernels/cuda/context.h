@@ -15,7 +15,7 @@
 #include "moe/kernels/cuda/launch.h"
 #include "moe/kernels/kernel.h"
 
-namespace moe {
+namespace moe::kernels {
 
 inline cudaStream_t CudaStreamOf(const KernelContext& c) {
   return static_cast<cudaStream_t>(c.stream->native());
@@ -46,4 +46,4 @@ inline void AddForFloats(KernelRegistry& r, const char* op, KernelFn fn, Workspa
     r.Add({op, Backend::kCuda, dtype, fn, workspace, /*wide=*/nullptr, prepare});
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -5,7 +5,7 @@
 
 #include "moe/kernels/loops.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 constexpr int64_t kLeastProduct = 64;  // multiplications, below which loops do as well
@@ -191,4 +191,4 @@ Contraction PlanContraction(const ShardingRule& rule, const std::vector<int64_t>
   return loops;
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

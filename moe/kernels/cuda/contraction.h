@@ -18,7 +18,7 @@
 #include "absl/types/span.h"
 #include "moe/ir/rule.h"
 
-namespace moe {
+namespace moe::kernels {
 
 enum class ContractionKind : uint8_t {
   kLoops,    // no matrix product, or too small a one
@@ -50,4 +50,4 @@ struct Contraction {
 Contraction PlanContraction(const ShardingRule& rule, const std::vector<int64_t>& extent,
                             absl::Span<const int> ragged_in, int ragged_out);
 
-}  // namespace moe
+}  // namespace moe::kernels

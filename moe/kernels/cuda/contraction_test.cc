@@ -14,7 +14,7 @@
 #include "moe/base/status_matchers.h"
 #include "moe/kernels/loops.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 uint64_t Seed() {
@@ -223,7 +223,8 @@ TEST(ContractionTest, RandomDenseForms) {
     ASSERT_OK(rule);
     std::vector<int64_t> extent;
     for (int f = 0; f < rule->num_factors(); ++f) extent.push_back(1 + rng() % 5);
-    SCOPED_TRACE(testing::Message() << eq << " extents " << absl::StrJoin(extent, " ") << " seed " << Seed());
+    SCOPED_TRACE(::testing::Message()
+                 << eq << " extents " << absl::StrJoin(extent, " ") << " seed " << Seed());
     const Problem p = Dense(eq, extent, rng);
     const Contraction c = PlanOf(p);
     if (c.kind == ContractionKind::kLoops) continue;
@@ -266,7 +267,7 @@ TEST(ContractionTest, RaggedForms) {
       for (int d = 0; d < 3; ++d) cells *= p.extent[term[d][0]];
       for (int64_t i = 0; i < cells; ++i) p.cells.sizes.push_back(rng() % 3 * (rng() % 4));
       Fill(p, rng);
-      SCOPED_TRACE(testing::Message()
+      SCOPED_TRACE(::testing::Message()
                    << form.eq << " extents " << absl::StrJoin(p.extent, " ") << " seed " << Seed());
       const Contraction c = PlanOf(p);
       if (form.kind == ContractionKind::kLoops) {
@@ -282,4 +283,4 @@ TEST(ContractionTest, RaggedForms) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::kernels

@@ -6,7 +6,7 @@
 #include "moe/kernels/cuda/families.h"
 #include "moe/kernels/cuda/map.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 struct SameOf {
@@ -187,4 +187,4 @@ void RegisterCudaCopies(KernelRegistry& r) {
   add("optim.accumulate", &Add, &RaggedWorkspaceOf);
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -5,7 +5,7 @@
 #include "moe/base/status.h"
 #include "moe/device/cuda/cuda.h"  // MOE_EMULATED
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 absl::StatusOr<CudnnApi> LoadDefault() {
@@ -76,4 +76,4 @@ absl::StatusOr<const CudnnApi*> LoadCudnn() {
   return &*loaded;
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

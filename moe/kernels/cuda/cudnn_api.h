@@ -15,7 +15,7 @@
 #include "absl/types/span.h"
 #include "moe/device/cuda/cudnn_backend.h"
 
-namespace moe {
+namespace moe::kernels {
 
 #define MOE_CUDNN_FUNCTIONS(X) \
   X(GetVersion)                \
@@ -55,4 +55,4 @@ absl::StatusOr<CudnnApi> LoadCudnnFrom(absl::Span<const char* const> libraries);
 // Once for the process; the same answer ever after.
 absl::StatusOr<const CudnnApi*> LoadCudnn();
 
-}  // namespace moe
+}  // namespace moe::kernels

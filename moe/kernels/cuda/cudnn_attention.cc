@@ -10,7 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "moe/base/status.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 constexpr int64_t kEngineBytes = 256;  // beside what grows with the shape
@@ -281,4 +281,4 @@ absl::Status RunCudnnAttentionGrad(const CudnnAttention& a, const CudnnBackwardD
       });
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

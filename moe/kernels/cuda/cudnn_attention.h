@@ -24,7 +24,7 @@
 #include "moe/ir/types.h"
 #include "moe/kernels/cuda/cudnn_graph.h"
 
-namespace moe {
+namespace moe::kernels {
 
 // q, o, dy, dq [batch, s, kv_heads * per_kv, d]; k, v, dk, dv [batch, s, kv_heads, d]. The log-sum-exp is
 // [batch, s, heads] for the forward, and [batch, heads, s] for the backward, in f32.
@@ -72,4 +72,4 @@ struct CudnnBackwardData {
 absl::Status RunCudnnAttentionGrad(const CudnnAttention& a, const CudnnBackwardData& x, void* workspace,
                                    cudaStream_t stream);
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -3,7 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "moe/base/status.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 constexpr int64_t kAlignment = 16;   // of data, in bytes
@@ -257,4 +257,4 @@ absl::Status CudnnPlan::Run(cudnnHandle_t handle, absl::Span<const std::pair<int
   return cudnn->StatusOf(cudnn->BackendExecute(handle, plan_.get(), pack.get()), "cudnnBackendExecute");
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

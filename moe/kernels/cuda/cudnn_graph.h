@@ -25,7 +25,7 @@
 #include "absl/types/span.h"
 #include "moe/kernels/cuda/cudnn_api.h"
 
-namespace moe {
+namespace moe::kernels {
 
 using CudnnDims = std::vector<int64_t>;
 
@@ -134,4 +134,4 @@ class CudnnPlan {
   int64_t workspace_bytes_ = 0;
 };
 
-}  // namespace moe
+}  // namespace moe::kernels

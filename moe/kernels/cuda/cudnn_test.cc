@@ -14,7 +14,7 @@
 #include "moe/device/cuda/cuda.h"
 #include "moe/kernels/cuda/cudnn_attention.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 TEST(CudnnApi, SaysWhatIsMissing) {
@@ -140,8 +140,8 @@ TEST(CudnnPlans, AreMadeForHopper) {
         {.batch = 1, .s = 4096, .kv_heads = 8, .per_kv = 1, .d = 128},
         {.batch = 3, .s = 1000, .kv_heads = 2, .per_kv = 3, .d = 64, .dtype = DType::kF16},
         {.batch = 2, .s = 70, .kv_heads = 1, .per_kv = 2, .d = 256}}) {
-    SCOPED_TRACE(testing::Message() << DTypeName(a.dtype) << " batch " << a.batch << " s " << a.s << " heads "
-                                    << a.kv_heads << " x " << a.per_kv << " d " << a.d);
+    SCOPED_TRACE(::testing::Message() << DTypeName(a.dtype) << " batch " << a.batch << " s " << a.s
+                                      << " heads " << a.kv_heads << " x " << a.per_kv << " d " << a.d);
     // Each within the workspace that the memory plan has for it.
     EXPECT_OK(CudnnForwardPlan(&cudnn, a, device).status());
     EXPECT_OK(CudnnBackwardPlan(&cudnn, a, device).status());
@@ -151,4 +151,4 @@ TEST(CudnnPlans, AreMadeForHopper) {
 #endif
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::kernels

@@ -15,7 +15,7 @@
 #include "moe/kernels/loops.h"
 #include "moe/kernels/rounded_operands.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 constexpr int64_t kMostCalls = 16;  // of cuBLASLt for one einsum; with more, the own kernel does all in one
@@ -190,4 +190,4 @@ void Register(KernelRegistry& r) { AddForFloats(r, "math.einsum", &Einsum, &Eins
 const KernelRegistration registration(&Register);
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::kernels

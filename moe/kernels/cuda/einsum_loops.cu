@@ -3,7 +3,7 @@
 #include "moe/kernels/cuda/einsum_loops.h"
 #include "moe/kernels/cuda/vec.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 constexpr int kThreads = 256;
@@ -150,4 +150,4 @@ absl::Status LaunchEinsumLoops(const EinsumLoops& loops, cudaStream_t stream) {
   return MOE_LAUNCH(ThreadForEachResult, grid, dim3(kThreads), 0, stream, loops);
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

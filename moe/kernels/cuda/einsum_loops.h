@@ -12,7 +12,7 @@
 #include "moe/kernels/cuda/ragged.h"
 #include "moe/kernels/cuda/vec.h"
 
-namespace moe {
+namespace moe::kernels {
 
 constexpr int kMaxLoopTerms = 5, kMaxLoopFactors = 12;  // operands and, as the last, the result
 
@@ -44,4 +44,4 @@ struct EinsumLoops {
 
 absl::Status LaunchEinsumLoops(const EinsumLoops& loops, cudaStream_t stream);
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -6,7 +6,7 @@
 #include "moe/kernels/cuda/rank.h"
 #include "moe/kernels/cuda/vec.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 __global__ void EmbedKernel(const int32_t* ids, Reals table, Reals x, int64_t tokens, int64_t v0, int64_t v,
@@ -100,4 +100,4 @@ void RegisterCudaEmbed(KernelRegistry& r) {
   AddForFloats(r, "nn.embed_grad", &EmbedGrad, &EmbedGradWorkspace);
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -8,7 +8,7 @@
 #include "moe/kernels/cuda/ragged.h"
 #include "moe/kernels/cuda/vec.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 constexpr int kMaxParts = 16;
@@ -135,4 +135,4 @@ void RegisterCudaExpertParts(KernelRegistry& r) {
   AddForFloats(r, "moe.split_experts", &SplitExperts, &PartsWorkspace);
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

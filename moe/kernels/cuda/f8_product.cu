@@ -14,7 +14,7 @@
 #include "moe/kernels/cuda/warp_product.h"
 #include "moe/kernels/rounded_operands.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 constexpr int kRun = static_cast<int>(kWireBlock);  // values per scale
@@ -543,4 +543,4 @@ absl::Status F8Einsum(const KernelContext& c, const RaggedRows& rows, int64_t mo
   return absl::OkStatus();
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -17,7 +17,7 @@
 #include "moe/kernels/cuda/context.h"
 #include "moe/kernels/cuda/ragged.h"
 
-namespace moe {
+namespace moe::kernels {
 
 // 0 for what F8Einsum refuses.
 int64_t F8Workspace(const ShardingRule& rule, absl::Span<const int64_t> extent, absl::Span<const Tensor> in,
@@ -28,4 +28,4 @@ int64_t F8Workspace(const ShardingRule& rule, absl::Span<const int64_t> extent, 
 // e4m3 (below compute capability 8.9).
 absl::Status F8Einsum(const KernelContext& c, const RaggedRows& rows, int64_t most_rows, void* memory);
 
-}  // namespace moe
+}  // namespace moe::kernels

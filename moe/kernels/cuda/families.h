@@ -8,7 +8,7 @@
 
 #include "moe/kernels/kernel.h"
 
-namespace moe {
+namespace moe::kernels {
 
 void RegisterCudaMath(KernelRegistry& r);
 void RegisterCudaCopies(KernelRegistry& r);  // the math ops that move elements
@@ -20,4 +20,4 @@ void RegisterCudaExpertParts(KernelRegistry& r);  // split and joined
 void RegisterCudaRouting(KernelRegistry& r);      // what decides where tokens go
 void RegisterCudaOptim(KernelRegistry& r);
 
-}  // namespace moe
+}  // namespace moe::kernels

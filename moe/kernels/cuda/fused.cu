@@ -17,7 +17,7 @@
 #include "moe/kernels/cuda/ragged.h"
 #include "moe/kernels/cuda/vec.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 constexpr int kMostOperands = 2 * kMaxFusedInstructions;
@@ -229,4 +229,4 @@ void Register(KernelRegistry& r) { AddForFloats(r, "math.fused", &Fused, &Ragged
 const KernelRegistration registration(&Register);
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::kernels

@@ -7,7 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 // Elements as they lie in memory: f32 as float, the others as unsigned short.
@@ -164,4 +164,4 @@ struct __align__(16) Eight {
   return s;
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

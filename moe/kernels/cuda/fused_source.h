@@ -21,7 +21,7 @@
 #include "moe/ir/ops/fused_program.h"
 #include "moe/ir/types.h"
 
-namespace moe {
+namespace moe::kernels {
 
 struct FusedOperand {
   DType dtype = DType::kF32;  // f32, bf16 or f16
@@ -37,4 +37,4 @@ struct FusedKernel {
 
 std::string FusedSource(const FusedKernel& kernel);
 
-}  // namespace moe
+}  // namespace moe::kernels

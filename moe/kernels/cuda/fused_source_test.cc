@@ -16,7 +16,7 @@
 #include "moe/device/convert.h"
 #include "moe/kernels/cuda/nvrtc.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 FusedKernel Chain(const std::vector<std::string>& program, std::vector<FusedOperand> operands, DType result,
@@ -175,8 +175,8 @@ TEST(FusedSourceTest, ComputesTheProgram) {
     bool f16 = k.result == DType::kF16;  // its conversions are instructions of the device
     for (const FusedOperand& x : k.operands) f16 = f16 || x.dtype == DType::kF16;
     if (f16) continue;
-    const std::string source = FusedSource(k), base = absl::StrCat(testing::TempDir(), "/fused", number++);
-    SCOPED_TRACE(testing::Message() << source << " seed " << seed);
+    const std::string source = FusedSource(k), base = absl::StrCat(::testing::TempDir(), "/fused", number++);
+    SCOPED_TRACE(::testing::Message() << source << " seed " << seed);
     std::ofstream(base + ".cc") << kOnHost << source;
     ASSERT_EQ(std::system(
                   absl::StrCat("c++ -O1 -fno-strict-aliasing -w -shared -fPIC -o ", base, ".so ", base, ".cc")
@@ -195,9 +195,9 @@ TEST(FusedSourceTest, ComputesTheProgram) {
       for (int64_t j = 0; j < (k.operands[i].scalar ? 1 : n); ++j) {
         const float x = normal(rng);
         char* const at = memory[i].bytes + j * ByteSize(k.operands[i].dtype);
-        FromF32(k.operands[i].dtype, &x, at, 1);
+        device::FromF32(k.operands[i].dtype, &x, at, 1);
         float rounded;
-        ToF32(k.operands[i].dtype, at, &rounded, 1);
+        device::ToF32(k.operands[i].dtype, at, &rounded, 1);
         values[i].push_back(rounded);
       }
     }
@@ -233,7 +233,7 @@ TEST(FusedSourceTest, ComputesTheProgram) {
         for (size_t i = 0; i < values.size(); ++i) x.push_back(values[i][k.operands[i].scalar ? 0 : j]);
         const double want = Meaning(k.program, x);
         float got;
-        ToF32(k.result, static_cast<char*>(y) + j * size, &got, 1);
+        device::ToF32(k.result, static_cast<char*>(y) + j * size, &got, 1);
         EXPECT_NEAR(got, want, std::abs(want) * (k.result == DType::kF32 ? 1e-4 : 1e-2) + 1e-5) << j;
       }
       for (int64_t j = n * size; j < static_cast<int64_t>(sizeof(Memory)); ++j) {
@@ -245,4 +245,4 @@ TEST(FusedSourceTest, ComputesTheProgram) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::kernels

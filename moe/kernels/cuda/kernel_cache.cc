@@ -14,7 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 constexpr char kMagic[8] = {'m', 'o', 'e', 'k', 'e', 'r', 'n', '1'};
@@ -81,4 +81,4 @@ bool KernelCache::Put(const std::string& key, const std::string& binary) const {
   return false;
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -15,7 +15,7 @@
 #include <string>
 #include <vector>
 
-namespace moe {
+namespace moe::kernels {
 
 // $XDG_CACHE_HOME/switchyard/kernels, with ~/.cache where that is not set.
 std::string DefaultKernelCachePath();
@@ -34,4 +34,4 @@ class KernelCache {
   std::string folder_;
 };
 
-}  // namespace moe
+}  // namespace moe::kernels

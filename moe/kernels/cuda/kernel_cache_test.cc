@@ -7,10 +7,10 @@
 #include <thread>
 #include <vector>
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
-std::string Folder(const std::string& name) { return testing::TempDir() + "/kernel_cache_" + name; }
+std::string Folder(const std::string& name) { return ::testing::TempDir() + "/kernel_cache_" + name; }
 
 TEST(KernelCacheTest, GivesBackWhatItKeeps) {
   const KernelCache cache(Folder("keeps") + "/not/there/yet");
@@ -78,4 +78,4 @@ TEST(KernelCacheTest, WritersOfOneKeyDoNotMix) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::kernels

@@ -12,7 +12,7 @@
 #include <algorithm>
 #include <cstdint>
 
-namespace moe {
+namespace moe::kernels {
 
 inline constexpr int kWarp = 32;
 inline constexpr int kMaxThreads = 1024;
@@ -57,4 +57,4 @@ inline LaunchShape ChunkRowLaunch(int64_t rows, int64_t width) {
   return RowLaunch(rows, CeilDiv(width, kChunk));
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

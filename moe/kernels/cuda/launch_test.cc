@@ -9,7 +9,7 @@
 
 #include "moe/kernels/cuda/rank_shape.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 constexpr int64_t kExtents[] = {
@@ -41,7 +41,7 @@ TEST(LaunchTest, FlatIsLegalAndCovers) {
 TEST(LaunchTest, RowsAreLegalAndCover) {
   for (const int64_t rows : kExtents) {
     for (const int64_t width : kExtents) {
-      SCOPED_TRACE(testing::Message() << rows << " rows of " << width);
+      SCOPED_TRACE(::testing::Message() << rows << " rows of " << width);
       for (const LaunchShape& s : {RowLaunch(rows, width), ChunkRowLaunch(rows, width)}) {
         ExpectLegal(s);
         EXPECT_TRUE(s.threads_y == 1 || s.threads_x == kWarp) << "rows of several warps have a block each";
@@ -66,7 +66,7 @@ TEST(RankShapeTest, SegmentsCoverItemsAndCountersAreBounded) {
     const int64_t groups = up_to(i % 2 ? 4 : 4096), items = up_to(i % 3 ? 1 << 10 : 1 << 18);
     const int64_t keys = up_to(i % 5 ? 512 : 200'000);
     const RankShape s = RanksOf(groups, items, keys);
-    SCOPED_TRACE(testing::Message() << groups << " groups, " << items << " items, " << keys << " keys");
+    SCOPED_TRACE(::testing::Message() << groups << " groups, " << items << " items, " << keys << " keys");
     EXPECT_GE(s.segments * s.segment, items);
     EXPECT_LT((s.segments - 1) * s.segment, items);
     const int64_t one_each = groups * keys;  // the least there can be
@@ -78,4 +78,4 @@ TEST(RankShapeTest, SegmentsCoverItemsAndCountersAreBounded) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::kernels

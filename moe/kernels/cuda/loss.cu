@@ -9,7 +9,7 @@
 #include "moe/kernels/cuda/tiled_product.h"
 #include "moe/kernels/cuda/vec.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 // The local part of the head: u blocks of w words, the first of which has the global id v0; ids from `vocab`
@@ -292,4 +292,4 @@ void RegisterCudaLoss(KernelRegistry& r) {
   AddForFloats(r, "nn.merge_sum_exp_grad", &MergeSumExpGrad);
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

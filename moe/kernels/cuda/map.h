@@ -18,7 +18,7 @@
 #include "moe/kernels/cuda/ragged.h"
 #include "moe/kernels/cuda/vec.h"
 
-namespace moe {
+namespace moe::kernels {
 
 __device__ inline float Sigmoid(float x) { return 1 / (1 + expf(-x)); }
 
@@ -111,4 +111,4 @@ absl::Status Map(KernelContext& c, F f) {
   return MOE_LAUNCH((MapKernel<N, R, F>), GridOf(s), BlockOf(s), 0, CudaStreamOf(c), a, f);
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

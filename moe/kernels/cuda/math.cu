@@ -7,7 +7,7 @@
 #include "moe/kernels/cuda/map.h"
 #include "moe/kernels/cuda/nest.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 struct MulOf {
@@ -164,4 +164,4 @@ void RegisterCudaMath(KernelRegistry& r) {
   r.Add({"math.constant", Backend::kCuda, DType::kS32, &ConstantInt});
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -8,7 +8,7 @@
 #include "moe/kernels/cuda/tile_copy.h"
 #include "moe/kernels/cuda/warp_product.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 constexpr int kThreads = 256, kTile = 128;
@@ -304,4 +304,4 @@ absl::Status LaunchProduct(const MatrixProduct& product, cudaStream_t stream) {
   return LaunchIn<float>(args, product, stream);
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -17,7 +17,7 @@
 #include "moe/kernels/cuda/ragged.h"
 #include "moe/kernels/cuda/vec.h"
 
-namespace moe {
+namespace moe::kernels {
 
 struct MatrixOperand {
   void* data = nullptr;
@@ -35,4 +35,4 @@ struct MatrixProduct {
 
 absl::Status LaunchProduct(const MatrixProduct& product, cudaStream_t stream);
 
-}  // namespace moe
+}  // namespace moe::kernels

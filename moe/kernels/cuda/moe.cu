@@ -13,7 +13,7 @@
 #include "moe/kernels/cuda/ragged.h"
 #include "moe/kernels/cuda/vec.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 // Where rows are, as moe/kernels/dispatched.h has it.
@@ -369,4 +369,4 @@ void RegisterCudaMoe(KernelRegistry& r) {
   AddForFloats(r, "moe.undispatch", &Undispatch, &RaggedWorkspaceOf);
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

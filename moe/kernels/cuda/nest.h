@@ -9,7 +9,7 @@
 #include "moe/kernels/cuda/context.h"
 #include "moe/kernels/loops.h"
 
-namespace moe {
+namespace moe::kernels {
 
 inline constexpr int kMaxNest = 12;
 
@@ -58,4 +58,4 @@ inline absl::StatusOr<NestShape> NestOf(const KernelContext& c) {
   return nest;
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -6,7 +6,7 @@
 #include "moe/kernels/cuda/families.h"
 #include "moe/kernels/cuda/map.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 struct SwigluOf {
@@ -410,4 +410,4 @@ void RegisterCudaNn(KernelRegistry& r) {
   AddForFloats(r, "nn.swiglu_grad", &SwigluGrad, &RaggedWorkspaceOf);
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -6,7 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 
-namespace moe {
+namespace moe::kernels {
 
 bool Nvrtc::Load(DynamicLibrary library) {
   library.Find("nvrtcVersion", &version_);
@@ -69,4 +69,4 @@ absl::StatusOr<std::string> Nvrtc::Compile(const std::string& source, const std:
   return out;
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -13,7 +13,7 @@
 #include "absl/status/statusor.h"
 #include "moe/base/dynamic_library.h"
 
-namespace moe {
+namespace moe::kernels {
 
 class Nvrtc {
  public:
@@ -42,4 +42,4 @@ class Nvrtc {
   int major_ = 0, minor_ = 0;
 };
 
-}  // namespace moe
+}  // namespace moe::kernels

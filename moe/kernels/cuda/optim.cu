@@ -7,7 +7,7 @@
 #include "moe/kernels/cuda/families.h"
 #include "moe/kernels/cuda/map.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 struct ClipOf {
@@ -165,4 +165,4 @@ void RegisterCudaOptim(KernelRegistry& r) {
   AddForFloats(r, "optim.multi_adamw", &MultiAdamW);
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -22,7 +22,7 @@
 #include "moe/testing/op_cases.h"
 #include "moe/testing/op_cases_run.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 const std::set<std::string>& OpsHere() {
@@ -52,7 +52,7 @@ class NodeBuilder {
     int64_t i = 0;
     return Add(DType::kS32, std::move(dims), [&] { return static_cast<double>(at(i++)); });
   }
-  OpCase Op(absl::string_view op, std::vector<Value> operands, Attributes attributes = {}) {
+  testing::OpCase Op(absl::string_view op, std::vector<Value> operands, Attributes attributes = {}) {
     Builder b(function_, Ops());
     absl::StatusOr<Node*> node = b.CreateNode(op, std::move(operands), std::move(attributes));
     EXPECT_OK(node);
@@ -67,7 +67,7 @@ class NodeBuilder {
     return std::normal_distribution<double>()(rng);
   }
   Value Add(DType dtype, Dims dims, const std::function<double()>& next) {
-    HostValue v;
+    testing::HostValue v;
     v.dtype = dtype;
     v.dims = dims;
     int64_t n = 1;
@@ -81,77 +81,80 @@ class NodeBuilder {
     case_.operands.push_back(std::move(v));
     return arg;
   }
-  OpCase case_;
+  testing::OpCase case_;
   Function* function_;
 };
 
-class ProductKernelsTest : public testing::Test {
+class ProductKernelsTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (CountDevices(DeviceKind::kCuda) == 0) GTEST_SKIP() << OpenDevice(DeviceKind::kCuda, 0).status();
-    ASSERT_OK_AND_ASSIGN(device_, OpenDevice(DeviceKind::kCuda, 0));
+    if (device::CountDevices(device::DeviceKind::kCuda) == 0)
+      GTEST_SKIP() << device::OpenDevice(device::DeviceKind::kCuda, 0).status();
+    ASSERT_OK_AND_ASSIGN(device_, device::OpenDevice(device::DeviceKind::kCuda, 0));
     ASSERT_OK_AND_ASSIGN(stream_, device_->NewStream("test"));
     RecordProperty("seed", std::to_string(Seed()));
   }
 
-  void Compare(const OpCase& c, RunNodeOptions run, double tolerance) {
-    SCOPED_TRACE(testing::Message() << c.name << " seed " << Seed());
+  void Compare(const testing::OpCase& c, testing::RunNodeOptions run, double tolerance) {
+    SCOPED_TRACE(::testing::Message() << c.name << " seed " << Seed());
     ASSERT_OK_AND_ASSIGN(const Kernel* reference, Kernels().Lookup(*c.node, Backend::kReference));
     ASSERT_OK_AND_ASSIGN(const Kernel* kernel, Kernels().Lookup(*c.node, Backend::kCuda));
-    ASSERT_OK_AND_ASSIGN(const std::vector<HostValue> want, RunNode(*c.node, *reference, c.operands, run));
+    ASSERT_OK_AND_ASSIGN(const std::vector<testing::HostValue> want,
+                         testing::RunNode(*c.node, *reference, c.operands, run));
     run.device = device_.get();
     run.stream = stream_.get();
-    ASSERT_OK_AND_ASSIGN(const std::vector<HostValue> got, RunNode(*c.node, *kernel, c.operands, run));
+    ASSERT_OK_AND_ASSIGN(const std::vector<testing::HostValue> got,
+                         testing::RunNode(*c.node, *kernel, c.operands, run));
     for (size_t r = 0; r < want.size(); ++r)
-      EXPECT_LE(RelativeError(got[r], want[r]), tolerance) << "result " << r;
+      EXPECT_LE(testing::RelativeError(got[r], want[r]), tolerance) << "result " << r;
     compared_.insert(c.node->op_name());
   }
 
-  std::unique_ptr<Device> device_;
-  std::unique_ptr<Stream> stream_;
+  std::unique_ptr<device::Device> device_;
+  std::unique_ptr<device::Stream> stream_;
   std::set<std::string> compared_;
 };
 
 struct Config {
   std::string name;
-  OpSizes sizes;
+  testing::OpSizes sizes;
   double masked = 0.2;
-  RunNodeOptions run;
+  testing::RunNodeOptions run;
 };
 
 // Matrices beyond one tile in every direction, more than one sequence of tiles, attention beyond one block.
-OpSizes BeyondATile() {
-  OpSizes s = OpSizes::Tiny();
+testing::OpSizes BeyondATile() {
+  testing::OpSizes s = testing::OpSizes::Tiny();
   s.batch = 2, s.sequence = 70, s.hidden = 144, s.kv_heads = 1, s.groups_per_kv = 2, s.head_dim = 72;
   s.experts = 3, s.groups = 2, s.tokens = 150, s.k = 2, s.capacity = 40, s.ffn = 136;
   return s;
 }
 
 std::vector<Config> Configs() {
-  return {{"Small", OpSizes()},
-          {"SmallestSizes", OpSizes::Tiny()},
-          {"OddSizes", OpSizes::Odd()},
+  return {{"Small", testing::OpSizes()},
+          {"SmallestSizes", testing::OpSizes::Tiny()},
+          {"OddSizes", testing::OpSizes::Odd()},
           {"BeyondATile", BeyondATile()},
-          {"NoTokenIsRouted", OpSizes(), 1.0},
-          {"InPlace", OpSizes(), 0.2, {.in_place = true}},
-          {"RaggedRowsSpill", OpSizes(), 0.2, {.spill_from_row = 3}}};
+          {"NoTokenIsRouted", testing::OpSizes(), 1.0},
+          {"InPlace", testing::OpSizes(), 0.2, {.in_place = true}},
+          {"RaggedRowsSpill", testing::OpSizes(), 0.2, {.spill_from_row = 3}}};
 }
 
 class OpCasesTest : public ProductKernelsTest,
-                    public testing::WithParamInterface<std::tuple<DType, Config>> {};
+                    public ::testing::WithParamInterface<std::tuple<DType, Config>> {};
 
 TEST_P(OpCasesTest, AgreeWithReference) {
   const auto& [dtype, config] = GetParam();
   if (dtype == DType::kF16 && config.name == "OddSizes") GTEST_SKIP() << "as in bf16, and slow to emulate";
-  for (const OpCase& c : MakeOpCases(Ops(), {dtype, Seed(), config.sizes, config.masked})) {
+  for (const testing::OpCase& c : testing::MakeOpCases(Ops(), {dtype, Seed(), config.sizes, config.masked})) {
     if (OpsHere().count(c.node->op_name()) > 0) Compare(c, config.run, Tolerance(dtype));
   }
   EXPECT_EQ(compared_, OpsHere());
 }
 
 INSTANTIATE_TEST_SUITE_P(All, OpCasesTest,
-                         testing::Combine(testing::Values(DType::kF32, DType::kBF16, DType::kF16),
-                                          testing::ValuesIn(Configs())),
+                         ::testing::Combine(::testing::Values(DType::kF32, DType::kBF16, DType::kF16),
+                                            ::testing::ValuesIn(Configs())),
                          [](const auto& info) {
                            return std::string(DTypeName(std::get<0>(info.param))) +
                                   std::get<1>(info.param).name;
@@ -175,7 +178,7 @@ TEST_F(ProductKernelsTest, RandomEinsums) {
     if (terms[0].empty() || terms[1].empty()) continue;
     const std::string eq = absl::StrCat(absl::StrJoin(terms[0], " "), ", ", absl::StrJoin(terms[1], " "),
                                         " -> ", absl::StrJoin(terms[2], " "));
-    SCOPED_TRACE(testing::Message() << eq << " extents " << absl::StrJoin(extent, " "));
+    SCOPED_TRACE(::testing::Message() << eq << " extents " << absl::StrJoin(extent, " "));
     const DType dtype = round % 2 ? DType::kF32 : DType::kBF16;
     NodeBuilder b;
     std::vector<Value> operands;
@@ -191,7 +194,7 @@ TEST_F(ProductKernelsTest, RandomEinsums) {
 // f32 beside bf16, and results wider than operands.
 TEST_F(ProductKernelsTest, OperandsOfSeveralDTypes) {
   for (const int wide : {0, 1}) {
-    for (OpCase& c : MakeOpCases(Ops(), {DType::kBF16, Seed(), OpSizes(), 0.2})) {
+    for (testing::OpCase& c : testing::MakeOpCases(Ops(), {DType::kBF16, Seed(), testing::OpSizes(), 0.2})) {
       if (OpsHere().count(c.node->op_name()) == 0) continue;
       for (int i = wide; i < c.node->num_operands(); i += 2) {
         if (!IsFloat(c.operands[i].dtype)) continue;
@@ -205,7 +208,7 @@ TEST_F(ProductKernelsTest, OperandsOfSeveralDTypes) {
   for (const std::string eq : {"b s h, h n -> b s n", "b s h, h n -> b n s"}) {
     NodeBuilder b;
     const Value x = b.Real(DType::kBF16, {3, 7, 40}), w = b.Real(DType::kBF16, {40, 24});
-    const OpCase c = b.Op("math.einsum", {x, w}, {{"eq", eq}, {"dtype", std::string("f32")}});
+    const testing::OpCase c = b.Op("math.einsum", {x, w}, {{"eq", eq}, {"dtype", std::string("f32")}});
     ASSERT_EQ(c.node->type(0).dtype, DType::kF32);
     Compare(c, {}, 1e-5);  // nothing is rounded to bf16
   }
@@ -216,26 +219,28 @@ TEST_F(ProductKernelsTest, Tf32WhereItIsAllowed) {
   for (const bool tf32 : {false, true}) {
     NodeBuilder b;
     const Value x = b.Real(DType::kF32, {64, 64}), w = b.Real(DType::kF32, {64, 64});
-    OpCase c = b.Op("math.einsum", {x, w}, {{"eq", std::string("m k, k n -> m n")}});
+    testing::OpCase c = b.Op("math.einsum", {x, w}, {{"eq", std::string("m k, k n -> m n")}});
     for (double& v : c.operands[0].data) v = 1 + 1.0 / 8192;
     for (double& v : c.operands[1].data) v = 1;
     ASSERT_OK_AND_ASSIGN(const Kernel* kernel, Kernels().Lookup(*c.node, Backend::kCuda));
-    ASSERT_OK_AND_ASSIGN(const std::vector<HostValue> y,
-                         RunNode(*c.node, *kernel, c.operands,
-                                 {.device = device_.get(), .stream = stream_.get(), .tf32 = tf32}));
+    ASSERT_OK_AND_ASSIGN(const std::vector<testing::HostValue> y,
+                         testing::RunNode(*c.node, *kernel, c.operands,
+                                          {.device = device_.get(), .stream = stream_.get(), .tf32 = tf32}));
     for (const double v : y[0].data) EXPECT_EQ(v, tf32 ? 64 : 64 + 64.0 / 8192);
   }
 }
 
 TEST_F(ProductKernelsTest, RunsAgreeToTheBit) {
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
-    for (const OpCase& c : MakeOpCases(Ops(), {dtype, Seed(), OpSizes(), 0.2})) {
+    for (const testing::OpCase& c : testing::MakeOpCases(Ops(), {dtype, Seed(), testing::OpSizes(), 0.2})) {
       if (OpsHere().count(c.node->op_name()) == 0) continue;
-      SCOPED_TRACE(testing::Message() << c.name << " seed " << Seed());
+      SCOPED_TRACE(::testing::Message() << c.name << " seed " << Seed());
       ASSERT_OK_AND_ASSIGN(const Kernel* kernel, Kernels().Lookup(*c.node, Backend::kCuda));
-      const RunNodeOptions run = {.device = device_.get(), .stream = stream_.get()};
-      ASSERT_OK_AND_ASSIGN(const std::vector<HostValue> first, RunNode(*c.node, *kernel, c.operands, run));
-      ASSERT_OK_AND_ASSIGN(const std::vector<HostValue> second, RunNode(*c.node, *kernel, c.operands, run));
+      const testing::RunNodeOptions run = {.device = device_.get(), .stream = stream_.get()};
+      ASSERT_OK_AND_ASSIGN(const std::vector<testing::HostValue> first,
+                           testing::RunNode(*c.node, *kernel, c.operands, run));
+      ASSERT_OK_AND_ASSIGN(const std::vector<testing::HostValue> second,
+                           testing::RunNode(*c.node, *kernel, c.operands, run));
       for (size_t r = 0; r < first.size(); ++r) EXPECT_EQ(first[r].data, second[r].data) << "result " << r;
     }
   }
@@ -244,7 +249,7 @@ TEST_F(ProductKernelsTest, RunsAgreeToTheBit) {
 // Rows beyond the arena go through the workspace in several parts, in which sums over rows go on.
 TEST_F(ProductKernelsTest, RoundedRowsThatSpillGoInParts) {
   int cases = 0;
-  for (const OpCase& c : MakeOpCases(Ops(), {DType::kBF16, Seed(), BeyondATile(), 0.2})) {
+  for (const testing::OpCase& c : testing::MakeOpCases(Ops(), {DType::kBF16, Seed(), BeyondATile(), 0.2})) {
     if (c.node->op_name() != "math.einsum" || c.node->StringOr("multiply", "").empty()) continue;
     if (c.operands[0].ragged < 0) continue;
     ++cases;
@@ -269,8 +274,8 @@ TEST_F(ProductKernelsTest, AttentionOfManyShapes) {
                                   {5, 70, 16, -9},
                                   {1, 129, 8, 128}}) {
     for (const DType dtype : {DType::kF32, DType::kBF16}) {
-      SCOPED_TRACE(testing::Message() << DTypeName(dtype) << " s " << z.s << " t " << z.t << " d " << z.d
-                                      << " from " << z.first_query);
+      SCOPED_TRACE(::testing::Message() << DTypeName(dtype) << " s " << z.s << " t " << z.t << " d " << z.d
+                                        << " from " << z.first_query);
       const int64_t kv_heads = z.d > 64 ? 1 : 2, heads = 2 * kv_heads;
       const auto operands = [&](NodeBuilder& b) {
         std::vector<Value> x = {b.Real(dtype, {1, z.s, heads, z.d}), b.Real(dtype, {1, z.t, kv_heads, z.d}),
@@ -281,18 +286,18 @@ TEST_F(ProductKernelsTest, AttentionOfManyShapes) {
       };
       NodeBuilder forward;
       std::vector<Value> x = operands(forward);
-      const OpCase attention = forward.Op("nn.attention", x);
+      const testing::OpCase attention = forward.Op("nn.attention", x);
       Compare(attention, {}, Tolerance(dtype));
       // The gradient of what the forward gives.
       ASSERT_OK_AND_ASSIGN(const Kernel* reference, Kernels().Lookup(*attention.node, Backend::kReference));
-      ASSERT_OK_AND_ASSIGN(const std::vector<HostValue> y,
-                           RunNode(*attention.node, *reference, attention.operands));
+      ASSERT_OK_AND_ASSIGN(const std::vector<testing::HostValue> y,
+                           testing::RunNode(*attention.node, *reference, attention.operands));
       NodeBuilder backward;
       x = operands(backward);
       x.push_back(backward.Real(dtype, {1, z.s, heads, z.d}));
       x.push_back(backward.Real(DType::kF32, {1, z.s, heads}));
       x.push_back(backward.Real(dtype, {1, z.s, heads, z.d}));
-      OpCase grad = backward.Op("nn.attention_grad", x);
+      testing::OpCase grad = backward.Op("nn.attention_grad", x);
       for (int i = 0; i < 5; ++i) grad.operands[i] = attention.operands[i];
       grad.operands[5] = y[0];
       grad.operands[6] = y[1];
@@ -314,7 +319,7 @@ TEST_F(ProductKernelsTest, AttentionByCudnn) {
                               {1, 1, 130, 1, 2, 72},
                               {2, 3, 16, 4, 2, 16}}) {
     for (const DType dtype : {DType::kBF16, DType::kF16}) {
-      SCOPED_TRACE(testing::Message()
+      SCOPED_TRACE(::testing::Message()
                    << DTypeName(dtype) << " batch " << z.batch << " blocks " << z.blocks << " s " << z.s
                    << " heads " << z.kv_heads << " x " << z.per_kv << " d " << z.d);
       const int64_t s = z.blocks * z.s, heads = z.kv_heads * z.per_kv;
@@ -329,20 +334,20 @@ TEST_F(ProductKernelsTest, AttentionByCudnn) {
         return x;
       };
       NodeBuilder forward;
-      OpCase attention = forward.Op("nn.attention", operands(forward), by);
+      testing::OpCase attention = forward.Op("nn.attention", operands(forward), by);
       attention.operands.push_back(attention.operands[3]);
       Compare(attention, {}, Tolerance(dtype));
       // The gradient of what the forward gives.
       ASSERT_OK_AND_ASSIGN(const Kernel* reference, Kernels().Lookup(*attention.node, Backend::kReference));
-      ASSERT_OK_AND_ASSIGN(const std::vector<HostValue> y,
-                           RunNode(*attention.node, *reference, attention.operands));
+      ASSERT_OK_AND_ASSIGN(const std::vector<testing::HostValue> y,
+                           testing::RunNode(*attention.node, *reference, attention.operands));
       NodeBuilder backward;
       std::vector<Value> x = operands(backward);
       x.push_back(backward.Real(dtype, {z.batch, s, heads, z.d}));
       x.push_back(backward.Real(DType::kF32, {z.batch, s, heads}));
       x.push_back(backward.Real(dtype, {z.batch, s, heads, z.d}));
-      OpCase grad = backward.Op("nn.attention_grad", x, by);
-      const HostValue dy = grad.operands.back();
+      testing::OpCase grad = backward.Op("nn.attention_grad", x, by);
+      const testing::HostValue dy = grad.operands.back();
       grad.operands = attention.operands;
       grad.operands.insert(grad.operands.end(), {y[0], y[1], dy});
       Compare(grad, {}, Tolerance(dtype));
@@ -357,11 +362,12 @@ TEST_F(ProductKernelsTest, WhatCudnnDoesNotTakeIsRefused) {
        {std::tuple{DType::kF32, 16, "in f32; it takes bf16 and f16"}, {DType::kBF16, 12, "heads of 12"}}) {
     NodeBuilder b;
     const Value q = b.Real(dtype, {1, 4, 1, d}), p = b.Ints({4}, [](int64_t i) { return i; });
-    OpCase c = b.Op("nn.attention", {q, q, q, p, p}, {{"library", std::string("cudnn")}});
+    testing::OpCase c = b.Op("nn.attention", {q, q, q, p, p}, {{"library", std::string("cudnn")}});
     c.operands = {c.operands[0], c.operands[0], c.operands[0], c.operands[1], c.operands[1]};
     ASSERT_OK_AND_ASSIGN(const Kernel* kernel, Kernels().Lookup(*c.node, Backend::kCuda));
-    ExpectError(RunNode(*c.node, *kernel, c.operands, {.device = device_.get(), .stream = stream_.get()}),
-                absl::StatusCode::kUnimplemented, why);
+    ExpectError(
+        testing::RunNode(*c.node, *kernel, c.operands, {.device = device_.get(), .stream = stream_.get()}),
+        absl::StatusCode::kUnimplemented, why);
   }
 }
 
@@ -370,11 +376,12 @@ TEST_F(ProductKernelsTest, HeadsTooWideAreRefused) {
   const Value q = b.Real(DType::kF32, {1, 2, 1, 264}), k = b.Real(DType::kF32, {1, 2, 1, 264}),
               v = b.Real(DType::kF32, {1, 2, 1, 264}), qp = b.Ints({2}, [](int64_t i) { return i; }),
               kp = b.Ints({2}, [](int64_t i) { return i; });
-  const OpCase c = b.Op("nn.attention", {q, k, v, qp, kp});
+  const testing::OpCase c = b.Op("nn.attention", {q, k, v, qp, kp});
   ASSERT_OK_AND_ASSIGN(const Kernel* kernel, Kernels().Lookup(*c.node, Backend::kCuda));
-  ExpectError(RunNode(*c.node, *kernel, c.operands, {.device = device_.get(), .stream = stream_.get()}),
-              absl::StatusCode::kUnimplemented, "at most 256 elements, not 264");
+  ExpectError(
+      testing::RunNode(*c.node, *kernel, c.operands, {.device = device_.get(), .stream = stream_.get()}),
+      absl::StatusCode::kUnimplemented, "at most 256 elements, not 264");
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::kernels

@@ -5,7 +5,7 @@
 #include "moe/kernels/cuda/block_reduce.h"
 #include "moe/kernels/cuda/ragged.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 struct PlaceArgs {
@@ -132,4 +132,4 @@ int RaggedResultIndex(const KernelContext& c, int result) {
   return index;
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

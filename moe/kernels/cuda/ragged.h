@@ -16,7 +16,7 @@
 #include "absl/types/span.h"
 #include "moe/kernels/cuda/context.h"
 
-namespace moe {
+namespace moe::kernels {
 
 inline constexpr int kMaxRagged = 20;  // ragged tensors of one node
 
@@ -52,4 +52,4 @@ absl::StatusOr<RaggedRows> PlaceLikeOperand(KernelContext& c, Workspace& w);
 int RaggedOperandIndex(const KernelContext& c, int operand);
 int RaggedResultIndex(const KernelContext& c, int result);
 
-}  // namespace moe
+}  // namespace moe::kernels

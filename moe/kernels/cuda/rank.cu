@@ -3,7 +3,7 @@
 #include "moe/kernels/cuda/block_reduce.h"
 #include "moe/kernels/cuda/rank.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 // The key of an item; -1 if it has no rank.
@@ -70,4 +70,4 @@ absl::Status LaunchRanks(cudaStream_t stream, const RankArgs& args, const RankSh
   return MOE_LAUNCH(RankKernel, GridOf(l), BlockOf(l), 0, stream, args, s, counters);
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -14,7 +14,7 @@
 #include "moe/kernels/cuda/context.h"
 #include "moe/kernels/cuda/rank_shape.h"
 
-namespace moe {
+namespace moe::kernels {
 
 struct RankArgs {
   const int32_t* key = nullptr;  // [groups, items]; counted from first_key; others have no rank
@@ -27,4 +27,4 @@ struct RankArgs {
 
 absl::Status LaunchRanks(cudaStream_t stream, const RankArgs& args, const RankShape& s, int32_t* counters);
 
-}  // namespace moe
+}  // namespace moe::kernels

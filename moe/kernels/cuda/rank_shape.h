@@ -6,7 +6,7 @@
 
 #include "moe/kernels/cuda/launch.h"
 
-namespace moe {
+namespace moe::kernels {
 
 struct RankShape {
   int64_t groups = 0, items = 0, keys = 0;  // items: of a group
@@ -26,4 +26,4 @@ inline int64_t RankWorkspace(const RankShape& s) {
   return WorkspacePart(s.groups * s.segments * s.keys * static_cast<int64_t>(sizeof(int32_t)));
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

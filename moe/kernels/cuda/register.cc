@@ -1,6 +1,6 @@
 #include "moe/kernels/cuda/families.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 const KernelRegistration kRegistration([](KernelRegistry& r) {
@@ -16,4 +16,4 @@ const KernelRegistration kRegistration([](KernelRegistry& r) {
 });
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::kernels

@@ -7,7 +7,7 @@
 #include "moe/kernels/cuda/rank.h"
 #include "moe/kernels/cuda/vec.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 int64_t Tokens(const KernelContext& c) { return c.Extent("b") * c.Extent("c") * c.Extent("t"); }
@@ -363,4 +363,4 @@ void RegisterCudaRouting(KernelRegistry& r) {
   add("moe.slots", &Slots, &SlotsWorkspace);
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

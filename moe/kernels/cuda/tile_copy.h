@@ -15,7 +15,7 @@
 #include "moe/kernels/cuda/vec.h"
 #include "moe/kernels/cuda/warp_product.h"
 
-namespace moe {
+namespace moe::kernels {
 
 template <typename T>
 inline constexpr Storage kStorageOf = std::is_same_v<T, __nv_bfloat16> ? Storage::kBF16
@@ -100,4 +100,4 @@ __device__ __forceinline__ void CopyTile(T* tile, const MatrixView& matrix, int6
   }
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -3,7 +3,7 @@
 #include "moe/kernels/cuda/context.h"
 #include "moe/kernels/cuda/tiled_product.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 constexpr int kTile = 64, kDepth = 16, kSide = 16, kEach = kTile / kSide;  // 16 x 16 threads, 4 x 4 sums each
@@ -70,4 +70,4 @@ absl::Status TiledProduct(cudaStream_t stream, int64_t m, int64_t n, int64_t k, 
                     dim3(kSide, kSide), 0, stream, m, n, k, a, b, c, ldc, accumulate);
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -12,7 +12,7 @@
 #include "absl/status/status.h"
 #include "moe/kernels/cuda/vec.h"
 
-namespace moe {
+namespace moe::kernels {
 
 struct Matrix {
   Reals data;
@@ -28,4 +28,4 @@ inline Reals Shifted(Reals r, int64_t elements) {
 absl::Status TiledProduct(cudaStream_t stream, int64_t m, int64_t n, int64_t k, const Matrix& a,
                           const Matrix& b, float* c, int64_t ldc, bool accumulate);
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -24,7 +24,7 @@
 #include "moe/kernels/cuda/launch.h"
 #include "moe/kernels/kernel.h"
 
-namespace moe {
+namespace moe::kernels {
 
 enum class Storage : int32_t { kF32, kBF16, kF16 };
 
@@ -187,4 +187,4 @@ __device__ inline Chunk Filled(float x) {
   return c;
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

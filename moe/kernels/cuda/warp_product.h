@@ -18,7 +18,7 @@
 
 #include "moe/device/cuda/cuda.h"
 
-namespace moe {
+namespace moe::kernels {
 
 __device__ __forceinline__ float Widen(float x) { return x; }
 __device__ __forceinline__ float Widen(__nv_bfloat16 x) { return __bfloat162float(x); }
@@ -228,4 +228,4 @@ __device__ __forceinline__ void AddProduct(WarpSums<kM, kN>& sums, const T* a, i
   }
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -12,7 +12,7 @@
 #include "moe/kernels/loops.h"
 #include "moe/kernels/rounded_operands.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 using Offsets = std::vector<int64_t>;
@@ -356,4 +356,4 @@ void RegisterBlasKernels(KernelRegistry& r) {
   }
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

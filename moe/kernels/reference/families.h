@@ -5,7 +5,7 @@
 
 #include "moe/kernels/kernel.h"
 
-namespace moe {
+namespace moe::kernels {
 
 void RegisterReferenceMath(KernelRegistry& r);
 void RegisterReferenceNn(KernelRegistry& r);
@@ -14,4 +14,4 @@ void RegisterReferenceMoe(KernelRegistry& r);
 void RegisterReferenceOptim(KernelRegistry& r);
 void RegisterReferenceFused(KernelRegistry& r);
 
-}  // namespace moe
+}  // namespace moe::kernels

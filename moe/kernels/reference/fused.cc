@@ -8,7 +8,7 @@
 #include "moe/kernels/loops.h"
 #include "moe/kernels/reference/families.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 template <typename T>
@@ -148,4 +148,4 @@ void RegisterReferenceFused(KernelRegistry& r) {
   RegisterFloat<double>(r, DType::kF64);
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -5,7 +5,7 @@
 #include "moe/kernels/loops.h"
 #include "moe/kernels/reference/families.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 // Local part of the head: `u` blocks of `w` words, the first of which has the global id `v0`; ids from
@@ -121,4 +121,4 @@ void RegisterReferenceLoss(KernelRegistry& r) {
   RegisterFloat<double>(r, DType::kF64);
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -7,7 +7,7 @@
 #include "moe/kernels/reference/families.h"
 #include "moe/kernels/rounded_operands.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 double Sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
@@ -161,4 +161,4 @@ void RegisterReferenceMath(KernelRegistry& r) {
   r.Add({"math.rotate", Backend::kReference, DType::kS32, &Rotate});
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

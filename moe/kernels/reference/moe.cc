@@ -7,7 +7,7 @@
 #include "moe/kernels/loops.h"
 #include "moe/kernels/reference/families.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 int64_t Tokens(const KernelContext& c) { return c.Extent("b") * c.Extent("c") * c.Extent("t"); }
@@ -289,4 +289,4 @@ void RegisterReferenceMoe(KernelRegistry& r) {
   r.Add({"moe.slots", Backend::kReference, DType::kS32, &Slots});
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

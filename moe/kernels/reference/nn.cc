@@ -5,7 +5,7 @@
 #include "moe/kernels/loops.h"
 #include "moe/kernels/reference/families.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 template <typename T>
@@ -311,4 +311,4 @@ void RegisterReferenceNn(KernelRegistry& r) {
   RegisterFloat<double>(r, DType::kF64);
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -4,7 +4,7 @@
 #include "moe/kernels/loops.h"
 #include "moe/kernels/reference/families.h"
 
-namespace moe {
+namespace moe::kernels {
 namespace {
 
 template <typename T>
@@ -54,4 +54,4 @@ void RegisterReferenceOptim(KernelRegistry& r) {
   r.Add({"optim.accumulate", Backend::kReference, DType::kS32, &Accumulate<int32_t>});
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

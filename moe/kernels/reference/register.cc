@@ -1,6 +1,6 @@
 #include "moe/kernels/reference/families.h"
 
-namespace moe {
+namespace moe::kernels {
 
 void RegisterReferenceKernels(KernelRegistry& r) {
   RegisterReferenceFused(r);
@@ -11,4 +11,4 @@ void RegisterReferenceKernels(KernelRegistry& r) {
   RegisterReferenceOptim(r);
 }
 
-}  // namespace moe
+}  // namespace moe::kernels

@@ -23,31 +23,32 @@
 #include "moe/testing/random_inputs.h"
 #include "moe/testing/sharded_model.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 struct Results {
-  std::vector<Reports> reports;
+  std::vector<runtime::Reports> reports;
   std::map<std::string, std::vector<double>> parameters;
 };
 
 // An evaluation and two training steps.
-absl::StatusOr<Results> Execute(const Plan& plan) {
-  ExecutorOptions options;
+absl::StatusOr<Results> Execute(const plan::Plan& plan) {
+  runtime::ExecutorOptions options;
   options.timeout = absl::Seconds(20);
   options.poison = true;
-  ASSIGN_OR_RETURN(std::unique_ptr<Executor> executor, Executor::Create(plan.program, options));
+  ASSIGN_OR_RETURN(std::unique_ptr<runtime::Executor> executor,
+                   runtime::Executor::Create(plan.program, options));
   RETURN_IF_ERROR(executor->InitializeState(5));
   Results results;
   for (int step = 1; step <= 2; ++step) {
-    RandomInputOptions random;
+    testing::RandomInputOptions random;
     random.seed = 3;
-    ASSIGN_OR_RETURN(const StepInputs inputs, RandomInputs(plan.module(), random, step));
+    ASSIGN_OR_RETURN(const runtime::StepInputs inputs, testing::RandomInputs(plan.module(), random, step));
     if (step == 1) {
-      ASSIGN_OR_RETURN(Reports reports, executor->EvalStep(inputs));
+      ASSIGN_OR_RETURN(runtime::Reports reports, executor->EvalStep(inputs));
       results.reports.push_back(std::move(reports));
     }
-    ASSIGN_OR_RETURN(Reports reports, executor->TrainStep(inputs));
+    ASSIGN_OR_RETURN(runtime::Reports reports, executor->TrainStep(inputs));
     results.reports.push_back(std::move(reports));
   }
   for (const auto& s : plan.module().states()) {
@@ -90,21 +91,21 @@ constexpr int kEdits = 1000, kShards = 4;
 
 TEST_P(CertificateTest, EditsAreRefusedOrExecuteCorrectly) {
   ASSERT_OK_AND_ASSIGN(const Strategy strategy, ParseStrategy(kStrategies[GetParam()]));
-  BuildOptions build;
+  model::BuildOptions build;
   build.global_batch = 8;
   build.microbatches = strategy.microbatches;
   ASSERT_OK_AND_ASSIGN(std::unique_ptr<Module> module,
-                       BuildModel(ResolveModelConfig(SmallDropless()), build));
-  CompileOptions compile;
-  compile.workspace = WorkspaceHook(Backend::kCpu, strategy.overload);
-  ASSERT_OK_AND_ASSIGN(const Compiled compiled, Compile(std::move(module), strategy, compile));
+                       model::BuildModel(model::ResolveModelConfig(testing::SmallDropless()), build));
+  plan::CompileOptions compile;
+  compile.workspace = runtime::WorkspaceHook(kernels::Backend::kCpu, strategy.overload);
+  ASSERT_OK_AND_ASSIGN(const plan::Compiled compiled, plan::Compile(std::move(module), strategy, compile));
   ASSERT_OK_AND_ASSIGN(const Results want, Execute(compiled.plan));
 
   int applied = 0, refused = 0;
   // Edits that do not apply to this plan do not count.
   for (uint64_t seed = 1'000'000 * GetParam(); applied < kEdits / kShards; ++seed) {
-    Plan plan = ClonePlan(compiled.plan);
-    const std::string what = RandomEdit(&plan, seed);
+    plan::Plan plan = plan::ClonePlan(compiled.plan);
+    const std::string what = testing::RandomEdit(&plan, seed);
     if (what.empty()) continue;
     ++applied;
     if (!Certify(plan.program, {.overload = plan.strategy.overload}).ok()) {
@@ -124,4 +125,4 @@ TEST_P(CertificateTest, EditsAreRefusedOrExecuteCorrectly) {
 INSTANTIATE_TEST_SUITE_P(Shards, CertificateTest, ::testing::Range(0, kShards));
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

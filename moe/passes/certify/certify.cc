@@ -14,7 +14,7 @@
 #include "moe/passes/certify/certify_parts.h"
 #include "moe/passes/stages/partition_stages.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 constexpr int kMaxCount = 1 << 20;  // chunks, microbatches, slots
@@ -366,4 +366,4 @@ absl::StatusOr<bool> CertifyProgram(Program& program, const PassContext& context
   return false;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

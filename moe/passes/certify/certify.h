@@ -38,7 +38,7 @@
 #include "absl/status/statusor.h"
 #include "moe/passes/pass.h"
 
-namespace moe {
+namespace moe::passes {
 
 struct CertifyOptions {
   double overload = 0;       // Strategy::overload: bounds of ragged values
@@ -58,4 +58,4 @@ absl::StatusOr<Certificate> Certify(const Program& program, const CertifyOptions
 // The pass: changes nothing, notes the certificate.
 absl::StatusOr<bool> CertifyProgram(Program& program, const PassContext& context);
 
-}  // namespace moe
+}  // namespace moe::passes

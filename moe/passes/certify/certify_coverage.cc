@@ -12,7 +12,7 @@
 
 // (d): the model is all there. What a pass adds later (conversions, recomputation) is not of the model.
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 bool OfTheModel(const Node& n) {
@@ -190,4 +190,4 @@ absl::Status CheckCoverage(const ProgramFrame& f) {
   return CheckStates(f);
 }
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -17,7 +17,7 @@
 // nothing takes its place before. Across functions the frame is gone: source, destination and scratch lie in
 // bytes that stay, and between the start and the done of every program nobody writes them.
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 struct Flight {
@@ -168,4 +168,4 @@ absl::Status CheckFutures(const ProgramFrame& f) {
   return absl::OkStatus();
 }
 
-}  // namespace moe
+}  // namespace moe::passes

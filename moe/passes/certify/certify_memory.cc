@@ -8,12 +8,12 @@
 #include "moe/ir/registry.h"
 #include "moe/ir/state.h"
 #include "moe/passes/certify/certify_parts.h"
-#include "moe/passes/stages/partition_stages.h"
 #include "moe/passes/memory/plan_memory.h"
+#include "moe/passes/stages/partition_stages.h"
 
 // (e): every buffer inside its region, and no two that are needed together on the same bytes.
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 constexpr int64_t kMaxBytes = int64_t{1} << 50;  // sums of two fit 64 bits with room to spare
@@ -539,4 +539,4 @@ absl::Status CheckMemory(const ProgramFrame& f, const CertifyOptions& options) {
   return absl::OkStatus();
 }
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -12,7 +12,7 @@
 #include "moe/ir/program.h"
 #include "moe/passes/certify/certify.h"
 
-namespace moe {
+namespace moe::passes {
 
 // What the program claims to be, checked for shape by BuildFrame; the other parts index by it without asking
 // again.
@@ -52,4 +52,4 @@ absl::Status CheckFutures(const ProgramFrame& f);
 // (e)
 absl::Status CheckMemory(const ProgramFrame& f, const CertifyOptions& options);
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -11,26 +11,26 @@
 #include "moe/plan/compile.h"
 #include "moe/testing/plan_edits.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
-const Plan& SmallPlan() {
-  static const Plan& plan = *[] {
-    auto config = LoadModelConfig("testdata/models/small_test.textproto");
+const plan::Plan& SmallPlan() {
+  static const plan::Plan& plan = *[] {
+    auto config = model::LoadModelConfig("testdata/models/small_test.textproto");
     Strategy strategy = *ParseStrategy("pp=2 dp=2 tp=2 ep=2 zero=1 microbatches=4");
-    auto module = BuildModel(*config, {.global_batch = 16, .microbatches = 4});
-    auto compiled = Compile(*std::move(module), strategy);
+    auto module = model::BuildModel(*config, {.global_batch = 16, .microbatches = 4});
+    auto compiled = plan::Compile(*std::move(module), strategy);
     EXPECT_TRUE(compiled.ok()) << compiled.status();
-    return new Plan(std::move(compiled->plan));
+    return new plan::Plan(std::move(compiled->plan));
   }();
   return plan;
 }
 
-std::vector<Action>& Actions(Plan& plan, int stage) {
+std::vector<Action>& Actions(plan::Plan& plan, int stage) {
   return plan.program.schedule.actions["train_step"][stage];
 }
 
-size_t Find(Plan& plan, int stage, const std::string& action) {
+size_t Find(plan::Plan& plan, int stage, const std::string& action) {
   const std::vector<Action>& all = Actions(plan, stage);
   for (size_t i = 0; i < all.size(); ++i) {
     if (ActionToString(all[i]) == action) return i;
@@ -40,7 +40,7 @@ size_t Find(Plan& plan, int stage, const std::string& action) {
 }
 
 template <typename... Parts>
-void ExpectRefused(const Plan& plan, Parts... parts) {
+void ExpectRefused(const plan::Plan& plan, Parts... parts) {
   ExpectError(Certify(plan.program), absl::StatusCode::kFailedPrecondition, parts...);
 }
 
@@ -48,18 +48,18 @@ TEST(Certify, AFreshPlanPasses) {
   ASSERT_OK_AND_ASSIGN(const Certificate c, Certify(SmallPlan().program));
   EXPECT_EQ(c.ranks, 8);
   EXPECT_THAT(c.ToString(),
-              testing::HasSubstr("on 8 ranks: no cyclic wait, each action once, every node covered"));
+              ::testing::HasSubstr("on 8 ranks: no cyclic wait, each action once, every node covered"));
 }
 
 TEST(Certify, LostMicrobatch) {
-  Plan plan = ClonePlan(SmallPlan());
+  plan::Plan plan = plan::ClonePlan(SmallPlan());
   std::vector<Action>& a = Actions(plan, 1);
   a.erase(a.begin() + Find(plan, 1, "B1.2"));
   ExpectRefused(plan, "B1.2", "microbatch 2 of chunk 1", "stage 1 (ranks 4-7)", "runs 0 times");
 }
 
 TEST(Certify, DoubleUpdate) {
-  Plan plan = ClonePlan(SmallPlan());
+  plan::Plan plan = plan::ClonePlan(SmallPlan());
   std::vector<Action>& a = Actions(plan, 0);
   const size_t i = Find(plan, 0, "update");
   a.insert(a.begin() + i, Action(a[i]));
@@ -68,7 +68,7 @@ TEST(Certify, DoubleUpdate) {
 
 TEST(Certify, Deadlock) {
   // Stage 0 waits for the gradient before it sends what that is the gradient of.
-  Plan plan = ClonePlan(SmallPlan());
+  plan::Plan plan = plan::ClonePlan(SmallPlan());
   std::vector<Action>& a = Actions(plan, 0);
   const size_t recv = Find(plan, 0, "recv grad.0 mb0 <- stage 1"),
                send = Find(plan, 0, "send act.0 mb0 -> stage 1");
@@ -79,7 +79,7 @@ TEST(Certify, Deadlock) {
 }
 
 TEST(Certify, TransfersInDifferentOrder) {
-  Plan plan = ClonePlan(SmallPlan());
+  plan::Plan plan = plan::ClonePlan(SmallPlan());
   std::vector<Action>& a = Actions(plan, 0);
   std::swap(a[Find(plan, 0, "send act.0 mb0 -> stage 1")].microbatch,
             a[Find(plan, 0, "send act.0 mb1 -> stage 1")].microbatch);
@@ -87,7 +87,7 @@ TEST(Certify, TransfersInDifferentOrder) {
 }
 
 TEST(Certify, ASlotStillInUse) {
-  Plan plan = ClonePlan(SmallPlan());
+  plan::Plan plan = plan::ClonePlan(SmallPlan());
   std::vector<Action>& a = Actions(plan, 0);
   const size_t i = Find(plan, 0, "F0.1");
   a[i].residual_slot = a[Find(plan, 0, "F0.0")].residual_slot;
@@ -95,14 +95,14 @@ TEST(Certify, ASlotStillInUse) {
 }
 
 TEST(Certify, MismatchedReductionOverStages) {
-  Plan plan = ClonePlan(SmallPlan());
+  plan::Plan plan = plan::ClonePlan(SmallPlan());
   Node* reduce = plan.program.module->Find("update1")->NodesOf("comm.stage_reduce").back();
   reduce->Set("reduction", std::string("max"));
   ExpectRefused(plan, "stage_reduce", "max", "sum");
 }
 
 TEST(Certify, MismatchedCollective) {
-  Plan plan = ClonePlan(SmallPlan());
+  plan::Plan plan = plan::ClonePlan(SmallPlan());
   for (const auto& f : plan.program.module->functions()) {
     for (Node* n : f->NodesOf("comm.all_reduce")) {
       Axes fewer{n->axes()};
@@ -110,27 +110,27 @@ TEST(Certify, MismatchedCollective) {
       n->Set("axes", fewer);
       const absl::StatusOr<Certificate> c = Certify(plan.program);
       ASSERT_FALSE(c.ok());
-      EXPECT_THAT(std::string(c.status().message()), testing::HasSubstr("all_reduce"));
+      EXPECT_THAT(std::string(c.status().message()), ::testing::HasSubstr("all_reduce"));
       return;
     }
   }
 }
 
 TEST(Certify, LostGradientAndLostNode) {
-  Plan plan = ClonePlan(SmallPlan());
+  plan::Plan plan = plan::ClonePlan(SmallPlan());
   Function* f = plan.program.module->Find("backward0");
   for (int r = 0; r < f->num_results(); ++r) {
     if (BindingName(f->result_binding(r)) == "grad.embedding") f->RemoveResult(r);
   }
   ExpectRefused(plan, "nothing accumulates", "grad.embedding");
 
-  plan = ClonePlan(SmallPlan());
+  plan = plan::ClonePlan(SmallPlan());
   plan.program.inventory.push_back({"math.add", "layers.9.x", {1}, ""});
   ExpectRefused(plan, "%layers.9.x", "is in no chunk");
 }
 
 TEST(Certify, OverlappingBuffers) {
-  Plan plan = ClonePlan(SmallPlan());
+  plan::Plan plan = plan::ClonePlan(SmallPlan());
   FunctionMemory& m = plan.program.memory.functions["backward1"];
   // Two operands of one node on the same bytes.
   for (const Node* n : plan.program.module->Find("backward1")->Nodes()) {
@@ -148,8 +148,8 @@ TEST(Certify, OverlappingBuffers) {
 TEST(Certify, RandomEditsAreRefusedOrHarmless) {
   int refused = 0, accepted = 0;
   for (uint64_t seed = 0; seed < 200; ++seed) {
-    Plan plan = ClonePlan(SmallPlan());
-    const std::string what = RandomEdit(&plan, seed);
+    plan::Plan plan = plan::ClonePlan(SmallPlan());
+    const std::string what = testing::RandomEdit(&plan, seed);
     if (what.empty()) continue;
     const absl::StatusOr<Certificate> c = Certify(plan.program);
     refused += !c.ok();
@@ -165,4 +165,4 @@ TEST(Certify, RandomEditsAreRefusedOrHarmless) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

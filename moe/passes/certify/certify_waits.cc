@@ -11,7 +11,7 @@
 // would make a rank wait makes this run wait too; nothing is buffered. Along the way it follows which
 // microbatch is in which slot.
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 class Run {
@@ -269,4 +269,4 @@ class Run {
 
 absl::Status CheckWaits(const ProgramFrame& f, const std::string& name) { return Run(f, name).Check(); }
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -11,12 +11,12 @@
 #include "moe/base/status.h"
 #include "moe/ir/registry.h"
 #include "moe/passes/checkpoint/checkpoint_auto.h"
-#include "moe/passes/checkpoint_policy.h"
-#include "moe/passes/stages/layer_cuts.h"
 #include "moe/passes/checkpoint/recompute.h"
+#include "moe/passes/checkpoint_policy.h"
 #include "moe/passes/schedule/split_phases.h"
+#include "moe/passes/stages/layer_cuts.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 constexpr char kPass[] = "checkpoint";
@@ -163,4 +163,4 @@ absl::StatusOr<bool> Checkpoint(Program& program, const PassContext& context) {
   return clones > 0;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

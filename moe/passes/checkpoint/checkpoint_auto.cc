@@ -11,13 +11,13 @@
 #include "moe/base/status.h"
 #include "moe/cost/node_cost.h"
 #include "moe/ir/state.h"
-#include "moe/passes/memory/plan_memory.h"
 #include "moe/passes/checkpoint/recompute.h"
 #include "moe/passes/checkpoint/recompute_search.h"
+#include "moe/passes/memory/plan_memory.h"
 #include "moe/passes/schedule/schedule_table.h"
 #include "moe/passes/schedule/split_phases.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 constexpr int64_t kAlignment = 64;       // of values in a residual set
@@ -76,7 +76,7 @@ class Chooser {
       for (const Value& v : n->operands()) {
         if (!v.node->Is("arg")) reads.push_back(index.at(v));
       }
-      const double seconds = NodeSeconds(*n, mesh, context_.target) + kLaunchSeconds;
+      const double seconds = cost::NodeSeconds(*n, mesh, context_.target) + kLaunchSeconds;
       const int id = stage->problem.AddNode(seconds, bound.count(n) == 0, std::move(reads));
       stage->names.emplace_back(f.name(), n->result_name());
       for (int r = 0; r < n->num_results(); ++r) {
@@ -197,4 +197,4 @@ std::set<Node*> Select(const Function& function, const std::set<std::string>& na
   return nodes;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -14,7 +14,7 @@
 #include "absl/status/statusor.h"
 #include "moe/passes/pass.h"
 
-namespace moe {
+namespace moe::passes {
 
 struct AutoChoice {
   std::map<std::string, std::set<std::string>> nodes;  // function -> first results of what is computed again
@@ -28,4 +28,4 @@ absl::StatusOr<AutoChoice> ChooseAutomatically(const Program& program, const Pas
 // The nodes of the function by the names of their first results.
 std::set<Node*> Select(const Function& function, const std::set<std::string>& names);
 
-}  // namespace moe
+}  // namespace moe::passes

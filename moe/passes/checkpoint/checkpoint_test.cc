@@ -20,18 +20,20 @@
 #include "moe/passes/schedule/split_phases.h"
 #include "moe/testing/equivalence.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 constexpr char kBefore[] = "autodiff,partition-stages,shard,insert-collectives";
 
 absl::StatusOr<Program> Place(const std::string& strategy, const std::string& pipeline) {
-  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig("testdata/models/small_test.textproto"));
+  ASSIGN_OR_RETURN(const model::ModelConfig config,
+                   model::LoadModelConfig("testdata/models/small_test.textproto"));
   PassContext context;
   ASSIGN_OR_RETURN(context.strategy, ParseStrategy(strategy));
   Program program;
-  ASSIGN_OR_RETURN(program.module,
-                   BuildModel(config, {.global_batch = 8, .microbatches = context.strategy.microbatches}));
+  ASSIGN_OR_RETURN(
+      program.module,
+      model::BuildModel(config, {.global_batch = 8, .microbatches = context.strategy.microbatches}));
   ASSIGN_OR_RETURN(program.module->mesh(), FoldMesh(context.strategy, config.num_key_value_heads()));
   RETURN_IF_ERROR(RunPipeline(pipeline, program, context).status());
   return program;
@@ -163,7 +165,7 @@ TEST(Checkpoint, AutoFitsItsBudgetWithTheLeastRecomputation) {
         for (const auto& n : f->body()) {
           if (n->provenance.pass != "checkpoint") continue;
           EXPECT_FALSE(n->op().Has(kDecision) || n->op().Has(kStateful)) << n->op_name();
-          recomputed += NodeSeconds(*n, p.module->mesh(), Target()) + 1e-7;
+          recomputed += cost::NodeSeconds(*n, p.module->mesh(), cost::Target()) + 1e-7;
         }
       }
       if (percent == 100) {
@@ -219,12 +221,13 @@ TEST(Checkpoint, GradientsAreThose) {
         "checkpoint=selective+nn.attention", "tp=2 sp checkpoint=auto checkpoint_budget=20KiB",
         "dp=2 ep=2 checkpoint=selective", "pp=2 dp=2 ep=2 microbatches=2 zero=1 checkpoint=full"}) {
     SCOPED_TRACE(strategy);
-    ASSERT_OK_AND_ASSIGN(const ModelConfig config, LoadModelConfig("testdata/models/small_test.textproto"));
+    ASSERT_OK_AND_ASSIGN(const model::ModelConfig config,
+                         model::LoadModelConfig("testdata/models/small_test.textproto"));
     ASSERT_OK_AND_ASSIGN(const Strategy s, ParseStrategy(strategy));
-    EquivalenceCase c;
+    testing::EquivalenceCase c;
     c.name = strategy;
     c.steps = 2;
-    ASSERT_OK_AND_ASSIGN(const EquivalenceResult r, CheckEquivalence(config, s, c));
+    ASSERT_OK_AND_ASSIGN(const testing::EquivalenceResult r, testing::CheckEquivalence(config, s, c));
     EXPECT_LT(r.worst_gradient, 1e-9) << r.ToString();
     EXPECT_LT(r.worst_loss, 1e-9) << r.ToString();
     EXPECT_EQ(r.planned_peak, r.measured_peak);
@@ -232,4 +235,4 @@ TEST(Checkpoint, GradientsAreThose) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

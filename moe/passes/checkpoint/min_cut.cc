@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-namespace moe {
+namespace moe::passes {
 
 void MinCut::AddEdge(int from, int to, double capacity) {
   edges_of_[from].push_back(static_cast<int>(edges_.size()));
@@ -84,4 +84,4 @@ double MinCut::Solve(int source, int sink) {
   return cut;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -14,7 +14,7 @@
 #include <limits>
 #include <vector>
 
-namespace moe {
+namespace moe::passes {
 
 class MinCut {
  public:
@@ -49,4 +49,4 @@ class MinCut {
   std::vector<bool> on_sink_side_;
 };
 
-}  // namespace moe
+}  // namespace moe::passes

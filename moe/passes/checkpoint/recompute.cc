@@ -11,7 +11,7 @@
 #include "moe/passes/copy_nodes.h"
 #include "moe/passes/schedule/split_phases.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 class Cloner {
@@ -20,7 +20,7 @@ class Cloner {
 
   RecomputeStats Run() {
     const Mesh& mesh = f_->module()->mesh();
-    for (const auto& n : f_->body()) stats_.flops += NodeFlops(*n, mesh);
+    for (const auto& n : f_->body()) stats_.flops += cost::NodeFlops(*n, mesh);
     for (Node* n : f_->Nodes()) {
       if (n->phase != Phase::kBackward) continue;
       for (int i = 0; i < n->num_operands(); ++i) {
@@ -52,7 +52,7 @@ class Cloner {
       Node* clone = CopyNode(*n, f_, &again_, user);
       clone->phase = Phase::kBackward;
       clone->provenance = {"checkpoint", absl::StrCat("recomputes %", n->result_name())};
-      stats_.extra_flops += NodeFlops(*clone, f_->module()->mesh());
+      stats_.extra_flops += cost::NodeFlops(*clone, f_->module()->mesh());
       ++stats_.clones;
     }
     return again_.at(v);
@@ -96,4 +96,4 @@ int64_t ResidualBytes(const Function& chunk, double overload) {
 
 RecomputeStats Recompute(Function* chunk, const std::set<Node*>& nodes) { return Cloner(chunk, nodes).Run(); }
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -13,7 +13,7 @@
 
 #include "moe/ir/graph.h"
 
-namespace moe {
+namespace moe::passes {
 
 // An argument that holds the same in the backward as in the forward of one microbatch.
 bool IsStable(const Node& arg, const Module& module);
@@ -33,4 +33,4 @@ struct RecomputeStats {
 // Clones the nodes into the backward phase, each before its first user there, as far as something needs them.
 RecomputeStats Recompute(Function* chunk, const std::set<Node*>& nodes);
 
-}  // namespace moe
+}  // namespace moe::passes

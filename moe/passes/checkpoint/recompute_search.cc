@@ -7,7 +7,7 @@
 
 #include "moe/passes/checkpoint/min_cut.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 // How much dearer a byte of the first value is than one of the last.
@@ -193,4 +193,4 @@ RecomputeChoice LeastRecomputation(const RecomputeProblem& problem, int64_t budg
   return Search(problem, budget).Run();
 }
 
-}  // namespace moe
+}  // namespace moe::passes

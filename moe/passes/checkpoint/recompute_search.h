@@ -29,7 +29,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace moe {
+namespace moe::passes {
 
 struct RecomputeProblem {
   struct Node {
@@ -70,4 +70,4 @@ RecomputeChoice Evaluate(const RecomputeProblem& problem, std::vector<bool> reco
 
 RecomputeChoice LeastRecomputation(const RecomputeProblem& problem, int64_t budget);
 
-}  // namespace moe
+}  // namespace moe::passes

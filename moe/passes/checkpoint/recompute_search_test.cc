@@ -8,7 +8,7 @@
 #include <random>
 #include <vector>
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 // A chain in layers, as models are: most nodes read one or two of the values before, some may not be computed
@@ -50,7 +50,7 @@ TEST(RecomputeSearch, ComparesWithAnExhaustiveSearch) {
     for (int i = 0; i <= 8; ++i) {
       const int64_t budget = fewest + (most - fewest) * i / 8;
       const RecomputeChoice c = LeastRecomputation(p, budget);
-      SCOPED_TRACE(testing::Message()
+      SCOPED_TRACE(::testing::Message()
                    << "graph " << graph << ", budget " << budget << " of " << fewest << " to " << most);
       const double best = Best(p, budget);
       ASSERT_TRUE(c.fits);
@@ -115,4 +115,4 @@ TEST(RecomputeSearch, CountsWhatIsNeededInTurn) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

@@ -19,7 +19,7 @@
 #include "moe/ir/ops/multi_adamw.h"
 #include "moe/passes/fuse/fuse_update.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 Attributes TagOf(const Node& n) {
@@ -297,4 +297,4 @@ absl::StatusOr<bool> Fuse(Program& program, const PassContext& context) {
   return true;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -21,9 +21,9 @@
 #include "absl/status/statusor.h"
 #include "moe/passes/pass.h"
 
-namespace moe {
+namespace moe::passes {
 
 // Options: only, skip: names separated by '+'. Error: InvalidArgument for a name that is no fusion.
 absl::StatusOr<bool> Fuse(Program& program, const PassContext& context);
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -9,7 +9,7 @@
 #include "moe/passes/pass.h"
 #include "moe/testing/equivalence.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 constexpr char kModel[] =
@@ -29,10 +29,10 @@ std::string WithFuse() {
 TEST(FuseEquivalenceTest, Gradients) {
   for (const std::string strategy : {"tp=2 dp=2 ep=2 sp zero=1", "pp=2 dp=2 ep=2 zero=3 microbatches=2"}) {
     SCOPED_TRACE(strategy);
-    EquivalenceCase c{"fused", kModel, strategy};
+    testing::EquivalenceCase c{"fused", kModel, strategy};
     c.steps = 3;
     c.passes = WithFuse();
-    ASSERT_OK_AND_ASSIGN(const EquivalenceResult r, CheckEquivalence(c));
+    ASSERT_OK_AND_ASSIGN(const testing::EquivalenceResult r, testing::CheckEquivalence(c));
     EXPECT_LT(r.worst_gradient, 1e-9) << r.ToString();
     EXPECT_LT(r.worst_loss, 1e-9) << r.ToString();
     EXPECT_EQ(r.planned_peak, r.measured_peak);
@@ -40,14 +40,14 @@ TEST(FuseEquivalenceTest, Gradients) {
 }
 
 TEST(FuseEquivalenceTest, SinglePrecisionReplaysTheRouter) {
-  EquivalenceCase c{"fused", kModel, "dp=2 ep=2"};
+  testing::EquivalenceCase c{"fused", kModel, "dp=2 ep=2"};
   c.steps = 3;
   c.f32 = true;
   c.passes = WithFuse();
-  ASSERT_OK_AND_ASSIGN(const EquivalenceResult r, CheckEquivalence(c));
+  ASSERT_OK_AND_ASSIGN(const testing::EquivalenceResult r, testing::CheckEquivalence(c));
   EXPECT_LT(r.worst_gradient, 1e-5) << r.ToString();
   EXPECT_LT(r.worst_loss, 1e-4) << r.ToString();
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

@@ -16,10 +16,10 @@
 #include "moe/testing/pass_test.h"
 #include "moe/testing/sharded_model.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
-class FuseTest : public PassTest {};
+class FuseTest : public testing::PassTest {};
 
 TEST_F(FuseTest, AddRmsNorm) {
   ExpectRewrite(Fuse, R"(
@@ -201,9 +201,10 @@ TEST(FuseModelTest, FindsItsPatterns) {
       {"pp=2 dp=2 tp=2 ep=2 etp=2", {"add-rms-norm 3", "router 1", "elementwise", "adamw 2"}},
   };
   for (const auto& [strategy, names] : expected) {
-    for (const ModelConfig& config : {SmallMoe(), SmallDropless()}) {
+    for (const model::ModelConfig& config : {testing::SmallMoe(), testing::SmallDropless()}) {
       SCOPED_TRACE(strategy);
-      ASSERT_OK_AND_ASSIGN(const std::unique_ptr<ShardedModel> model, CompileSharded(config, strategy));
+      ASSERT_OK_AND_ASSIGN(const std::unique_ptr<testing::ShardedModel> model,
+                           testing::CompileSharded(config, strategy));
       std::vector<std::string> notes;
       PassContext context;
       context.notes = &notes;
@@ -211,7 +212,7 @@ TEST(FuseModelTest, FindsItsPatterns) {
       EXPECT_TRUE(changed);
       ASSERT_OK(Verify(*model->program.module));
       ASSERT_EQ(notes.size(), 1);
-      for (const std::string& name : names) EXPECT_THAT(notes[0], testing::HasSubstr(name));
+      for (const std::string& name : names) EXPECT_THAT(notes[0], ::testing::HasSubstr(name));
       ASSERT_OK_AND_ASSIGN(const bool again, Fuse(model->program, context));
       EXPECT_FALSE(again);
     }
@@ -241,15 +242,15 @@ void Neighbours(const Node& n, std::vector<const Node*>* out) {
 TEST(FuseModelTest, DispatchAndCombineCarryTheirScaleAndDType) {
   for (const char* strategy : {"", "dp=4 ep=4", "tp=2 dp=4 ep=8 sp", "tp=2 dp=4 ep=4 sp zero=3",
                                "tp=2 dp=2 etp=2 ep=2 dispatcher=allgather"}) {
-    for (ModelConfig config : {SmallMoe(), SmallDropless()}) {
+    for (model::ModelConfig config : {testing::SmallMoe(), testing::SmallDropless()}) {
       for (const char* precision : {"", "bf16", "f16"}) {
         SCOPED_TRACE(absl::StrCat(strategy, " ", precision));
         const bool narrow = precision[0] != 0;
         config.set_norm_topk_prob(true);
         config.set_shared_expert_ffn_hidden_size(16);
         if (narrow) config.set_dtype("f32");
-        ASSERT_OK_AND_ASSIGN(const std::unique_ptr<ShardedModel> model,
-                             CompileSharded(config, absl::StrCat(strategy, " ", precision)));
+        ASSERT_OK_AND_ASSIGN(const std::unique_ptr<testing::ShardedModel> model,
+                             testing::CompileSharded(config, absl::StrCat(strategy, " ", precision)));
         ASSERT_OK(Fuse(model->program, PassContext()).status());
         int found = 0;
         for (const auto& f : model->module().functions()) {
@@ -274,4 +275,4 @@ TEST(FuseModelTest, DispatchAndCombineCarryTheirScaleAndDType) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

@@ -11,7 +11,7 @@
 #include "moe/ir/builder.h"
 #include "moe/ir/ops/multi_adamw.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 // The cast of the new parameter that stands for a working copy, or null. Placed like it, so that the update
@@ -137,4 +137,4 @@ absl::StatusOr<int> FuseAdamW(Function& f, const PassContext&) {
   return count;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

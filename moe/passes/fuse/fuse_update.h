@@ -4,10 +4,10 @@
 #include "absl/status/statusor.h"
 #include "moe/passes/pass.h"
 
-namespace moe {
+namespace moe::passes {
 
 // Number of optim.multi_adamw nodes made. Users of updated tensors (gathers of parameters) move behind them,
 // in their order, which is the same on all ranks.
 absl::StatusOr<int> FuseAdamW(Function& f, const PassContext& context);
 
-}  // namespace moe
+}  // namespace moe::passes

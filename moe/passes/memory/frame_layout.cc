@@ -6,7 +6,7 @@
 #include <tuple>
 #include <utility>
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -105,4 +105,4 @@ std::map<int, std::vector<int>> WaitsBetweenQueues(absl::Span<const int> queue_o
   return waits;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

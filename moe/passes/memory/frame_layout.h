@@ -13,7 +13,7 @@
 
 #include "absl/types/span.h"
 
-namespace moe {
+namespace moe::passes {
 
 // A buffer is live from the node that writes it first to the node that touches it last, both included.
 struct Lifetime {
@@ -48,4 +48,4 @@ struct TouchedBuffer {
 std::map<int, std::vector<int>> WaitsBetweenQueues(absl::Span<const int> queue_of_node,
                                                    absl::Span<const TouchedBuffer> buffers);
 
-}  // namespace moe
+}  // namespace moe::passes

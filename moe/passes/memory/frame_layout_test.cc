@@ -4,7 +4,7 @@
 
 #include <random>
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 TEST(FrameLayout, BuffersThatMeetInTimeStayApartInSpace) {
@@ -42,4 +42,4 @@ TEST(FrameLayout, AWriterOnAnotherQueueWaitsForReaders) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

@@ -20,7 +20,7 @@
 #include "moe/passes/memory/frame_layout.h"
 #include "moe/passes/stages/partition_stages.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 constexpr int64_t kAlignment = 64;
@@ -565,4 +565,4 @@ absl::StatusOr<bool> PlanMemory(Program& program, const PassContext& context) {
   return true;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

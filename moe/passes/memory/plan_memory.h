@@ -15,7 +15,7 @@
 #include "absl/status/statusor.h"
 #include "moe/passes/pass.h"
 
-namespace moe {
+namespace moe::passes {
 
 // Wants resolved actions. Errors (Internal) name the function and the value that has no legal place.
 absl::StatusOr<bool> PlanMemory(Program& program, const PassContext& context);
@@ -29,4 +29,4 @@ std::string FutureScratchName(const Function& f, const Node& start);
 
 std::string MiB(int64_t bytes);  // "38.2"
 
-}  // namespace moe
+}  // namespace moe::passes

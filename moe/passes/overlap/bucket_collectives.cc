@@ -20,7 +20,7 @@
 #include "moe/ir/state.h"
 #include "moe/passes/overlap/node_order.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 bool UsedOnlyBy(Value v, const std::function<bool(const Node&)>& user) {
@@ -285,4 +285,4 @@ absl::StatusOr<bool> BucketCollectives(Program& program, const PassContext& cont
   return buckets > 0;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

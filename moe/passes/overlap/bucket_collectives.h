@@ -15,9 +15,9 @@
 #include "absl/status/statusor.h"
 #include "moe/passes/pass.h"
 
-namespace moe {
+namespace moe::passes {
 
 // Wants lowered collectives. 0 bytes: changes nothing.
 absl::StatusOr<bool> BucketCollectives(Program& program, const PassContext& context);
 
-}  // namespace moe
+}  // namespace moe::passes

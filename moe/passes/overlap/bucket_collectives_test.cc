@@ -4,10 +4,10 @@
 
 #include "moe/testing/pass_test.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
-class BucketCollectivesTest : public PassTest {
+class BucketCollectivesTest : public testing::PassTest {
  protected:
   static PassContext Limit(int64_t bytes) {
     PassContext context;
@@ -146,4 +146,4 @@ TEST_F(BucketCollectivesTest, GathersOfCasts) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

@@ -7,7 +7,7 @@
 #include "moe/ir/registry.h"
 #include "moe/ir/state.h"
 
-namespace moe {
+namespace moe::passes {
 
 NodeOrder::NodeOrder(const Function& f) {
   for (const auto& n : f.body()) {
@@ -61,4 +61,4 @@ void Rearrange(Function& f, absl::Span<Node* const> order) {
   for (Node* n : order) f.MoveBefore(n, nullptr);
 }
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -16,7 +16,7 @@
 #include "absl/types/span.h"
 #include "moe/ir/graph.h"
 
-namespace moe {
+namespace moe::passes {
 
 class NodeOrder {
  public:
@@ -41,4 +41,4 @@ std::string LayerOfScope(const std::string& scope);
 // Puts the body of `f` in this order, which holds each of its nodes once, operands before users.
 void Rearrange(Function& f, absl::Span<Node* const> order);
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -16,7 +16,7 @@
 #include "moe/passes/overlap/reduce_early.h"
 #include "moe/passes/overlap/two_queues.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 // The first node, by place, that reads result `r`; the return if no other does.
@@ -70,14 +70,14 @@ absl::Status SplitInTwo(Function& f, Node* n, const std::vector<Node*>& readers)
 }
 
 // Cuts the exchanges in two that have work between them and their first readers; how many.
-absl::StatusOr<int> SplitExchanges(Function& f, const Target& target) {
+absl::StatusOr<int> SplitExchanges(Function& f, const cost::Target& target) {
   const Mesh& mesh = f.module()->mesh();
   std::map<const Node*, int> place;
   std::vector<double> work = {0};  // of the compute queue, before each node
   const std::vector<Node*> nodes = f.Nodes();
   for (Node* n : nodes) {
     place[n] = static_cast<int>(work.size()) - 1;
-    work.push_back(work.back() + (n->queue == Queue::kComm ? 0 : NodeSeconds(*n, mesh, target)));
+    work.push_back(work.back() + (n->queue == Queue::kComm ? 0 : cost::NodeSeconds(*n, mesh, target)));
   }
   place[f.return_node()] = static_cast<int>(nodes.size());
   int count = 0;
@@ -111,11 +111,11 @@ absl::StatusOr<bool> Overlap(Program& program, const PassContext& context) {
     const NodeOrder order(*f);
     std::vector<double> seconds;
     for (int i = 0; i < order.size(); ++i)
-      seconds.push_back(NodeSeconds(*order.node(i), mesh, context.target));
+      seconds.push_back(cost::NodeSeconds(*order.node(i), mesh, context.target));
     const TwoQueueOrder result = OrderForTwoQueues(order, seconds);
     if (static_cast<int>(result.nodes.size()) != order.size()) {
-      return absl::InternalError(absl::StrCat("overlap: the order of @", f->name(), " has ", result.nodes.size(),
-                                              " of its ", order.size(), " nodes"));
+      return absl::InternalError(absl::StrCat("overlap: the order of @", f->name(), " has ",
+                                              result.nodes.size(), " of its ", order.size(), " nodes"));
     }
     for (int i = 0; i < order.size(); ++i) {
       changed = changed || result.nodes[i] != order.node(i);
@@ -136,4 +136,4 @@ absl::StatusOr<bool> Overlap(Program& program, const PassContext& context) {
   return changed || in_flight > 0;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

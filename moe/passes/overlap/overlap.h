@@ -23,9 +23,9 @@
 #include "absl/status/statusor.h"
 #include "moe/passes/pass.h"
 
-namespace moe {
+namespace moe::passes {
 
 // Wants lowered collectives and split phases. Strategy::overlap says whether; left open, the target does.
 absl::StatusOr<bool> Overlap(Program& program, const PassContext& context);
 
-}  // namespace moe
+}  // namespace moe::passes

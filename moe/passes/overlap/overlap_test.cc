@@ -25,45 +25,47 @@
 #include "moe/testing/random_inputs.h"
 #include "moe/testing/sharded_model.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 using ::testing::HasSubstr;
 
-absl::StatusOr<Plan> CompilePlan(const ModelConfig& model, const std::string& words) {
+absl::StatusOr<plan::Plan> CompilePlan(const model::ModelConfig& model, const std::string& words) {
   ASSIGN_OR_RETURN(const Strategy strategy, ParseStrategy(words));
-  BuildOptions build;
+  model::BuildOptions build;
   build.global_batch = 8;
   build.microbatches = strategy.microbatches;
-  ASSIGN_OR_RETURN(std::unique_ptr<Module> module, BuildModel(ResolveModelConfig(model), build));
-  CompileOptions compile;
-  compile.workspace = WorkspaceHook(Backend::kCpu, strategy.overload);
-  ASSIGN_OR_RETURN(Compiled compiled, Compile(std::move(module), strategy, compile));
+  ASSIGN_OR_RETURN(std::unique_ptr<Module> module,
+                   model::BuildModel(model::ResolveModelConfig(model), build));
+  plan::CompileOptions compile;
+  compile.workspace = runtime::WorkspaceHook(kernels::Backend::kCpu, strategy.overload);
+  ASSIGN_OR_RETURN(plan::Compiled compiled, plan::Compile(std::move(module), strategy, compile));
   return std::move(compiled.plan);
 }
 
 struct Results {
-  std::vector<Reports> reports;
+  std::vector<runtime::Reports> reports;
   std::map<std::string, std::vector<double>> states;
 };
 
 // An evaluation and three training steps; memory as planned.
-absl::StatusOr<Results> Execute(const Plan& plan) {
-  ExecutorOptions options;
+absl::StatusOr<Results> Execute(const plan::Plan& plan) {
+  runtime::ExecutorOptions options;
   options.timeout = absl::Seconds(60);
   options.poison = true;
-  ASSIGN_OR_RETURN(std::unique_ptr<Executor> executor, Executor::Create(plan.program, options));
+  ASSIGN_OR_RETURN(std::unique_ptr<runtime::Executor> executor,
+                   runtime::Executor::Create(plan.program, options));
   RETURN_IF_ERROR(executor->InitializeState(5));
   Results results;
   for (int step = 1; step <= 3; ++step) {
-    RandomInputOptions random;
+    testing::RandomInputOptions random;
     random.seed = 3;
-    ASSIGN_OR_RETURN(const StepInputs inputs, RandomInputs(plan.module(), random, step));
+    ASSIGN_OR_RETURN(const runtime::StepInputs inputs, testing::RandomInputs(plan.module(), random, step));
     if (step == 2) {
-      ASSIGN_OR_RETURN(Reports reports, executor->EvalStep(inputs));
+      ASSIGN_OR_RETURN(runtime::Reports reports, executor->EvalStep(inputs));
       results.reports.push_back(std::move(reports));
     }
-    ASSIGN_OR_RETURN(Reports reports, executor->TrainStep(inputs));
+    ASSIGN_OR_RETURN(runtime::Reports reports, executor->TrainStep(inputs));
     results.reports.push_back(std::move(reports));
   }
   for (const auto& s : plan.module().states()) {
@@ -76,7 +78,7 @@ absl::StatusOr<Results> Execute(const Plan& plan) {
   return results;
 }
 
-int CountNodes(const Plan& plan, const std::string& op) {
+int CountNodes(const plan::Plan& plan, const std::string& op) {
   int n = 0;
   for (const auto& f : plan.module().functions()) n += static_cast<int>(f->NodesOf(op).size());
   return n;
@@ -85,8 +87,8 @@ int CountNodes(const Plan& plan, const std::string& op) {
 struct Line {
   const char* model;  // cap, drop, or drop f32
   const char* strategy;
-  ModelConfig Model() const {
-    ModelConfig c = model == std::string("cap") ? SmallMoe() : SmallDropless();
+  model::ModelConfig Model() const {
+    model::ModelConfig c = model == std::string("cap") ? testing::SmallMoe() : testing::SmallDropless();
     if (model == std::string("drop f32")) c.set_dtype("f32");
     return c;
   }
@@ -95,21 +97,21 @@ struct Line {
 class SameBitsTest : public ::testing::TestWithParam<Line> {};
 
 TEST_P(SameBitsTest, AsWithout) {
-  const ModelConfig model = GetParam().Model();
-  ASSERT_OK_AND_ASSIGN(const Plan plain,
+  const model::ModelConfig model = GetParam().Model();
+  ASSERT_OK_AND_ASSIGN(const plan::Plan plain,
                        CompilePlan(model, absl::StrCat(GetParam().strategy, " bucket=0 overlap=off")));
   ASSERT_EQ(CountNodes(plain, "comm.start") + CountNodes(plain, "comm.bucket"), 0);
   ASSERT_OK_AND_ASSIGN(const Results want, Execute(plain));
   for (const char* words : {" bucket=0 overlap=on", " bucket=8192 overlap=off", " bucket=65536 overlap=on"}) {
     SCOPED_TRACE(words);
-    ASSERT_OK_AND_ASSIGN(const Plan plan, CompilePlan(model, absl::StrCat(GetParam().strategy, words)));
+    ASSERT_OK_AND_ASSIGN(const plan::Plan plan, CompilePlan(model, absl::StrCat(GetParam().strategy, words)));
     if (absl::StrContains(words, "=on")) {
       EXPECT_GT(CountNodes(plan, "comm.start"), 0);
     } else {
       EXPECT_GT(CountNodes(plan, "comm.bucket"), 0);
     }
     // What is stored is what runs.
-    ASSERT_OK_AND_ASSIGN(const Plan stored, ParsePlan(SerializePlan(plan)));
+    ASSERT_OK_AND_ASSIGN(const plan::Plan stored, plan::ParsePlan(plan::SerializePlan(plan)));
     ASSERT_OK_AND_ASSIGN(const Results got, Execute(stored));
     EXPECT_EQ(got.reports, want.reports);
     for (const auto& [name, values] : want.states) EXPECT_EQ(got.states.at(name), values) << name;
@@ -132,8 +134,8 @@ constexpr Line kLines[] = {
 };
 // Experts in parts: of the same bits, too, but in plans of other nodes.
 TEST_P(SameBitsTest, InParts) {
-  const ModelConfig model = GetParam().Model();
-  ASSERT_OK_AND_ASSIGN(const Plan plain,
+  const model::ModelConfig model = GetParam().Model();
+  ASSERT_OK_AND_ASSIGN(const plan::Plan plain,
                        CompilePlan(model, absl::StrCat(GetParam().strategy, " overlap=off")));
   int exchanges = 0;
   for (const auto& f : plain.module().functions()) {
@@ -143,7 +145,7 @@ TEST_P(SameBitsTest, InParts) {
   ASSERT_OK_AND_ASSIGN(const Results want, Execute(plain));
   for (const char* words : {" moe_chunks=2 overlap=off", " moe_chunks=2 overlap=on"}) {
     SCOPED_TRACE(words);
-    ASSERT_OK_AND_ASSIGN(const Plan plan, CompilePlan(model, absl::StrCat(GetParam().strategy, words)));
+    ASSERT_OK_AND_ASSIGN(const plan::Plan plan, CompilePlan(model, absl::StrCat(GetParam().strategy, words)));
     EXPECT_GT(CountNodes(plan, "moe.split_experts"), 0);
     ASSERT_OK_AND_ASSIGN(const Results got, Execute(plan));
     EXPECT_EQ(got.reports, want.reports);
@@ -152,7 +154,7 @@ TEST_P(SameBitsTest, InParts) {
 }
 
 TEST(SplitExpertsTest, PartsDivideTheExpertsOfARank) {
-  const absl::StatusOr<Plan> plan = CompilePlan(SmallMoe(), "dp=4 ep=4 moe_chunks=3");
+  const absl::StatusOr<plan::Plan> plan = CompilePlan(testing::SmallMoe(), "dp=4 ep=4 moe_chunks=3");
   EXPECT_THAT(std::string(plan.status().message()),
               HasSubstr("moe_chunks = 3 does not divide the 2 experts of a rank; legal here: 1, 2"));
 }
@@ -163,8 +165,8 @@ INSTANTIATE_TEST_SUITE_P(Strategies, SameBitsTest, ::testing::ValuesIn(kLines));
 class FlightTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    ASSERT_OK_AND_ASSIGN(plan_,
-                         CompilePlan(SmallMoe(), "pp=2 dp=2 ep=2 zero=1 microbatches=4 overlap=on bucket=0"));
+    ASSERT_OK_AND_ASSIGN(
+        plan_, CompilePlan(testing::SmallMoe(), "pp=2 dp=2 ep=2 zero=1 microbatches=4 overlap=on bucket=0"));
     ASSERT_OK(Certify(plan_.program, {}));
   }
   Function* Find(const std::string& name) { return plan_.program.module->Find(name); }
@@ -180,7 +182,7 @@ class FlightTest : public ::testing::Test {
     EXPECT_FALSE(status.ok());
     EXPECT_THAT(std::string(status.message()), HasSubstr(why));
   }
-  Plan plan_;
+  plan::Plan plan_;
 };
 
 TEST_F(FlightTest, StartsInTheBackwardAndLandsInTheUpdate) {
@@ -236,10 +238,10 @@ TEST_F(FlightTest, DestinationsLieOutsideTheFrame) {
 class HoldTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    ASSERT_OK_AND_ASSIGN(plan_, CompilePlan(SmallMoe(), "dp=4 ep=4 zero=3 overlap=on bucket=0"));
+    ASSERT_OK_AND_ASSIGN(plan_, CompilePlan(testing::SmallMoe(), "dp=4 ep=4 zero=3 overlap=on bucket=0"));
     ASSERT_OK(Certify(plan_.program, {}));
   }
-  Plan plan_;
+  plan::Plan plan_;
 };
 
 TEST_F(HoldTest, NobodyTakesThePlaceOfWhatIsInFlight) {
@@ -288,4 +290,4 @@ TEST_F(HoldTest, ReadersWait) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

@@ -13,7 +13,7 @@
 #include "moe/ir/registry.h"
 #include "moe/ir/state.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 // Who accumulates a gradient on a stage: its function and the last value, or a null function if there are
@@ -132,4 +132,4 @@ absl::StatusOr<int> ReduceGradientsEarly(Program& program) {
   return count;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

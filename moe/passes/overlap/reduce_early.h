@@ -16,9 +16,9 @@
 #include "absl/status/statusor.h"
 #include "moe/ir/program.h"
 
-namespace moe {
+namespace moe::passes {
 
 // How many exchanges moved. Wants split phases and update functions.
 absl::StatusOr<int> ReduceGradientsEarly(Program& program);
 
-}  // namespace moe
+}  // namespace moe::passes

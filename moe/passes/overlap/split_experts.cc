@@ -14,7 +14,7 @@
 #include "moe/ir/conversion_parts.h"
 #include "moe/ir/registry.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 enum class Crossing { kNone, kArrives, kLeaves };
@@ -271,4 +271,4 @@ absl::StatusOr<bool> SplitExperts(Program& program, const PassContext& context) 
   return changed;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

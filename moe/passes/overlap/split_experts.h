@@ -16,10 +16,10 @@
 #include "absl/status/statusor.h"
 #include "moe/passes/pass.h"
 
-namespace moe {
+namespace moe::passes {
 
 // Wants placed chunks with lowered collectives. Error (InvalidArgument): parts that do not divide the experts of a
 // rank, with those that do.
 absl::StatusOr<bool> SplitExperts(Program& program, const PassContext& context);
 
-}  // namespace moe
+}  // namespace moe::passes

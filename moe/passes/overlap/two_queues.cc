@@ -4,7 +4,7 @@
 #include <string>
 
 #include "moe/ir/conversion_parts.h"
-namespace moe {
+namespace moe::passes {
 namespace {
 
 constexpr int kMostLookedAt = 256;  // nodes that may come first, of those behind the one that waits
@@ -153,4 +153,4 @@ TwoQueueOrder OrderForTwoQueues(const NodeOrder& order, absl::Span<const double>
   return Scheduler(order, seconds).Run();
 }
 
-}  // namespace moe
+}  // namespace moe::passes

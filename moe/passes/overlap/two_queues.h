@@ -13,7 +13,7 @@
 #include "moe/ir/graph.h"
 #include "moe/passes/overlap/node_order.h"
 
-namespace moe {
+namespace moe::passes {
 
 struct TwoQueueOrder {
   std::vector<Node*> nodes;
@@ -28,4 +28,4 @@ struct TwoQueueOrder {
 // seconds: of each node, by index.
 TwoQueueOrder OrderForTwoQueues(const NodeOrder& order, absl::Span<const double> seconds);
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -14,7 +14,7 @@
 #include "moe/ir/wire_format.h"
 #include "moe/passes/pass.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 constexpr char kPass[] = "compress";
@@ -136,4 +136,4 @@ absl::StatusOr<bool> Compress(Program& program, const PassContext& context) {
   return !marked.empty();
 }
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -18,11 +18,11 @@
 #include "absl/status/statusor.h"
 #include "moe/ir/program.h"
 
-namespace moe {
+namespace moe::passes {
 
 struct PassContext;
 
 // Error: FailedPrecondition before insert-collectives.
 absl::StatusOr<bool> Compress(Program& program, const PassContext& context);
 
-}  // namespace moe
+}  // namespace moe::passes

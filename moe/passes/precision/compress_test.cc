@@ -4,12 +4,12 @@
 
 #include "moe/testing/pass_test.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 using ::testing::HasSubstr;
 
-class CompressTest : public PassTest {
+class CompressTest : public testing::PassTest {
  protected:
   void SetUp() override { runs_ = false; }  // what travels narrower is not the same number
   static PassContext With(const std::string& words) {
@@ -139,4 +139,4 @@ TEST_F(CompressTest, WantsLoweredConversions) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

@@ -6,7 +6,7 @@
 #include "moe/ir/state.h"
 #include "moe/passes/pass.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 constexpr char kPass[] = "fp8-experts";
@@ -49,4 +49,4 @@ absl::StatusOr<bool> Fp8Experts(Program& program, const PassContext& context) {
   return marked > 0;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

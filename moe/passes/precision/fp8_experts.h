@@ -13,7 +13,7 @@
 #include "absl/status/statusor.h"
 #include "moe/ir/program.h"
 
-namespace moe {
+namespace moe::passes {
 
 struct PassContext;
 
@@ -21,4 +21,4 @@ struct PassContext;
 // autodiff.
 absl::StatusOr<bool> Fp8Experts(Program& program, const PassContext& context);
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -10,7 +10,7 @@
 #include "moe/passes/pass.h"
 #include "moe/testing/pass_test.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 using ::testing::HasSubstr;
@@ -18,11 +18,11 @@ using ::testing::HasSubstr;
 PassContext With(const std::string& words, const std::string& target = "cpu") {
   PassContext context;
   context.strategy = *ParseStrategy(words);
-  context.target = *NamedTarget(target);
+  context.target = *cost::NamedTarget(target);
   return context;
 }
 
-class Fp8ExpertsTest : public PassTest {
+class Fp8ExpertsTest : public testing::PassTest {
  protected:
   static void SetUpTestSuite() {
     RegisterPass({"fp8-experts", "", Fp8Experts});
@@ -82,4 +82,4 @@ TEST_F(Fp8ExpertsTest, RefusesWhatHasNoSuchProducts) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

@@ -14,7 +14,7 @@
 #include "moe/passes/pass.h"
 #include "moe/passes/shard/seeds.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 constexpr char kPass[] = "mixed-precision";
@@ -328,4 +328,4 @@ absl::StatusOr<bool> MixedPrecision(Program& program, const PassContext& context
   return true;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

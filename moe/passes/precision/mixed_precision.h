@@ -34,7 +34,7 @@
 #include "absl/status/statusor.h"
 #include "moe/ir/program.h"
 
-namespace moe {
+namespace moe::passes {
 
 struct PassContext;
 
@@ -42,4 +42,4 @@ struct PassContext;
 // @step, or before autodiff.
 absl::StatusOr<bool> MixedPrecision(Program& program, const PassContext& context);
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -10,12 +10,12 @@
 #include "moe/passes/autodiff.h"
 #include "moe/testing/pass_test.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 using ::testing::HasSubstr;
 
-class MixedPrecisionTest : public PassTest {
+class MixedPrecisionTest : public testing::PassTest {
  protected:
   void SetUp() override { runs_ = false; }  // bf16 is not the same number
   static PassContext To(const std::string& dtype) {
@@ -77,8 +77,8 @@ TEST_F(MixedPrecisionTest, Refuses) {
 
 // The whole model: what is saved for the backward, the router, losses and gradients.
 TEST(MixedPrecisionModelTest, MastersGradientsAndRoutersStayWide) {
-  const BuildOptions options{.global_batch = 4, .microbatches = 1};
-  ModelConfig config;
+  const model::BuildOptions options{.global_batch = 4, .microbatches = 1};
+  model::ModelConfig config;
   config.set_num_layers(2);
   config.set_hidden_size(32);
   config.set_num_attention_heads(4);
@@ -94,7 +94,7 @@ TEST(MixedPrecisionModelTest, MastersGradientsAndRoutersStayWide) {
   for (const std::string dtype : {"bf16", "f16"}) {
     SCOPED_TRACE(dtype);
     Program program;
-    ASSERT_OK_AND_ASSIGN(program.module, BuildModel(config, options));
+    ASSERT_OK_AND_ASSIGN(program.module, model::BuildModel(config, options));
     ASSERT_OK(Autodiff(program, {}).status());
     PassContext context;
     context.strategy.precision = dtype;
@@ -135,11 +135,11 @@ TEST(WorkingCopies, StandWhereOptimizerStateIsSharded) {
     PassContext context;
     ASSERT_OK_AND_ASSIGN(context.strategy, ParseStrategy(strategy));
     const bool copies = context.strategy.zero == 1;
-    ModelConfig model = *ParseModelConfig(R"(
+    model::ModelConfig model = *model::ParseModelConfig(R"(
       num_layers: 2 hidden_size: 16 num_attention_heads: 4 num_key_value_heads: 2 num_experts: 4
       moe_router_topk: 2 moe_ffn_hidden_size: 8 ffn_hidden_size: 8 vocab_size: 32 seq_length: 8)");
     Program program;
-    ASSERT_OK_AND_ASSIGN(program.module, BuildModel(model, BuildOptions()));
+    ASSERT_OK_AND_ASSIGN(program.module, model::BuildModel(model, model::BuildOptions()));
     ASSERT_OK_AND_ASSIGN(program.module->mesh(), FoldMesh(context.strategy, 2));
     ASSERT_OK(Autodiff(program, context).status());
     ASSERT_OK(MixedPrecision(program, context).status());
@@ -184,4 +184,4 @@ TEST(NarrowGradients, AreThoseOfTheComputation) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

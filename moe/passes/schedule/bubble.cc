@@ -9,7 +9,7 @@
 #include "moe/base/status.h"
 #include "moe/passes/schedule/schedule_table.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 class Simulator {
@@ -159,4 +159,4 @@ std::string BubbleTableMarkdown() {
   return out;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -18,7 +18,7 @@
 #include "absl/status/statusor.h"
 #include "moe/ir/program.h"
 
-namespace moe {
+namespace moe::passes {
 
 struct BubbleTimes {
   double forward = 1, input_grad = 1, weight_grad = 1;  // a whole backward takes both of these
@@ -43,4 +43,4 @@ absl::StatusOr<BubbleReport> SimulateTable(const Schedule& schedule, const Bubbl
 // The page's table: schedules by stages and microbatches, with F = I = W, as Markdown. Deterministic.
 std::string BubbleTableMarkdown();
 
-}  // namespace moe
+}  // namespace moe::passes

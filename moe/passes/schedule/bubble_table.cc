@@ -3,4 +3,4 @@
 
 #include "moe/passes/schedule/bubble.h"
 
-int main() { std::fputs(moe::BubbleTableMarkdown().c_str(), stdout); }
+int main() { std::fputs(moe::passes::BubbleTableMarkdown().c_str(), stdout); }

@@ -12,7 +12,7 @@
 #include "moe/base/status_matchers.h"
 #include "moe/passes/schedule/schedules.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 double Bubble(int stages, int chunks, int microbatches, const std::string& name, const BubbleTimes& times) {
@@ -64,7 +64,8 @@ TEST(BubbleTest, ZeroBubbleVIsBelowH1) {
 }
 
 TEST(BubbleTest, GivesThePublishedRatesToFourDecimals) {
-  ASSERT_OK_AND_ASSIGN(const std::string text, ReadFile("moe/passes/schedule/testdata/zero_bubble.csv", 1 << 20));
+  ASSERT_OK_AND_ASSIGN(const std::string text,
+                       ReadFile("moe/passes/schedule/testdata/zero_bubble.csv", 1 << 20));
   int rows = 0;
   for (absl::string_view line : absl::StrSplit(text, '\n', absl::SkipEmpty())) {
     if (line[0] == '#' || line[0] == 's') continue;
@@ -115,4 +116,4 @@ TEST(BubbleTest, RefusesATableThatCannotRun) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

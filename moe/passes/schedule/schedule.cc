@@ -17,7 +17,7 @@
 #include "moe/ir/state.h"
 #include "moe/passes/schedule/schedule_table.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 constexpr double kForwardTime = 1, kBackwardTime = 2, kHalfBackwardTime = 1, kTransferTime = 0.25;
@@ -364,4 +364,4 @@ absl::StatusOr<bool> ResolveSchedule(Program& program, const PassContext& contex
   return true;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -22,9 +22,9 @@
 #include "absl/status/statusor.h"
 #include "moe/passes/pass.h"
 
-namespace moe {
+namespace moe::passes {
 
 // Wants split phases. Uses Program::schedule.table, or the strategy's where there is none.
 absl::StatusOr<bool> ResolveSchedule(Program& program, const PassContext& context);
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -17,7 +17,7 @@
 #include "moe/base/status.h"
 #include "moe/passes/schedule/schedules.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 constexpr int64_t kMaxTableBytes = 64 << 20;
@@ -359,4 +359,4 @@ std::vector<bool> SplitChunks(const Schedule& s) {
   return split;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

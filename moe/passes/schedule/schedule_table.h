@@ -23,7 +23,7 @@
 #include "moe/ir/program.h"
 #include "moe/passes/strategy.h"
 
-namespace moe {
+namespace moe::passes {
 
 using ScheduleTable = std::vector<std::vector<Schedule::Cell>>;
 
@@ -57,4 +57,4 @@ std::vector<bool> SplitChunks(const Schedule& schedule);
 // By chunk: the most microbatches whose residuals are held at one time, from F to B or W.
 std::vector<int> MicrobatchesInFlight(const Schedule& schedule);
 
-}  // namespace moe
+}  // namespace moe::passes

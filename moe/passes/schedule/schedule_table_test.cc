@@ -5,7 +5,7 @@
 #include "moe/base/file.h"
 #include "moe/base/status_matchers.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 TEST(ScheduleTable, OneForwardOneBackward) {
@@ -26,7 +26,7 @@ TEST(ScheduleTable, OneForwardOneBackward) {
 }
 
 absl::StatusOr<Schedule> FromText(const std::string& csv, int pp, int virtual_chunks, int microbatches) {
-  const std::string path = JoinPath(testing::TempDir(), "table.csv");
+  const std::string path = JoinPath(::testing::TempDir(), "table.csv");
   EXPECT_TRUE(WriteFile(path, csv).ok());
   Strategy s;
   s.pp = pp;
@@ -60,4 +60,4 @@ TEST(ScheduleTable, ErrorsNameCellAndStage) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

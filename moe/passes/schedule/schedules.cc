@@ -5,7 +5,7 @@
 #include <optional>
 #include <tuple>
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 using Cell = Schedule::Cell;
@@ -197,4 +197,4 @@ std::vector<int> VPlacement(int stages) {
   return out;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

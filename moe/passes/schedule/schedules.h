@@ -24,7 +24,7 @@
 
 #include "moe/passes/schedule/schedule_table.h"
 
-namespace moe {
+namespace moe::passes {
 
 // Wants microbatches that are a multiple of `stages`. Chunk c is on stage c mod stages.
 ScheduleTable InterleavedTable(int stages, int chunks_per_stage, int microbatches);
@@ -48,4 +48,4 @@ ScheduleTable DualPipeTable(int stages, int microbatches);
 // Chunk -> stage, there and back: 0, 1, ..., p-1, p-1, ..., 1, 0.
 std::vector<int> VPlacement(int stages);
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -10,7 +10,7 @@
 #include "moe/base/status_matchers.h"
 #include "moe/passes/schedule/bubble.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 Strategy With(int stages, int chunks, int microbatches, const char* name) {
@@ -129,4 +129,4 @@ TEST(Schedules, MicrobatchesInFlight) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

@@ -10,7 +10,7 @@
 #include "moe/passes/copy_nodes.h"
 #include "moe/passes/schedule/schedule_table.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 // Nodes of the input gradient: what it gives, and all that they need.
@@ -125,4 +125,4 @@ absl::StatusOr<bool> SplitBackward(Program& program, const PassContext& context)
   return changed;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -15,9 +15,9 @@
 #include "absl/status/statusor.h"
 #include "moe/passes/pass.h"
 
-namespace moe {
+namespace moe::passes {
 
 // Wants split phases and Program::schedule.table.
 absl::StatusOr<bool> SplitBackward(Program& program, const PassContext& context);
 
-}  // namespace moe
+}  // namespace moe::passes

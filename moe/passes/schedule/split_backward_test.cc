@@ -11,7 +11,7 @@
 #include "moe/ir/verifier.h"
 #include "moe/passes/schedule/schedule_table.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 // y = x w v, so that dw = x^T (dy v^T) and dx = (dy v^T) w^T share dh = dy v^T, and dv = h^T dy reads the
@@ -111,4 +111,4 @@ TEST(SplitBackwardTest, WholeBackwardsStayWhole) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

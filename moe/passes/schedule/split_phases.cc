@@ -7,7 +7,7 @@
 #include "moe/ir/state.h"
 #include "moe/passes/copy_nodes.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 bool ReadInBackward(Value v) {
@@ -107,4 +107,4 @@ absl::StatusOr<bool> SplitPhases(Program& program, const PassContext&) {
   return true;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

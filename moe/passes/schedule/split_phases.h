@@ -13,7 +13,7 @@
 #include "absl/status/statusor.h"
 #include "moe/passes/pass.h"
 
-namespace moe {
+namespace moe::passes {
 
 absl::StatusOr<bool> SplitPhases(Program& program, const PassContext& context);
 
@@ -24,4 +24,4 @@ std::vector<Value> ResidualsOf(const Function& chunk);
 // Names of the chunk functions "chunk0".."chunkN-1" that a module has, in order.
 std::vector<Function*> ChunkFunctions(const Module& module);
 
-}  // namespace moe
+}  // namespace moe::passes

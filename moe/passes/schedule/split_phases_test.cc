@@ -7,7 +7,7 @@
 #include "moe/ir/text.h"
 #include "moe/ir/verifier.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 TEST(SplitPhases, ResidualsAreExplicit) {
@@ -46,4 +46,4 @@ TEST(SplitPhases, ResidualsAreExplicit) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

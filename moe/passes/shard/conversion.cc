@@ -10,7 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "moe/cost/node_cost.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 constexpr double kLaunch = 1;  // bytes that launching one collective is worth
@@ -99,7 +99,7 @@ StepKind KindOf(const Move& m) {
 
 }  // namespace
 
-ConversionPlanner::ConversionPlanner(const Mesh& mesh, const Target& target, bool two_levels)
+ConversionPlanner::ConversionPlanner(const Mesh& mesh, const cost::Target& target, bool two_levels)
     : mesh_(mesh), two_levels_(two_levels) {
   in_bytes_.link_latency_seconds = in_bytes_.node_latency_seconds = 0;
   in_bytes_.link_bytes_per_second = 1;
@@ -212,10 +212,10 @@ Conversion ConversionPlanner::ThroughMiddle(const Placement& from, const Placeme
 }
 
 double ConversionPlanner::StepCostInBytes(const ConversionStep& step, double bytes) const {
-  const double flat = CostOfStep(step, bytes, mesh_, in_bytes_).seconds;
+  const double flat = cost::CostOfStep(step, bytes, mesh_, in_bytes_).seconds;
   if (!two_levels_) return flat;
-  const std::vector<ConversionStep> levels = InTwoLevels(step, 0, mesh_);
-  return levels.empty() ? flat : std::min(flat, CostOfSteps(levels, bytes, mesh_, in_bytes_).seconds);
+  const std::vector<ConversionStep> levels = cost::InTwoLevels(step, 0, mesh_);
+  return levels.empty() ? flat : std::min(flat, cost::CostOfSteps(levels, bytes, mesh_, in_bytes_).seconds);
 }
 
 Conversion ConversionPlanner::Direct(const Placement& from, const Placement& to) const {
@@ -245,7 +245,7 @@ Conversion ConversionPlanner::Direct(const Placement& from, const Placement& to)
     }
     if (step.moves.empty()) continue;
     c.per_byte += StepCostInBytes(step, bytes);
-    bytes = CostOfStep(step, bytes, mesh_, in_bytes_).bytes_after;
+    bytes = cost::CostOfStep(step, bytes, mesh_, in_bytes_).bytes_after;
     if (!IsLocal(kind)) c.constant += kLaunch;
     steps.push_back(std::move(step));
   }
@@ -332,4 +332,4 @@ std::string DescribeConversion(const Placement& from, const Placement& to, const
   return absl::StrJoin(words, ", ");
 }
 
-}  // namespace moe
+}  // namespace moe::passes

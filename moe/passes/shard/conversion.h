@@ -33,7 +33,7 @@
 #include "moe/ir/conversion_steps.h"
 #include "moe/ir/types.h"
 
-namespace moe {
+namespace moe::passes {
 
 struct ConversionPhase {
   Placement from, to;
@@ -56,7 +56,8 @@ using PlacementId = int32_t;
 class ConversionPlanner {
  public:
   // `target`: how fast its links are. two_levels: whether collectives that leave nodes may go in two levels.
-  explicit ConversionPlanner(const Mesh& mesh, const Target& target = Target(), bool two_levels = true);
+  explicit ConversionPlanner(const Mesh& mesh, const cost::Target& target = cost::Target(),
+                             bool two_levels = true);
   ConversionPlanner(const ConversionPlanner&) = delete;
 
   const Mesh& mesh() const { return mesh_; }
@@ -90,7 +91,7 @@ class ConversionPlanner {
   double ShardsOf(const Placement& placement) const;
 
   const Mesh& mesh_;
-  Target in_bytes_;  // links without latency, one byte per second inside a node
+  cost::Target in_bytes_;  // links without latency, one byte per second inside a node
   const bool two_levels_;
   absl::flat_hash_map<Placement, PlacementId> ids_;
   std::deque<Placement> placements_;
@@ -103,4 +104,4 @@ class ConversionPlanner {
 std::string DescribeConversion(const Placement& from, const Placement& to, const Mesh& mesh,
                                const std::vector<std::string>& dim_names);
 
-}  // namespace moe
+}  // namespace moe::passes

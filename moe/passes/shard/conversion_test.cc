@@ -9,7 +9,7 @@
 
 #include "moe/base/status_matchers.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 // A dense array of small integers (sums are exact).
@@ -400,7 +400,7 @@ TEST_F(ConversionTest, CostIsRingBytesOfTheElementType) {
 // as much as it does in two.
 TEST_F(ConversionTest, WhatLeavesANodeCostsMore) {
   const Mesh nodes({{"c", 2}, {"b", 4}, {"a", 2}}, {{"node", {1, 2}}});
-  Target t;
+  cost::Target t;
   t.link_bytes_per_second = 100, t.node_bytes_per_second = 10;
   ConversionPlanner levels(nodes, t), flat(nodes, t, /*two_levels=*/false);
   const double bytes = 1 << 20;
@@ -421,4 +421,4 @@ TEST_F(ConversionTest, Description) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

@@ -14,7 +14,7 @@
 #include "moe/passes/shard/conversion.h"
 #include "moe/passes/shard/shard_graph.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 // How many collectives leave a node, and how many of them do it in two levels.
@@ -92,15 +92,15 @@ class Lowering {
     double bytes = static_cast<double>(local.LocalElements(mesh)) * ByteSize(type.dtype);
     std::vector<ConversionPhase> out = {{phase.from, phase.to, {}}};
     for (const ConversionStep& step : phase.steps) {
-      const StepCost flat = CostOfStep(step, bytes, mesh, context_.target);
-      const bool crosses = !IsLocal(step.kind) && !LevelsOf(step.axes(), mesh).across.empty();
+      const cost::StepCost flat = cost::CostOfStep(step, bytes, mesh, context_.target);
+      const bool crosses = !IsLocal(step.kind) && !cost::LevelsOf(step.axes(), mesh).across.empty();
       levels_.across += crosses;
       std::vector<ConversionPhase> two;
       if (crosses && wanted != "off") two = TwoLevels(step, phase, type);
       if (!two.empty() && wanted == "auto") {
         std::vector<ConversionStep> steps;
         for (const ConversionPhase& p : two) steps.insert(steps.end(), p.steps.begin(), p.steps.end());
-        if (CostOfSteps(steps, bytes, mesh, context_.target).seconds >= flat.seconds) two.clear();
+        if (cost::CostOfSteps(steps, bytes, mesh, context_.target).seconds >= flat.seconds) two.clear();
       }
       if (two.empty()) {
         out.back().steps.push_back(step);
@@ -120,7 +120,7 @@ class Lowering {
   std::vector<ConversionPhase> TwoLevels(const ConversionStep& step, const ConversionPhase& phase,
                                          const Type& type) const {
     const Mesh& mesh = planner_.mesh();
-    const std::vector<ConversionStep> levels = InTwoLevels(step, 0, mesh);
+    const std::vector<ConversionStep> levels = cost::InTwoLevels(step, 0, mesh);
     if (levels.empty()) return {};
     if (step.kind != StepKind::kAllReduce) return {{phase.from, phase.to, levels}};
     if (phase.steps.size() != 1) return {};
@@ -129,7 +129,7 @@ class Lowering {
     const Dims dims = local.LocalDims(mesh);
     for (int d = 0; d < type.rank(); ++d) {
       if (d == type.ragged || dims[d] % mesh.Size(levels[0].axes()) != 0) continue;
-      const std::vector<ConversionStep> steps = InTwoLevels(step, d, mesh);
+      const std::vector<ConversionStep> steps = cost::InTwoLevels(step, d, mesh);
       Placement scattered = phase.from, reduced = phase.to;
       for (const Move& m : steps[0].moves) {
         scattered.partial.erase(std::remove_if(scattered.partial.begin(), scattered.partial.end(),
@@ -238,4 +238,4 @@ absl::StatusOr<bool> InsertCollectives(Program& program, const PassContext& cont
   return changed;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -4,12 +4,12 @@
 
 #include "moe/testing/pass_test.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 using ::testing::HasSubstr;
 
-class InsertCollectivesTest : public PassTest {};
+class InsertCollectivesTest : public testing::PassTest {};
 
 TEST_F(InsertCollectivesTest, LowersToTheCollectiveThatDoesIt) {
   ExpectRewrite(InsertCollectives, R"(
@@ -152,4 +152,4 @@ TEST_F(InsertCollectivesTest, NothingToDo) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

@@ -9,7 +9,7 @@
 #include "absl/strings/str_join.h"
 #include "moe/ir/state.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 bool Contains(const AxisList& list, AxisId axis) {
@@ -173,7 +173,8 @@ Placement Seeds::Batch(const Type& type) const {
 
 absl::Status Seeds::Check(const Module& module) const {
   std::set<std::string> problems;
-  const auto check = [&](const Type& type, const Placement& p, absl::string_view what, absl::string_view key = "") {
+  const auto check = [&](const Type& type, const Placement& p, absl::string_view what,
+                         absl::string_view key = "") {
     for (int d = 0; d < type.rank(); ++d) {
       const int64_t n = mesh_.Size(p.dims[d]), extent = type.dims[d];
       if (extent % n == 0) continue;
@@ -181,12 +182,10 @@ absl::Status Seeds::Check(const Module& module) const {
       for (int64_t k = 1; k <= extent && legal.size() < 12; ++k) {
         if (extent % k == 0) legal.push_back(k);
       }
-      problems.insert(absl::StrCat(what, ": extent ", extent, " of dim ", d, " does not divide over ",
-                                   mesh_.ShowSet(p.dims[d]), " = ", n,
-                                   "; legal here: ", absl::StrJoin(legal, ", "),
-                                   d == 0 && key == "expert"
-                                       ? absl::StrCat(", or expert_slots=", (extent + n - 1) / n * n)
-                                       : ""));
+      problems.insert(absl::StrCat(
+          what, ": extent ", extent, " of dim ", d, " does not divide over ", mesh_.ShowSet(p.dims[d]), " = ",
+          n, "; legal here: ", absl::StrJoin(legal, ", "),
+          d == 0 && key == "expert" ? absl::StrCat(", or expert_slots=", (extent + n - 1) / n * n) : ""));
     }
   };
   std::set<std::string> roles;
@@ -214,4 +213,4 @@ absl::Status Seeds::Check(const Module& module) const {
                                                  absl::StrJoin(problems, "\n  ")));
 }
 
-}  // namespace moe
+}  // namespace moe::passes

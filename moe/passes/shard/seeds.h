@@ -26,7 +26,7 @@
 #include "moe/ir/graph.h"
 #include "moe/passes/strategy.h"
 
-namespace moe {
+namespace moe::passes {
 
 struct AxisOrders {
   bool reverse_ep = false;  // the fold's order of the expert axes, reversed
@@ -77,4 +77,4 @@ class Seeds {
 // Whether a placement was written down: it names at least one axis.
 bool IsPlaced(const Type& type);
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -7,7 +7,7 @@
 
 #include "moe/base/status_matchers.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 State Parameter(const std::string& role, std::vector<int64_t> dims, bool expert = false) {
@@ -110,4 +110,4 @@ TEST_F(SeedsTest, WrittenPlacementsStay) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

@@ -17,7 +17,7 @@
 #include "moe/passes/shard/shard_graph.h"
 #include "moe/passes/shard/shard_search.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 struct FunctionPlan {
@@ -244,4 +244,4 @@ absl::StatusOr<bool> Shard(Program& program, const PassContext& context) {
   return true;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -24,8 +24,8 @@
 #include "absl/status/statusor.h"
 #include "moe/passes/pass.h"
 
-namespace moe {
+namespace moe::passes {
 
 absl::StatusOr<bool> Shard(Program& program, const PassContext& context);
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -7,7 +7,7 @@
 
 #include "moe/passes/shard/shard_search.h"
 
-namespace moe {
+namespace moe::passes {
 
 struct ShardSearch::Candidate {
   double cost = std::numeric_limits<double>::infinity();
@@ -247,4 +247,4 @@ bool ShardSearch::Try(const ShardNode& n, const std::vector<Option>& combination
   return true;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

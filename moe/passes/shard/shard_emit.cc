@@ -11,7 +11,7 @@
 #include "moe/base/status.h"
 #include "moe/ir/builder.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 // What the conversion does to the value, for the name of its result.
@@ -221,4 +221,4 @@ absl::StatusOr<EmitCounts> EmitPlan(const ShardGraph& graph, const ShardPlan& pl
   return Emitter(graph, plan, planner).Emit();
 }
 
-}  // namespace moe
+}  // namespace moe::passes

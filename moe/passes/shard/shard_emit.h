@@ -6,7 +6,7 @@
 #include "absl/status/status.h"
 #include "moe/passes/shard/shard_search.h"
 
-namespace moe {
+namespace moe::passes {
 
 struct EmitCounts {
   int64_t placed = 0, conversions = 0, clones = 0;
@@ -16,4 +16,4 @@ struct EmitCounts {
 absl::StatusOr<EmitCounts> EmitPlan(const ShardGraph& graph, const ShardPlan& plan,
                                     ConversionPlanner* planner);
 
-}  // namespace moe
+}  // namespace moe::passes

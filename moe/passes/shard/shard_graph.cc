@@ -9,7 +9,7 @@
 #include "moe/base/status.h"
 #include "moe/ir/state.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 constexpr char kResidualStream[] = "residual_stream";
@@ -343,4 +343,4 @@ std::vector<std::string> DimNames(Value value) {
   return names;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -21,7 +21,7 @@
 #include "moe/passes/shard/conversion.h"
 #include "moe/passes/shard/seeds.h"
 
-namespace moe {
+namespace moe::passes {
 
 // Where a state lives. Accumulators that are only reduced at the end of a step are `open`: their dims are
 // fixed, and they keep whatever partial the values added to them have. The first use decides; `placement` is
@@ -106,4 +106,4 @@ absl::Status BuildShardGraph(Function* function, const Seeds& seeds, const State
 // Name of each dim of a value, from the factors of the rule of the node that made it: "batch", "experts", ...
 std::vector<std::string> DimNames(Value value);
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -13,16 +13,17 @@
 #include "moe/testing/lockstep.h"
 #include "moe/testing/sharded_model.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
-void ExpectSame(const ModelConfig& config, const std::string& strategy, int64_t batch = 8) {
+void ExpectSame(const model::ModelConfig& config, const std::string& strategy, int64_t batch = 8) {
   SCOPED_TRACE(strategy);
-  ASSERT_OK_AND_ASSIGN(const auto m, CompileSharded(config, strategy, batch));
+  ASSERT_OK_AND_ASSIGN(const auto m, testing::CompileSharded(config, strategy, batch));
   for (const auto& f : m->logical->functions()) {
     const Function* placed = m->module().Find(f->name());
     ASSERT_NE(placed, nullptr);
-    const absl::Status same = Lockstep({.seed = 3, .vocab = config.vocab_size()}).Compare(*f, *placed);
+    const absl::Status same =
+        testing::Lockstep({.seed = 3, .vocab = config.vocab_size()}).Compare(*f, *placed);
     EXPECT_TRUE(same.ok()) << "@" << f->name() << ": " << same.ToString();
   }
 }
@@ -30,14 +31,14 @@ void ExpectSame(const ModelConfig& config, const std::string& strategy, int64_t 
 TEST(ShardLockstep, Dense) {
   for (const char* s : {"dp=1", "dp=8", "tp=2 dp=4", "tp=2 dp=4 sp", "tp=2 dp=4 sp vp", "tp=2 dp=4 vp",
                         "dp=8 zero=3", "cp=2 dp=2 tp=2 sp zero=1"}) {
-    ExpectSame(SmallDense(), s);
+    ExpectSame(testing::SmallDense(), s);
   }
 }
 
 TEST(ShardLockstep, ExpertsInTensorParallel) {
   for (const char* s : {"tp=4 dp=2", "tp=2 dp=4 etp=2", "tp=2 dp=4 etp=2 sp", "tp=8 etp=8",
                         "tp=4 dp=2 etp=4 sp vp", "tp=2 dp=4 etp=4 ep=2 sp"}) {
-    ExpectSame(SmallMoe(), s);
+    ExpectSame(testing::SmallMoe(), s);
   }
 }
 
@@ -46,7 +47,7 @@ TEST(ShardLockstep, Experts) {
        {"dp=8 ep=4", "dp=8 ep=8 zero=3", "tp=2 dp=4 ep=2", "tp=2 dp=4 ep=8", "tp=2 dp=4 ep=8 sp",
         "tp=2 dp=4 ep=4", "tp=2 dp=4 ep=4 sp vp zero=1", "tp=2 dp=4 ep=8 ep_order=fold",
         "tp=2 dp=4 etp=2 ep=2", "dp=8 etp=2 ep=4", "dp=8 etp=2 ep=4 zero=2"}) {
-    ExpectSame(SmallMoe(), s);
+    ExpectSame(testing::SmallMoe(), s);
   }
 }
 
@@ -55,39 +56,39 @@ TEST(ShardLockstep, ContextParallelAndSixteenRanks) {
                         "cp=4 tp=2 ep=8 sp cp_attention=ring cp_order=zigzag",
                         "cp=4 dp=2 cp_attention=ring cp_order=contiguous", "cp=2 tp=2 dp=2 ep=8 sp vp",
                         "cp=2 tp=2 dp=4 ep=8 sp vp zero=1", "tp=4 dp=4 ep=8 sp vp zero=3"}) {
-    ExpectSame(SmallMoe(), s);
+    ExpectSame(testing::SmallMoe(), s);
   }
 }
 
 TEST(ShardLockstep, Dropless) {
   for (const char* s :
        {"dp=8 ep=4", "tp=2 dp=4 ep=4 sp", "tp=2 dp=4 ep=8", "tp=2 dp=4 etp=2 ep=2 sp zero=3"}) {
-    ExpectSame(SmallDropless(), s);
+    ExpectSame(testing::SmallDropless(), s);
   }
 }
 
 TEST(ShardLockstep, VariationsOfTheModel) {
-  ModelConfig tied = SmallMoe();
+  model::ModelConfig tied = testing::SmallMoe();
   tied.set_tie_embeddings(true);
   tied.set_z_loss_coeff(0.01);
   ExpectSame(tied, "tp=2 dp=4 ep=4 sp vp zero=1");
-  ModelConfig shared = SmallMoe();
+  model::ModelConfig shared = testing::SmallMoe();
   shared.set_shared_expert_ffn_hidden_size(8);
   shared.set_norm_topk_prob(true);
   shared.set_aux_loss_scope("sequence");
   ExpectSame(shared, "tp=2 dp=2 ep=2 sp");
-  ModelConfig global = SmallMoe();
+  model::ModelConfig global = testing::SmallMoe();
   global.set_aux_loss_scope("global_batch");
   global.set_first_dense_layers(0);
   ExpectSame(global, "tp=2 dp=4 ep=8 sp vp microbatches=2", 16);
   // One routing group per sequence: sharding the sequence cuts it, and its tokens are gathered.
-  ModelConfig group = SmallMoe();
+  model::ModelConfig group = testing::SmallMoe();
   group.set_routing_groups_per_sequence(1);
   ExpectSame(group, "tp=2 dp=4 ep=4 sp");
 }
 
 TEST(ShardLockstep, OddSizes) {
-  ModelConfig odd = SmallMoe();
+  model::ModelConfig odd = testing::SmallMoe();
   odd.set_num_layers(3);
   odd.set_hidden_size(20);
   odd.set_num_attention_heads(6);
@@ -107,10 +108,10 @@ TEST(ShardLockstep, OddSizes) {
 }
 
 TEST(ShardLockstep, Stages) {
-  ModelConfig tied = SmallMoe();
+  model::ModelConfig tied = testing::SmallMoe();
   tied.set_tie_embeddings(true);
   ExpectSame(tied, "pp=2 dp=2 tp=2 ep=2 sp vp zero=1 microbatches=2");
-  ExpectSame(SmallMoe(), "pp=2 dp=2 tp=2 ep=2 microbatches=2");
+  ExpectSame(testing::SmallMoe(), "pp=2 dp=2 tp=2 ep=2 microbatches=2");
 }
 
 // Any strategy that folds and divides must be right, whatever it costs.
@@ -131,7 +132,7 @@ TEST(ShardLockstep, RandomStrategiesAndModels) {
     if (rng() % 3 == 0) strategy += " expert_zero=1";
     if (cp > 1 && rng() % 2) strategy += " cp_attention=ring";
     if (cp > 1 && rng() % 3 == 0) strategy += " cp_order=contiguous";
-    ModelConfig c = rng() % 3 ? SmallMoe() : SmallDropless();
+    model::ModelConfig c = rng() % 3 ? testing::SmallMoe() : testing::SmallDropless();
     c.set_tie_embeddings(rng() % 2);
     c.set_first_dense_layers(rng() % 2);
     c.set_norm_topk_prob(rng() % 2);
@@ -141,7 +142,8 @@ TEST(ShardLockstep, RandomStrategiesAndModels) {
     c.set_aux_loss_scope(std::vector<std::string>{"sequence", "microbatch", "global_batch"}[rng() % 3]);
     c.set_seq_length(pick({8, 16}));
     const absl::Status fits =
-        CompileSharded(c, strategy, 4 * (absl::StrContains(strategy, "microbatches=3") ? 3 : 1)).status();
+        testing::CompileSharded(c, strategy, 4 * (absl::StrContains(strategy, "microbatches=3") ? 3 : 1))
+            .status();
     if (absl::StrContains(fits.message(), "strategy: ")) continue;  // does not fold
     ++done;
     SCOPED_TRACE(absl::StrCat("case ", i, ": ", c.ShortDebugString()));
@@ -150,4 +152,4 @@ TEST(ShardLockstep, RandomStrategiesAndModels) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

@@ -10,7 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "moe/base/status.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
@@ -408,4 +408,4 @@ void ShardSearch::AddOperandKey(int value, int depth, std::vector<int64_t>* key)
   for (int o : n.operands) AddOperandKey(o, depth + 1, key);
 }
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -28,7 +28,7 @@
 #include "absl/status/statusor.h"
 #include "moe/passes/shard/shard_graph.h"
 
-namespace moe {
+namespace moe::passes {
 
 // The walk is greedy; what it cannot see is settled by trying these, and keeping the cheapest whole plan.
 struct ShardPolicy {
@@ -148,4 +148,4 @@ class ShardSearch {
   ShardPlan plan_;
 };
 
-}  // namespace moe
+}  // namespace moe::passes

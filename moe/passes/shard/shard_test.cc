@@ -21,7 +21,7 @@
 #include "moe/testing/pass_test.h"
 #include "moe/testing/sharded_model.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 using ::testing::HasSubstr;
@@ -51,7 +51,7 @@ struct ActivationTraffic {
   std::string counts;
   double kib = 0;
 };
-ActivationTraffic Activations(const ShardedModel& c) {
+ActivationTraffic Activations(const testing::ShardedModel& c) {
   static const std::set<std::string> small = {"moe.top_k",      "moe.slots",      "nn.softmax",
                                               "moe.combine_dp", "moe.top_k_grad", "nn.head_stats"};
   ActivationTraffic out;
@@ -66,7 +66,7 @@ ActivationTraffic Activations(const ShardedModel& c) {
       for (const ConversionStep& s : parsed) {
         if (!IsLocal(s.kind)) ++counts[n->phase == Phase::kBackward][s.kind];
       }
-      out.kib += CommunicationCost(*n, c.module().mesh()).bytes / 1024;
+      out.kib += cost::CommunicationCost(*n, c.module().mesh()).bytes / 1024;
     }
   }
   std::vector<std::string> sides;
@@ -85,8 +85,8 @@ ActivationTraffic Activations(const ShardedModel& c) {
   return out;
 }
 
-std::string Counts(const ModelConfig& config, const std::string& strategy, int64_t batch = 8) {
-  absl::StatusOr<std::unique_ptr<ShardedModel>> c = CompileSharded(config, strategy, batch);
+std::string Counts(const model::ModelConfig& config, const std::string& strategy, int64_t batch = 8) {
+  absl::StatusOr<std::unique_ptr<testing::ShardedModel>> c = testing::CompileSharded(config, strategy, batch);
   return c.ok() ? Activations(**c).counts : c.status().ToString();
 }
 
@@ -96,35 +96,36 @@ const std::string kRing = " cp_attention=ring cp_order=contiguous";
 
 // The textbook's, and algebra.md's table.
 TEST(Shard, ActivationCollectivesOfKnownStrategies) {
-  EXPECT_EQ(Counts(SmallMoe(), "dp=8"), "- | -");
-  EXPECT_EQ(Counts(SmallDense(), "tp=2 dp=4"), "4AR | 4AR");
-  EXPECT_EQ(Counts(SmallDense(), "tp=2 dp=4 sp vp"), "5RS 5AG | 5RS 10AG");
-  EXPECT_EQ(Counts(SmallDense(), "tp=2 dp=4 vp"), "5AR | 5AR");
-  EXPECT_EQ(Counts(SmallMoe(), "dp=8 ep=4"), "2A2A | 2A2A");
-  EXPECT_EQ(Counts(SmallMoe(), "dp=8 ep=8"), "2A2A | 2A2A");
-  EXPECT_EQ(Counts(SmallDropless(), "dp=8 ep=4"), "2A2A | 2A2A");
-  EXPECT_EQ(Counts(SmallMoe(), "tp=2 dp=4 ep=4 sp vp zero=1"), "4RS 4AG 2A2A | 4RS 8AG 2A2A");
-  EXPECT_EQ(Counts(SmallMoe(), "tp=4 dp=4 ep=8 sp vp zero=3"), "4RS 4AG 2A2A | 4RS 8AG 2A2A");
-  EXPECT_EQ(Counts(SmallMoe(), "cp=2 tp=2 dp=2 ep=8 sp vp" + kGathered), "4RS 8AG 2A2A | 8RS 12AG 2A2A");
-  EXPECT_EQ(Counts(SmallMoe(), "cp=2 tp=2 dp=4 ep=8 sp vp zero=1" + kGathered),
+  EXPECT_EQ(Counts(testing::SmallMoe(), "dp=8"), "- | -");
+  EXPECT_EQ(Counts(testing::SmallDense(), "tp=2 dp=4"), "4AR | 4AR");
+  EXPECT_EQ(Counts(testing::SmallDense(), "tp=2 dp=4 sp vp"), "5RS 5AG | 5RS 10AG");
+  EXPECT_EQ(Counts(testing::SmallDense(), "tp=2 dp=4 vp"), "5AR | 5AR");
+  EXPECT_EQ(Counts(testing::SmallMoe(), "dp=8 ep=4"), "2A2A | 2A2A");
+  EXPECT_EQ(Counts(testing::SmallMoe(), "dp=8 ep=8"), "2A2A | 2A2A");
+  EXPECT_EQ(Counts(testing::SmallDropless(), "dp=8 ep=4"), "2A2A | 2A2A");
+  EXPECT_EQ(Counts(testing::SmallMoe(), "tp=2 dp=4 ep=4 sp vp zero=1"), "4RS 4AG 2A2A | 4RS 8AG 2A2A");
+  EXPECT_EQ(Counts(testing::SmallMoe(), "tp=4 dp=4 ep=8 sp vp zero=3"), "4RS 4AG 2A2A | 4RS 8AG 2A2A");
+  EXPECT_EQ(Counts(testing::SmallMoe(), "cp=2 tp=2 dp=2 ep=8 sp vp" + kGathered),
+            "4RS 8AG 2A2A | 8RS 12AG 2A2A");
+  EXPECT_EQ(Counts(testing::SmallMoe(), "cp=2 tp=2 dp=4 ep=8 sp vp zero=1" + kGathered),
             "4RS 8AG 2A2A | 8RS 12AG 2A2A");
 }
 
 // No more than hand-written plans issue.
 TEST(Shard, ActivationCollectivesOfOtherStrategies) {
-  EXPECT_EQ(Counts(SmallMoe(), "tp=4 dp=2"), "3AR | 3AR");
-  EXPECT_EQ(Counts(SmallDense(), "tp=2 dp=4 sp"), "4RS 3AG | 4RS 7AG");
-  EXPECT_EQ(Counts(SmallMoe(), "tp=8 etp=8"), "4AR | 4AR");
-  EXPECT_EQ(Counts(SmallMoe(), "tp=2 dp=4 etp=2"), "4AR | 4AR");
-  EXPECT_EQ(Counts(SmallMoe(), "tp=4 dp=2 etp=4 sp vp"), "5RS 5AG | 5RS 9AG");
-  EXPECT_EQ(Counts(SmallMoe(), "tp=2 dp=4 ep=8 sp"), "3RS 2AG 2A2A | 3RS 5AG 2A2A");
-  EXPECT_EQ(Counts(SmallMoe(), "dp=8 ep=4 zero=3"), "2A2A | 2A2A");
+  EXPECT_EQ(Counts(testing::SmallMoe(), "tp=4 dp=2"), "3AR | 3AR");
+  EXPECT_EQ(Counts(testing::SmallDense(), "tp=2 dp=4 sp"), "4RS 3AG | 4RS 7AG");
+  EXPECT_EQ(Counts(testing::SmallMoe(), "tp=8 etp=8"), "4AR | 4AR");
+  EXPECT_EQ(Counts(testing::SmallMoe(), "tp=2 dp=4 etp=2"), "4AR | 4AR");
+  EXPECT_EQ(Counts(testing::SmallMoe(), "tp=4 dp=2 etp=4 sp vp"), "5RS 5AG | 5RS 9AG");
+  EXPECT_EQ(Counts(testing::SmallMoe(), "tp=2 dp=4 ep=8 sp"), "3RS 2AG 2A2A | 3RS 5AG 2A2A");
+  EXPECT_EQ(Counts(testing::SmallMoe(), "dp=8 ep=4 zero=3"), "2A2A | 2A2A");
   // The gathered input of the experts is kept for their weight gradients.
-  EXPECT_EQ(Counts(SmallMoe(), "dp=8 etp=2 ep=4"), "1RS 1AG 2A2A | 1RS 1AG 2A2A");
-  EXPECT_EQ(Counts(SmallMoe(), "cp=2 dp=4" + kGathered), "3AG | 4RS 2AG");
+  EXPECT_EQ(Counts(testing::SmallMoe(), "dp=8 etp=2 ep=4"), "1RS 1AG 2A2A | 1RS 1AG 2A2A");
+  EXPECT_EQ(Counts(testing::SmallMoe(), "cp=2 dp=4" + kGathered), "3AG | 4RS 2AG");
   // A ring: keys and values cp - 1 times a layer in each pass, in the backward their gradients cp times.
-  EXPECT_EQ(Counts(SmallDense(), "cp=4 dp=2" + kRing), "12R | 28R");
-  EXPECT_EQ(Counts(SmallDense(), "cp=2 dp=4 tp=2" + kRing), "4AR 4R | 4AR 12R");
+  EXPECT_EQ(Counts(testing::SmallDense(), "cp=4 dp=2" + kRing), "12R | 28R");
+  EXPECT_EQ(Counts(testing::SmallDense(), "cp=2 dp=4 tp=2" + kRing), "4AR 4R | 4AR 12R");
 }
 
 // KiB that a rank sends for activations and their gradients, against what is issued where each strategy is
@@ -133,58 +134,58 @@ TEST(Shard, ActivationCollectivesOfOtherStrategies) {
 // a gather and a scatter for expert tensor parallelism.
 TEST(Shard, MovesNoMoreThanPlansWrittenByHand) {
   const struct {
-    ModelConfig config;
+    model::ModelConfig config;
     std::string strategy;
     double by_hand;
   } cases[] = {
-      {SmallMoe(), "tp=4 dp=2", 36},
-      {SmallDense(), "tp=2 dp=4", 16},
-      {SmallDense(), "tp=2 dp=4 sp", 20},
-      {SmallDense(), "tp=2 dp=4 sp vp", 25},
-      {SmallDense(), "tp=2 dp=4 vp", 20},
-      {SmallMoe(), "tp=2 dp=4 etp=2", 16},
-      {SmallMoe(), "tp=2 dp=4 etp=2 sp", 31},
-      {SmallMoe(), "tp=8 etp=8", 112},
-      {SmallMoe(), "tp=4 dp=2 etp=4 sp vp", 108},
-      {SmallMoe(), "dp=8 ep=4", 12},
-      {SmallMoe(), "dp=8 ep=8", 14},
-      {SmallDropless(), "dp=8 ep=4", 12},
-      {SmallMoe(), "tp=2 dp=4 ep=2", 20},
-      {SmallMoe(), "tp=2 dp=4 ep=8", 28},  // with the better axis order; 32 in the other
-      {SmallMoe(), "tp=2 dp=4 ep=8 sp", 29},
-      {SmallMoe(), "tp=2 dp=4 ep=4", 28},
-      {SmallMoe(), "tp=2 dp=4 ep=4 sp", 27},
-      {SmallDropless(), "tp=2 dp=4 ep=4 sp", 27},
-      {SmallDropless(), "tp=2 dp=4 ep=8", 32},
-      {SmallMoe(), "tp=2 dp=4 etp=2 ep=2", 32},
-      {SmallMoe(), "tp=2 dp=4 etp=2 ep=2 sp", 39},
-      {SmallMoe(), "dp=8 etp=2 ep=4", 28},
-      {SmallMoe(), "tp=2 dp=4 etp=4 ep=2 sp", 71},
-      {SmallDropless(), "tp=2 dp=4 etp=2 ep=2 sp", 39},
-      {SmallMoe(), "tp=2 dp=4 ep=4 sp vp zero=1", 32},
-      {SmallDropless(), "tp=2 dp=4 ep=4 sp vp zero=3", 32},
-      {SmallMoe(), "cp=2 dp=4" + kGathered, 6},
-      {SmallMoe(), "cp=2 tp=2 dp=2 ep=8 sp vp" + kGathered, 40},
-      {SmallMoe(), "cp=2 tp=2 dp=4 ep=8 sp vp zero=1" + kGathered, 20},
-      {SmallMoe(), "tp=4 dp=4 ep=8 sp vp zero=3", 37},
+      {testing::SmallMoe(), "tp=4 dp=2", 36},
+      {testing::SmallDense(), "tp=2 dp=4", 16},
+      {testing::SmallDense(), "tp=2 dp=4 sp", 20},
+      {testing::SmallDense(), "tp=2 dp=4 sp vp", 25},
+      {testing::SmallDense(), "tp=2 dp=4 vp", 20},
+      {testing::SmallMoe(), "tp=2 dp=4 etp=2", 16},
+      {testing::SmallMoe(), "tp=2 dp=4 etp=2 sp", 31},
+      {testing::SmallMoe(), "tp=8 etp=8", 112},
+      {testing::SmallMoe(), "tp=4 dp=2 etp=4 sp vp", 108},
+      {testing::SmallMoe(), "dp=8 ep=4", 12},
+      {testing::SmallMoe(), "dp=8 ep=8", 14},
+      {testing::SmallDropless(), "dp=8 ep=4", 12},
+      {testing::SmallMoe(), "tp=2 dp=4 ep=2", 20},
+      {testing::SmallMoe(), "tp=2 dp=4 ep=8", 28},  // with the better axis order; 32 in the other
+      {testing::SmallMoe(), "tp=2 dp=4 ep=8 sp", 29},
+      {testing::SmallMoe(), "tp=2 dp=4 ep=4", 28},
+      {testing::SmallMoe(), "tp=2 dp=4 ep=4 sp", 27},
+      {testing::SmallDropless(), "tp=2 dp=4 ep=4 sp", 27},
+      {testing::SmallDropless(), "tp=2 dp=4 ep=8", 32},
+      {testing::SmallMoe(), "tp=2 dp=4 etp=2 ep=2", 32},
+      {testing::SmallMoe(), "tp=2 dp=4 etp=2 ep=2 sp", 39},
+      {testing::SmallMoe(), "dp=8 etp=2 ep=4", 28},
+      {testing::SmallMoe(), "tp=2 dp=4 etp=4 ep=2 sp", 71},
+      {testing::SmallDropless(), "tp=2 dp=4 etp=2 ep=2 sp", 39},
+      {testing::SmallMoe(), "tp=2 dp=4 ep=4 sp vp zero=1", 32},
+      {testing::SmallDropless(), "tp=2 dp=4 ep=4 sp vp zero=3", 32},
+      {testing::SmallMoe(), "cp=2 dp=4" + kGathered, 6},
+      {testing::SmallMoe(), "cp=2 tp=2 dp=2 ep=8 sp vp" + kGathered, 40},
+      {testing::SmallMoe(), "cp=2 tp=2 dp=4 ep=8 sp vp zero=1" + kGathered, 20},
+      {testing::SmallMoe(), "tp=4 dp=4 ep=8 sp vp zero=3", 37},
   };
   for (const auto& c : cases) {
-    ASSERT_OK_AND_ASSIGN(const auto m, CompileSharded(c.config, c.strategy));
+    ASSERT_OK_AND_ASSIGN(const auto m, testing::CompileSharded(c.config, c.strategy));
     const ActivationTraffic traffic = Activations(*m);
     EXPECT_LE(traffic.kib, c.by_hand + 1e-9) << c.strategy << ": " << traffic.counts;
   }
 }
 
 TEST(Shard, FindsTheBetterOrderOfExpertAxes) {
-  EXPECT_EQ(Counts(SmallMoe(), "tp=2 dp=4 ep=8 ep_order=fold"), "3AR 1AG 2A2A | 3AR 3AG 3A2A");
-  EXPECT_EQ(Counts(SmallMoe(), "tp=2 dp=4 ep=8"), "4AR 2A2A | 4AR 2A2A");
-  ASSERT_OK_AND_ASSIGN(const auto m, CompileSharded(SmallMoe(), "tp=2 dp=4 ep=8"));
+  EXPECT_EQ(Counts(testing::SmallMoe(), "tp=2 dp=4 ep=8 ep_order=fold"), "3AR 1AG 2A2A | 3AR 3AG 3A2A");
+  EXPECT_EQ(Counts(testing::SmallMoe(), "tp=2 dp=4 ep=8"), "4AR 2A2A | 4AR 2A2A");
+  ASSERT_OK_AND_ASSIGN(const auto m, testing::CompileSharded(testing::SmallMoe(), "tp=2 dp=4 ep=8"));
   EXPECT_THAT(m->notes[0], HasSubstr("axis order: ep reversed"));
 }
 
 // Bytes of the plan that the note of the dispatcher reports, by the word that asked for it.
-double Sent(const std::string& strategy, const ModelConfig& config, std::string* way) {
-  absl::StatusOr<std::unique_ptr<ShardedModel>> m = CompileSharded(config, strategy);
+double Sent(const std::string& strategy, const model::ModelConfig& config, std::string* way) {
+  absl::StatusOr<std::unique_ptr<testing::ShardedModel>> m = testing::CompileSharded(config, strategy);
   if (!m.ok()) return -1;
   for (const std::string& note : (*m)->notes) {
     double mib = 0;
@@ -198,20 +199,20 @@ double Sent(const std::string& strategy, const ModelConfig& config, std::string*
 }
 
 TEST(Shard, TheDispatcherIsAWordOfTheStrategy) {
-  EXPECT_EQ(Counts(SmallMoe(), "dp=8 ep=8 dispatcher=alltoall"), "2A2A | 2A2A");
+  EXPECT_EQ(Counts(testing::SmallMoe(), "dp=8 ep=8 dispatcher=alltoall"), "2A2A | 2A2A");
   // Tokens in by all_gather, what the experts make of them out by reduce_scatter; the same for the gradients.
-  EXPECT_EQ(Counts(SmallMoe(), "dp=8 ep=8 dispatcher=allgather"), "1RS 1AG | 1RS 1AG");
-  EXPECT_EQ(Counts(SmallMoe(), "dp=8 ep=2 dispatcher=alltoall"), "2A2A | 2A2A");
-  EXPECT_EQ(Counts(SmallMoe(), "dp=8 ep=2 dispatcher=allgather"), "1RS 1AG | 1RS 1AG");
+  EXPECT_EQ(Counts(testing::SmallMoe(), "dp=8 ep=8 dispatcher=allgather"), "1RS 1AG | 1RS 1AG");
+  EXPECT_EQ(Counts(testing::SmallMoe(), "dp=8 ep=2 dispatcher=alltoall"), "2A2A | 2A2A");
+  EXPECT_EQ(Counts(testing::SmallMoe(), "dp=8 ep=2 dispatcher=allgather"), "1RS 1AG | 1RS 1AG");
   // Over the ranks that share tokens there is nothing to exchange or to gather.
-  EXPECT_EQ(Counts(SmallMoe(), "tp=2 ep=2 dispatcher=alltoall"),
-            Counts(SmallMoe(), "tp=2 ep=2 dispatcher=allgather"));
+  EXPECT_EQ(Counts(testing::SmallMoe(), "tp=2 ep=2 dispatcher=alltoall"),
+            Counts(testing::SmallMoe(), "tp=2 ep=2 dispatcher=allgather"));
 }
 
 // Bytes favour gathering where ep is small against k x capacity factor, and exchanging where it is not; auto
 // takes the cheaper, and never costs more than either.
 TEST(Shard, AutoTakesTheCheaperDispatcher) {
-  ModelConfig wide = SmallMoe();
+  model::ModelConfig wide = testing::SmallMoe();
   wide.set_hidden_size(64);
   for (const char* strategy : {"dp=2 ep=2", "dp=8 ep=2", "dp=8 ep=4", "dp=8 ep=8", "tp=2 dp=4 ep=8 sp",
                                "tp=2 dp=4 ep=4", "tp=2 dp=4 etp=2 ep=4", "cp=2 dp=4 ep=8"}) {
@@ -231,7 +232,8 @@ TEST(Shard, AutoTakesTheCheaperDispatcher) {
 }
 
 // How many collectives of a kind a function issues for weights: parameters, gradients, moments.
-std::map<std::string, int> WeightCollectives(const ShardedModel& m, absl::string_view function, Phase phase) {
+std::map<std::string, int> WeightCollectives(const testing::ShardedModel& m, absl::string_view function,
+                                             Phase phase) {
   std::map<std::string, int> counts;
   for (const auto& n : m.module().Find(function)->body()) {
     if (n->phase != phase || !n->Has("steps")) continue;
@@ -241,17 +243,18 @@ std::map<std::string, int> WeightCollectives(const ShardedModel& m, absl::string
   }
   return counts;
 }
-int NumParameters(const ShardedModel& m) {
+int NumParameters(const testing::ShardedModel& m) {
   int n = 0;
   for (const auto& s : m.module().states()) n += AttrString(s->attributes, "kind") == "parameter";
   return n;
 }
-std::string StateType(const ShardedModel& m, absl::string_view name) {
+std::string StateType(const testing::ShardedModel& m, absl::string_view name) {
   return TypeToString(m.module().FindState(name)->type, m.module().mesh());
 }
 
 TEST(Shard, EachGradientIsReducedOncePerStep) {
-  ASSERT_OK_AND_ASSIGN(const auto m, CompileSharded(SmallMoe(), "dp=8 ep=4 microbatches=2", 16));
+  ASSERT_OK_AND_ASSIGN(const auto m,
+                       testing::CompileSharded(testing::SmallMoe(), "dp=8 ep=4 microbatches=2", 16));
   EXPECT_THAT(WeightCollectives(*m, "chunk0", Phase::kForward), ::testing::IsEmpty());
   EXPECT_THAT(WeightCollectives(*m, "chunk0", Phase::kBackward), ::testing::IsEmpty());
   EXPECT_EQ(WeightCollectives(*m, "update0", Phase::kUpdate),
@@ -262,7 +265,7 @@ TEST(Shard, EachGradientIsReducedOncePerStep) {
 }
 
 TEST(Shard, ZeroOneScattersGradientsAndGathersParameters) {
-  ASSERT_OK_AND_ASSIGN(const auto m, CompileSharded(SmallMoe(), "dp=8 ep=4 zero=1"));
+  ASSERT_OK_AND_ASSIGN(const auto m, testing::CompileSharded(testing::SmallMoe(), "dp=8 ep=4 zero=1"));
   EXPECT_THAT(WeightCollectives(*m, "chunk0", Phase::kBackward), ::testing::IsEmpty());
   EXPECT_EQ(WeightCollectives(*m, "update0", Phase::kUpdate),
             (std::map<std::string, int>{{"comm.reduce_scatter", NumParameters(*m)},
@@ -273,7 +276,7 @@ TEST(Shard, ZeroOneScattersGradientsAndGathersParameters) {
 }
 
 TEST(Shard, ZeroThreeGathersAgainInTheBackward) {
-  ASSERT_OK_AND_ASSIGN(const auto m, CompileSharded(SmallDense(), "dp=8 zero=3"));
+  ASSERT_OK_AND_ASSIGN(const auto m, testing::CompileSharded(testing::SmallDense(), "dp=8 zero=3"));
   const int n = NumParameters(*m);
   EXPECT_EQ(WeightCollectives(*m, "chunk0", Phase::kForward),
             (std::map<std::string, int>{{"comm.all_gather", n}}));
@@ -286,7 +289,8 @@ TEST(Shard, ZeroThreeGathersAgainInTheBackward) {
 }
 
 TEST(Shard, ExpertsMayHaveAZeroStageOfTheirOwn) {
-  ASSERT_OK_AND_ASSIGN(const auto m, CompileSharded(SmallMoe(), "dp=8 ep=4 zero=3 expert_zero=0"));
+  ASSERT_OK_AND_ASSIGN(const auto m,
+                       testing::CompileSharded(testing::SmallMoe(), "dp=8 ep=4 zero=3 expert_zero=0"));
   EXPECT_EQ(StateType(*m, "layers.0.attn.wq"), "f64[16@dp, 8, 4]");
   EXPECT_EQ(StateType(*m, "adam.m.layers.1.moe.w_up"), "f64[8@ep, 16, 16]");
 }
@@ -294,7 +298,7 @@ TEST(Shard, ExpertsMayHaveAZeroStageOfTheirOwn) {
 TEST(Shard, TheGradientNormIsOneScalarAllReduce) {
   for (const char* strategy : {"tp=2 dp=4 ep=4 sp vp zero=1", "dp=8 zero=3", "tp=4 dp=2 etp=2 ep=2"}) {
     SCOPED_TRACE(strategy);
-    ASSERT_OK_AND_ASSIGN(const auto m, CompileSharded(SmallMoe(), strategy));
+    ASSERT_OK_AND_ASSIGN(const auto m, testing::CompileSharded(testing::SmallMoe(), strategy));
     int reductions = 0;
     for (const auto& n : m->module().Find("update0")->body()) {
       reductions +=
@@ -305,12 +309,12 @@ TEST(Shard, TheGradientNormIsOneScalarAllReduce) {
 }
 
 TEST(Shard, StatesAndWhatIsWrittenToThemAgree) {
-  ModelConfig tied = SmallMoe();
+  model::ModelConfig tied = testing::SmallMoe();
   tied.set_tie_embeddings(true);
   for (const char* strategy :
        {"pp=2 dp=2 tp=2 ep=2 sp vp zero=1 microbatches=2", "tp=2 dp=4 ep=8 sp vp", "dp=8 zero=2"}) {
     SCOPED_TRACE(strategy);
-    ASSERT_OK_AND_ASSIGN(const auto m, CompileSharded(tied, strategy));
+    ASSERT_OK_AND_ASSIGN(const auto m, testing::CompileSharded(tied, strategy));
     for (const auto& f : m->module().functions()) {
       for (const Node* a : f->args()) {
         if (BindingKind(a->attributes()) != "state") continue;
@@ -331,7 +335,7 @@ TEST(Shard, StatesAndWhatIsWrittenToThemAgree) {
 
 TEST(Shard, DecisionsSeeTheSameBitsOnAllRanksThatShareThem) {
   for (const char* strategy : {"tp=2 dp=4 ep=8", "tp=2 dp=4 etp=2 ep=2 sp", "cp=2 tp=2 dp=2 ep=8 sp"}) {
-    ASSERT_OK_AND_ASSIGN(const auto m, CompileSharded(SmallMoe(), strategy));
+    ASSERT_OK_AND_ASSIGN(const auto m, testing::CompileSharded(testing::SmallMoe(), strategy));
     int decisions = 0;
     for (const auto& n : m->module().Find("chunk0")->body()) {
       if (!n->op().Has(kDecision)) continue;
@@ -345,7 +349,7 @@ TEST(Shard, DecisionsSeeTheSameBitsOnAllRanksThatShareThem) {
 }
 
 TEST(Shard, TextbookLocalShapes) {
-  ASSERT_OK_AND_ASSIGN(const auto m, CompileSharded(SmallMoe(), "tp=2 dp=4 ep=4 sp vp"));
+  ASSERT_OK_AND_ASSIGN(const auto m, testing::CompileSharded(testing::SmallMoe(), "tp=2 dp=4 ep=4 sp vp"));
   const Mesh& mesh = m->module().mesh();
   const Function& f = *m->module().Find("chunk0");
   const auto local = [&](absl::string_view name) {
@@ -367,32 +371,32 @@ TEST(Shard, TextbookLocalShapes) {
 }
 
 TEST(Shard, StrategiesThatDoNotDivideNameEveryProblem) {
-  ModelConfig odd = SmallDense();
+  model::ModelConfig odd = testing::SmallDense();
   odd.set_num_attention_heads(6);
   odd.set_ffn_hidden_size(18);
-  const auto m = CompileSharded(odd, "tp=4 dp=16 no_kv_axis");
+  const auto m = testing::CompileSharded(odd, "tp=4 dp=16 no_kv_axis");
   ExpectError(m, absl::StatusCode::kInvalidArgument, "q parameter layers.0.attn.wq", "extent 6",
               "legal here: 1, 2, 3, 6", "up parameter", "extent 18", "batch tokens", "dp = 16");
 }
 
 TEST(Shard, ANodeThatCannotBePlacedIsNamed) {
-  ModelConfig blocks = SmallDense();
+  model::ModelConfig blocks = testing::SmallDense();
   blocks.set_vocab_blocks(1);
-  ExpectError(CompileSharded(blocks, "tp=2 vp"), absl::StatusCode::kInvalidArgument, "@chunk0",
+  ExpectError(testing::CompileSharded(blocks, "tp=2 vp"), absl::StatusCode::kInvalidArgument, "@chunk0",
               "nn.head_stats", "no legal placement");
 }
 
 TEST(Shard, SaysWhenTheLayoutCutsRoutingGroups) {
-  ModelConfig c = SmallMoe();
+  model::ModelConfig c = testing::SmallMoe();
   c.set_routing_groups_per_sequence(1);
-  ASSERT_OK_AND_ASSIGN(const auto m, CompileSharded(c, "tp=2 dp=4 ep=4 sp"));
+  ASSERT_OK_AND_ASSIGN(const auto m, testing::CompileSharded(c, "tp=2 dp=4 ep=4 sp"));
   EXPECT_THAT(absl::StrJoin(m->notes, " "), HasSubstr("cuts its 1 routing group"));
-  ASSERT_OK_AND_ASSIGN(const auto whole, CompileSharded(SmallMoe(), "tp=2 dp=4 ep=4 sp"));
+  ASSERT_OK_AND_ASSIGN(const auto whole, testing::CompileSharded(testing::SmallMoe(), "tp=2 dp=4 ep=4 sp"));
   EXPECT_THAT(absl::StrJoin(whole->notes, " "), Not(HasSubstr("routing group")));
 }
 
 TEST(Shard, InsertedNodesSayWhy) {
-  ASSERT_OK_AND_ASSIGN(const auto m, CompileSharded(SmallMoe(), "dp=8 ep=4"));
+  ASSERT_OK_AND_ASSIGN(const auto m, testing::CompileSharded(testing::SmallMoe(), "dp=8 ep=4"));
   std::vector<std::string> reasons;
   for (const Node* n : m->module().Find("chunk0")->NodesOf("comm.all_to_all"))
     reasons.push_back(n->provenance.reason);
@@ -401,7 +405,7 @@ TEST(Shard, InsertedNodesSayWhy) {
   EXPECT_EQ(reasons[1], "experts@ep -> batch@ep, for %layers.1.moe.o");
 }
 
-class ShardTextTest : public PassTest {
+class ShardTextTest : public testing::PassTest {
  protected:
   PassContext Context(absl::string_view strategy) {
     PassContext context;
@@ -462,4 +466,4 @@ TEST_F(ShardTextTest, WrittenPlacementsStay) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

@@ -9,7 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 
-namespace moe {
+namespace moe::passes {
 
 absl::StatusOr<std::vector<int>> CutLayers(absl::Span<const double> cost, int chunks) {
   const int layers = static_cast<int>(cost.size());
@@ -60,4 +60,4 @@ ScopePart PartOfScope(absl::string_view scope) {
   return {};
 }
 
-}  // namespace moe
+}  // namespace moe::passes

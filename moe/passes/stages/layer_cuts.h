@@ -13,7 +13,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 
-namespace moe {
+namespace moe::passes {
 
 // Chunk c is layers [cuts[c], cuts[c + 1]); none is empty. Exact, by dynamic programming over layers; among
 // equals, the more even one. Error: more chunks than layers.
@@ -26,4 +26,4 @@ struct ScopePart {
 };
 ScopePart PartOfScope(absl::string_view scope);  // "embedding", "layers.3.moe", "head"
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -15,10 +15,10 @@
 #include "moe/ir/state.h"
 #include "moe/ir/state_layout.h"
 #include "moe/passes/copy_nodes.h"
-#include "moe/passes/stages/layer_cuts.h"
 #include "moe/passes/schedule/schedule_table.h"
+#include "moe/passes/stages/layer_cuts.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 constexpr char kPass[] = "partition-stages";
@@ -94,7 +94,7 @@ class Cutter {
     std::vector<double> layers;
     for (const auto& n : step_->body()) {
       const ScopePart part = PartOfScope(n->scope);
-      const double seconds = NodeSeconds(*n, Mesh(), context_.target);
+      const double seconds = cost::NodeSeconds(*n, Mesh(), context_.target);
       if (part.kind == ScopePart::kEmbedding) embedding += seconds;
       if (part.kind == ScopePart::kHead) head += seconds;
       if (part.kind != ScopePart::kLayer) continue;
@@ -424,4 +424,4 @@ absl::StatusOr<bool> PartitionStages(Program& program, const PassContext& contex
   return true;
 }
 
-}  // namespace moe
+}  // namespace moe::passes

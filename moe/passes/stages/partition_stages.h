@@ -26,7 +26,7 @@
 #include "absl/status/statusor.h"
 #include "moe/passes/pass.h"
 
-namespace moe {
+namespace moe::passes {
 
 absl::StatusOr<bool> PartitionStages(Program& program, const PassContext& context);
 
@@ -36,4 +36,4 @@ std::vector<int64_t> StagesOf(const State& state);
 // The second half: @update and @report into @update<s> and @report<s>. States carry their stages already.
 absl::Status PartitionUpdate(Module& module, int stages);
 
-}  // namespace moe
+}  // namespace moe::passes

@@ -11,7 +11,7 @@
 #include "moe/passes/autodiff.h"
 #include "moe/passes/stages/layer_cuts.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 TEST(CutLayers, TheDearestChunkIsAsCheapAsPossible) {
@@ -24,10 +24,11 @@ TEST(CutLayers, TheDearestChunkIsAsCheapAsPossible) {
 
 absl::StatusOr<Program> Partition(const std::string& file, bool tied, int pp,
                                   std::vector<std::string>* notes) {
-  ASSIGN_OR_RETURN(ModelConfig config, LoadModelConfig("testdata/models/" + file + ".textproto"));
+  ASSIGN_OR_RETURN(model::ModelConfig config,
+                   model::LoadModelConfig("testdata/models/" + file + ".textproto"));
   config.set_tie_embeddings(tied);
   Program program;
-  ASSIGN_OR_RETURN(program.module, BuildModel(config, {.global_batch = 8, .microbatches = 4}));
+  ASSIGN_OR_RETURN(program.module, model::BuildModel(config, {.global_batch = 8, .microbatches = 4}));
   PassContext context;
   context.strategy.pp = pp;
   context.strategy.microbatches = 4;
@@ -43,8 +44,8 @@ TEST(PartitionStages, UnevenLayersAllHaveAHome) {
   std::vector<std::string> notes;
   ASSERT_OK_AND_ASSIGN(const Program p, Partition("odd_test", false, 2, &notes));  // 3 layers on 2 stages
   ASSERT_FALSE(notes.empty());
-  EXPECT_THAT(notes.back(), testing::HasSubstr("stage 0: embed + layer"));
-  EXPECT_THAT(notes.back(), testing::HasSubstr("head"));
+  EXPECT_THAT(notes.back(), ::testing::HasSubstr("stage 0: embed + layer"));
+  EXPECT_THAT(notes.back(), ::testing::HasSubstr("head"));
   int64_t nodes = 0, copies = 0;
   for (const char* name : {"chunk0", "chunk1"}) nodes += p.module->Find(name)->num_nodes();
   for (const LogicalNode& n : p.inventory) copies += n.chunks.size();
@@ -87,4 +88,4 @@ TEST(PartitionStages, TooManyStages) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::passes

@@ -12,7 +12,7 @@
 #include "moe/passes/copy_nodes.h"
 #include "moe/passes/stages/partition_stages.h"
 
-namespace moe {
+namespace moe::passes {
 namespace {
 
 constexpr char kPass[] = "partition-stages";
@@ -220,4 +220,4 @@ absl::Status PartitionUpdate(Module& module, int stages) {
   return absl::OkStatus();
 }
 
-}  // namespace moe
+}  // namespace moe::passes

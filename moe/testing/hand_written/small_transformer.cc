@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-namespace moe {
+namespace moe::testing {
 namespace {
 
 using Vec = std::vector<double>;
@@ -435,4 +435,4 @@ void SmallTransformer::Update(double learning_rate, int step, double factor) {
   }
 }
 
-}  // namespace moe
+}  // namespace moe::testing

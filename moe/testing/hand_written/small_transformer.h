@@ -15,7 +15,7 @@
 #include <string>
 #include <vector>
 
-namespace moe {
+namespace moe::testing {
 
 struct SmallTransformerSizes {
   int batch = 4, microbatches = 2;  // samples per step
@@ -72,4 +72,4 @@ class SmallTransformer {
   Tensors p_, g_, m_, v_;
 };
 
-}  // namespace moe
+}  // namespace moe::testing

@@ -9,11 +9,11 @@
 #include "moe/runtime/interpreter.h"
 #include "moe/testing/random_inputs.h"
 
-namespace moe {
+namespace moe::testing {
 namespace {
 
-ModelConfig ConfigOf(const SmallTransformerSizes& z) {
-  ModelConfig c;
+model::ModelConfig ConfigOf(const SmallTransformerSizes& z) {
+  model::ModelConfig c;
   c.set_name("small_transformer");
   c.set_num_layers(2);
   c.set_hidden_size(z.hidden);
@@ -50,18 +50,19 @@ double Error(const std::vector<double>& a, const std::vector<double>& b) {
 
 TEST(SmallTransformer, TwentyStepsAgreeWithTheInterpreter) {
   const SmallTransformerSizes z;
-  const ModelConfig config = ResolveModelConfig(ConfigOf(z));
-  ASSERT_EQ(SlotsPerExpert(config), z.capacity);
-  const BuildOptions options = {.global_batch = z.batch,
-                                .microbatches = z.microbatches,
-                                .beta1 = z.beta1,
-                                .beta2 = z.beta2,
-                                .eps = z.adam_eps,
-                                .weight_decay = z.weight_decay,
-                                .clip_grad = z.clip};
-  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Module> module, BuildModel(config, options));
-  ASSERT_OK(Differentiate(*module));
-  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Interpreter> interpreter, Interpreter::Create(*module));
+  const model::ModelConfig config = model::ResolveModelConfig(ConfigOf(z));
+  ASSERT_EQ(model::SlotsPerExpert(config), z.capacity);
+  const model::BuildOptions options = {.global_batch = z.batch,
+                                       .microbatches = z.microbatches,
+                                       .beta1 = z.beta1,
+                                       .beta2 = z.beta2,
+                                       .eps = z.adam_eps,
+                                       .weight_decay = z.weight_decay,
+                                       .clip_grad = z.clip};
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Module> module, model::BuildModel(config, options));
+  ASSERT_OK(passes::Differentiate(*module));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<runtime::Interpreter> interpreter,
+                       runtime::Interpreter::Create(*module));
   ASSERT_OK(interpreter->InitializeState(3));
 
   SmallTransformer oracle(z);
@@ -74,9 +75,9 @@ TEST(SmallTransformer, TwentyStepsAgreeWithTheInterpreter) {
   double dropped = 0, clipped = 0;
   for (int step = 1; step <= 20; ++step) {
     SCOPED_TRACE(step);
-    ASSERT_OK_AND_ASSIGN(const StepInputs in,
+    ASSERT_OK_AND_ASSIGN(const runtime::StepInputs in,
                          RandomInputs(*module, {.seed = 11, .learning_rate = 0.01}, step));
-    ASSERT_OK_AND_ASSIGN(Reports reports, interpreter->TrainStep(in));
+    ASSERT_OK_AND_ASSIGN(runtime::Reports reports, interpreter->TrainStep(in));
     const SmallTransformer::Losses losses = oracle.Step({in.tokens, in.labels, in.mask}, 0.01, step);
     EXPECT_NEAR(reports.at("lm loss")[0], losses.lm, 1e-11 * losses.lm);
     EXPECT_NEAR(reports.at("aux loss")[0], losses.aux, 1e-11 * losses.aux);
@@ -105,4 +106,4 @@ TEST(SmallTransformer, TwentyStepsAgreeWithTheInterpreter) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::testing

@@ -19,7 +19,7 @@
 #include "moe/model/config.h"
 #include "nlohmann/json.hpp"
 
-namespace moe {
+namespace moe::train {
 namespace {
 
 using ::nlohmann::json;
@@ -389,13 +389,13 @@ absl::Status Checkpoint::CheckTensors(absl::Span<const TensorSpec> expected,
                    hidden > 0 ? absl::StrCat("\n  and ", hidden, " more") : ""));
 }
 
-absl::Status CheckSameModel(const std::string& saved_text, const ModelConfig& wanted_config) {
+absl::Status CheckSameModel(const std::string& saved_text, const model::ModelConfig& wanted_config) {
   // These change neither the parameters nor the function that they compute on an unmasked token.
   static const auto* const ignored = new std::set<std::string>{
       "name",     "seq_length",     "capacity_factor", "routing_groups_per_sequence",
       "init_std", "aux_loss_coeff", "aux_loss_scope",  "z_loss_coeff",
       "dtype",    "vocab_blocks"};
-  ModelConfig saved;
+  model::ModelConfig saved;
   FirstError error;
   google::protobuf::TextFormat::Parser parser;
   parser.RecordErrorsTo(&error);
@@ -403,9 +403,9 @@ absl::Status CheckSameModel(const std::string& saved_text, const ModelConfig& wa
     return absl::DataLossError(
         absl::StrCat("the checkpoint's model configuration does not parse: ", error.message));
   }
-  saved = ResolveModelConfig(std::move(saved));
-  const ModelConfig wanted = ResolveModelConfig(wanted_config);
-  const google::protobuf::Descriptor* descriptor = ModelConfig::descriptor();
+  saved = model::ResolveModelConfig(std::move(saved));
+  const model::ModelConfig wanted = model::ResolveModelConfig(wanted_config);
+  const google::protobuf::Descriptor* descriptor = model::ModelConfig::descriptor();
   google::protobuf::TextFormat::Printer printer;
   std::vector<std::string> differences;
   for (int i = 0; i < descriptor->field_count(); ++i) {
@@ -441,4 +441,4 @@ absl::StatusOr<std::string> FindLatestCheckpoint(const std::string& root) {
   return JoinPath(root, CheckpointName(best));
 }
 
-}  // namespace moe
+}  // namespace moe::train

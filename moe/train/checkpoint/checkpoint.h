@@ -35,10 +35,10 @@
 #include "absl/types/span.h"
 #include "moe/ir/types.h"
 #include "moe/model/config.pb.h"
-#include "moe/train/run/loss_scale.h"
 #include "moe/train/checkpoint/safetensors.h"
+#include "moe/train/run/loss_scale.h"
 
-namespace moe {
+namespace moe::train {
 
 inline constexpr int kCheckpointFormatVersion = 1;
 
@@ -118,10 +118,10 @@ class Checkpoint {
 // FailedPrecondition naming every field that makes `saved` (textproto) another model than `wanted`. Fields
 // that change neither the tensors nor what they compute are ignored: the name, loss coefficients, capacity,
 // sequence length, ...
-absl::Status CheckSameModel(const std::string& saved, const ModelConfig& wanted);
+absl::Status CheckSameModel(const std::string& saved, const model::ModelConfig& wanted);
 
 // "step_00000300"; and the folder of the highest step under `root`, or NotFound.
 std::string CheckpointName(int64_t step);
 absl::StatusOr<std::string> FindLatestCheckpoint(const std::string& root);
 
-}  // namespace moe
+}  // namespace moe::train

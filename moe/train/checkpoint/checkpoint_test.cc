@@ -11,7 +11,7 @@
 #include "gtest/gtest.h"
 #include "moe/base/status_matchers.h"
 
-namespace moe {
+namespace moe::train {
 namespace {
 
 using ::testing::ElementsAre;
@@ -212,7 +212,7 @@ TEST_F(CheckpointTest, NamesEveryTensorThatDoesNotFit) {
 }
 
 TEST(CheckSameModelTest, NamesWhatDiffers) {
-  ModelConfig config;
+  model::ModelConfig config;
   config.set_name("other name");
   config.set_num_layers(2);
   config.set_hidden_size(16);
@@ -243,4 +243,4 @@ TEST_F(CheckpointTest, FindsTheLatest) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::train

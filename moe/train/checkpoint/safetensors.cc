@@ -12,7 +12,7 @@
 #include "moe/base/status.h"
 #include "nlohmann/json.hpp"
 
-namespace moe {
+namespace moe::train {
 namespace {
 
 using ::nlohmann::json;
@@ -341,4 +341,4 @@ absl::Status CheckPlainFileName(absl::string_view name) {
   return absl::OkStatus();
 }
 
-}  // namespace moe
+}  // namespace moe::train

@@ -27,7 +27,7 @@
 #include "absl/types/span.h"
 #include "moe/base/file.h"
 
-namespace moe {
+namespace moe::train {
 
 // Bits of one element of "F32", "BF16", "F4", ...; 0 for a dtype that the format does not know.
 int64_t SafetensorsBits(absl::string_view dtype);
@@ -100,4 +100,4 @@ std::string ShardFileName(absl::string_view stem, int64_t index, int64_t count);
 // An untrusted name of a file inside a folder: no separators, no "..", not absolute, not empty.
 absl::Status CheckPlainFileName(absl::string_view name);
 
-}  // namespace moe
+}  // namespace moe::train

@@ -9,7 +9,7 @@
 #include "gtest/gtest.h"
 #include "moe/base/status_matchers.h"
 
-namespace moe {
+namespace moe::train {
 namespace {
 
 using ::testing::ElementsAre;
@@ -212,4 +212,4 @@ TEST(SafetensorsTest, ShardNames) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::train

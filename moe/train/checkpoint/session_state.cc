@@ -11,7 +11,7 @@
 #include "moe/ir/state.h"
 #include "moe/ir/stored_rows.h"
 
-namespace moe {
+namespace moe::train {
 namespace {
 
 template <typename T>
@@ -53,7 +53,7 @@ std::vector<TensorSpec> PersistentTensors(const Module& module, bool moments) {
 }
 
 absl::Status SaveSession(const std::string& dir, const CheckpointMeta& meta, const Module& module,
-                         Session& session, bool writes) {
+                         runtime::Session& session, bool writes) {
   std::vector<TensorSpec> specs = PersistentTensors(module);
   if (!writes) {
     // The order in which WriteCheckpoint fills.
@@ -77,8 +77,8 @@ absl::Status SaveSession(const std::string& dir, const CheckpointMeta& meta, con
   return WriteCheckpoint(dir, meta, tensors);
 }
 
-absl::StatusOr<CheckpointMeta> RestoreSession(const std::string& dir, const ModelConfig& model,
-                                              const Module& module, Session& session, bool moments) {
+absl::StatusOr<CheckpointMeta> RestoreSession(const std::string& dir, const model::ModelConfig& model,
+                                              const Module& module, runtime::Session& session, bool moments) {
   ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(dir));
   RETURN_IF_ERROR(CheckSameModel(checkpoint->meta().model_config, model));
   const std::vector<TensorSpec> specs = PersistentTensors(module, moments);
@@ -101,4 +101,4 @@ absl::StatusOr<std::string> FindCheckpoint(const std::string& path) {
   return FindLatestCheckpoint(IsFolder(inside) ? inside : path);
 }
 
-}  // namespace moe
+}  // namespace moe::train

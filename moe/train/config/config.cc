@@ -14,7 +14,7 @@
 #include "moe/cost/targets.h"
 #include "moe/model/config.h"
 
-namespace moe {
+namespace moe::train {
 namespace {
 
 bool MulFits(int64_t a, int64_t b, int64_t* out) { return !__builtin_mul_overflow(a, b, out); }
@@ -23,7 +23,7 @@ bool MulFits(int64_t a, int64_t b, int64_t* out) { return !__builtin_mul_overflo
 
 RunConfig DefaultRunConfig() {
   RunConfig config;
-  ModelConfig& model = *config.mutable_model();
+  model::ModelConfig& model = *config.mutable_model();
   model.set_name("tiny_moe");
   model.set_num_layers(4);
   model.set_hidden_size(128);
@@ -79,7 +79,7 @@ absl::Status MergeRunConfigFile(const std::string& path, RunConfig& config) {
 }
 
 RunConfig ResolveRunConfig(RunConfig config) {
-  *config.mutable_model() = ResolveModelConfig(config.model());
+  *config.mutable_model() = model::ResolveModelConfig(config.model());
   StrategyConfig& s = *config.mutable_strategy();
   if (s.pipeline_model_parallel_size() == 0) s.set_pipeline_model_parallel_size(1);
   if (s.context_parallel_size() == 0) s.set_context_parallel_size(1);
@@ -126,9 +126,9 @@ int64_t NumMicrobatches(const RunConfig& config) {
   return samples > 0 && global > 0 && global % samples == 0 ? global / samples : 0;
 }
 
-Strategy StrategyOf(const RunConfig& config) {
+passes::Strategy StrategyOf(const RunConfig& config) {
   const StrategyConfig& c = config.strategy();
-  Strategy s;
+  passes::Strategy s;
   s.pp = c.pipeline_model_parallel_size();
   s.dp = c.data_parallel_size();
   s.cp = c.context_parallel_size();
@@ -143,8 +143,9 @@ Strategy StrategyOf(const RunConfig& config) {
   s.schedule = c.schedule();
   s.virtual_chunks = c.virtual_pipeline_model_parallel_size();
   s.checkpoint = c.recompute_granularity();
-  s.checkpoint_budget = c.recompute_budget().empty() ? 0 : ParseByteSize(c.recompute_budget()).value_or(0);
-  s.memory_limit = c.memory_limit().empty() ? 0 : ParseByteSize(c.memory_limit()).value_or(0);
+  s.checkpoint_budget =
+      c.recompute_budget().empty() ? 0 : passes::ParseByteSize(c.recompute_budget()).value_or(0);
+  s.memory_limit = c.memory_limit().empty() ? 0 : passes::ParseByteSize(c.memory_limit()).value_or(0);
   s.dispatcher = c.moe_token_dispatcher_type();
   s.precision = c.fp16() ? "f16" : c.bf16() ? "bf16" : "";
   const std::string& grads = c.main_grads_dtype();
@@ -159,7 +160,7 @@ Strategy StrategyOf(const RunConfig& config) {
   s.kv_axis = c.split_tensor_by_kv_heads();
   s.expert_slots = c.expert_slots();
   if (!c.expert_map().empty()) {  // what is malformed is told by ValidateRunConfig
-    if (auto map = ParseExpertMap(c.expert_map()); map.ok()) s.expert_map = *std::move(map);
+    if (auto map = passes::ParseExpertMap(c.expert_map()); map.ok()) s.expert_map = *std::move(map);
   }
   s.zero_dp = c.zero_dp_size();
   s.expert_zero_dp = c.expert_zero_dp_size();
@@ -174,11 +175,11 @@ Strategy StrategyOf(const RunConfig& config) {
   return s;
 }
 
-Target TargetOf(const RunConfig& config) {
+cost::Target TargetOf(const RunConfig& config) {
   const ClusterConfig& c = config.cluster();
   // An unknown name is for ValidateRunConfig to refuse.
   const bool some_gpu = c.target().empty() && config.train().device() == "cuda";
-  Target t = NamedTarget(some_gpu ? "h100" : c.target()).value_or(Target());
+  cost::Target t = cost::NamedTarget(some_gpu ? "h100" : c.target()).value_or(cost::Target());
   const auto set = [](double value, double unit, double* field) {
     if (value > 0) *field = value * unit;
   };
@@ -190,7 +191,7 @@ Target TargetOf(const RunConfig& config) {
   return t;
 }
 
-void SetStrategy(const Strategy& s, RunConfig& config) {
+void SetStrategy(const passes::Strategy& s, RunConfig& config) {
   StrategyConfig& c = *config.mutable_strategy();
   c.set_pipeline_model_parallel_size(s.pp);
   c.set_data_parallel_size(s.dp);
@@ -205,8 +206,8 @@ void SetStrategy(const Strategy& s, RunConfig& config) {
   c.set_schedule(s.schedule);
   c.set_virtual_pipeline_model_parallel_size(s.virtual_chunks);
   c.set_recompute_granularity(s.checkpoint);
-  c.set_recompute_budget(s.checkpoint_budget > 0 ? ByteSizeToString(s.checkpoint_budget) : "");
-  c.set_memory_limit(s.memory_limit > 0 ? ByteSizeToString(s.memory_limit) : "");
+  c.set_recompute_budget(s.checkpoint_budget > 0 ? passes::ByteSizeToString(s.checkpoint_budget) : "");
+  c.set_memory_limit(s.memory_limit > 0 ? passes::ByteSizeToString(s.memory_limit) : "");
   c.set_moe_token_dispatcher_type(s.dispatcher);
   c.set_bf16(s.precision == "bf16");
   c.set_fp16(s.precision == "f16");
@@ -263,7 +264,7 @@ std::string DefaultDataPath() {
 }
 
 std::string DescribeStrategy(const RunConfig& config) {
-  const Strategy s = StrategyOf(config);
+  const passes::Strategy s = StrategyOf(config);
   std::vector<std::string> degrees;
   if (s.pp > 1) degrees.push_back(absl::StrCat("pp ", s.pp));
   if (s.dp > 1) degrees.push_back(absl::StrCat("dp ", s.dp));
@@ -294,4 +295,4 @@ std::string DescribeStrategy(const RunConfig& config) {
   return line;
 }
 
-}  // namespace moe
+}  // namespace moe::train

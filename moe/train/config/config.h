@@ -19,7 +19,7 @@
 #include "moe/passes/strategy.h"
 #include "moe/train/config/config.pb.h"
 
-namespace moe {
+namespace moe::train {
 
 // A small MoE transformer on English text: 8 virtual devices, pp 2 x dp 2 x tp 2, experts over ep 2 inside
 // dp; 4 microbatches of 8 x 128 tokens.
@@ -34,13 +34,13 @@ RunConfig ResolveRunConfig(RunConfig config);
 
 // The resolved configuration as the strategy of the passes. `microbatches` is what the batch sizes give, at
 // least 1.
-Strategy StrategyOf(const RunConfig& resolved);
+passes::Strategy StrategyOf(const RunConfig& resolved);
 // The reverse, for a strategy given in compact words ("pp=2 tp=4 sp"); micro_batch_size follows from its
 // microbatches where it names them.
-void SetStrategy(const Strategy& strategy, RunConfig& config);
+void SetStrategy(const passes::Strategy& strategy, RunConfig& config);
 
 // The target of the passes, with the links that the configuration names.
-Target TargetOf(const RunConfig& resolved);
+cost::Target TargetOf(const RunConfig& resolved);
 
 // Microbatches of a step: global_batch_size / (micro_batch_size x data_parallel_size); 0 if that is no whole
 // number.
@@ -59,4 +59,4 @@ std::string DefaultDataPath();
 // microbatches of 8 x 128".
 std::string DescribeStrategy(const RunConfig& resolved);
 
-}  // namespace moe
+}  // namespace moe::train

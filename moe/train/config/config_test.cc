@@ -10,7 +10,7 @@
 #include "moe/base/textproto.h"
 #include "moe/model/config.h"
 
-namespace moe {
+namespace moe::train {
 namespace {
 
 using ::google::protobuf::util::MessageDifferencer;
@@ -23,12 +23,13 @@ std::string WriteConfig(absl::string_view text) {
 
 TEST(RunConfigTest, TheDefaultIsTheTinyModelOnEightDevices) {
   const RunConfig config = ResolveRunConfig(DefaultRunConfig());
-  ASSERT_OK_AND_ASSIGN(const ModelConfig tiny, LoadModelConfig("testdata/models/tiny_moe.textproto"));
+  ASSERT_OK_AND_ASSIGN(const model::ModelConfig tiny,
+                       model::LoadModelConfig("testdata/models/tiny_moe.textproto"));
   EXPECT_EQ(PrintTextproto(config.model()), PrintTextproto(tiny));
-  const ParameterCount count = CountParameters(config.model());
+  const model::ParameterCount count = model::CountParameters(config.model());
   EXPECT_GE(count.total, 2'000'000);
   EXPECT_LE(count.total, 3'000'000);
-  const Strategy s = StrategyOf(config);
+  const passes::Strategy s = StrategyOf(config);
   EXPECT_EQ(s.world(), 8);
   EXPECT_EQ(s.ToString(), "pp=2 dp=2 tp=2 ep=2 etp=2 microbatches=4 checkpoint=selective");
   EXPECT_EQ(DescribeStrategy(config),
@@ -105,19 +106,19 @@ TEST(RunConfigTest, NamedTargetsAndLinksOverThem) {
 
 TEST(RunConfigTest, LinksOfTheCluster) {
   RunConfig config = DefaultRunConfig();
-  EXPECT_EQ(TargetOf(config).node_bytes_per_second, Target().node_bytes_per_second);
+  EXPECT_EQ(TargetOf(config).node_bytes_per_second, cost::Target().node_bytes_per_second);
   config.mutable_cluster()->set_node_gbytes_per_second(50);
   config.mutable_cluster()->set_node_microseconds(8);
   EXPECT_EQ(TargetOf(config).node_bytes_per_second, 50e9);
   EXPECT_DOUBLE_EQ(TargetOf(config).node_latency_seconds, 8e-6);
-  EXPECT_EQ(TargetOf(config).link_bytes_per_second, Target().link_bytes_per_second);
+  EXPECT_EQ(TargetOf(config).link_bytes_per_second, cost::Target().link_bytes_per_second);
 }
 
 TEST(RunConfigTest, StrategyThereAndBack) {
   RunConfig config = DefaultRunConfig();
   ASSERT_OK_AND_ASSIGN(
-      const Strategy s,
-      ParseStrategy(
+      const passes::Strategy s,
+      passes::ParseStrategy(
           "pp=2 dp=2 tp=4 cp=2 ep=8 etp=2 sp vp zero=3 expert_zero=1 microbatches=8 "
           "schedule=gpipe virtual_chunks=2 checkpoint=auto checkpoint_budget=96KiB memory_limit=1.5MiB "
           "dispatcher=allgather overload=1.5 ep_order=reversed "
@@ -133,4 +134,4 @@ TEST(RunConfigTest, StrategyThereAndBack) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::train

@@ -194,7 +194,7 @@ MOE_VALUE_FLAGS(MOE_DEFINE)
 MOE_SWITCH_FLAGS(MOE_DEFINE)
 #undef MOE_DEFINE
 
-namespace moe {
+namespace moe::train {
 
 absl::StatusOr<RunConfig> RunConfigFromFlags() {
   RunConfig config = DefaultRunConfig();
@@ -207,7 +207,7 @@ absl::StatusOr<RunConfig> RunConfigFromFlags() {
     RETURN_IF_ERROR(Annotate(MergeTextproto(text, path, *config.mutable_model()), "--model"));
   }
   if (const std::string words = absl::GetFlag(FLAGS_strategy); !words.empty()) {
-    const absl::StatusOr<Strategy> strategy = ParseStrategy(words);
+    const absl::StatusOr<passes::Strategy> strategy = passes::ParseStrategy(words);
     if (!strategy.ok()) return Annotate(strategy.status(), "--strategy");
     config.mutable_strategy()->set_world_size(0);
     SetStrategy(*strategy, config);
@@ -235,4 +235,4 @@ std::vector<std::string> RunConfigFlagNames() {
   return names;
 }
 
-}  // namespace moe
+}  // namespace moe::train

@@ -14,7 +14,7 @@
 #include "absl/status/statusor.h"
 #include "moe/train/config/config.h"
 
-namespace moe {
+namespace moe::train {
 
 absl::StatusOr<RunConfig> RunConfigFromFlags();
 
@@ -22,4 +22,4 @@ absl::StatusOr<RunConfig> RunConfigFromFlags();
 // flags of this library that set a single field, sorted.
 std::vector<std::string> RunConfigFlagNames();
 
-}  // namespace moe
+}  // namespace moe::train

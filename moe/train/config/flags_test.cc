@@ -6,7 +6,7 @@
 #include "moe/base/file.h"
 #include "moe/base/status_matchers.h"
 
-namespace moe {
+namespace moe::train {
 namespace {
 
 using ::testing::Contains;
@@ -70,4 +70,4 @@ TEST(FlagsTest, SpeaksTheFieldsWords) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::train

@@ -15,7 +15,7 @@
 #include "moe/train/config/validate.h"
 #include "moe/train/config/validate_parts.h"
 
-namespace moe {
+namespace moe::train {
 namespace {
 
 // Candidates by distance from what is wanted, nearest first; smaller ones first among equals.
@@ -33,7 +33,7 @@ Candidates Near(std::vector<int64_t> values, int64_t wanted, size_t most) {
 }  // namespace
 
 std::string DescribeNearest(const RunConfig& from, const RunConfig& to) {
-  const Strategy s = StrategyOf(to);
+  const passes::Strategy s = StrategyOf(to);
   std::vector<std::string> degrees;
   for (const auto& [name, size] : {std::pair("pp", s.pp), {"dp", s.dp}, {"cp", s.cp}, {"tp", s.tp}}) {
     if (size > 1) degrees.push_back(absl::StrCat(name, " ", size));
@@ -94,9 +94,10 @@ std::optional<RunConfig> NearestLegalStrategy(const RunConfig& config) {
   RunConfig trial = config;
   StrategyConfig& s = *trial.mutable_strategy();
   if (!IsSchedule(s.schedule()) || CountsOutOfOrder(config)) s.set_schedule("1f1b");
-  const absl::StatusOr<CheckpointPolicy> policy = ParseCheckpointPolicy(s.recompute_granularity());
+  const absl::StatusOr<passes::CheckpointPolicy> policy =
+      passes::ParseCheckpointPolicy(s.recompute_granularity());
   const bool budget = !s.recompute_budget().empty() || !s.memory_limit().empty();
-  if (!policy.ok() || (policy->base == CheckpointPolicy::kAuto && !budget))
+  if (!policy.ok() || (policy->base == passes::CheckpointPolicy::kAuto && !budget))
     s.set_recompute_granularity("none");
   if (!IsDispatcher(s.moe_token_dispatcher_type())) s.set_moe_token_dispatcher_type("auto");
   if (!IsExpertOrder(s.expert_axis_order())) s.set_expert_axis_order("");
@@ -207,4 +208,4 @@ std::optional<RunConfig> NearestLegalStrategy(const RunConfig& config) {
   return found;
 }
 
-}  // namespace moe
+}  // namespace moe::train

@@ -16,7 +16,7 @@
 #include "moe/passes/strategy.h"
 #include "moe/train/config/validate_parts.h"
 
-namespace moe {
+namespace moe::train {
 namespace {
 
 constexpr int64_t kByteVocabulary = 256;
@@ -24,11 +24,12 @@ constexpr int64_t kByteVocabulary = 256;
 // Words of the strategy that mean something only as one of a few.
 void CheckWords(const StrategyConfig& s, Collector& out) {
   if (!IsSchedule(s.schedule())) out.Add("schedule = '", s.schedule(), "' is not known").legal = kSchedules;
-  const absl::StatusOr<CheckpointPolicy> policy = ParseCheckpointPolicy(s.recompute_granularity());
+  const absl::StatusOr<passes::CheckpointPolicy> policy =
+      passes::ParseCheckpointPolicy(s.recompute_granularity());
   if (!policy.ok()) {
     out.Add("recompute_granularity = '", s.recompute_granularity(), "': ", policy.status().message()).legal =
         "none, selective, full, auto, or ops joined by '+'";
-  } else if (policy->base == CheckpointPolicy::kAuto && s.recompute_budget().empty() &&
+  } else if (policy->base == passes::CheckpointPolicy::kAuto && s.recompute_budget().empty() &&
              s.memory_limit().empty()) {
     out.Add("recompute_granularity = auto without a budget").legal =
         "recompute_budget or memory_limit, in bytes (38.5MiB)";
@@ -36,7 +37,7 @@ void CheckWords(const StrategyConfig& s, Collector& out) {
   for (const auto& [field, value] :
        {std::pair("recompute_budget", s.recompute_budget()), {"memory_limit", s.memory_limit()}}) {
     if (value.empty()) continue;
-    if (const auto bytes = ParseByteSize(value); !bytes.ok())
+    if (const auto bytes = passes::ParseByteSize(value); !bytes.ok())
       out.Add(field, " = '", value, "' is no number of bytes").legal = "1048576, 512KiB, 38.5MiB, 80GiB";
   }
   if (!IsDispatcher(s.moe_token_dispatcher_type())) {
@@ -123,11 +124,11 @@ void CheckFp8Experts(const RunConfig& config, const Sizes& z, Collector& out) {
   if (!s.bf16()) out.Add("fp8_experts without bf16, which it rounds").legal = "bf16 with it, or neither";
   if (!z.moe_layers)
     out.Add("fp8_experts, but the model has no experts").legal = "a model with experts, or not";
-  const Target target = TargetOf(config);
+  const cost::Target target = TargetOf(config);
   if (target.f8_flops <= 0) {
     std::vector<std::string> with;
-    for (const std::string& name : TargetNames()) {
-      if (NamedTarget(name)->f8_flops > 0) with.push_back(name);
+    for (const std::string& name : cost::TargetNames()) {
+      if (cost::NamedTarget(name)->f8_flops > 0) with.push_back(name);
     }
     out.Add("fp8_experts on target ", target.name, ", which has no products of e4m3").legal =
         absl::StrJoin(with, ", ");
@@ -268,13 +269,13 @@ void CheckWorld(const Sizes& z, const StrategyConfig& s, Collector& out) {
   StrategyConfig& parts = *config.mutable_strategy();  // what is wrong with these is told already
   parts.set_zero_dp_size(Part(s.zero_dp_size(), dp * cp, s.zero_stage() > 0));
   parts.set_expert_zero_dp_size(Part(s.expert_zero_dp_size(), stage / (ep * etp), expert_stage > 0));
-  const Strategy strategy = StrategyOf(config);
-  const std::string fold = FoldProblem(strategy, z.kv_heads);
+  const passes::Strategy strategy = StrategyOf(config);
+  const std::string fold = passes::FoldProblem(strategy, z.kv_heads);
   if (fold.empty()) return;
   const auto folds = [&](int64_t e, int64_t t) {
-    Strategy other = strategy;
+    passes::Strategy other = strategy;
     other.ep = e, other.etp = t;
-    return z.experts % e == 0 && FoldProblem(other, z.kv_heads).empty();
+    return z.experts % e == 0 && passes::FoldProblem(other, z.kv_heads).empty();
   };
   const std::vector<int64_t> eps = Keep(Divisors(stage / etp), [&](int64_t e) { return folds(e, etp); });
   const std::vector<int64_t> etps = Keep(Divisors(stage), [&](int64_t t) { return folds(1, t); });
@@ -337,7 +338,7 @@ void CheckBatch(const RunConfig& config, Collector& out) {
 
 std::vector<ConfigProblem> ModelConfigProblems(const RunConfig& config) {
   Collector out;
-  for (const std::string& problem : ModelProblems(config.model())) out.Add(problem);
+  for (const std::string& problem : model::ModelProblems(config.model())) out.Add(problem);
   const int64_t vocab = config.model().vocab_size();
   if (vocab >= 1 && vocab < kByteVocabulary) {
     out.Add("vocab_size = ", vocab, " is below the ", kByteVocabulary, " tokens of the byte tokenizer")
@@ -380,8 +381,8 @@ std::vector<ConfigProblem> TrainConfigProblems(const RunConfig& config) {
   at_least("save_interval", t.save_interval(), 0);
   at_least("max_consecutive_skips", t.max_consecutive_skips(), 1);
   const ClusterConfig& c = config.cluster();
-  if (!c.target().empty() && !NamedTarget(c.target()).ok()) {
-    out.Add("target = ", c.target()).legal = absl::StrJoin(TargetNames(), ", ");
+  if (!c.target().empty() && !cost::NamedTarget(c.target()).ok()) {
+    out.Add("target = ", c.target()).legal = absl::StrJoin(cost::TargetNames(), ", ");
   }
   const std::string device = TargetOf(config).device;
   if (!t.device().empty() && t.device() != "cpu" && t.device() != "cuda") {
@@ -464,4 +465,4 @@ absl::Status ValidateRunConfig(const RunConfig& config) {
   return absl::InvalidArgumentError(text);
 }
 
-}  // namespace moe
+}  // namespace moe::train

@@ -21,7 +21,7 @@
 #include "absl/status/status.h"
 #include "moe/train/config/config.h"
 
-namespace moe {
+namespace moe::train {
 
 struct ConfigProblem {
   std::string what;   // the value, and what it violates
@@ -43,4 +43,4 @@ std::optional<RunConfig> NearestLegalStrategy(const RunConfig& config);
 // InvalidArgument with all of the above; OK for a configuration that can be built.
 absl::Status ValidateRunConfig(const RunConfig& config);
 
-}  // namespace moe
+}  // namespace moe::train

@@ -7,20 +7,20 @@
 #include "absl/strings/str_join.h"
 #include "moe/passes/strategy.h"
 
-namespace moe {
+namespace moe::train {
 namespace {
 
-bool HasMoeLayer(const ModelConfig& model) {
+bool HasMoeLayer(const model::ModelConfig& model) {
   if (model.num_experts() < 1 || model.moe_layer_freq() < 1) return false;
   for (int64_t l = 0; l < std::min<int64_t>(model.num_layers(), 100'000); ++l) {
-    if (IsMoeLayer(model, l)) return true;
+    if (model::IsMoeLayer(model, l)) return true;
   }
   return false;
 }
 
-bool HasDenseLayer(const ModelConfig& model) {
+bool HasDenseLayer(const model::ModelConfig& model) {
   for (int64_t l = 0; l < std::min<int64_t>(model.num_layers(), 100'000); ++l) {
-    if (!IsMoeLayer(model, l)) return true;
+    if (!model::IsMoeLayer(model, l)) return true;
   }
   return false;
 }
@@ -64,7 +64,7 @@ std::string ShowNear(std::vector<int64_t> values, int64_t wanted) {
 }
 
 Sizes::Sizes(const RunConfig& config) {
-  const ModelConfig& m = config.model();
+  const model::ModelConfig& m = config.model();
   heads = Sane(m.num_attention_heads());
   kv_heads = Sane(m.num_key_value_heads());
   experts = Sane(m.num_experts());
@@ -75,7 +75,7 @@ Sizes::Sizes(const RunConfig& config) {
   if (m.moe_layer_freq() >= 1 || experts == 0) dense_ffn = HasDenseLayer(m) ? Sane(m.ffn_hidden_size()) : 0;
   shared_ffn = experts > 0 ? Sane(m.shared_expert_ffn_hidden_size()) : 0;
   const StrategyConfig& s = config.strategy();
-  const absl::StatusOr<std::vector<int64_t>> map = ParseExpertMap(s.expert_map());
+  const absl::StatusOr<std::vector<int64_t>> map = passes::ParseExpertMap(s.expert_map());
   slots = s.expert_slots() != 0     ? Sane(s.expert_slots())
           : !s.expert_map().empty() ? (map.ok() ? static_cast<int64_t>(map->size()) : 0)
                                     : experts;
@@ -125,7 +125,7 @@ void CheckExpertSlots(const Sizes& z, const StrategyConfig& s, Collector& out) {
     out.Add("expert_slots or expert_map is given, but the model has no experts").legal = "neither";
     return;
   }
-  const absl::StatusOr<std::vector<int64_t>> map = ParseExpertMap(s.expert_map());
+  const absl::StatusOr<std::vector<int64_t>> map = passes::ParseExpertMap(s.expert_map());
   if (!s.expert_map().empty() && !map.ok()) {
     out.Add(map.status().message()).legal = "experts and -1, separated by commas";
     return;
@@ -134,11 +134,11 @@ void CheckExpertSlots(const Sizes& z, const StrategyConfig& s, Collector& out) {
     out.Add("expert_slots = ", s.expert_slots()).legal = "0 (as many as experts) or more";
     return;
   }
-  Strategy strategy;
+  passes::Strategy strategy;
   strategy.ep = s.expert_model_parallel_size();
   strategy.expert_slots = s.expert_slots();
   if (!s.expert_map().empty()) strategy.expert_map = *map;
-  const absl::Status status = ExpertMapOf(strategy, z.experts).status();
+  const absl::Status status = passes::ExpertMapOf(strategy, z.experts).status();
   if (status.ok()) return;
   const int64_t least = (z.experts + strategy.ep - 1) / strategy.ep * strategy.ep;
   out.Add(status.message()).legal =
@@ -151,9 +151,9 @@ int64_t Part(int64_t part, int64_t all, bool sharded) {
 }
 
 bool CountsOutOfOrder(const RunConfig& config) {
-  const ModelConfig& m = config.model();
+  const model::ModelConfig& m = config.model();
   return config.strategy().schedule() == "dualpipe" && m.num_experts() > 0 && m.aux_loss_coeff() != 0 &&
          m.aux_loss_scope() == "global_batch";
 }
 
-}  // namespace moe
+}  // namespace moe::train

@@ -14,7 +14,7 @@
 #include "moe/train/config/config.h"
 #include "moe/train/config/validate.h"
 
-namespace moe {
+namespace moe::train {
 
 inline constexpr int64_t kMaxDegree = int64_t{1} << 20;
 inline constexpr int64_t kMaxSize = int64_t{1} << 31;
@@ -116,4 +116,4 @@ bool CountsOutOfOrder(const RunConfig& config);
 // "pp 2 x dp 2 x tp 2, ep 2" and the flags in which `to` differs from `from`.
 std::string DescribeNearest(const RunConfig& from, const RunConfig& to);
 
-}  // namespace moe
+}  // namespace moe::train

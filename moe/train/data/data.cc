@@ -11,7 +11,7 @@
 #include "moe/base/file.h"
 #include "moe/base/status.h"
 
-namespace moe {
+namespace moe::train {
 namespace {
 
 // The finaliser of MurmurHash3: every bit of the input reaches every bit of the result.
@@ -212,4 +212,4 @@ double BigramModel::NatsPerByte(absl::string_view text) const {
   return nats / static_cast<double>(text.size() - 1);
 }
 
-}  // namespace moe
+}  // namespace moe::train

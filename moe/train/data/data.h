@@ -21,7 +21,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 
-namespace moe {
+namespace moe::train {
 
 // Text <-> tokens.
 class Tokenizer {
@@ -145,4 +145,4 @@ class BigramModel {
   std::vector<int64_t> unigram_, first_, pair_;  // [256], [256] as first of a pair, [256 * 256]
 };
 
-}  // namespace moe
+}  // namespace moe::train

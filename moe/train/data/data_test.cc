@@ -11,7 +11,7 @@
 #include "moe/base/file.h"
 #include "moe/base/status_matchers.h"
 
-namespace moe {
+namespace moe::train {
 namespace {
 
 using ::testing::ElementsAre;
@@ -172,4 +172,4 @@ TEST(BigramModelTest, KnowsTheEntropyOfItsSource) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::train

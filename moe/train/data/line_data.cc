@@ -11,7 +11,7 @@
 #include "moe/base/status.h"
 #include "xxhash.h"
 
-namespace moe {
+namespace moe::train {
 
 LineDataset::LineDataset(std::string text, const TextOptions& options, std::vector<int64_t> lengths)
     : options_(options), lengths_(std::move(lengths)), text_(std::move(text)) {
@@ -173,4 +173,4 @@ void BucketOrder::Choose() {
   }
 }
 
-}  // namespace moe
+}  // namespace moe::train

@@ -21,7 +21,7 @@
 #include "absl/strings/string_view.h"
 #include "moe/train/data/data.h"
 
-namespace moe {
+namespace moe::train {
 
 class LineDataset : public Dataset {
  public:
@@ -83,4 +83,4 @@ class BucketOrder {
   int next_ = 0;
 };
 
-}  // namespace moe
+}  // namespace moe::train

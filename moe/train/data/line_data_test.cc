@@ -8,7 +8,7 @@
 
 #include "moe/base/status_matchers.h"
 
-namespace moe {
+namespace moe::train {
 namespace {
 
 std::string TextOf(const Batch& batch, int64_t row, bool labels) {
@@ -98,4 +98,4 @@ TEST(BucketOrder, EveryPrefixIsWithinOneStepOfItsShare) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::train

@@ -17,7 +17,7 @@
 #include "moe/train/run/run.h"
 #include "nlohmann/json.hpp"
 
-namespace moe {
+namespace moe::train {
 namespace {
 
 constexpr char kModel[] = R"(
@@ -52,7 +52,7 @@ class CudaRun : public ::testing::Test {
     t.set_eval_samples(4);
     t.set_log_interval(1);
     t.set_run_dir(JoinPath(folder_, absl::StrCat("run", ++runs_)));
-    ASSIGN_OR_RETURN(const Strategy parsed, ParseStrategy(strategy));
+    ASSIGN_OR_RETURN(const passes::Strategy parsed, passes::ParseStrategy(strategy));
     SetStrategy(parsed, config);
     config = ResolveRunConfig(config);
     std::ostringstream out;
@@ -71,7 +71,8 @@ class CudaRun : public ::testing::Test {
   }
 
   void ExpectSame(const std::string& strategy, const std::string& how) {
-    if (CountDevices(DeviceKind::kCuda) == 0) GTEST_SKIP() << OpenDevice(DeviceKind::kCuda, 0).status();
+    if (device::CountDevices(device::DeviceKind::kCuda) == 0)
+      GTEST_SKIP() << device::OpenDevice(device::DeviceKind::kCuda, 0).status();
     std::string printed;
     ASSERT_OK_AND_ASSIGN(const std::vector<double> cpu, Losses("cpu", strategy, "f32", &printed));
     ASSERT_OK_AND_ASSIGN(const std::vector<double> cuda, Losses("cuda", strategy, "f32", &printed));
@@ -94,7 +95,8 @@ TEST_F(CudaRun, RanksThatShareAGpu) {
 }
 
 TEST_F(CudaRun, Tf32RoundsWhatIsMultiplied) {
-  if (CountDevices(DeviceKind::kCuda) == 0) GTEST_SKIP() << OpenDevice(DeviceKind::kCuda, 0).status();
+  if (device::CountDevices(device::DeviceKind::kCuda) == 0)
+    GTEST_SKIP() << device::OpenDevice(device::DeviceKind::kCuda, 0).status();
   std::string printed;
   ASSERT_OK_AND_ASSIGN(const std::vector<double> f32, Losses("cuda", "", "f32", &printed));
   tf32_ = true;
@@ -107,7 +109,8 @@ TEST_F(CudaRun, Tf32RoundsWhatIsMultiplied) {
 }
 
 TEST_F(CudaRun, AttentionByCudnn) {
-  if (CountDevices(DeviceKind::kCuda) == 0) GTEST_SKIP() << OpenDevice(DeviceKind::kCuda, 0).status();
+  if (device::CountDevices(device::DeviceKind::kCuda) == 0)
+    GTEST_SKIP() << device::OpenDevice(device::DeviceKind::kCuda, 0).status();
   std::string printed;
   ASSERT_OK_AND_ASSIGN(const std::vector<double> own, Losses("cuda", "dp=2 ep=2 bf16", "f32", &printed));
   cudnn_ = true;
@@ -123,9 +126,9 @@ TEST_F(CudaRun, RanksWithAGpuEach) {
 #ifdef MOE_EMULATED
   emulated::SetDevices(4, size_t{4} << 30);
 #endif
-  if (CountDevices(DeviceKind::kCuda) == 1) GTEST_SKIP() << "one GPU";
+  if (device::CountDevices(device::DeviceKind::kCuda) == 1) GTEST_SKIP() << "one GPU";
   ExpectSame("pp=2 dp=2 ep=2 microbatches=2", "by NCCL");
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::train

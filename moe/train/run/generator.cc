@@ -14,7 +14,7 @@
 #include "moe/runtime/init.h"
 #include "moe/train/checkpoint/session_state.h"
 
-namespace moe {
+namespace moe::train {
 namespace {
 
 // Replaces everything from the head on by the logits.
@@ -48,7 +48,8 @@ int32_t Choose(const std::vector<double>& logits, const GenerateOptions& options
     total += weight.back();
   }
   double u =
-      static_cast<double>(CounterBits(options.seed, StreamOf("generate"), index) >> 11) * 0x1p-53 * total;
+      static_cast<double>(runtime::CounterBits(options.seed, runtime::StreamOf("generate"), index) >> 11) *
+      0x1p-53 * total;
   for (size_t i = 0; i < order.size(); ++i) {
     if ((u -= weight[i]) < 0) return order[i];
   }
@@ -57,27 +58,27 @@ int32_t Choose(const std::vector<double>& logits, const GenerateOptions& options
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Generator>> Generator::Create(const ModelConfig& model) {
+absl::StatusOr<std::unique_ptr<Generator>> Generator::Create(const model::ModelConfig& model) {
   std::unique_ptr<Generator> g(new Generator);
-  g->model_ = ResolveModelConfig(model);
+  g->model_ = model::ResolveModelConfig(model);
   if (g->model_.vocab_size() < g->tokenizer_.vocab_size()) {
     return absl::InvalidArgumentError(absl::StrCat(
         "vocab_size = ", g->model_.vocab_size(),
         ", but text is read and written as bytes; it must be at least ", g->tokenizer_.vocab_size()));
   }
-  ASSIGN_OR_RETURN(g->module_, BuildModel(g->model_, {.global_batch = 1, .microbatches = 1}));
+  ASSIGN_OR_RETURN(g->module_, model::BuildModel(g->model_, {.global_batch = 1, .microbatches = 1}));
   RETURN_IF_ERROR(CutAtLogits(*g->module_));
-  InterpreterOptions options;
-  options.backend = Backend::kCpu;
+  runtime::InterpreterOptions options;
+  options.backend = kernels::Backend::kCpu;
   options.poison = false;
-  options.observer = [p = g.get()](const Value& v, int, const Tensor& t) {
+  options.observer = [p = g.get()](const Value& v, int, const kernels::Tensor& t) {
     if (v.name() != "logits") return;
     p->logits_.resize(t.elements());
     for (int64_t i = 0; i < t.elements(); ++i) {
       p->logits_[i] = t.dtype == DType::kF64 ? t.As<double>()[i] : t.As<float>()[i];
     }
   };
-  ASSIGN_OR_RETURN(g->interpreter_, Interpreter::Create(*g->module_, std::move(options)));
+  ASSIGN_OR_RETURN(g->interpreter_, runtime::Interpreter::Create(*g->module_, std::move(options)));
   return g;
 }
 
@@ -86,7 +87,7 @@ absl::Status Generator::Load(const std::string& checkpoint) {
   return RestoreSession(dir, model_, *module_, *interpreter_, /*moments=*/false).status();
 }
 
-absl::Status Generator::LoadFrom(Session& session) {
+absl::Status Generator::LoadFrom(runtime::Session& session) {
   for (const TensorSpec& spec : PersistentTensors(*module_, /*moments=*/false)) {
     ASSIGN_OR_RETURN(const std::vector<double> values, session.ReadState(spec.name));
     RETURN_IF_ERROR(interpreter_->WriteState(spec.name, values));
@@ -99,7 +100,7 @@ absl::StatusOr<std::vector<double>> Generator::NextLogits(absl::Span<const int32
   if (tokens.empty() || tokens.size() > seq) {
     return absl::InvalidArgumentError(absl::StrCat(tokens.size(), " tokens; a window has 1 to ", seq));
   }
-  StepInputs in;
+  runtime::StepInputs in;
   in.tokens.assign(tokens.begin(), tokens.end());
   in.tokens.resize(seq, 0);
   in.labels.assign(seq, 0);
@@ -140,4 +141,4 @@ absl::StatusOr<std::string> Generator::Continue(absl::string_view prompt, const 
   return text;
 }
 
-}  // namespace moe
+}  // namespace moe::train

@@ -24,7 +24,7 @@
 #include "moe/runtime/interpreter.h"
 #include "moe/train/data/data.h"
 
-namespace moe {
+namespace moe::train {
 
 struct GenerateOptions {
   int64_t tokens = 200;
@@ -37,10 +37,10 @@ struct GenerateOptions {
 class Generator {
  public:
   // InvalidArgument for a model that cannot be built, or whose vocabulary lacks some of the 256 bytes.
-  static absl::StatusOr<std::unique_ptr<Generator>> Create(const ModelConfig& model);
+  static absl::StatusOr<std::unique_ptr<Generator>> Create(const model::ModelConfig& model);
 
   absl::Status Load(const std::string& checkpoint);  // as FindCheckpoint takes it
-  absl::Status LoadFrom(Session& session);
+  absl::Status LoadFrom(runtime::Session& session);
 
   // Logits of the token after the last one of `tokens` (1 to seq_length of them).
   absl::StatusOr<std::vector<double>> NextLogits(absl::Span<const int32_t> tokens);
@@ -49,9 +49,9 @@ class Generator {
 
  private:
   Generator() = default;
-  ModelConfig model_;
+  model::ModelConfig model_;
   std::unique_ptr<Module> module_;
-  std::unique_ptr<Interpreter> interpreter_;
+  std::unique_ptr<runtime::Interpreter> interpreter_;
   ByteTokenizer tokenizer_;
   std::vector<double> logits_;  // of all positions; written by the interpreter's observer
 };
@@ -59,4 +59,4 @@ class Generator {
 // The prompt of the sample that a training run ends with.
 inline constexpr char kSamplePrompt[] = "The light of the";
 
-}  // namespace moe
+}  // namespace moe::train

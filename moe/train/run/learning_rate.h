@@ -10,7 +10,7 @@
 #include <cmath>
 #include <cstdint>
 
-namespace moe {
+namespace moe::train {
 
 struct LearningRateSchedule {
   double peak = 1e-3;
@@ -26,4 +26,4 @@ inline double LearningRate(const LearningRateSchedule& s, int64_t iteration) {
   return s.floor + 0.5 * (s.peak - s.floor) * (1 + std::cos(std::acos(-1.0) * done));
 }
 
-}  // namespace moe
+}  // namespace moe::train

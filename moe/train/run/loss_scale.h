@@ -13,7 +13,7 @@
 #include <algorithm>
 #include <cstdint>
 
-namespace moe {
+namespace moe::train {
 
 class LossScale {
  public:
@@ -53,4 +53,4 @@ class LossScale {
   State state_;
 };
 
-}  // namespace moe
+}  // namespace moe::train

@@ -2,7 +2,7 @@
 
 #include <gtest/gtest.h>
 
-namespace moe {
+namespace moe::train {
 namespace {
 
 TEST(LossScaleTest, GrowsAfterAWindowOfFiniteSteps) {
@@ -45,4 +45,4 @@ TEST(LossScaleTest, GoesOnFromItsState) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::train

@@ -10,7 +10,7 @@
 #include "moe/base/status.h"
 #include "nlohmann/json.hpp"
 
-namespace moe {
+namespace moe::train {
 namespace {
 
 std::string Thousands(double value) {
@@ -124,4 +124,4 @@ absl::StatusOr<MetricsWriter> MetricsWriter::Open(const std::string& path, int64
   return MetricsWriter(std::move(file));
 }
 
-}  // namespace moe
+}  // namespace moe::train

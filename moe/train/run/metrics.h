@@ -16,7 +16,7 @@
 #include "absl/time/time.h"
 #include "moe/base/file.h"
 
-namespace moe {
+namespace moe::train {
 
 struct StepMetrics {
   int64_t iteration = 0;  // from 1
@@ -70,4 +70,4 @@ class MetricsWriter {
 // "01:31", "2:03:04"; for an ETA.
 std::string ShowDuration(double seconds);
 
-}  // namespace moe
+}  // namespace moe::train

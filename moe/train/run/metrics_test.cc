@@ -9,7 +9,7 @@
 #include "moe/train/run/learning_rate.h"
 #include "nlohmann/json.hpp"
 
-namespace moe {
+namespace moe::train {
 namespace {
 
 StepMetrics Example() {
@@ -107,4 +107,4 @@ TEST(LearningRateTest, WarmsUpAndDecays) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::train

@@ -13,7 +13,7 @@
 #include "absl/time/clock.h"
 #include "moe/base/status.h"
 
-namespace moe {
+namespace moe::train {
 namespace {
 
 constexpr absl::Duration kReportEvery = absl::Seconds(1);
@@ -24,20 +24,21 @@ std::string LiveKey(int64_t process) { return absl::StrCat("flight/live/", proce
 std::string FinalKey(int64_t process) { return absl::StrCat("flight/final/", process); }
 
 // When it was said, and the records.
-std::string Pack(const std::vector<FlightRecord>& records) {
+std::string Pack(const std::vector<runtime::FlightRecord>& records) {
   std::string text = absl::StrCat(absl::ToUnixMillis(absl::Now()));
-  for (const FlightRecord& r : records) absl::StrAppend(&text, std::string(1, kBetween), FlightJson(r));
-  return text.size() <= kMaxStoreValue ? text : "";
+  for (const runtime::FlightRecord& r : records)
+    absl::StrAppend(&text, std::string(1, kBetween), runtime::FlightJson(r));
+  return text.size() <= comm::kMaxStoreValue ? text : "";
 }
 
-std::vector<FlightRecord> Unpack(const std::string& text, double* age) {
-  std::vector<FlightRecord> records;
+std::vector<runtime::FlightRecord> Unpack(const std::string& text, double* age) {
+  std::vector<runtime::FlightRecord> records;
   const std::vector<absl::string_view> parts = absl::StrSplit(text, kBetween);
   int64_t said = 0;
   if (!absl::SimpleAtoi(parts[0], &said)) return records;
   *age = std::max(0.0, absl::ToDoubleSeconds(absl::Now() - absl::FromUnixMillis(said)));
   for (size_t i = 1; i < parts.size(); ++i) {
-    absl::StatusOr<FlightRecord> r = ParseFlight(parts[i]);
+    absl::StatusOr<runtime::FlightRecord> r = runtime::ParseFlight(parts[i]);
     if (r.ok()) records.push_back(*std::move(r));
   }
   return records;
@@ -45,7 +46,7 @@ std::vector<FlightRecord> Unpack(const std::string& text, double* age) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ProcessGroup>> ProcessGroup::Connect(Job* job, int64_t num_ranks,
+absl::StatusOr<std::unique_ptr<ProcessGroup>> ProcessGroup::Connect(comm::Job* job, int64_t num_ranks,
                                                                     absl::Duration timeout,
                                                                     absl::Duration connect_timeout) {
   // Writing to a process that has died is an error of the call, not the end of this one.
@@ -67,11 +68,12 @@ absl::StatusOr<std::unique_ptr<ProcessGroup>> ProcessGroup::Connect(Job* job, in
   std::vector<std::thread> threads;
   for (int64_t i = 0; i < g->per_process_; ++i) {
     threads.emplace_back([&, i] {
-      GlooOptions options;
+      comm::GlooOptions options;
       options.address = job->address();
       options.timeout = timeout;
       options.connect_timeout = connect_timeout;
-      auto world = GlooWorld::Connect(job->rank() * g->per_process_ + i, num_ranks, job->store(), options);
+      auto world =
+          comm::GlooWorld::Connect(job->rank() * g->per_process_ + i, num_ranks, job->store(), options);
       if (world.ok()) {
         g->worlds_[i] = *std::move(world);
       } else {
@@ -143,7 +145,7 @@ absl::StatusOr<std::vector<int64_t>> ProcessGroup::Max(std::vector<int64_t> valu
   return values;
 }
 
-void ProcessGroup::StartReporting(std::function<std::vector<FlightRecord>()> records) {
+void ProcessGroup::StartReporting(std::function<std::vector<runtime::FlightRecord>()> records) {
   records_ = std::move(records);
   reporter_ = std::thread([this] { Report(); });
 }
@@ -154,14 +156,14 @@ void ProcessGroup::Report() {
   } while (!stop_.SleepFor(kReportEvery));
 }
 
-std::vector<FlightRecord> ProcessGroup::CollectFlight(const std::vector<FlightRecord>& mine,
-                                                      const Mesh& mesh) {
+std::vector<runtime::FlightRecord> ProcessGroup::CollectFlight(const std::vector<runtime::FlightRecord>& mine,
+                                                               const Mesh& mesh) {
   stop_.Cancel();
   if (!job_->store()->Set(FinalKey(job_->rank()), Pack(mine)).ok()) return mine;
-  std::vector<FlightRecord> all;
+  std::vector<runtime::FlightRecord> all;
   const absl::Time deadline = absl::Now() + kAnswerWithin;
   for (int64_t p = 0; p < job_->count(); ++p) {
-    std::vector<FlightRecord> theirs;
+    std::vector<runtime::FlightRecord> theirs;
     double age = 0;
     if (p == job_->rank()) {
       theirs = mine;
@@ -171,22 +173,22 @@ std::vector<FlightRecord> ProcessGroup::CollectFlight(const std::vector<FlightRe
       const bool answers = text.ok();
       if (!answers) text = job_->store()->Get(LiveKey(p), absl::ZeroDuration());
       if (text.ok()) theirs = Unpack(*text, &age);
-      for (FlightRecord& r : theirs) {
+      for (runtime::FlightRecord& r : theirs) {
         r.stale = !answers;
         r.silent = answers ? 0 : age;
       }
     }
     for (int64_t i = 0; i < per_process_; ++i) {
       const int64_t rank = p * per_process_ + i;
-      const auto it =
-          std::find_if(theirs.begin(), theirs.end(), [&](const FlightRecord& r) { return r.rank == rank; });
+      const auto it = std::find_if(theirs.begin(), theirs.end(),
+                                   [&](const runtime::FlightRecord& r) { return r.rank == rank; });
       if (it != theirs.end()) {
         all.push_back(*it);
         continue;
       }
-      FlightRecord unknown;
+      runtime::FlightRecord unknown;
       unknown.rank = rank;
-      unknown.place = PlaceOf(mesh, rank);
+      unknown.place = runtime::PlaceOf(mesh, rank);
       unknown.unknown = true;
       all.push_back(unknown);
     }
@@ -194,11 +196,11 @@ std::vector<FlightRecord> ProcessGroup::CollectFlight(const std::vector<FlightRe
   // Who runs the rendezvous stays until those who answered have read all this.
   job_->store()->Set(absl::StrCat("flight/read/", job_->rank()), "").IgnoreError();
   for (int64_t p = 0; job_->serves() && p < job_->count(); ++p) {
-    const FlightRecord& r = all[p * per_process_];
+    const runtime::FlightRecord& r = all[p * per_process_];
     if (r.stale || r.unknown) continue;
     job_->store()->Get(absl::StrCat("flight/read/", p), 2 * kAnswerWithin).status().IgnoreError();
   }
   return all;
 }
 
-}  // namespace moe
+}  // namespace moe::train

@@ -27,18 +27,18 @@
 #include "moe/runtime/executor.h"
 #include "moe/runtime/flight.h"
 
-namespace moe {
+namespace moe::train {
 
 class ProcessGroup {
  public:
   // InvalidArgument if the processes cannot share the ranks evenly, with the numbers that could.
-  static absl::StatusOr<std::unique_ptr<ProcessGroup>> Connect(Job* job, int64_t num_ranks,
+  static absl::StatusOr<std::unique_ptr<ProcessGroup>> Connect(comm::Job* job, int64_t num_ranks,
                                                                absl::Duration timeout,
                                                                absl::Duration connect_timeout);
   ~ProcessGroup();
 
-  const std::vector<World*>& worlds() const { return local_; }  // of the ranks of this process
-  Communicator* host() const { return host_; }                  // one member a process
+  const std::vector<comm::World*>& worlds() const { return local_; }  // of the ranks of this process
+  comm::Communicator* host() const { return host_; }                  // one member a process
   bool leads() const { return job_->rank() == 0; }
 
   // FailedPrecondition if the processes have different texts, naming one that has not rank 0's.
@@ -50,26 +50,27 @@ class ProcessGroup {
   absl::StatusOr<std::vector<int64_t>> Max(std::vector<int64_t> values, const std::string& what);
 
   // Every second, for the others to have should this process no longer answer.
-  void StartReporting(std::function<std::vector<FlightRecord>()> records);
+  void StartReporting(std::function<std::vector<runtime::FlightRecord>()> records);
   void StopReporting();  // after which `records` is not called
   // After a failure, once, on every process that can: gives the others these records and takes theirs. Of a
   // process that does not answer within a few seconds, what it said last. All ranks, in order; only the own
   // ones if the rendezvous itself is gone.
-  std::vector<FlightRecord> CollectFlight(const std::vector<FlightRecord>& mine, const Mesh& mesh);
+  std::vector<runtime::FlightRecord> CollectFlight(const std::vector<runtime::FlightRecord>& mine,
+                                                   const Mesh& mesh);
 
  private:
-  ProcessGroup(Job* job, int64_t num_ranks) : job_(job), num_ranks_(num_ranks) {}
+  ProcessGroup(comm::Job* job, int64_t num_ranks) : job_(job), num_ranks_(num_ranks) {}
   void Report();
 
-  Job* const job_;
+  comm::Job* const job_;
   const int64_t num_ranks_;
   int64_t per_process_ = 1;
-  std::vector<std::unique_ptr<GlooWorld>> worlds_;
-  std::vector<World*> local_;
-  Communicator* host_ = nullptr;
-  std::function<std::vector<FlightRecord>()> records_;
-  Cancellation stop_;
+  std::vector<std::unique_ptr<comm::GlooWorld>> worlds_;
+  std::vector<comm::World*> local_;
+  comm::Communicator* host_ = nullptr;
+  std::function<std::vector<runtime::FlightRecord>()> records_;
+  comm::Cancellation stop_;
   std::thread reporter_;
 };
 
-}  // namespace moe
+}  // namespace moe::train

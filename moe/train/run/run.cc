@@ -32,17 +32,17 @@
 #include "moe/runtime/executor.h"
 #include "moe/runtime/local.h"
 #include "moe/train/checkpoint/checkpoint.h"
-#include "moe/train/data/line_data.h"
-#include "moe/train/tuning/plan_search.h"
-#include "moe/train/run/process_group.h"
 #include "moe/train/checkpoint/session_state.h"
-#include "moe/train/tuning/step_times.h"
+#include "moe/train/config/validate.h"
+#include "moe/train/data/line_data.h"
+#include "moe/train/run/process_group.h"
 #include "moe/train/run/summary.h"
 #include "moe/train/run/trainer.h"
-#include "moe/train/config/validate.h"
+#include "moe/train/tuning/plan_search.h"
+#include "moe/train/tuning/step_times.h"
 #include "nlohmann/json.hpp"
 
-namespace moe {
+namespace moe::train {
 namespace {
 
 constexpr int64_t kTracedSteps = 2;
@@ -79,12 +79,12 @@ class Speaker {
 
 // Names and syntax of the passes to run and to skip.
 absl::Status CheckPasses(const RunOptions& options) {
-  ASSIGN_OR_RETURN(std::vector<PipelineStep> steps, ParsePipeline(options.passes));
+  ASSIGN_OR_RETURN(std::vector<passes::PipelineStep> steps, passes::ParsePipeline(options.passes));
   for (const std::string& name : options.disable_passes) steps.push_back({name, {}});
-  for (const PipelineStep& step : steps) {
-    if (Passes().Find(step.pass) != nullptr) continue;
+  for (const passes::PipelineStep& step : steps) {
+    if (passes::Passes().Find(step.pass) != nullptr) continue;
     std::vector<std::string> names;
-    for (const PassDef* pass : Passes().All()) names.push_back(pass->name);
+    for (const passes::PassDef* pass : passes::Passes().All()) names.push_back(pass->name);
     return absl::InvalidArgumentError(
         absl::StrCat("unknown pass '", step.pass, "'; there are ", absl::StrJoin(names, ", ")));
   }
@@ -140,20 +140,20 @@ absl::StatusOr<std::string> OpenRunDirectory(const TrainConfig& train) {
 class StepTracer {
  public:
   // Of several plans, whichever run the steps to be recorded.
-  StepTracer(std::vector<Executor*> executors, int64_t done, int64_t steps)
+  StepTracer(std::vector<runtime::Executor*> executors, int64_t done, int64_t steps)
       : executors_(std::move(executors)),
         first_(done + 1 + std::min<int64_t>(10, std::max<int64_t>(0, steps - done - kTracedSteps))) {}
   void Before(int64_t step) {
     if (step != first_) return;
-    for (Executor* e : executors_) started_.Update(e->StartTrace(kTracedSteps));
+    for (runtime::Executor* e : executors_) started_.Update(e->StartTrace(kTracedSteps));
   }
   void After(int64_t step) {
     if (step < first_ || done_) return;
     if (step + 1 < first_ + kTracedSteps) return;
     done_ = true;
-    for (Executor* e : executors_) {
+    for (runtime::Executor* e : executors_) {
       e->StopTrace();
-      absl::StatusOr<Trace> trace = e->GatherTrace();
+      absl::StatusOr<runtime::Trace> trace = e->GatherTrace();
       if (!trace.ok()) {
         trace_ = std::move(trace);
         return;
@@ -163,30 +163,31 @@ class StepTracer {
     if (!started_.ok()) trace_ = started_;  // the others wanted the gathering all the same
   }
   // Of the plan with most events; without any before the steps were run. Whole on process 0.
-  const absl::StatusOr<Trace>& trace() const { return trace_; }
+  const absl::StatusOr<runtime::Trace>& trace() const { return trace_; }
 
  private:
-  const std::vector<Executor*> executors_;
+  const std::vector<runtime::Executor*> executors_;
   const int64_t first_;
   bool done_ = false;
   absl::Status started_;
-  absl::StatusOr<Trace> trace_ = Trace();
+  absl::StatusOr<runtime::Trace> trace_ = runtime::Trace();
 };
 
 absl::Status WritePictures(const Program& program, const std::string& dir, Speaker& speaker) {
-  const Timeline planned = PlanTimeline(program, CostDurations(program, Target()));
-  RETURN_IF_ERROR(WriteFile(JoinPath(dir, "timeline.svg"), TimelineSvg(planned)));
-  const absl::Status drawn = WriteGraphSvg(program, {}, JoinPath(dir, "graph.svg"));
+  const inspect::Timeline planned =
+      inspect::PlanTimeline(program, inspect::CostDurations(program, cost::Target()));
+  RETURN_IF_ERROR(WriteFile(JoinPath(dir, "timeline.svg"), inspect::TimelineSvg(planned)));
+  const absl::Status drawn = inspect::WriteGraphSvg(program, {}, JoinPath(dir, "graph.svg"));
   if (!drawn.ok()) speaker.Say("note", absl::StrCat("no graph.svg: ", drawn.message()));
   return absl::OkStatus();
 }
 
 // Of several plans, the one whose ranks began something last.
-const Executor& RanLast(const std::vector<Executor*>& executors) {
-  const Executor* last = executors[0];
+const runtime::Executor& RanLast(const std::vector<runtime::Executor*>& executors) {
+  const runtime::Executor* last = executors[0];
   double least = std::numeric_limits<double>::infinity();
-  for (const Executor* e : executors) {
-    for (const FlightRecord& r : e->Flight()) {
+  for (const runtime::Executor* e : executors) {
+    for (const runtime::FlightRecord& r : e->Flight()) {
       if (!r.actions.empty() && r.actions[0].ago < least) least = r.actions[0].ago, last = e;
     }
   }
@@ -204,21 +205,22 @@ bool IsOfOthers(absl::string_view status) {
 // Who held up whom, what all ranks did last, and how to go on: the message of a run that went wrong. The
 // records go to flight/ in the run directory, those of a process by itself, of one that cannot by the first
 // that can.
-absl::Status Explain(const absl::Status& status, const Executor& executor, ProcessGroup* group,
+absl::Status Explain(const absl::Status& status, const runtime::Executor& executor, ProcessGroup* group,
                      const Mesh& mesh, const std::string& dir, const std::string& checkpoint) {
-  const std::vector<FlightRecord> mine = executor.Flight();
-  const std::vector<FlightRecord> records = group == nullptr ? mine : group->CollectFlight(mine, mesh);
+  const std::vector<runtime::FlightRecord> mine = executor.Flight();
+  const std::vector<runtime::FlightRecord> records =
+      group == nullptr ? mine : group->CollectFlight(mine, mesh);
   const bool complete = static_cast<int64_t>(records.size()) == mesh.num_ranks();
   std::string text;
-  const FlightRecord* cause = nullptr;  // an error of its own
-  for (const FlightRecord& r : records) {
+  const runtime::FlightRecord* cause = nullptr;  // an error of its own
+  for (const runtime::FlightRecord& r : records) {
     if (cause == nullptr && !r.error.empty() && !IsOfOthers(r.error)) cause = &r;
   }
-  Diagnosis diagnosis;
+  runtime::Diagnosis diagnosis;
   if (!IsOfOthers(status.ToString())) {
     cause = nullptr;  // it is this one
   } else if (cause == nullptr && complete) {
-    diagnosis = Diagnose(records);
+    diagnosis = runtime::Diagnose(records);
   }
   if (cause != nullptr) {
     text = cause->error;
@@ -230,19 +232,19 @@ absl::Status Explain(const absl::Status& status, const Executor& executor, Proce
     text = std::string(status.message());
   }
   int64_t first_alive = -1;
-  for (const FlightRecord& r : records) {
+  for (const runtime::FlightRecord& r : records) {
     if (first_alive < 0 && !r.stale && !r.unknown) first_alive = r.rank;
   }
   std::string written;
   if (!dir.empty()) {
     const std::string folder = JoinPath(dir, "flight");
     absl::Status saved = MakeFolders(folder);
-    for (const FlightRecord& r : records) {
-      const bool ours =
-          std::any_of(mine.begin(), mine.end(), [&](const FlightRecord& m) { return m.rank == r.rank; });
+    for (const runtime::FlightRecord& r : records) {
+      const bool ours = std::any_of(mine.begin(), mine.end(),
+                                    [&](const runtime::FlightRecord& m) { return m.rank == r.rank; });
       if (!ours && !((r.stale || r.unknown) && first_alive == mine[0].rank)) continue;
       if (saved.ok())
-        saved = WriteFile(JoinPath(folder, absl::StrCat("rank_", r.rank, ".json")), FlightJson(r));
+        saved = WriteFile(JoinPath(folder, absl::StrCat("rank_", r.rank, ".json")), runtime::FlightJson(r));
     }
     written = saved.ok() ? absl::StrCat("flight record of all ranks: ", folder, "/   ")
                          : absl::StrCat("no flight record: ", saved.message(), "   ");
@@ -290,10 +292,10 @@ std::string OneLine(absl::string_view text) {
 namespace {
 
 // "2 ranks on 0 (NVIDIA H200, ...), 2 ranks on 1 (...)"
-std::string DescribeDevices(const Executor& executor) {
+std::string DescribeDevices(const runtime::Executor& executor) {
   std::map<int, std::pair<int64_t, std::string>> ranks;  // by ordinal
   for (int64_t r = 0; r < executor.num_local_ranks(); ++r) {
-    const Device& device = executor.device(r);
+    const device::Device& device = executor.device(r);
     auto& [count, what] = ranks[device.ordinal()];
     ++count;
     what = device.description();
@@ -308,7 +310,7 @@ std::string DescribeDevices(const Executor& executor) {
 
 // FLOP/s of a rank's device at most, which MFU is a share of. NotFound: why it is not known.
 absl::StatusOr<double> PeakFlops(const RunOptions& options, const RunConfig& config,
-                                 const Executor& executor) {
+                                 const runtime::Executor& executor) {
   if (options.peak_tflops > 0) return 1e12 * options.peak_tflops;
   if (!config.strategy().bf16() && !config.strategy().fp16()) {
     return absl::NotFoundError("the peak rates that are known are those of bf16 and f16");
@@ -316,11 +318,11 @@ absl::StatusOr<double> PeakFlops(const RunOptions& options, const RunConfig& con
   std::set<int> ordinals;
   double least = std::numeric_limits<double>::infinity();
   for (int64_t r = 0; r < executor.num_local_ranks(); ++r) {
-    const Device& device = executor.device(r);
+    const device::Device& device = executor.device(r);
     if (!ordinals.insert(device.ordinal()).second) return absl::NotFoundError("ranks share a GPU");
     const std::string description = device.description();  // "NVIDIA H200, 139.8 GiB, ..."
-    ASSIGN_OR_RETURN(const Target target,
-                     TargetOfDevice(absl::string_view(description).substr(0, description.find(','))));
+    ASSIGN_OR_RETURN(const cost::Target target,
+                     cost::TargetOfDevice(absl::string_view(description).substr(0, description.find(','))));
     least = std::min(least, target.flops);
   }
   return least;
@@ -330,15 +332,15 @@ absl::StatusOr<double> PeakFlops(const RunOptions& options, const RunConfig& con
 // and a rank that hangs may still use them.
 struct Meeting {
   std::unique_ptr<ProcessGroup> group;  // of several processes
-  std::unique_ptr<DeviceWorlds> devices;
+  std::unique_ptr<comm::DeviceWorlds> devices;
   bool begun = false;  // errors from here on are those of a step
 };
 
 // Opens the devices of this process's ranks, and their ways to the others.
-absl::Status MeetOnDevices(const RunOptions& run, Backend backend, int64_t num_ranks, Meeting& meeting,
-                           ExecutorOptions* options) {
-  DeviceWorldsOptions wanted;
-  wanted.kind = backend == Backend::kCuda ? DeviceKind::kCuda : DeviceKind::kHost;
+absl::Status MeetOnDevices(const RunOptions& run, kernels::Backend backend, int64_t num_ranks,
+                           Meeting& meeting, runtime::ExecutorOptions* options) {
+  comm::DeviceWorldsOptions wanted;
+  wanted.kind = backend == kernels::Backend::kCuda ? device::DeviceKind::kCuda : device::DeviceKind::kHost;
   wanted.num_ranks = num_ranks;
   wanted.timeout = run.device_timeout;
   wanted.connect_timeout = run.connect_timeout;
@@ -349,7 +351,7 @@ absl::Status MeetOnDevices(const RunOptions& run, Backend backend, int64_t num_r
     wanted.host = meeting.group->worlds();
     options->host = meeting.group->host();
   }
-  ASSIGN_OR_RETURN(meeting.devices, DeviceWorlds::Open(wanted));
+  ASSIGN_OR_RETURN(meeting.devices, comm::DeviceWorlds::Open(wanted));
   options->worlds = meeting.devices.get();
   return absl::OkStatus();
 }
@@ -372,7 +374,7 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   }
   if (TargetOf(config).device == "cuda") {
     // Before anything is compiled.
-    RETURN_IF_ERROR(Annotate(CheckDevices(DeviceKind::kCuda), "--device=cuda"));
+    RETURN_IF_ERROR(Annotate(device::CheckDevices(device::DeviceKind::kCuda), "--device=cuda"));
   }
   const TextOptions text = {.path = train.data_path(),
                             .held_out = train.held_out_fraction(),
@@ -408,7 +410,7 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   }
 
   Speaker speaker(out, options.voice);
-  speaker.Say("model", DescribeModel(config.model()));
+  speaker.Say("model", model::DescribeModel(config.model()));
   speaker.Say("data", data->Describe());
   speaker.Say("mesh", DescribeStrategy(config));
   if (options.job != nullptr) {
@@ -417,20 +419,20 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   }
   speaker.Break();
 
-  CompileOptions compile;
+  plan::CompileOptions compile;
   compile.pipeline = options.passes;
   compile.passes.disable_passes = options.disable_passes;
   compile.passes.dump_pass_re = options.dump_pass_re;
   compile.passes.validate = options.validate;
   compile.target = TargetOf(config);
   compile.memory_limit = StrategyOf(config).memory_limit;
-  ASSIGN_OR_RETURN(const Backend backend, BackendOf(compile.target));
-  compile.workspace = WorkspaceHook(backend, StrategyOf(config).overload);
+  ASSIGN_OR_RETURN(const kernels::Backend backend, runtime::BackendOf(compile.target));
+  compile.workspace = runtime::WorkspaceHook(backend, StrategyOf(config).overload);
   std::string dump_to;
   if (leads) dump_to = options.dump_to.empty() && !dir.empty() ? JoinPath(dir, "ir") : options.dump_to;
   bool first_dump = true;
   ASSIGN_OR_RETURN(
-      PlannedRun planned_run, PlanRun(config, compile, [&](const RunConfig& c, CompileOptions* o) {
+      PlannedRun planned_run, PlanRun(config, compile, [&](const RunConfig& c, plan::CompileOptions* o) {
         // The other plans of a run go into folders of their own, by length and microbatch.
         o->passes.dump_to = first_dump || dump_to.empty() ? dump_to : JoinPath(dump_to, PlanName(c));
         first_dump = false;
@@ -452,28 +454,28 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
       RETURN_IF_ERROR(WriteFile(JoinPath(dir, "config.textproto"), RunConfigToText(config)));
     }
   }
-  const Compiled& compiled = main_plan.compiled;
+  const plan::Compiled& compiled = main_plan.compiled;
   const Program& program = compiled.plan.program;
   for (const std::string& line : planned_run.said) speaker.Say("plan", line);
   if (!planned_run.said.empty() && !by_lines) speaker.Say("mesh", DescribeStrategy(config));
   speaker.Say("compile", PassTable(compiled.passes, compiled.milliseconds));
   speaker.Break();
   if (!dir.empty() && leads) {
-    RETURN_IF_ERROR(SavePlan(compiled.plan, dir));
+    RETURN_IF_ERROR(plan::SavePlan(compiled.plan, dir));
     RETURN_IF_ERROR(WritePictures(program, dir, speaker));
     for (const PlannedBucket& b : planned_run.buckets) {
       for (const PlannedStep& p : b.plans) {
         if (&p == &main_plan) continue;
         const std::string folder = JoinPath(JoinPath(dir, "plans"), PlanName(p.config));
         RETURN_IF_ERROR(MakeFolders(folder));
-        RETURN_IF_ERROR(SavePlan(p.compiled.plan, folder));
+        RETURN_IF_ERROR(plan::SavePlan(p.compiled.plan, folder));
         RETURN_IF_ERROR(WritePictures(p.compiled.plan.program, folder, speaker));
       }
     }
   }
 
   const Mesh& mesh = program.module->mesh();
-  ExecutorOptions devices;
+  runtime::ExecutorOptions devices;
   devices.backend = backend;
   devices.graphs = options.cuda_graphs;
   devices.tf32 = train.tf32();
@@ -487,7 +489,7 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
                                                   options.connect_timeout));
     std::string plans;
     for (const PlannedBucket& b : planned_run.buckets) {
-      for (const PlannedStep& p : b.plans) plans += SerializePlan(p.compiled.plan);
+      for (const PlannedStep& p : b.plans) plans += plan::SerializePlan(p.compiled.plan);
     }
     RETURN_IF_ERROR(group->CheckSame("plan", plans));
     // The processes of a host share its cores.
@@ -498,14 +500,15 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   const auto on_all = [&](const absl::Status& mine) { return group == nullptr ? mine : group->Agree(mine); };
   RETURN_IF_ERROR(on_all(Annotate(MeetOnDevices(options, backend, mesh.num_ranks(), meeting, &devices),
                                   absl::StrCat("--device=", compile.target.device))));
-  absl::StatusOr<std::unique_ptr<Executor>> created = Executor::Create(program, devices);
+  absl::StatusOr<std::unique_ptr<runtime::Executor>> created = runtime::Executor::Create(program, devices);
   RETURN_IF_ERROR(on_all(created.status()));
-  const std::unique_ptr<Executor> executor = *std::move(created);
-  std::vector<std::unique_ptr<Executor>> others;  // of the other plans, in the same memory
+  const std::unique_ptr<runtime::Executor> executor = *std::move(created);
+  std::vector<std::unique_ptr<runtime::Executor>> others;  // of the other plans, in the same memory
   std::vector<std::unique_ptr<StepMeter>> meters;
   // What computes at once: the ranks of a GPU take turns, those of a CPU share its cores.
-  const int64_t computing = backend == Backend::kCuda ? CountDevices(DeviceKind::kCuda)
-                                                      : std::max(1u, std::thread::hardware_concurrency());
+  const int64_t computing = backend == kernels::Backend::kCuda
+                                ? device::CountDevices(device::DeviceKind::kCuda)
+                                : std::max(1u, std::thread::hardware_concurrency());
   std::vector<StepBucket> buckets;
   devices.room_for.clear();
   devices.memory_of = executor.get();
@@ -516,9 +519,9 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
     bucket.flops_per_step = b.flops_per_step;
     bucket.first_plan = b.first;
     for (const PlannedStep& p : b.plans) {
-      Executor* runs = executor.get();
+      runtime::Executor* runs = executor.get();
       if (&p != &main_plan) {
-        ASSIGN_OR_RETURN(others.emplace_back(), Executor::Create(p.compiled.plan.program, devices));
+        ASSIGN_OR_RETURN(others.emplace_back(), runtime::Executor::Create(p.compiled.plan.program, devices));
         runs = others.back().get();
       }
       meters.push_back(std::make_unique<ExecutorMeter>(runs, computing));
@@ -527,13 +530,13 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
     }
     buckets.push_back(std::move(bucket));
   }
-  if (backend == Backend::kCuda) {
+  if (backend == kernels::Backend::kCuda) {
     speaker.Say("device", absl::StrCat(DescribeDevices(*executor), "\n", meeting.devices->Describe()));
   }
   const absl::StatusOr<double> peak = PeakFlops(options, config, *executor);
   if (peak.ok()) {
     speaker.Say("peak", absl::StrFormat("%.5g TFLOP/s of a device, for MFU", *peak / 1e12));
-  } else if (backend == Backend::kCuda) {
+  } else if (backend == kernels::Backend::kCuda) {
     speaker.Say("peak",
                 absl::StrCat("no MFU: ", peak.status().message(), "; --peak_tflops says what it is of"));
   }
@@ -545,7 +548,7 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
     ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(from));
     done = checkpoint->meta().step;
   }
-  std::vector<Executor*> executors = {executor.get()};
+  std::vector<runtime::Executor*> executors = {executor.get()};
   for (const auto& other : others) executors.push_back(other.get());
   if (group != nullptr) group->StartReporting([&executors] { return RanLast(executors).Flight(); });
   const absl::Cleanup reported = [&] {
@@ -567,7 +570,7 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   hooks.progress = [&](const StepMetrics& m) { speaker.Progress(m); };
   hooks.evaluated = [&](int64_t step, double loss) { speaker.Evaluated(step, loss); };
   hooks.before_step = [&](int64_t step) {
-    for (Executor* e : executors) e->NameStep(step);
+    for (runtime::Executor* e : executors) e->NameStep(step);
     tracer.Before(step);
   };
   hooks.after_step = [&](int64_t step) { tracer.After(step); };
@@ -649,13 +652,13 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   }
 
   // Of several plans, the one that takes most.
-  const Executor* fullest = executor.get();
-  const auto peak_bytes = [](const Executor& e) {
+  const runtime::Executor* fullest = executor.get();
+  const auto peak_bytes = [](const runtime::Executor& e) {
     int64_t most = 0;
     for (const StageMemory& stage : e.program().memory.stages) most = std::max(most, stage.peak_bytes());
     return most;
   };
-  for (const Executor* e : executors) {
+  for (const runtime::Executor* e : executors) {
     if (peak_bytes(*e) > peak_bytes(*fullest)) fullest = e;
   }
   std::vector<int64_t> measured = fullest->MeasuredPeakPerStage();
@@ -666,27 +669,30 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
   std::vector<int64_t> planned;
   for (const StageMemory& stage : fullest->program().memory.stages) planned.push_back(stage.peak_bytes());
   std::string end = absl::StrFormat("%.0f s", absl::ToDoubleSeconds(absl::Now() - start));
-  if (steps > 0) absl::StrAppend(&end, "   ", CountText(std::llround(result.tokens_per_second)), " tok/s");
+  if (steps > 0)
+    absl::StrAppend(&end, "   ", inspect::CountText(std::llround(result.tokens_per_second)), " tok/s");
   // The training is done: what it looked like is not worth its loss.
   if (!tracer.trace().ok()) {
     speaker.Say("note", absl::StrCat("no trace.json: ", tracer.trace().status().message()));
-  } else if (const Trace& traced = *tracer.trace(); traced.num_events() > 0) {
+  } else if (const runtime::Trace& traced = *tracer.trace(); traced.num_events() > 0) {
     // The ranks of a CPU take turns on its cores; each has streams of its own on a GPU.
     const int64_t hosts = options.job == nullptr ? 1 : options.job->count() / options.job->local_count();
-    const int64_t at_once = backend == Backend::kCuda
+    const int64_t at_once = backend == kernels::Backend::kCuda
                                 ? traced.ranks()
                                 : hosts * std::max(1u, std::thread::hardware_concurrency());
     const StepShares shares = SharesOf(traced, static_cast<int>(at_once));
     absl::StrAppend(&end, "   step: ", SharesText(shares));
-    for (int i = 0; i < kNumCategories; ++i) {
-      summary["shares"][std::string(CategoryName(static_cast<Category>(i)))] = shares.share[i];
+    for (int i = 0; i < runtime::kNumCategories; ++i) {
+      summary["shares"][std::string(runtime::CategoryName(static_cast<runtime::Category>(i)))] =
+          shares.share[i];
     }
     summary["hidden_communication"] = shares.communication.hidden();
-    const std::string trace = ChromeTrace(traced);
+    const std::string trace = runtime::ChromeTrace(traced);
     RETURN_IF_ERROR(WriteFile(JoinPath(dir, "trace.json"), trace));
-    const absl::StatusOr<Timeline> measured = MeasuredTimeline(trace, program.module->mesh());
+    const absl::StatusOr<inspect::Timeline> measured =
+        inspect::MeasuredTimeline(trace, program.module->mesh());
     if (measured.ok()) {
-      RETURN_IF_ERROR(WriteFile(JoinPath(dir, "timeline_measured.svg"), TimelineSvg(*measured)));
+      RETURN_IF_ERROR(WriteFile(JoinPath(dir, "timeline_measured.svg"), inspect::TimelineSvg(*measured)));
     } else {
       speaker.Say("note", absl::StrCat("no timeline_measured.svg: ", measured.status().message()));
     }
@@ -724,4 +730,4 @@ absl::Status RunTraining(const RunConfig& config, const RunOptions& options, std
   return said ? absl::Status(status.code(), "") : status;
 }
 
-}  // namespace moe
+}  // namespace moe::train

@@ -19,7 +19,7 @@
 #include "moe/train/config/config.h"
 #include "moe/train/run/generator.h"
 
-namespace moe {
+namespace moe::train {
 
 struct RunOptions {
   std::string passes;  // "": the default pipeline
@@ -37,7 +37,7 @@ struct RunOptions {
   double peak_tflops = 0;   // of a device, which MFU is a share of; 0: what is known of a GPU of its name
   const std::atomic<bool>* stop = nullptr;
   // This process among those that train together; null: it is alone. Rank 0 speaks and writes.
-  Job* job = nullptr;
+  comm::Job* job = nullptr;
 };
 
 // `config` is resolved; it is validated here. With several processes, all call this with the same
@@ -46,4 +46,4 @@ struct RunOptions {
 // is without words on those processes whose words rank 0 has said.
 absl::Status RunTraining(const RunConfig& config, const RunOptions& options, std::ostream& out);
 
-}  // namespace moe
+}  // namespace moe::train

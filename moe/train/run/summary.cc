@@ -9,7 +9,7 @@
 #include "absl/strings/str_split.h"
 #include "moe/inspect/quantities.h"
 
-namespace moe {
+namespace moe::train {
 namespace {
 
 constexpr size_t kTextWidth = 84;  // of what a pass did
@@ -41,13 +41,13 @@ std::string SummaryLine(absl::string_view word, absl::string_view text) {
   return out;
 }
 
-std::string PassTable(const std::vector<PassResult>& passes, double total_milliseconds) {
+std::string PassTable(const std::vector<passes::PassResult>& passes, double total_milliseconds) {
   std::string out =
       absl::StrFormat("%-22s %-8s %-*s %7s", "pass", "changed", kTextWidth, "what it did", "ms");
   auto row = [&](absl::string_view name, absl::string_view changed, absl::string_view text, double ms) {
     absl::StrAppendFormat(&out, "\n%-22s %-8s %-*s %7.1f", name, changed, kTextWidth, text, ms);
   };
-  for (const PassResult& pass : passes) {
+  for (const passes::PassResult& pass : passes) {
     std::vector<std::string> lines;
     for (const std::string& note : pass.notes) {
       for (std::string& line : Wrap(note, kTextWidth)) lines.push_back(std::move(line));
@@ -65,16 +65,16 @@ std::string PassTable(const std::vector<PassResult>& passes, double total_millis
   return out;
 }
 
-StepShares SharesOf(const Trace& trace, int cores) {
+StepShares SharesOf(const runtime::Trace& trace, int cores) {
   StepShares s;
-  s.communication = CommunicationOf(trace);
+  s.communication = runtime::CommunicationOf(trace);
   int64_t begin = INT64_MAX, end = 0;
   double busy = 0;
   for (int64_t rank = 0; rank < trace.ranks(); ++rank) {
-    for (const TraceEvent& e : trace.events(rank)) {
+    for (const runtime::TraceEvent& e : trace.events(rank)) {
       begin = std::min(begin, e.begin_ns);
       end = std::max(end, e.end_ns);
-      if (e.lane != 0 || e.category == Category::kCollective) continue;
+      if (e.lane != 0 || e.category == runtime::Category::kCollective) continue;
       s.share[static_cast<int>(e.category)] += static_cast<double>(e.end_ns - e.begin_ns) / 1e9;
     }
   }
@@ -85,17 +85,18 @@ StepShares SharesOf(const Trace& trace, int cores) {
     share /= available;
     busy += share;
   }
-  s.share[static_cast<int>(Category::kCollective)] = std::max(0.0, 1 - busy);
+  s.share[static_cast<int>(runtime::Category::kCollective)] = std::max(0.0, 1 - busy);
   return s;
 }
 
 std::string SharesText(const StepShares& shares) {
   std::vector<std::string> parts;
-  for (int i = 0; i < kNumCategories; ++i) {
-    const Category c = static_cast<Category>(i);
-    parts.push_back(absl::StrFormat("%s %.0f%%",
-                                    c == Category::kCollective ? "collectives and waiting" : CategoryName(c),
-                                    100 * shares.share[i]));
+  for (int i = 0; i < runtime::kNumCategories; ++i) {
+    const runtime::Category c = static_cast<runtime::Category>(i);
+    parts.push_back(absl::StrFormat(
+        "%s %.0f%%",
+        c == runtime::Category::kCollective ? "collectives and waiting" : runtime::CategoryName(c),
+        100 * shares.share[i]));
   }
   if (shares.communication.seconds > 0) {
     parts.push_back(
@@ -107,13 +108,14 @@ std::string SharesText(const StepShares& shares) {
 std::string PeakMemoryText(const std::vector<int64_t>& planned, const std::vector<int64_t>& measured) {
   const int64_t peak = planned.empty() ? 0 : *std::max_element(planned.begin(), planned.end());
   if (planned == measured)
-    return absl::StrCat("peak memory ", BytesText(static_cast<double>(peak)), " per rank, as planned");
+    return absl::StrCat("peak memory ", inspect::BytesText(static_cast<double>(peak)),
+                        " per rank, as planned");
   std::vector<std::string> stages;
   for (size_t i = 0; i < planned.size() && i < measured.size(); ++i) {
-    stages.push_back(absl::StrCat("stage ", i, " planned ", CountText(planned[i]), " measured ",
-                                  CountText(measured[i]), " bytes"));
+    stages.push_back(absl::StrCat("stage ", i, " planned ", inspect::CountText(planned[i]), " measured ",
+                                  inspect::CountText(measured[i]), " bytes"));
   }
   return absl::StrCat("peak memory per rank: ", absl::StrJoin(stages, ", "));
 }
 
-}  // namespace moe
+}  // namespace moe::train

@@ -15,19 +15,19 @@
 #include "moe/base/status.h"
 #include "moe/ir/state.h"
 #include "moe/model/config.h"
-#include "moe/train/run/learning_rate.h"
 #include "moe/train/checkpoint/session_state.h"
+#include "moe/train/run/learning_rate.h"
 
-namespace moe {
+namespace moe::train {
 namespace {
 
-double Scalar(const Reports& reports, const std::string& name, double otherwise = 0) {
+double Scalar(const runtime::Reports& reports, const std::string& name, double otherwise = 0) {
   const auto it = reports.find(name);
   return it == reports.end() || it->second.empty() ? otherwise : it->second[0];
 }
 
 // Of the tokens per expert, the most over the mean; the worst layer.
-double WorstLoad(const Reports& reports) {
+double WorstLoad(const runtime::Reports& reports) {
   double worst = 0;
   for (const auto& [name, load] : reports) {
     if (!absl::StartsWith(name, "load ") || load.empty()) continue;
@@ -60,7 +60,7 @@ Trainer::Trainer(const RunConfig& resolved, const Module& module, std::vector<St
   for (const StepBucket& b : buckets_) {
     tuners_.push_back(TunerOf(b, options_.tuning_interval));
   }
-  meta_.model_config = ModelConfigToText(config_.model());
+  meta_.model_config = model::ModelConfigToText(config_.model());
   meta_.run_config = RunConfigToText(config_);
   meta_.seed = config_.train().seed();
   meta_.data_fingerprint = data_->Fingerprint();
@@ -77,8 +77,8 @@ Trainer::Trainer(const RunConfig& resolved, const Module& module, std::vector<St
   for (const StepBucket& b : buckets_) absl::StrAppend(&meta_.data_fingerprint, "-", b.global_batch);
 }
 
-Trainer::Trainer(const RunConfig& resolved, const Module& module, Session* session, const Dataset* data,
-                 TrainerOptions options)
+Trainer::Trainer(const RunConfig& resolved, const Module& module, runtime::Session* session,
+                 const Dataset* data, TrainerOptions options)
     : Trainer(resolved, module,
               {{.seq_length = resolved.model().seq_length(),
                 .global_batch = resolved.train().global_batch_size(),
@@ -144,8 +144,8 @@ absl::Status Trainer::LoadWeights(const std::string& path) {
   return absl::OkStatus();
 }
 
-StepInputs Trainer::InputsOf(const Batch& batch, int64_t microbatches, double* valid) {
-  StepInputs in;
+runtime::StepInputs Trainer::InputsOf(const Batch& batch, int64_t microbatches, double* valid) {
+  runtime::StepInputs in;
   in.tokens = batch.tokens;
   in.labels = batch.labels;
   in.mask = batch.mask;
@@ -157,14 +157,14 @@ StepInputs Trainer::InputsOf(const Batch& batch, int64_t microbatches, double* v
   return in;
 }
 
-absl::StatusOr<StepInputs> Trainer::NextInputs() const {
+absl::StatusOr<runtime::StepInputs> Trainer::NextInputs() const {
   const TrainConfig& t = config_.train();
   const Next next = NextStep();
   const StepBucket& bucket = buckets_[next.bucket];
   Batch batch(bucket.global_batch, bucket.seq_length);
   RETURN_IF_ERROR(data_->Fill(next.first, batch));
   double valid = 0;
-  StepInputs in = InputsOf(batch, PlanOf(next.bucket).microbatches, &valid);
+  runtime::StepInputs in = InputsOf(batch, PlanOf(next.bucket).microbatches, &valid);
   in.scalars["learning_rate"] = LearningRate(
       {.peak = t.lr(), .floor = t.min_lr(), .warmup = t.lr_warmup_iters(), .total = t.train_iters()},
       meta_.step + 1);
@@ -181,7 +181,7 @@ absl::StatusOr<StepInputs> Trainer::NextInputs() const {
 
 absl::StatusOr<StepMetrics> Trainer::Step() {
   const TrainConfig& t = config_.train();
-  ASSIGN_OR_RETURN(const StepInputs inputs, NextInputs());
+  ASSIGN_OR_RETURN(const runtime::StepInputs inputs, NextInputs());
   const int64_t step = meta_.step + 1;
   const int b = NextStep().bucket;
   const StepBucket& bucket = buckets_[b];
@@ -190,7 +190,7 @@ absl::StatusOr<StepMetrics> Trainer::Step() {
   const bool meters = tuners_[b].meters();
   if (meters) plan.meter->Start();
   const absl::Time start = absl::Now();
-  absl::StatusOr<Reports> reports = plan.session->TrainStep(inputs);
+  absl::StatusOr<runtime::Reports> reports = plan.session->TrainStep(inputs);
   const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
   if (!reports.ok()) return Annotate(reports.status(), absl::StrCat("step ", step));
   StepTimes times;
@@ -225,7 +225,7 @@ absl::StatusOr<StepMetrics> Trainer::Step() {
   meta_.consecutive_skips = applied && std::isfinite(m.lm_loss) ? 0 : meta_.consecutive_skips + 1;
   m.skipped_iterations = meta_.skipped_steps;
   m.nan_iterations = meta_.nan_steps;
-  const int64_t moe_layers = NumMoeLayers(config_.model());
+  const int64_t moe_layers = model::NumMoeLayers(config_.model());
   m.has_experts = moe_layers > 0;
   if (m.has_experts) {
     const double routed = Scalar(*reports, "routed");
@@ -325,9 +325,9 @@ absl::StatusOr<double> Trainer::Evaluate(int64_t samples) {
       }
       double valid = 0;
       const StepPlan& plan = PlanOf(static_cast<int>(i));
-      const StepInputs inputs = InputsOf(batch, plan.microbatches, &valid);
+      const runtime::StepInputs inputs = InputsOf(batch, plan.microbatches, &valid);
       if (valid == 0) continue;
-      absl::StatusOr<Reports> reports = plan.session->EvalStep(inputs);
+      absl::StatusOr<runtime::Reports> reports = plan.session->EvalStep(inputs);
       if (!reports.ok()) {
         return Annotate(reports.status(), absl::StrCat("evaluation, held-out sample ", first));
       }
@@ -346,4 +346,4 @@ absl::StatusOr<std::string> Trainer::Save() {
   return dir;
 }
 
-}  // namespace moe
+}  // namespace moe::train

@@ -35,11 +35,11 @@
 #include "moe/train/tuning/micro_batch_tuner.h"
 #include "moe/train/tuning/step_times.h"
 
-namespace moe {
+namespace moe::train {
 
 // A session, and in how many microbatches it takes a step's samples.
 struct StepPlan {
-  Session* session = nullptr;
+  runtime::Session* session = nullptr;
   int64_t microbatches = 1;
   int64_t micro_batch_size = 1;
   StepMeter* meter = nullptr;  // of the session; needed where a bucket has several plans
@@ -85,7 +85,7 @@ class Trainer {
   Trainer(const RunConfig& resolved, const Module& module, std::vector<StepBucket> buckets,
           const Dataset* data, TrainerOptions options = {});
   // For data of one length.
-  Trainer(const RunConfig& resolved, const Module& module, Session* session, const Dataset* data,
+  Trainer(const RunConfig& resolved, const Module& module, runtime::Session* session, const Dataset* data,
           TrainerOptions options = {});
 
   // Continues from a checkpoint, a folder of them, or a run directory. FailedPrecondition for another model,
@@ -109,7 +109,7 @@ class Trainer {
   const std::string& last_checkpoint() const { return last_checkpoint_; }
 
   // Batch and scalars of the next step, as Train() would use them.
-  absl::StatusOr<StepInputs> NextInputs() const;
+  absl::StatusOr<runtime::StepInputs> NextInputs() const;
 
  private:
   struct Next {  // the step that is to come
@@ -119,7 +119,7 @@ class Trainer {
   Next NextStep() const;
   const StepPlan& PlanOf(int bucket) const;
   static MicroBatchTuner TunerOf(const StepBucket& bucket, int64_t interval);
-  static StepInputs InputsOf(const Batch& batch, int64_t microbatches, double* valid);
+  static runtime::StepInputs InputsOf(const Batch& batch, int64_t microbatches, double* valid);
   absl::StatusOr<StepMetrics> Step();
   bool Stopped() const { return options_.stop != nullptr && options_.stop->load(); }
 
@@ -135,4 +135,4 @@ class Trainer {
   std::string last_checkpoint_;
 };
 
-}  // namespace moe
+}  // namespace moe::train

@@ -18,10 +18,10 @@
 #include "moe/plan/compile.h"
 #include "moe/runtime/executor.h"
 #include "moe/runtime/local.h"
-#include "moe/train/run/generator.h"
 #include "moe/train/checkpoint/session_state.h"
+#include "moe/train/run/generator.h"
 
-namespace moe {
+namespace moe::train {
 namespace {
 
 constexpr char kModel[] = R"(
@@ -34,8 +34,8 @@ constexpr char kModel[] = R"(
 struct Rig {
   RunConfig config;
   std::unique_ptr<TextDataset> data;
-  std::unique_ptr<Compiled> compiled;
-  std::unique_ptr<Executor> session;
+  std::unique_ptr<plan::Compiled> compiled;
+  std::unique_ptr<runtime::Executor> session;
   std::unique_ptr<Trainer> trainer;
 };
 
@@ -58,7 +58,7 @@ RunConfig SmallConfig(const std::string& strategy, const std::string& dtype = "f
   t.set_lr_warmup_iters(2);
   t.set_log_interval(1);
   t.set_max_consecutive_skips(3);
-  absl::StatusOr<Strategy> parsed = ParseStrategy(strategy);
+  absl::StatusOr<passes::Strategy> parsed = passes::ParseStrategy(strategy);
   EXPECT_OK(parsed);
   SetStrategy(*parsed, config);
   return ResolveRunConfig(config);
@@ -70,15 +70,15 @@ absl::StatusOr<Rig> Make(const RunConfig& config, TrainerOptions options = {}) {
   std::string text;
   for (int i = 0; i < 400; ++i) absl::StrAppend(&text, "line ", i % 7, " of the text that repeats\n");
   ASSIGN_OR_RETURN(s.data, TextDataset::FromText(text, {.path = "t", .seq_length = 16, .seed = 5}));
-  const Strategy strategy = StrategyOf(config);
+  const passes::Strategy strategy = StrategyOf(config);
   ASSIGN_OR_RETURN(auto module,
-                   BuildModel(config.model(), {.global_batch = config.train().global_batch_size(),
-                                               .microbatches = strategy.microbatches}));
-  CompileOptions compile;
-  compile.workspace = WorkspaceHook(Backend::kCpu, strategy.overload);
-  ASSIGN_OR_RETURN(Compiled compiled, Compile(std::move(module), strategy, compile));
-  s.compiled = std::make_unique<Compiled>(std::move(compiled));
-  ASSIGN_OR_RETURN(s.session, Executor::Create(s.compiled->plan.program, {}));
+                   model::BuildModel(config.model(), {.global_batch = config.train().global_batch_size(),
+                                                      .microbatches = strategy.microbatches}));
+  plan::CompileOptions compile;
+  compile.workspace = runtime::WorkspaceHook(kernels::Backend::kCpu, strategy.overload);
+  ASSIGN_OR_RETURN(plan::Compiled compiled, plan::Compile(std::move(module), strategy, compile));
+  s.compiled = std::make_unique<plan::Compiled>(std::move(compiled));
+  ASSIGN_OR_RETURN(s.session, runtime::Executor::Create(s.compiled->plan.program, {}));
   RETURN_IF_ERROR(s.session->InitializeState(config.train().seed()));
   s.trainer = std::make_unique<Trainer>(config, *s.compiled->plan.program.module, s.session.get(),
                                         s.data.get(), std::move(options));
@@ -323,7 +323,7 @@ TEST(TrainerTest, ASkippedStepDoesNotCountForTheBiasCorrections) {
   EXPECT_EQ(s.trainer->meta().skipped_steps, 1);
   EXPECT_EQ(s.trainer->meta().consecutive_skips, 0);
   EXPECT_LT(result.losses.back(), result.losses[1]);
-  ASSERT_OK_AND_ASSIGN(const StepInputs next, s.trainer->NextInputs());
+  ASSERT_OK_AND_ASSIGN(const runtime::StepInputs next, s.trainer->NextInputs());
   EXPECT_DOUBLE_EQ(next.scalars.at("bias1"), 1 - std::pow(0.9, 12));
 }
 
@@ -377,4 +377,4 @@ TEST(GeneratorTest, LogitsAreThoseOfTheTrainedModelAndChoicesRepeat) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::train

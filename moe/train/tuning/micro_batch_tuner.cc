@@ -10,7 +10,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 
-namespace moe {
+namespace moe::train {
 
 MicroBatchTuner::MicroBatchTuner(std::vector<Plan> plans, int first, int64_t interval)
     : plans_(std::move(plans)),
@@ -120,4 +120,4 @@ std::string MicroBatchTuner::Describe() const {
   return absl::StrCat("micro_batch_size ", absl::StrJoin(sizes, "; "), "\n", costs_.Describe());
 }
 
-}  // namespace moe
+}  // namespace moe::train

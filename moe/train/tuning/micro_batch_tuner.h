@@ -20,7 +20,7 @@
 
 #include "moe/train/tuning/step_times.h"
 
-namespace moe {
+namespace moe::train {
 
 class MicroBatchTuner {
  public:
@@ -73,4 +73,4 @@ class MicroBatchTuner {
   std::vector<StepPrediction> predicted_;
 };
 
-}  // namespace moe
+}  // namespace moe::train

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-namespace moe {
+namespace moe::train {
 namespace {
 
 using ::testing::HasSubstr;
@@ -123,4 +123,4 @@ TEST(MicroBatchTuner, OnePlanIsNeverMeasured) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::train

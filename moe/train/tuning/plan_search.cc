@@ -13,10 +13,10 @@
 #include "moe/model/config.h"
 #include "moe/model/transformer.h"
 #include "moe/passes/pipeline.h"
-#include "moe/train/run/trainer.h"
 #include "moe/train/config/validate.h"
+#include "moe/train/run/trainer.h"
 
-namespace moe {
+namespace moe::train {
 namespace {
 
 constexpr double kShareOfLimit = 0.9;
@@ -43,13 +43,13 @@ int64_t MicroBatchNear(const RunConfig& c, int64_t wanted) {
 
 // The parts of a strategy that plans over one state can differ in.
 std::string Layout(const RunConfig& c) {
-  const Strategy s = StrategyOf(c);
+  const passes::Strategy s = StrategyOf(c);
   return absl::StrCat("tp ", s.tp, ", cp ", s.cp, ", dp ", s.dp);
 }
 
 class Search {
  public:
-  Search(const RunConfig& config, const CompileOptions& options) : config_(config), options_(options) {
+  Search(const RunConfig& config, const plan::CompileOptions& options) : config_(config), options_(options) {
     limit_ = options.memory_limit;
     // The search says what does not fit; `certify` would only say that it does not.
     options_.memory_limit = 0;
@@ -67,7 +67,7 @@ class Search {
                            100 * kShareOfLimit, MiB(limit_));
   }
   int64_t least() const { return least_; }
-  void Share(const StateLayout* layout, std::vector<Strategy> alongside) {
+  void Share(const StateLayout* layout, std::vector<passes::Strategy> alongside) {
     options_.layout = layout;
     options_.alongside = std::move(alongside);
   }
@@ -79,10 +79,10 @@ class Search {
     return step;
   }
   // The same plan, for keeps: with the run's own options.
-  absl::StatusOr<PlannedStep> Keep(const RunConfig& config, CompileOptions options) {
+  absl::StatusOr<PlannedStep> Keep(const RunConfig& config, plan::CompileOptions options) {
     options.layout = options_.layout;
     options.alongside = options_.alongside;
-    const Strategy strategy = Aimed(config);
+    const passes::Strategy strategy = Aimed(config);
     if (strategy.memory_limit > 0) options.memory_limit = strategy.memory_limit;
     return Plan(config, strategy, options);
   }
@@ -91,30 +91,31 @@ class Search {
  private:
   // The limit is the search's to hold: what is over it is measured, not refused. A choice of what to
   // recompute aims at the share that a plan may take.
-  Strategy Aimed(const RunConfig& config) const {
-    Strategy strategy = StrategyOf(config);
+  passes::Strategy Aimed(const RunConfig& config) const {
+    passes::Strategy strategy = StrategyOf(config);
     strategy.memory_limit =
         strategy.checkpoint == "auto" ? static_cast<int64_t>(kShareOfLimit * static_cast<double>(limit_)) : 0;
     return strategy;
   }
 
-  static absl::StatusOr<PlannedStep> Plan(const RunConfig& config, const Strategy& strategy,
-                                          const CompileOptions& options) {
+  static absl::StatusOr<PlannedStep> Plan(const RunConfig& config, const passes::Strategy& strategy,
+                                          const plan::CompileOptions& options) {
     PlannedStep step;
     step.config = config;
     ASSIGN_OR_RETURN(std::unique_ptr<Module> module, BuildLogical(config));
-    CompileOptions mine = options;
-    mine.model_text = ModelConfigToText(config.model());
+    plan::CompileOptions mine = options;
+    mine.model_text = model::ModelConfigToText(config.model());
     mine.train_text = RunConfigToText(config);
-    ASSIGN_OR_RETURN(step.compiled, Compile(std::move(module), strategy, mine));
+    ASSIGN_OR_RETURN(step.compiled, plan::Compile(std::move(module), strategy, mine));
     const Program& program = step.compiled.plan.program;
-    const Timeline t = PlanTimeline(program, CostDurations(program, options.target));
+    const inspect::Timeline t =
+        inspect::PlanTimeline(program, inspect::CostDurations(program, options.target));
     step.predicted_seconds = t.end - t.begin;
     return step;
   }
 
   const RunConfig& config_;
-  CompileOptions options_;
+  plan::CompileOptions options_;
   int64_t limit_ = 0;
   int64_t least_ = std::numeric_limits<int64_t>::max();
   int tried_ = 0;
@@ -226,7 +227,7 @@ int64_t PlannedStep::peak_bytes() const {
 
 absl::StatusOr<std::unique_ptr<Module>> BuildLogical(const RunConfig& config) {
   const TrainConfig& train = config.train();
-  BuildOptions build;
+  model::BuildOptions build;
   build.global_batch = train.global_batch_size();
   build.microbatches = StrategyOf(config).microbatches;
   build.seed = static_cast<int64_t>(train.seed());
@@ -235,7 +236,7 @@ absl::StatusOr<std::unique_ptr<Module>> BuildLogical(const RunConfig& config) {
   build.eps = train.adam_eps();
   build.weight_decay = train.weight_decay();
   build.clip_grad = train.clip_grad();
-  return BuildModel(config.model(), build);
+  return model::BuildModel(config.model(), build);
 }
 
 RunConfig ForLength(const RunConfig& config, int64_t length) {
@@ -254,8 +255,8 @@ RunConfig ForLength(const RunConfig& config, int64_t length) {
 }
 
 absl::StatusOr<PlannedRun> PlanRun(
-    const RunConfig& config, const CompileOptions& options,
-    const std::function<void(const RunConfig& config, CompileOptions* options)>& chosen) {
+    const RunConfig& config, const plan::CompileOptions& options,
+    const std::function<void(const RunConfig& config, plan::CompileOptions* options)>& chosen) {
   PlannedRun run;
   ASSIGN_OR_RETURN(const std::vector<int64_t> lengths, LengthsOf(config));
   const int64_t limit = options.memory_limit;
@@ -274,7 +275,7 @@ absl::StatusOr<PlannedRun> PlanRun(
   } else {
     // Every strategy that some length may use; they must fold together over one mesh.
     const int64_t kv_heads = config.model().num_key_value_heads();
-    std::vector<Strategy> alongside = {StrategyOf(config)};
+    std::vector<passes::Strategy> alongside = {StrategyOf(config)};
     std::vector<std::vector<RunConfig>> candidates;
     std::set<std::string> layouts = {Layout(config)};
     for (const int64_t length : lengths) {
@@ -286,7 +287,7 @@ absl::StatusOr<PlannedRun> PlanRun(
         RunConfig trial = ForLength(c, length);
         if (!StrategyProblems(trial).empty()) continue;
         if (layouts.insert(Layout(trial)).second) {
-          if (!FoldMesh(StrategyOf(trial), kv_heads, alongside).ok()) {
+          if (!passes::FoldMesh(StrategyOf(trial), kv_heads, alongside).ok()) {
             layouts.erase(Layout(trial));
             continue;
           }
@@ -350,7 +351,7 @@ absl::StatusOr<PlannedRun> PlanRun(
         if (fitting[i].predicted_seconds < fitting[best].predicted_seconds * (1 - 1e-9)) best = i;
       }
       const PlannedStep& p = fitting[best];
-      const Strategy s = StrategyOf(p.config);
+      const passes::Strategy s = StrategyOf(p.config);
       run.said.push_back(absl::StrFormat(
           "length %d: %s, %d %s of %d samples, recompute %s; %s per rank, %.3g s by the cost model, of %d "
           "plans",
@@ -372,14 +373,14 @@ absl::StatusOr<PlannedRun> PlanRun(
   }
   for (PlannedBucket& bucket : found) {
     for (PlannedStep& step : bucket.plans) {
-      CompileOptions mine = options;
+      plan::CompileOptions mine = options;
       if (chosen) chosen(step.config, &mine);
       const RunConfig kept = step.config;
       ASSIGN_OR_RETURN(step, search.Keep(kept, mine));
     }
     const RunConfig& first = bucket.plans[0].config;
     bucket.flops_per_step =
-        ModelFlopsPerToken(first.model()) *
+        model::ModelFlopsPerToken(first.model()) *
         static_cast<double>(first.model().seq_length() * first.train().global_batch_size());
     run.buckets.push_back(std::move(bucket));
   }
@@ -392,4 +393,4 @@ absl::StatusOr<PlannedRun> PlanRun(
   return run;
 }
 
-}  // namespace moe
+}  // namespace moe::train

@@ -35,11 +35,11 @@
 #include "moe/plan/compile.h"
 #include "moe/train/config/config.h"
 
-namespace moe {
+namespace moe::train {
 
 struct PlannedStep {
   RunConfig config;  // the run's, with this length, batch and strategy
-  Compiled compiled;
+  plan::Compiled compiled;
   double predicted_seconds = 0;  // of a step, by the cost model
   int64_t peak_bytes() const;    // of the fullest rank
 };
@@ -66,7 +66,7 @@ RunConfig ForLength(const RunConfig& resolved, int64_t length);
 // `options` as for one plan; `chosen` is called for the options of each plan that is kept (to dump it
 // somewhere), and may be null. ResourceExhausted, with the least that was reached, if nothing fits the limit.
 absl::StatusOr<PlannedRun> PlanRun(
-    const RunConfig& resolved, const CompileOptions& options,
-    const std::function<void(const RunConfig& config, CompileOptions* options)>& chosen = nullptr);
+    const RunConfig& resolved, const plan::CompileOptions& options,
+    const std::function<void(const RunConfig& config, plan::CompileOptions* options)>& chosen = nullptr);
 
-}  // namespace moe
+}  // namespace moe::train

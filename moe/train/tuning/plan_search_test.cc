@@ -14,11 +14,11 @@
 #include "moe/ir/state_layout.h"
 #include "moe/runtime/executor.h"
 #include "moe/runtime/local.h"
-#include "moe/train/data/line_data.h"
 #include "moe/train/checkpoint/session_state.h"
+#include "moe/train/data/line_data.h"
 #include "moe/train/run/trainer.h"
 
-namespace moe {
+namespace moe::train {
 namespace {
 
 constexpr char kModel[] = R"(
@@ -38,16 +38,16 @@ RunConfig SmallConfig(const std::string& strategy, int64_t global_batch = 16) {
   t.set_lr(1e-2);
   t.set_min_lr(1e-3);
   t.set_lr_warmup_iters(2);
-  absl::StatusOr<Strategy> parsed = ParseStrategy(strategy);
+  absl::StatusOr<passes::Strategy> parsed = passes::ParseStrategy(strategy);
   EXPECT_OK(parsed);
   SetStrategy(*parsed, config);
   return ResolveRunConfig(config);
 }
 
-CompileOptions Options(int64_t memory_limit = 0) {
-  CompileOptions options;
+plan::CompileOptions Options(int64_t memory_limit = 0) {
+  plan::CompileOptions options;
   options.memory_limit = memory_limit;
-  options.workspace = WorkspaceHook(Backend::kCpu, 0);
+  options.workspace = runtime::WorkspaceHook(kernels::Backend::kCpu, 0);
   return options;
 }
 
@@ -63,7 +63,7 @@ std::unique_ptr<Dataset> Lines(std::vector<int64_t> lengths) {
 
 // Trains with one executor per plan, all in one memory.
 struct Rig {
-  std::vector<std::unique_ptr<Executor>> executors;
+  std::vector<std::unique_ptr<runtime::Executor>> executors;
   std::vector<std::unique_ptr<StepMeter>> meters;
   std::unique_ptr<Trainer> trainer;
 };
@@ -71,7 +71,7 @@ absl::StatusOr<Rig> Make(const RunConfig& config, const PlannedRun& run, const D
                          TrainerOptions hooks = {}) {
   Rig rig;
   std::vector<StepBucket> buckets;
-  ExecutorOptions options;
+  runtime::ExecutorOptions options;
   options.poison = true;
   for (const PlannedBucket& b : run.buckets) {
     for (const PlannedStep& p : b.plans) options.room_for.push_back(&p.compiled.plan.program);
@@ -82,7 +82,8 @@ absl::StatusOr<Rig> Make(const RunConfig& config, const PlannedRun& run, const D
     bucket.global_batch = b.plans[0].config.train().global_batch_size();
     bucket.first_plan = b.first;
     for (const PlannedStep& p : b.plans) {
-      ASSIGN_OR_RETURN(std::unique_ptr<Executor> e, Executor::Create(p.compiled.plan.program, options));
+      ASSIGN_OR_RETURN(std::unique_ptr<runtime::Executor> e,
+                       runtime::Executor::Create(p.compiled.plan.program, options));
       rig.executors.push_back(std::move(e));
       options.memory_of = rig.executors[0].get();
       options.room_for.clear();
@@ -101,24 +102,24 @@ absl::StatusOr<Rig> Make(const RunConfig& config, const PlannedRun& run, const D
 // One bucket per configuration, every one over the state of the first's strategy.
 absl::StatusOr<PlannedRun> Fixed(const RunConfig& base, const std::vector<RunConfig>& configs) {
   PlannedRun run;
-  CompileOptions options = Options();
+  plan::CompileOptions options = Options();
   for (const RunConfig& c : configs) options.alongside.push_back(StrategyOf(c));
   ASSIGN_OR_RETURN(std::unique_ptr<Module> module, BuildLogical(base));
-  ASSIGN_OR_RETURN(const Compiled first, Compile(std::move(module), StrategyOf(base), options));
+  ASSIGN_OR_RETURN(const plan::Compiled first, plan::Compile(std::move(module), StrategyOf(base), options));
   ASSIGN_OR_RETURN(const StateLayout layout, StateLayoutOf(first.plan.program));
   options.layout = &layout;
   for (const RunConfig& c : configs) {
     ASSIGN_OR_RETURN(std::unique_ptr<Module> logical, BuildLogical(c));
     PlannedStep step;
     step.config = c;
-    ASSIGN_OR_RETURN(step.compiled, Compile(std::move(logical), StrategyOf(c), options));
+    ASSIGN_OR_RETURN(step.compiled, plan::Compile(std::move(logical), StrategyOf(c), options));
     run.buckets.emplace_back().plans.push_back(std::move(step));
   }
   return run;
 }
 
 RunConfig With(RunConfig config, const std::string& strategy, int64_t length) {
-  const Strategy parsed = *ParseStrategy(strategy);
+  const passes::Strategy parsed = *passes::ParseStrategy(strategy);
   const int64_t micro = config.train().micro_batch_size();
   SetStrategy(parsed, config);
   if (parsed.microbatches == 1) config.mutable_train()->set_micro_batch_size(micro);
@@ -339,4 +340,4 @@ TEST(PlanRun, RefusesLengthsThatNoStrategyTakes) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::train

@@ -13,7 +13,7 @@
 #include "moe/base/status.h"
 #include "moe/inspect/timeline.h"
 
-namespace moe {
+namespace moe::train {
 namespace {
 
 constexpr double kNano = 1e-9;
@@ -39,7 +39,7 @@ struct ActionRun {
 
 class Reader {
  public:
-  Reader(const Trace& trace, const Mesh& mesh, int64_t from, int64_t to)
+  Reader(const runtime::Trace& trace, const Mesh& mesh, int64_t from, int64_t to)
       : trace_(trace), mesh_(mesh), from_(from), to_(to) {}
 
   StepTimes Read() {
@@ -79,11 +79,11 @@ class Reader {
     Run action;
   };
 
-  bool Within(const TraceEvent& e) const { return e.begin_ns >= from_ && e.begin_ns < to_; }
+  bool Within(const runtime::TraceEvent& e) const { return e.begin_ns >= from_ && e.begin_ns < to_; }
 
   void ReadSends(int64_t rank) {
     std::map<std::string, int> seen;
-    for (const TraceEvent& e : trace_.events(rank)) {
+    for (const runtime::TraceEvent& e : trace_.events(rank)) {
       if (e.lane != 2 || !Within(e) || !absl::StartsWith(e.name, "send ")) continue;
       const std::string message = MessageOf(e.name);
       sent_[{rank, message, seen[message]++}] = e.begin_ns;
@@ -92,17 +92,22 @@ class Reader {
 
   void ReadRank(int64_t rank) {
     const int stage = mesh_.Stage(rank);
-    std::vector<const TraceEvent*> actions, kernels, exchanges;
-    for (const TraceEvent& e : trace_.events(rank)) {
+    std::vector<const runtime::TraceEvent*> actions, kernels, exchanges;
+    for (const runtime::TraceEvent& e : trace_.events(rank)) {
       if (!Within(e)) continue;
-      (e.lane == 2 ? actions : e.category == Category::kCollective ? exchanges : kernels).push_back(&e);
+      (e.lane == 2                                    ? actions
+       : e.category == runtime::Category::kCollective ? exchanges
+                                                      : kernels)
+          .push_back(&e);
     }
-    const auto by_begin = [](const TraceEvent* a, const TraceEvent* b) { return a->begin_ns < b->begin_ns; };
+    const auto by_begin = [](const runtime::TraceEvent* a, const runtime::TraceEvent* b) {
+      return a->begin_ns < b->begin_ns;
+    };
     for (auto* list : {&actions, &kernels, &exchanges}) std::sort(list->begin(), list->end(), by_begin);
     std::map<std::string, int> seen;
     size_t k = 0, x = 0;
     for (size_t i = 0; i < actions.size(); ++i) {
-      const TraceEvent& a = *actions[i];
+      const runtime::TraceEvent& a = *actions[i];
       const int number = seen[a.name]++;
       if (absl::StartsWith(a.name, "recv ")) ReadTransfer(rank, stage, a, number);
       // What begins before the next action does belongs to this one.
@@ -120,11 +125,11 @@ class Reader {
     }
   }
 
-  void ReadExchange(int64_t rank, const TraceEvent& e, const std::vector<const TraceEvent*>& kernels,
-                    const Run& run) {
+  void ReadExchange(int64_t rank, const runtime::TraceEvent& e,
+                    const std::vector<const runtime::TraceEvent*>& kernels, const Run& run) {
     int64_t exposed = e.end_ns - e.begin_ns;
     auto kernel = std::partition_point(kernels.begin(), kernels.end(),
-                                       [&](const TraceEvent* k) { return k->end_ns <= e.begin_ns; });
+                                       [&](const runtime::TraceEvent* k) { return k->end_ns <= e.begin_ns; });
     for (; kernel != kernels.end() && (*kernel)->begin_ns < e.end_ns; ++kernel) {
       exposed -= std::min(e.end_ns, (*kernel)->end_ns) - std::max(e.begin_ns, (*kernel)->begin_ns);
     }
@@ -136,7 +141,7 @@ class Reader {
   }
 
   // From when both are there until it has arrived.
-  void ReadTransfer(int64_t rank, int stage, const TraceEvent& recv, int number) {
+  void ReadTransfer(int64_t rank, int stage, const runtime::TraceEvent& recv, int number) {
     const std::string message = MessageOf(recv.name);
     const int64_t per_stage = mesh_.ranks_per_stage();
     for (int s = 0; s < mesh_.num_stages(); ++s) {
@@ -148,7 +153,7 @@ class Reader {
     }
   }
 
-  const Trace& trace_;
+  const runtime::Trace& trace_;
   const Mesh& mesh_;
   const int64_t from_, to_;
   std::map<std::tuple<int64_t, std::string, int>, int64_t> sent_;  // rank, message, which: when
@@ -167,7 +172,7 @@ bool IsOfMicrobatch(const std::string& action) { return action != "update" && ac
 
 }  // namespace
 
-StepTimes TimesOf(const Trace& trace, const Mesh& mesh, int64_t from, int64_t to) {
+StepTimes TimesOf(const runtime::Trace& trace, const Mesh& mesh, int64_t from, int64_t to) {
   return Reader(trace, mesh, from, to).Read();
 }
 
@@ -244,14 +249,14 @@ StepPrediction PlayStep(const Program& program, const StepTimes& times, int64_t 
     return it == times.actions.end() ? ActionTime() : it->second;
   };
   double work = 0;  // of all ranks
-  Durations durations;
+  inspect::Durations durations;
   durations.action = [&](const Action& a, int stage) {
     const ActionTime t = find(stage, KindAndChunk(ActionToString(a)));
     work += t.all + t.exchange;
     return std::max(t.slowest, t.all / of_stage) + t.exchange;
   };
   durations.transfer = [&](const Action& send, int) { return find(send.peer_stage, "recv").exchange; };
-  const Timeline played = PlanTimeline(program, durations);
+  const inspect::Timeline played = inspect::PlanTimeline(program, durations);
   StepPrediction out = {played.end - played.begin, played.bubble};
   if (cores < mesh.num_ranks()) {
     const double n = static_cast<double>(std::max<int64_t>(1, cores));
@@ -271,8 +276,8 @@ absl::StatusOr<StepTimes> ExecutorMeter::Stop() {
   const int64_t to = NowNanos();
   if (starts_) executor_->StopTrace();
   RETURN_IF_ERROR(started_);
-  ASSIGN_OR_RETURN(const Trace trace, executor_->GatherTrace());
+  ASSIGN_OR_RETURN(const runtime::Trace trace, executor_->GatherTrace());
   return TimesOf(trace, executor_->program().module->mesh(), from_, to);
 }
 
-}  // namespace moe
+}  // namespace moe::train

@@ -24,7 +24,7 @@
 #include "moe/runtime/executor.h"
 #include "moe/runtime/trace.h"
 
-namespace moe {
+namespace moe::train {
 
 // Seconds of one run of an action on its stage.
 struct ActionTime {
@@ -39,7 +39,7 @@ struct StepTimes {
 };
 
 // Means over the actions that began in [from, to) by NowNanos() of process 0; of one step, or of several.
-StepTimes TimesOf(const Trace& trace, const Mesh& mesh, int64_t from = 0, int64_t to = INT64_MAX);
+StepTimes TimesOf(const runtime::Trace& trace, const Mesh& mesh, int64_t from = 0, int64_t to = INT64_MAX);
 
 // fixed + per_sample x, neither below 0.
 struct CostLine {
@@ -84,7 +84,7 @@ class StepMeter {
 // executor.
 class ExecutorMeter : public StepMeter {
  public:
-  ExecutorMeter(Executor* executor, int64_t cores) : executor_(executor), cores_(cores) {}
+  ExecutorMeter(runtime::Executor* executor, int64_t cores) : executor_(executor), cores_(cores) {}
   void Start() override;
   absl::StatusOr<StepTimes> Stop() override;
   StepPrediction Play(const StepTimes& times) const override {
@@ -92,11 +92,11 @@ class ExecutorMeter : public StepMeter {
   }
 
  private:
-  Executor* const executor_;
+  runtime::Executor* const executor_;
   const int64_t cores_;
   bool starts_ = false;
   absl::Status started_;
   int64_t from_ = 0;
 };
 
-}  // namespace moe
+}  // namespace moe::train

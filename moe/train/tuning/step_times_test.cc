@@ -10,13 +10,13 @@
 #include "moe/passes/schedule/bubble.h"
 #include "moe/passes/schedule/schedules.h"
 
-namespace moe {
+namespace moe::train {
 namespace {
 
 constexpr int64_t kMs = 1000000;
 
-void Add(Trace* trace, int64_t rank, const char* name, int lane, Category category, int64_t begin_ms,
-         int64_t end_ms, const std::string* value = nullptr, int microbatch = 0) {
+void Add(runtime::Trace* trace, int64_t rank, const char* name, int lane, runtime::Category category,
+         int64_t begin_ms, int64_t end_ms, const std::string* value = nullptr, int microbatch = 0) {
   trace->Add(rank, {name, value, begin_ms * kMs, end_ms * kMs, microbatch, lane, category, 0});
 }
 
@@ -26,20 +26,20 @@ Mesh TwoStages(int64_t dp) { return Mesh({{"pp", 2}, {"dp", dp}}); }
 // exchange itself takes 3, of which rank 1 hides 1. The message to stage 1 takes 2 once both ends are there.
 TEST(TimesOfTest, TellsComputeFromExchangesFromWaiting) {
   const std::string sum = "sum", part = "part";
-  Trace trace(4);
+  runtime::Trace trace(4);
   for (int64_t rank : {0, 1}) {
     const int64_t computed = rank == 0 ? 10 : 14;
-    Add(&trace, rank, "F0.0", 2, Category::kOther, 0, 17);
-    Add(&trace, rank, "math.einsum", 0, Category::kGemm, 0, computed, &part);
-    if (rank == 1) Add(&trace, rank, "math.silu", 0, Category::kOther, 15, 16, &part);
-    Add(&trace, rank, "comm.all_reduce", 1, Category::kCollective, computed, 17, &sum);
-    Add(&trace, rank, "send act.0 mb0 -> stage 1", 2, Category::kOther, 17, 17);
+    Add(&trace, rank, "F0.0", 2, runtime::Category::kOther, 0, 17);
+    Add(&trace, rank, "math.einsum", 0, runtime::Category::kGemm, 0, computed, &part);
+    if (rank == 1) Add(&trace, rank, "math.silu", 0, runtime::Category::kOther, 15, 16, &part);
+    Add(&trace, rank, "comm.all_reduce", 1, runtime::Category::kCollective, computed, 17, &sum);
+    Add(&trace, rank, "send act.0 mb0 -> stage 1", 2, runtime::Category::kOther, 17, 17);
   }
   for (int64_t rank : {2, 3}) {
-    Add(&trace, rank, "recv act.0 mb0 <- stage 0", 2, Category::kOther, 1, 19);
-    Add(&trace, rank, "F1.0", 2, Category::kOther, 19, 24);
-    Add(&trace, rank, "math.einsum", 0, Category::kGemm, 19, 24, &part);
-    Add(&trace, rank, "B1.0", 2, Category::kOther, 500, 600);  // of another step
+    Add(&trace, rank, "recv act.0 mb0 <- stage 0", 2, runtime::Category::kOther, 1, 19);
+    Add(&trace, rank, "F1.0", 2, runtime::Category::kOther, 19, 24);
+    Add(&trace, rank, "math.einsum", 0, runtime::Category::kGemm, 19, 24, &part);
+    Add(&trace, rank, "B1.0", 2, runtime::Category::kOther, 500, 600);  // of another step
   }
   const StepTimes times = TimesOf(trace, TwoStages(2), 0, 100 * kMs);
   ASSERT_EQ(times.actions.size(), 3u);
@@ -64,10 +64,10 @@ TEST(FitLineTest, FindsWhatIsFixedAndStaysAboveZero) {
 }
 
 Program Pipeline(int microbatches, int64_t dp = 1) {
-  Strategy s;
+  passes::Strategy s;
   s.pp = 2;
   s.microbatches = microbatches;
-  absl::StatusOr<Schedule> schedule = MakeSchedule(s);
+  absl::StatusOr<Schedule> schedule = passes::MakeSchedule(s);
   EXPECT_OK(schedule.status());
   Program p;
   p.module = std::make_unique<Module>();
@@ -94,10 +94,10 @@ TEST(PlayStepTest, PredictsASizeThatHasNotRun) {
   ASSERT_TRUE(costs.fitted());
   const Program program = Pipeline(8);
   const StepPrediction predicted = PlayStep(program, costs.At(2), 2);
-  BubbleTimes true_times;
+  passes::BubbleTimes true_times;
   true_times.forward = 1.5 + 2.1 * 2;
   true_times.input_grad = true_times.weight_grad = (2.5 + 4.3 * 2) / 2;
-  ASSERT_OK_AND_ASSIGN(const BubbleReport want, SimulateTable(program.schedule, true_times));
+  ASSERT_OK_AND_ASSIGN(const passes::BubbleReport want, passes::SimulateTable(program.schedule, true_times));
   EXPECT_NEAR(predicted.seconds, want.makespan, 1e-9);
   EXPECT_NEAR(predicted.bubble, want.bubble, 1e-9);
   EXPECT_THAT(costs.Describe(), ::testing::HasSubstr("measured at 1, 4; of m samples: stage 0: compute "));
@@ -121,4 +121,4 @@ TEST(PlayStepTest, RanksThatShareCoresHaveNoBubble) {
 }
 
 }  // namespace
-}  // namespace moe
+}  // namespace moe::train
