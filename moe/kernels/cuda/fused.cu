@@ -159,7 +159,7 @@ Loaded KernelOf(const Shape& shape, const FusedProgram& program, int device) {
 }
 
 absl::Status Fused(KernelContext& c) {
-  ::moe::Workspace w(c);
+  Workspace w(c);
   ASSIGN_OR_RETURN(const RaggedRows rows, PlaceLikeOperand(c, w));
   ASSIGN_OR_RETURN(const FusedProgram program,
                    ParseFusedProgram(c.node->Strings("program"), static_cast<int>(c.in.size())));
