@@ -14,7 +14,7 @@ namespace {
 
 uint16_t BF16(float x) { return std::bit_cast<uint32_t>(x) >> 16; }  // of values that need no rounding
 
-TEST(kernels::Reduce, AddsInAscendingOrder) {
+TEST(Reduce, AddsInAscendingOrder) {
   const std::vector<float> big = {1e8f}, one = {1}, minus = {-1e8f};
   float out;
   ReduceInOrder({big.data(), one.data(), minus.data()}, &out, 1, DType::kF32, Reduction::kSum);
@@ -23,7 +23,7 @@ TEST(kernels::Reduce, AddsInAscendingOrder) {
   EXPECT_EQ(out, 1);
 }
 
-TEST(kernels::Reduce, NarrowFloatsAccumulateWideAndRoundOnceToEven) {
+TEST(Reduce, NarrowFloatsAccumulateWideAndRoundOnceToEven) {
   // 256 + 1 is no bf16, but 256 + 1 + 1 is: rounding at each step would lose both.
   const uint16_t a = BF16(256), b = BF16(1);
   uint16_t out;
@@ -36,7 +36,7 @@ TEST(kernels::Reduce, NarrowFloatsAccumulateWideAndRoundOnceToEven) {
   EXPECT_EQ(out, BF16(260));
 }
 
-TEST(kernels::Reduce, MaximumKeepsNaN) {
+TEST(Reduce, MaximumKeepsNaN) {
   const float nan = std::numeric_limits<float>::quiet_NaN(), one = 1, two = 2;
   float out;
   for (const std::vector<const void*>& in :
@@ -48,13 +48,13 @@ TEST(kernels::Reduce, MaximumKeepsNaN) {
   EXPECT_EQ(out, 2);
 }
 
-TEST(kernels::Reduce, OutputMayBeAnyInput) {
+TEST(Reduce, OutputMayBeAnyInput) {
   std::vector<int32_t> a(3000, 1), b(3000, 10), c(3000, 100);
   ReduceInOrder({a.data(), b.data(), c.data()}, b.data(), 3000, DType::kS32, Reduction::kSum);
   EXPECT_EQ(b, std::vector<int32_t>(3000, 111));
 }
 
-TEST(kernels::Reduce, SaysWhatCannotBeReduced) {
+TEST(Reduce, SaysWhatCannotBeReduced) {
   EXPECT_OK(CheckReducible(DType::kPred, Reduction::kMax));
   ExpectError(CheckReducible(DType::kPred, Reduction::kSum), absl::StatusCode::kInvalidArgument, "pred");
   ExpectError(CheckReducible(DType::kF8E4M3, Reduction::kMax), absl::StatusCode::kInvalidArgument, "f8e4m3");

@@ -76,7 +76,7 @@ TEST(PlanText, Memory) {
   )");
 }
 
-TEST(PlanText, passes::Certificate) {
+TEST(PlanText, Certificate) {
   ExpectLines("pp=2 dp=2 microbatches=4", R"(
     // CHECK: note plan-memory: peak per rank
     // CHECK: note certify: {{[0-9,]+}} actions on 4 ranks: no cyclic wait, each action once, every node covered

@@ -243,7 +243,7 @@ void CheckConversion(const Global& g, const Mesh& mesh, const std::vector<Phase>
       ASSERT_EQ(values[r].sizes, g.Sizes(target, mesh, r)) << "sizes on rank " << r;
     }
     g.ForEach(values[r], target, mesh, r, [&](const Dims& i, const char* at) {
-      const int v = moe::Take(at, dtype);
+      const int v = Take(at, dtype);
       const auto [it, is_new] =
           held[std::vector<int64_t>(i.begin(), i.end())].try_emplace(mesh.Index(r, partial), v);
       EXPECT_EQ(it->second, v) << "replicas differ on rank " << r;

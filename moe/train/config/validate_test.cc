@@ -136,7 +136,7 @@ TEST(ValidateTest, ExpertsThatNoLayerHas) {
       "the model has no experts", "--expert_slots=0");
 }
 
-TEST(ValidateTest, passes::Fp8Experts) {
+TEST(ValidateTest, Fp8Experts) {
   EXPECT_OK(ValidateRunConfig(With("strategy { bf16: true fp8_experts: true } cluster { target: 'h100' }")));
   ExpectProblems("strategy { fp16: true fp8_experts: true } cluster { target: 'a100' }", 2,
                  "fp8_experts without bf16", "legal here: bf16 with it, or neither",
@@ -179,7 +179,7 @@ TEST(ValidateTest, OrderOfTheSequenceStateAndNodes) {
                  "expert_zero_dp_size = 2 does not divide");
 }
 
-TEST(ValidateTest, comm::World) {
+TEST(ValidateTest, World) {
   EXPECT_OK(ValidateRunConfig(With("strategy { world_size: 8 }")));
   ExpectProblems("strategy { world_size: 16 }", 1, "2 x 2 x 1 x 2 = 8 is not the world size 16",
                  "data_parallel_size = 4", "--data_parallel_size=4");
