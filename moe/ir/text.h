@@ -1,10 +1,9 @@
 // Text form of modules. parse(print(m)) == m, always; printer and parser are generic over the registry.
 //
 //   module @moe_ffn mesh<edp=2, ep=4; dp=edp.ep> {seed = 1}
-//   state @wg : f32[1024,64] {kind = "parameter"}
-//   func @fwd(%x: bf16[32@dp,8,64,1024] {kind = "batch", name = "x"}, %wg: f32[1024,64]) {
-//     %g = math.einsum(%x, %wg) {eq = "b c t h, h e -> b c t e"} place<b=dp> : f32[32@dp,8,64,64] at
-//     "layers.0.moe"
+//   state @wg : f32[1024,8] {kind = "parameter"}
+//   func @fwd(%x: bf16[32@dp,64,1024] {kind = "batch", name = "x"}, %wg: f32[1024,8]) {
+//     %g = math.einsum(%x, %wg) {eq = "b t h, h e -> b t e"} place<b=dp> : f32[32@dp,64,8] at "layers.0.moe"
 //   backward:
 //     ...
 //     return %g {kind = "report", name = "g"}

@@ -13,15 +13,16 @@
 // layers). Absent parts have no report.
 //
 // Losses (m = validity mask, N = valid tokens of the global batch, E experts, K choices, over tokens t):
-//   lm            sum m nll / N
-//   aux           coefficient x sum over e of f_e P_e; no gradient through f
-//     sequence      per sequence b with n_b valid tokens: f = count_b E / (K n_b), P = sum m p / N. A
-//     sequence weighs as
-//                   many tokens as it has, so the value depends neither on the layout nor on the microbatches
-//     microbatch    f = count E / (K n), P = sum m p / n over the n valid tokens of the microbatch; times 1 /
-//     microbatches global_batch  f = C E / (K n') from the counts C and tokens n' of the step's microbatches
-//     so far; P = sum m p / N
-//   z             coefficient x sum m lse(router logits)^2 / N      (Zoph et al. 2022, eq. 5)
+//   lm             sum m nll / N
+//   aux            coefficient x sum over e of f_e P_e; no gradient through f
+//     sequence     per sequence b with n_b valid tokens: f = count_b E / (K n_b), P = sum m p / N. A sequence
+//                  weighs as many tokens as it has, so the value depends neither on the layout nor on the
+//                  microbatches
+//     microbatch   f = count E / (K n), P = sum m p / n over the n valid tokens of the microbatch; times
+//                  1 / microbatches
+//     global_batch f = C E / (K n') from the counts C and tokens n' of the step's microbatches so far;
+//                  P = sum m p / N
+//   z              coefficient x sum m lse(router logits)^2 / N      (Zoph et al. 2022, eq. 5)
 #pragma once
 
 #include <cstdint>

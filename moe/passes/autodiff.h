@@ -6,8 +6,8 @@
 // Reverse mode over the gradient functions of the registry. The objective is the sum of all results of @step
 // that are bound to a loss; they are removed (reports keep the values). For each parameter p:
 //
-//   state grad.p {kind = "gradient", of = p, reset = "step"}   and   %n = optim.accumulate(%grad.p, %d)  in
-//   @step states adam.m.p, adam.v.p {kind = "moment", of = p}        and   optim.adamw in @update
+//   state grad.p {kind = "gradient", of = p, reset = "step"},  and  %n = optim.accumulate(%grad.p, %d)  in @step
+//   states adam.m.p, adam.v.p {kind = "moment", of = p},       and  optim.adamw  in @update
 //
 // The gradient of a parameter used in several scopes (a head tied to the embedding) is a math.add of the
 // parts, each in its scope, right before the one optim.accumulate; cutting into stages separates them again.

@@ -1,11 +1,8 @@
 // CHECK lines: expectations on printed IR, written as comments of the input, as LLVM's FileCheck has them.
 //
-//   // CHECK: %[[S:.*]] = comm.all_reduce(%x) {axes = [tp]      the next line (from here on) that contains
-//   this
-//   // CHECK-NEXT: return %[[S]]                                the line right after the last match contains
-//   this
-//   // CHECK-NOT: comm.all_gather                               no line up to the next match (or the end)
-//   contains this
+//   // CHECK: %[[S:.*]] = comm.all_reduce(%x) {axes = [tp]      some line from here on contains this
+//   // CHECK-NEXT: return %[[S]]                                the line right after the last match contains this
+//   // CHECK-NOT: comm.all_gather                               no line before the next match (or the end) does
 //
 // A pattern is plain text, where a run of blanks matches any run of blanks. [[NAME:regex]] matches the
 // regular expression and remembers what it matched, [[NAME]] is what NAME matched, {{regex}} only matches.

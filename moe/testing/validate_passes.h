@@ -6,8 +6,7 @@
 //   options.validate = validator.Hook();
 //   RunPipeline(DefaultPipeline(), program, context, options);
 //   // Internal: pass shard changed the results: %h_3 = nn.matmul in @chunk0 (layers.0.mlp), microbatch 0:
-//   element 17 on
-//   // rank 3 is 0.25, before the pass 0.5
+//   // element 17 on rank 3 is 0.25, before the pass 0.5
 //
 // Both run one step in lockstep (virtual_cluster.h), with the same random data and initial states. What
 // leaves functions must agree: states after the step, reports, boundary values. If something differs, both

@@ -6,11 +6,11 @@
 // alone (`last`); earlier layers run their backward meanwhile. Its future crosses to the update, where a
 // comm.done takes its place:
 //
-//   @update0: %r = comm.all_reduce(%grad)       @backward0: %f = comm.start(%acc) {last = true, ...}  ->
-//   future
-//                                         ->    @update0:   %r = comm.done(%f, %grad)
+//   before:  @update0:    %r = comm.all_reduce(%grad)
+//   after:   @backward0:  %f = comm.start(%acc) {last = true, ...}  ->  future
+//            @update0:    %r = comm.done(%f, %grad)
 //
-// Left alone are gradients that several functions of a stage accumulate (a head tied to the embedding).
+// Gradients that several functions of a stage accumulate (a head tied to the embedding) are left alone.
 #pragma once
 
 #include "absl/status/statusor.h"

@@ -4,14 +4,12 @@
 // A value that crosses stages becomes a send right after its producer and a recv just before its consumer.
 // What actions mean at run time, and what `certify` assumes:
 //
-//  - Each stage runs its actions in order on its compute queue. A send is only handed over there: it waits in
-//  a queue of
-//    its own, first in, first out, one per (stage, peer stage, direction); values going forward ("act") and
-//    gradients going back ("grad") have separate queues. A recv blocks the compute queue until the matching
-//    send arrives.
+//  - Each stage runs its actions in order on its compute queue. It only hands a send over: the send waits in a
+//    queue of its own, first in, first out, one per (stage, peer stage, direction). Values that go forward
+//    ("act") and gradients that go back ("grad") have separate queues. A recv blocks the compute queue until
+//    the matching send arrives.
 //  - Nothing is buffered: a send at the head of its queue completes together with the recv that takes it.
-//  - The boundary slot of a send may be written again (by a function or a recv) only after the send has
-//  completed; the
+//  - A function or a recv may write the boundary slot of a send again only after the send has completed; the
 //    writer waits for that.
 //
 // Slots are chosen along a simulated run (a backward costs two forwards, each half of it one, a transfer a

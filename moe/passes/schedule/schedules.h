@@ -1,8 +1,8 @@
 // Pipeline schedules: generators of tables. Each gives one row per stage, the order of its cells; what runs
 // where is the schedule's chunk -> stage map (modulo, or folded into a V).
 //
-//   ScheduleTable t = ZeroBubbleH1Table(/*stages=*/4, /*microbatches=*/8);  // t[0]: F0.0 F0.1 F0.2 F0.3 I0.0
-//   W0.0 ...
+//   ScheduleTable t = ZeroBubbleH1Table(/*stages=*/4, /*microbatches=*/8);
+//   // t[0]: F0.0 F0.1 F0.2 F0.3 I0.0 W0.0 ...
 //
 // p stages, m microbatches, v chunks per stage. In flight means: forwards whose residuals are still held.
 //
@@ -10,10 +10,9 @@
 //   gpipe        any     m per chunk                 (p-1)/(vm+p-1), v = 1
 //   1f1b         1       p - s                       (p-1)/(m+p-1)
 //   interleaved  v > 1   2(p-1-s) + (v-1)p + 1       (p-1)/(vm+p-1)
-//   zb-h1        1       p                           (p-1)/(3m+p-1): of I and W = F each, a bubble of p-1
-//   forwards zb-v         2       2p of half the size         close to that of zb-h1 with half-sized chunks
-//
-//   dualpipe     2       p + 1, and the parameters  (p-2)/(3m+p-2): of I and W = F each
+//   zb-h1        1       p                           (p-1)/(3m+p-1): a bubble of p-1 forwards, with I = W = F
+//   zb-v         2       2p of half the size         close to that of zb-h1 with half-sized chunks
+//   dualpipe     2       p + 1, and the parameters   (p-2)/(3m+p-2), with I = W = F
 //                        twice
 //
 // Sources: interleaved: Narayanan et al., arXiv 2104.04473. zb-h1 and zb-v: Qi et al., arXiv 2401.10241; zb-v
@@ -26,7 +25,7 @@
 
 namespace moe::passes {
 
-// Wants microbatches that are a multiple of `stages`. Chunk c is on stage c mod stages.
+// `microbatches` must be a multiple of `stages`. Chunk c is on stage c mod stages.
 ScheduleTable InterleavedTable(int stages, int chunks_per_stage, int microbatches);
 
 // 1F1B with the backward cut in two; stage s lets its weight gradients lag s microbatches behind, so that
@@ -41,8 +40,9 @@ ScheduleTable ZeroBubbleVTable(int stages, int microbatches);
 
 // Bidirectional: the model is there twice, its second copy (chunks p .. 2p-1) on the stages in reverse.
 // Microbatches 0 .. m/2-1 go down, m/2 .. m-1 up, so that both ends start at once; weight gradients fill what
-// is left. Wants p and m even and m >= 2p. DeepSeek-AI, arXiv 2412.19437, section 3.2.1; bubble (p/2-1)(F+B +
-// B - 3W) where F+B is a forward and a backward that run together, here one after the other.
+// is left. p and m must be even, and m >= 2p. DeepSeek-AI, arXiv 2412.19437, section 3.2.1. Its bubble is
+// (p/2-1)(F+B + B - 3W), where F+B is a forward and a backward that run together; here they run one after
+// the other.
 ScheduleTable DualPipeTable(int stages, int microbatches);
 
 // Chunk -> stage, there and back: 0, 1, ..., p-1, p-1, ..., 1, 0.

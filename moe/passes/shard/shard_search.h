@@ -3,18 +3,17 @@
 //
 // Per node and axis, the candidates are the factors that some variant of an operand (or a hint) shards over
 // it, none, and passing a partial where the op is linear; a stationary operand or result forces it. Per
-// combination that divides and respects the order of compound dims, the cost is
+// combination that divides and respects the order of compound dims, the cost is the sum of
 //
-//   the cheapest fetch of each operand (a variant that exists is free; a cheap linear producer may be placed
-//   anew)
-// + the conversion to the seed if the result has one, else the debt of its partial and the gathers of dims
-// that a
-//   consumer needs whole
+//   - the cheapest fetch of each operand (a variant that exists is free; a cheap linear producer may be placed
+//     anew), and
+//   - the conversion to the seed if the result has one, else the debt of its partial and the gathers of dims
+//     that a consumer needs whole.
 //
-// and ties go to the least local work, then to results made where their seed wants them (a sum of partials
-// that is reduced afterwards is there twice, and no fusion takes it), then to the first operand's choice. At
-// the step from forward to backward, the variants of a value that are larger than its canonical one are
-// forgotten: they are gathered again. Values in the experts' layout are excepted.
+// Ties go to the least local work, then to results made where their seed wants them (a sum of partials that
+// is reduced afterwards is there twice, and no fusion takes it), then to the first operand's choice. At the
+// step from forward to backward, the variants of a value that are larger than its canonical one are forgotten:
+// they are gathered again. Values in the experts' layout are excepted.
 //
 // Decisions depend on the signature of a node and on the variants of its operands alone, so they are
 // remembered across equal layers, functions and seeds (ShardMemo).

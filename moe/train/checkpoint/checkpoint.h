@@ -2,7 +2,8 @@
 // or absent.
 //
 //   manifest.json                       format version, configuration, position of the run, every tensor with
-//   its hash model-00001-of-00002.safetensors    the tensors, whole, in shards of bounded size
+//                                       its hash
+//   model-00001-of-00002.safetensors    the tensors, whole, in shards of bounded size
 //
 // Because a tensor is stored with its global shape, any plan loads what any plan saved: each rank reads the
 // box that it owns.

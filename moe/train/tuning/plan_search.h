@@ -11,9 +11,8 @@
 //
 // Several lengths (`length_buckets`): a step has about as many tokens for each, and the plan of a length is
 // the one with the least time by the cost model among those within the limit, over
-//   - the ranks of a stage's tensor, context and data parallelism: smaller tensor parallelism than
-//   configured, and any
-//     context parallelism, with the data ranks making up for it (pipeline and expert sizes stay);
+//   - the ranks of a stage's tensor, context and data parallelism: smaller tensor parallelism than configured,
+//     and any context parallelism, with the data ranks making up for it (pipeline and expert sizes stay);
 //   - microbatches: the configured tokens of one, and half and a quarter of them;
 //   - recomputation: as configured, and `full` where that does not fit.
 // Parameters and moments stay where the configuration's own plan has them (ir/state_layout.h), so a length
