@@ -238,7 +238,7 @@ TEST_F(BadInputTest, Checkpoints) {
     ExpectRefused(resume, {dir});
   }
   ASSERT_OK(WriteFile(shard, good));
-  // Without its manifest, or with half of it, a folder is no checkpoint.
+  // Without its manifest, or with half of it, a folder is not a checkpoint.
   for (const std::string& f : files) {
     const std::string path = JoinPath(dir, f);
     if (path == shard) continue;

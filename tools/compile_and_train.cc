@@ -132,7 +132,7 @@ int main(int argc, char** argv) {
   };
   if (args.size() > 1) {
     return fail(absl::InvalidArgumentError(
-        absl::StrCat("'", args[1], "' is no flag; every argument begins with --, see --help")));
+        absl::StrCat("'", args[1], "' is not a flag; every argument begins with --, see --help")));
   }
   // `bazel run` starts the tool in a folder of its own; paths are meant from where the user stands.
   absl::Status entered = moe::tools::EnterWorkingDirectory();

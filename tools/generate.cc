@@ -77,7 +77,7 @@ int main(int argc, char** argv) {
   const std::vector<char*> args = absl::ParseCommandLine(argc, argv);
   absl::Status status = args.size() > 1
                             ? absl::InvalidArgumentError(absl::StrCat(
-                                  "'", args[1], "' is no flag; every argument begins with --, see --help"))
+                                  "'", args[1], "' is not a flag; every argument begins with --, see --help"))
                             : Generate();
   if (status.ok()) return 0;
   std::cerr << "error: " << status.message() << std::endl;

@@ -157,7 +157,7 @@ struct OpDef {
   OpDef& Exchanges(std::string factor) {
     exchanged_factor = std::move(factor);
     return *this;
-  }  // sharded whole or not at all; sharded, the op is no kernel's work but an exchange, which `shard` makes
+  }  // sharded whole or not at all; sharded, the op is not a kernel's work but an exchange, which `shard` makes
      // of it
   OpDef& Cheap() {
     cheap = true;

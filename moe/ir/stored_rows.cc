@@ -83,7 +83,7 @@ std::string StoredRowsProblem(const Module& module, const State& state) {
   if (const std::string name = AttrString(state.attributes, "expert_map"); !name.empty()) {
     const State* table = module.FindState(name);
     if (table == nullptr || AttrString(table->attributes, "kind") != "expert_map") {
-      return absl::StrCat("it is stored by '", name, "', which is no expert map");
+      return absl::StrCat("it is stored by '", name, "', which is not an expert map");
     }
     if (table->type.rank() != 1 || table->type.dims[0] != rows) {
       return absl::StrCat("it has ", rows, " rows, its expert map '", name, "' another number");

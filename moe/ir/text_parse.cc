@@ -130,7 +130,7 @@ absl::Status Parser::ParseMesh() {
       for (absl::string_view part : absl::StrSplit(s_.PeekWord(), '.', absl::SkipEmpty())) {
         const auto it = ids.find(std::string(part));
         if (it == ids.end())
-          return s_.Error(absl::StrCat("alias '", name, "' names '", part, "', which is no axis"));
+          return s_.Error(absl::StrCat("alias '", name, "' names '", part, "', which is not an axis"));
         for (const AxisId axis : list) {
           if (axis == it->second)
             return s_.Error(absl::StrCat("alias '", name, "' names '", part, "' twice"));

@@ -215,7 +215,7 @@ TEST(Text, ErrorsSayWhereAndWhatIsLegal) {
   error("  %y = math.scale(%x) {by = \"2\"}", "3:29", "'by' of math.scale must be of kind float, not string");
   error("  %y = math.scale(%x) {by = 2, by = 3}", "3:32", "stands twice");
   error("  %y = math.scale(%x) {by = 2..5}", "3:29", "not a number");
-  error("  %y = math.add(%x, %x) place<q=a>", "3:31", "'q' is no factor", "a0 a1, a0 a1 -> a0 a1");
+  error("  %y = math.add(%x, %x) place<q=a>", "3:31", "'q' is not a factor", "a0 a1, a0 a1 -> a0 a1");
   error("  %y = math.add(%x, %x) place<a0=c>", "3:34", "'c' names no axes of the mesh; it has a, b, dp");
   error("  %y = math.add(%x, %x) @gpu", "3:26", "unknown queue 'gpu'; legal are compute, comm, copy");
   error("  %y = math.add(%x, %x) : f32[8@a, 8@a]", "3:27", "axis 'a' stands twice");
@@ -253,7 +253,7 @@ TEST(Text, ModuleLevelErrors) {
   error("module @m mesh<a=16777216, b=16777216>", "ranks");
   error("module @m mesh<a=2, pp=2>", "'pp' must be the first");
   error("module @m mesh<a=2, b=2; a=b>", "has the name of an axis");
-  error("module @m mesh<a=2; x=a.c>", "'c', which is no axis");
+  error("module @m mesh<a=2; x=a.c>", "'c', which is not an axis");
   error("module @m mesh<pp=2>\nstate @w : f32[2@pp]", "2:12", "'pp'");
   error("module @m mesh<a=3>\nstate @w : f32[8@a]", "2:12",
         "dim 0 of 8 is not divisible by the 3 ranks of a");

@@ -97,7 +97,7 @@ class Differentiator {
       if (BindingKind(step_->result_binding(i)) != "loss") continue;
       const Value loss = step_->result(i);
       if (loss.type().rank() != 0) {
-        return absl::InvalidArgumentError(absl::StrCat("autodiff: the loss %", loss.name(), " is no scalar"));
+        return absl::InvalidArgumentError(absl::StrCat("autodiff: the loss %", loss.name(), " is not a scalar"));
       }
       if (!dependent_.count(loss)) {
         return absl::InvalidArgumentError(

@@ -361,7 +361,7 @@ absl::StatusOr<std::vector<int64_t>> ParseExpertMap(absl::string_view text) {
     if (!absl::SimpleAtoi(word, &expert) || expert < -1) {
       return absl::InvalidArgumentError(
           absl::StrCat("expert_map '", text, "': '", word,
-                       "' is no expert; legal are numbers from 0 on, and -1 for an "
+                       "' is not an expert; legal are numbers from 0 on, and -1 for an "
                        "empty slot"));
     }
     map.push_back(expert);

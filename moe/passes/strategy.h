@@ -74,7 +74,7 @@ absl::StatusOr<Strategy> ParseStrategy(
 absl::StatusOr<std::vector<int64_t>> ParseExpertMap(absl::string_view text);
 // Slot -> expert as the strategy has it for so many experts: expert_map, or the experts spread evenly over
 // expert_slots. Error: slots that ep does not divide or that are too few, a map of another length, an entry
-// that is no expert, an expert without a slot.
+// that is not an expert, an expert without a slot.
 absl::StatusOr<std::vector<int64_t>> ExpertMapOf(const Strategy& s, int64_t experts);
 
 // Atomic axes by folding: cut points {1, tp, tp*cp, tp*cp*dp} and {1, etp, etp*ep, etp*ep*edp}, and

@@ -125,7 +125,7 @@ TEST(Strategy, TextRoundTrips) {
 }
 
 TEST(Strategy, BadWords) {
-  ExpectError(ParseStrategy("expert_map=0:x"), absl::StatusCode::kInvalidArgument, "'x' is no expert");
+  ExpectError(ParseStrategy("expert_map=0:x"), absl::StatusCode::kInvalidArgument, "'x' is not an expert");
   ExpectError(ParseStrategy("expert_slots=0"), absl::StatusCode::kInvalidArgument, "expert_slots=0", "1 to");
   ExpectError(ParseStrategy("dp=0"), absl::StatusCode::kInvalidArgument, "dp=0", "positive");
   ExpectError(ParseStrategy("zero=4"), absl::StatusCode::kInvalidArgument, "zero=4", "0, 1, 2 or 3");

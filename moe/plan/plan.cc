@@ -38,7 +38,7 @@ BufferProto ToProto(const BufferRef& ref) {
 
 absl::StatusOr<BufferRef> FromProto(const BufferProto& p) {
   if (p.space() < 0 || p.space() > static_cast<int>(Space::kFuture)) {
-    return Malformed(absl::StrCat("a buffer lies in space ", p.space(), ", which there is not"));
+    return Malformed(absl::StrCat("a buffer lies in space ", p.space(), ", which does not exist"));
   }
   return BufferRef{static_cast<Space>(p.space()), p.offset(), p.bytes(), p.spill_offset_plus_one() - 1};
 }

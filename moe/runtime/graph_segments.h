@@ -23,8 +23,9 @@ struct QueueNode {
 };
 
 struct GraphSegment {
-  size_t begin, end;  // nodes [begin, end); both ends are recordable compute nodes; others in between stay out
-  size_t nodes;       // of the compute queue
+  size_t begin,
+      end;       // nodes [begin, end); both ends are recordable compute nodes; others in between stay out
+  size_t nodes;  // of the compute queue
   friend bool operator==(const GraphSegment&, const GraphSegment&) = default;
 };
 

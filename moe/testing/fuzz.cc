@@ -138,7 +138,7 @@ absl::StatusOr<Point> ParsePoint(const std::string& text, const StrategySpace& s
       return absl::InvalidArgumentError(
           absl::StrCat("'", text, "': '", part, "' is no value of dimension ", d,
                        d < space.dimensions().size() ? absl::StrCat(", ", space.dimensions()[d].name)
-                                                     : ", which there is not"));
+                                                     : ", which does not exist"));
     }
     p.push_back(value);
   }

@@ -60,7 +60,7 @@ TEST(Fuzz, PointsPrintAndParse) {
   const Point p = space.Random(&draw);
   ASSERT_OK_AND_ASSIGN(const Point again, ParsePoint(PointToString(p), space));
   EXPECT_EQ(again, p);
-  ExpectError(ParsePoint("0.99", space), absl::StatusCode::kInvalidArgument, "'99' is no value");
+  ExpectError(ParsePoint("0.99", space), absl::StatusCode::kInvalidArgument, "'99' is not a value");
   ExpectError(ParsePoint("0.0", space), absl::StatusCode::kInvalidArgument, "has 2 numbers");
 }
 

@@ -58,7 +58,7 @@ absl::StatusOr<std::optional<ProcessPlace>> FindProcess(const Environment& envir
       const std::string text = get(name);
       if (text.empty()) return;
       if (!absl::SimpleAtoi(text, to) || *to < low || *to > high) {
-        wrong.push_back(absl::StrCat(name, "='", text, "' is no number from ", low, " to ", high));
+        wrong.push_back(absl::StrCat(name, "='", text, "' is not a number from ", low, " to ", high));
       }
     };
     number(l.count, 1, kMaxProcesses, &p.count);

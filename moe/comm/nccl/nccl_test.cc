@@ -115,7 +115,7 @@ class OwnWorld : public testing::WorldSet {
 // A rank of the sets that StartProcesses makes. Not a test of its own.
 TEST(Worker, Serves) {
   const std::optional<testing::WorkerRank> me = testing::ThisWorker();
-  if (!me.has_value()) GTEST_SKIP() << "this process is no worker";
+  if (!me.has_value()) GTEST_SKIP() << "this process is not a worker";
   ASSERT_GT(Devices(), 0);
   const std::vector<std::string> task = absl::StrSplit(me->task, ' ');  // timeout in ms, folder
   int64_t milliseconds = 0;

@@ -86,7 +86,7 @@ absl::Status VerifyStart(const Node& n) {
 }
 
 absl::Status VerifyDone(const Node& n) {
-  if (!n.operand(0).type().future) return absl::InvalidArgumentError("its first operand is no future");
+  if (!n.operand(0).type().future) return absl::InvalidArgumentError("its first operand is not a future");
   if (n.queue != Queue::kCompute) return absl::InvalidArgumentError("waits on the queue compute");
   return absl::OkStatus();
 }

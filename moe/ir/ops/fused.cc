@@ -98,7 +98,7 @@ absl::Status VerifyMultiAdamW(const Node& n) {
   for (const std::string& decay : n.Strings("weight_decay")) {
     double x = 0;
     if (!absl::SimpleAtod(decay, &x)) {
-      return absl::InvalidArgumentError(absl::StrCat("weight_decay entry '", decay, "' is no number"));
+      return absl::InvalidArgumentError(absl::StrCat("weight_decay entry '", decay, "' is not a number"));
     }
   }
   return absl::OkStatus();

@@ -43,7 +43,7 @@ int64_t B(const ContractionLoop& f) { return f.b; }
 int64_t C(const ContractionLoop& f) { return f.c; }
 
 // Splits `factors` (of extent above 1) into the sides of a product. `ragged_m`, `ragged_k`: the rows, a side
-// of their own. False if they are no product.
+// of their own. False if they do not form a product.
 bool Sides(const Factors& factors, const ContractionLoop* ragged_m, const ContractionLoop* ragged_k,
            Contraction* out) {
   Factors m, n, k, batches, outer_k;

@@ -78,7 +78,7 @@ absl::Status CheckStage(const ProgramFrame& f, int s, const CertifyOptions& opti
     }
     states.push_back({absl::StrCat("@", state->name), it->second.offset, it->second.bytes});
   }
-  if (m.states.size() != states.size()) return Uncertified(where, ": places for states that there are not");
+  if (m.states.size() != states.size()) return Uncertified(where, ": places for states that do not exist");
   for (const auto& [name, ref] : m.inputs) inputs.push_back({name, ref.offset, ref.bytes});
   for (const auto& [name, ref] : m.futures) futures.push_back({name, ref.offset, ref.bytes});
   const auto add_slots = [&](const std::string& name, const StageMemory::Slots& slots,

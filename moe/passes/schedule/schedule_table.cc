@@ -107,17 +107,17 @@ absl::StatusOr<Schedule::Cell> ParseCell(absl::string_view text) {
     return absl::InvalidArgumentError(
         absl::StrCat("'", text, "' ", why, "; a cell is F, B, I or W, chunk, '.', microbatch: F0.3"));
   };
-  if (text.size() < 4 || text.size() > 16) return bad("is no cell");
+  if (text.size() < 4 || text.size() > 16) return bad("is not a cell");
   Schedule::Cell cell;
   cell.kind = text[0];
-  if (!IsKind(cell.kind)) return bad("is no cell");
+  if (!IsKind(cell.kind)) return bad("is not a cell");
   const std::vector<absl::string_view> parts = absl::StrSplit(text.substr(1), '.');
   const auto number = [](absl::string_view t, int* out) {
     return !t.empty() && std::all_of(t.begin(), t.end(), absl::ascii_isdigit) && absl::SimpleAtoi(t, out) &&
            *out < kMaxIndex;
   };
   if (parts.size() != 2 || !number(parts[0], &cell.chunk) || !number(parts[1], &cell.microbatch)) {
-    return bad("is no cell");
+    return bad("is not a cell");
   }
   return cell;
 }

@@ -432,7 +432,7 @@ cudnnStatus_t CheckGraph(const std::vector<Pointer>& operations, int64_t* worksp
   const bool backward = std::any_of(operations.begin(), operations.end(), [](const Pointer& op) {
     return op->type == CUDNN_BACKEND_OPERATION_RESHAPE_DESCRIPTOR;
   });
-  if (scores == 0) status = Say(kNot, "a graph that is no attention");
+  if (scores == 0) status = Say(kNot, "a graph that is not attention");
   *workspace = backward ? padded + matrices_of_heads + 256 : 256;
   return status;
 }

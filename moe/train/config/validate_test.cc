@@ -103,7 +103,7 @@ TEST(ValidateTest, ExpertSlots) {
   ExpectProblems("model { num_experts: 4 } strategy { expert_map: '0,1,2,2' }", 1, "expert 3 has no slot",
                  "--expert_map=");
   ExpectProblems("model { num_experts: 4 } strategy { expert_map: '0,1,2,3,4,-1' }", 1, "slot 4 holds 4");
-  ExpectProblems("model { num_experts: 4 } strategy { expert_map: '0,1,2,x' }", 1, "'x' is no expert");
+  ExpectProblems("model { num_experts: 4 } strategy { expert_map: '0,1,2,x' }", 1, "'x' is not an expert");
   ExpectProblems("model { num_experts: 4 } strategy { expert_map: '0,1,2,3' expert_slots: 6 }", 1,
                  "expert_map has 4 entries for 6 expert slots");
 }

@@ -538,7 +538,7 @@ absl::Status Run(const RunConfig& given, const RunOptions& options, std::ostream
     speaker.Say("peak", absl::StrFormat("%.5g TFLOP/s of a device, for MFU", *peak / 1e12));
   } else if (backend == kernels::Backend::kCuda) {
     speaker.Say("peak",
-                absl::StrCat("no MFU: ", peak.status().message(), "; --peak_tflops says what it is of"));
+                absl::StrCat("no MFU: ", peak.status().message(), "; --peak_tflops gives the rate that MFU is a share of"));
   }
   RETURN_IF_ERROR(executor->InitializeState(train.seed()));
 
