@@ -6,31 +6,6 @@
 #include "moe/base/status.h"
 
 namespace moe {
-namespace {
-
-AttrKind KindOf(const Attribute& a) { return static_cast<AttrKind>(a.index()); }
-
-absl::Status CheckAttributes(const OpDef& op, const Attributes& attributes) {
-  for (const auto& [name, value] : attributes) {
-    const AttrDef* def = op.FindAttr(name);
-    if (def == nullptr)
-      return absl::InvalidArgumentError(absl::StrCat(op.name, " has no attribute '", name, "'"));
-    if (def->kind != KindOf(value)) {
-      return absl::InvalidArgumentError(absl::StrCat(op.name, ": attribute '", name, "' is of kind ",
-                                                     AttrKindName(def->kind), ", not ",
-                                                     AttrKindName(KindOf(value))));
-    }
-  }
-  for (const AttrDef& def : op.attrs) {
-    if (def.required && !attributes.count(def.name)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(op.name, ": attribute '", def.name, "' (", AttrKindName(def.kind), ") is missing"));
-    }
-  }
-  return absl::OkStatus();
-}
-
-}  // namespace
 
 Builder::Builder(Function* f, const OpRegistry& registry) : function_(f), registry_(&registry) {}
 
@@ -72,7 +47,7 @@ absl::StatusOr<Node*> Builder::CreateTyped(absl::string_view name, std::vector<V
   for (size_t i = 0; i < operands.size(); ++i) {
     if (!operands[i]) return absl::InvalidArgumentError(absl::StrCat(name, ": operand ", i, " is missing"));
   }
-  RETURN_IF_ERROR(CheckAttributes(*op, attributes));
+  RETURN_IF_ERROR(Annotate(op->CheckAttributes(attributes), op->name));
   std::vector<std::string> names;
   if (!name_hint.empty()) {
     for (size_t i = 0; i < types.size(); ++i) {
@@ -103,6 +78,10 @@ absl::StatusOr<Node*> Builder::CreateNode(absl::string_view name, std::vector<Va
   ASSIGN_OR_RETURN(Node * n, CreateTyped(name, std::move(operands), std::move(attributes),
                                          std::vector<Type>(results), name_hint));
   absl::StatusOr<std::vector<Type>> types = InferTypes(*n);
+  if (types.ok() && !op->variadic_results && types->size() != results) {
+    types = absl::InvalidArgumentError(
+        absl::StrCat(name, " has ", results, " results; inference gives ", types->size(), " types"));
+  }
   if (types.ok() && op->verify) {
     absl::Status status = op->verify(*n);
     if (!status.ok()) types = status;

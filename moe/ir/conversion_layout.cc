@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "moe/base/integers.h"
 #include "moe/base/status.h"
 
 namespace moe {
@@ -400,7 +401,6 @@ class Planner {
   std::vector<int> roles_;  // of every axis now
 };
 
-int64_t RoundUp(int64_t n) { return (n + 63) / 64 * 64; }
 
 }  // namespace
 
@@ -423,7 +423,7 @@ ConversionLayout::Buffers ConversionLayout::ScratchBuffers(double overload) cons
   Buffers buffers;
   int turn = 0;
   const auto use = [&](int64_t bytes) {
-    buffers.bytes[turn] = std::max(buffers.bytes[turn], RoundUp(bytes));
+    buffers.bytes[turn] = std::max(buffers.bytes[turn], RoundUp(bytes, 64));
     turn = 1 - turn;
   };
   for (int i = 0; i < static_cast<int>(steps.size()); ++i) {

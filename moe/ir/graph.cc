@@ -112,6 +112,7 @@ const AxisList& Node::axes() const { return Get<Axes>(*this, attributes_, "axes"
 
 absl::StatusOr<const ShardingRule*> Node::Rule() const {
   if (rule_ != nullptr) return rule_;
+  RETURN_IF_ERROR(op_->declaration);
   std::string text;
   if (op_->rule_fn) {
     ASSIGN_OR_RETURN(text, op_->rule_fn(*this));
@@ -125,10 +126,8 @@ absl::StatusOr<const ShardingRule*> Node::Rule() const {
     text += " -> ";
     const int results = std::max<int>(1, op_->result_names.size());
     for (int i = 0; i < results; ++i) absl::StrAppend(&text, i ? ", " : "", dims);
-  } else if (!op_->rule_text.empty()) {
-    text = op_->rule_text;
   } else {
-    return absl::InternalError(absl::StrCat("op ", op_->name, " has no sharding rule"));
+    text = op_->rule_text;
   }
   ASSIGN_OR_RETURN(rule_, InternRule(text));
   return rule_;

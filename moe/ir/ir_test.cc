@@ -96,6 +96,49 @@ TEST(Builder, DroplessDispatchIsRagged) {
   EXPECT_EQ(g.type().ragged, -1);
 }
 
+TEST(Registry, EveryBlockIsInTheDocumentedOrder) {
+  for (const OpDef* op : Ops().All()) {
+    for (size_t i = 1; i < op->declared.size(); ++i) {
+      EXPECT_LE(op->declared[i - 1], op->declared[i])
+          << op->name << " declares its " << OpPartName(op->declared[i]) << " after its "
+          << OpPartName(op->declared[i - 1]);
+    }
+  }
+}
+
+TEST(Registry, EveryDeclarationFitsTogether) {
+  for (const OpDef* op : Ops().All()) EXPECT_OK(op->declaration);
+}
+
+TEST(Registry, WrongDeclarationsAreErrorsOfTheirUsers) {
+  const auto expect = [](const OpDef& def, absl::string_view problem) {
+    OpRegistry registry;
+    registry.Add(def);
+    Module module;
+    Function* f = module.AddFunction("f");
+    const Value x = f->AddArg("x", Type(DType::kF32, {4, 8}));
+    Builder b(f, registry);
+    ExpectError(b.CreateNode("my.op", {x}), absl::StatusCode::kInvalidArgument, "my.op", problem);
+    EXPECT_EQ(f->num_nodes(), 0);
+  };
+  const OpDef def = OpDef("my.op").Operands({"x"}).Results({"y"}).Attr("n", AttrKind::kInt, false);
+  expect(def, "the op has no sharding rule");
+  expect(OpDef(def).Rule("a (b -> a"), "missing ')'");
+  expect(OpDef(def).Rule("a b, a -> a b"), "is for 2 operands, the op has 1 (x)");
+  expect(OpDef(def).Rule("a b -> a, b"), "is for 2 results, the op has 1 (y)");
+  expect(OpDef(def).Rule("a b c -> a"), "operand 0 has 2 dims");
+  expect(OpDef(def).Rule("a b -> a c"), "nothing gives the extent of factor c");
+  expect(OpDef(def).Rule("a b -> a b").FactorFrom("c", "n"), "has no factor c");
+  expect(OpDef(def).Rule("a b -> a c").FactorFrom("c", "m"), "'m', which is not an int attribute");
+  expect(OpDef(def).Rule("a b -> a b").Routes("e"), "has no factor e");
+  expect(OpDef(def).Rule("a b -> a b").Ragged("a"), "has no factor t");
+  expect(OpDef(def).Rule("a b -> a b").LinearIn({1}), "operand 1 is named; the op has 1 operands");
+  expect(OpDef(def).ResultDTypes({SameAs(1)}).Rule("a b -> a b"), "operand 1 is named");
+  expect(OpDef(def).ResultDTypes({FromAttribute("n")}).Rule("a b -> a b"), "'n', which is not a string");
+  expect(OpDef(def).Rule("a b -> a b").InPlace({{1, 0}}), "result 1 is in place");
+  expect(OpDef(def).RuleFrom([](const Node&) { return "a b -> a, b"; }), "has 1 results; inference gives 2");
+}
+
 TEST(Placement, ReductionsLeavePartials) {
   const Mesh m = TestMesh();
   Module module;

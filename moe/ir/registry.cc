@@ -3,12 +3,15 @@
 #include <glog/logging.h>
 
 #include <algorithm>
-#include <set>
+#include <limits>
+#include <optional>
+#include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "moe/base/edit_distance.h"
 #include "moe/base/status.h"
 #include "moe/ir/limits.h"
 #include "moe/ir/ops/ops.h"
@@ -19,35 +22,18 @@ namespace {
 // Attributes that any op may carry.
 const std::vector<AttrDef>& UniversalAttrs() {
   static const auto& attrs = *new std::vector<AttrDef>{
-      {"tag", AttrKind::kString, false},  // "residual_stream", "replica_sum": seeds of the shard pass
-      {"dual", AttrKind::kString,
-       false},  // name of the value whose placement this gradient should take: a hint
-      {"like", AttrKind::kString, false},      // name of the value that the result is shaped after: a hint
-      {"extents", AttrKind::kStrings, false},  // ["c=8"]: extents of factors that operands do not give
-      {"order", AttrKind::kInts, false},  // decisions: block i of the groups is block order[i] of the batch's
+      // "residual_stream", "replica_sum": seeds of the shard pass.
+      {"tag", AttrKind::kString, false},
+      // A hint: the name of the value whose placement this gradient should take.
+      {"dual", AttrKind::kString, false},
+      // A hint: the name of the value that the result is shaped after.
+      {"like", AttrKind::kString, false},
+      // ["c=8"]: extents of factors that operands do not give.
+      {"extents", AttrKind::kStrings, false},
+      // Of decisions: block i of the groups is block order[i] of the batch's.
+      {"order", AttrKind::kInts, false},
   };
   return attrs;
-}
-
-bool HoldsIndices(absl::string_view operand_name) {
-  static const auto& names = *new std::set<absl::string_view>{
-      "ids", "labels", "expert", "slot", "expert_map", "positions", "q_positions", "k_positions"};
-  return names.count(operand_name) > 0;
-}
-
-int EditDistance(absl::string_view a, absl::string_view b) {
-  std::vector<int> row(b.size() + 1);
-  for (size_t j = 0; j <= b.size(); ++j) row[j] = static_cast<int>(j);
-  for (size_t i = 1; i <= a.size(); ++i) {
-    int diagonal = row[0];
-    row[0] = static_cast<int>(i);
-    for (size_t j = 1; j <= b.size(); ++j) {
-      const int previous = row[j];
-      row[j] = std::min({row[j] + 1, row[j - 1] + 1, diagonal + (a[i - 1] != b[j - 1])});
-      diagonal = previous;
-    }
-  }
-  return row[b.size()];
 }
 
 }  // namespace
@@ -72,6 +58,30 @@ absl::string_view AttrKindName(AttrKind kind) {
   return "?";
 }
 
+absl::string_view OpPartName(OpPart part) {
+  switch (part) {
+    case OpPart::kDoc:
+      return "doc";
+    case OpPart::kOperands:
+      return "operands and results";
+    case OpPart::kAttributes:
+      return "attributes";
+    case OpPart::kInfer:
+      return "infer";
+    case OpPart::kVerify:
+      return "verify";
+    case OpPart::kShardingRule:
+      return "sharding rule";
+    case OpPart::kGradient:
+      return "gradient";
+    case OpPart::kCost:
+      return "cost";
+    case OpPart::kEffects:
+      return "effects";
+  }
+  return "?";
+}
+
 bool OpDef::IsLinearIn(int operand) const {
   if (linearity != Linearity::kSeparately) return false;
   return linear_all ||
@@ -83,12 +93,11 @@ int OpDef::FindResult(absl::string_view result) const {
   return it == result_names.end() ? -1 : static_cast<int>(it - result_names.begin());
 }
 
-bool OpDef::IsWide(int operand) const {
-  return std::find(wide_operands.begin(), wide_operands.end(), operand) != wide_operands.end();
-}
-
-bool OpDef::IsIndex(int operand) const {
-  return !index_operands.empty() && index_operands[variadic ? 0 : operand];
+OperandDType OpDef::DTypeOf(int operand) const {
+  const int declared_operands = static_cast<int>(operand_dtypes.size());
+  if (operand < declared_operands) return operand_dtypes[operand];
+  if (repeated_dtypes.empty()) return variadic ? operand_dtypes[0] : OperandDType::kCommon;
+  return repeated_dtypes[(operand - declared_operands) % repeated_dtypes.size()];
 }
 
 int InPlaceOperand(const Node& node, int result) {
@@ -106,11 +115,93 @@ const AttrDef* OpDef::FindAttr(absl::string_view attr) const {
   return nullptr;
 }
 
+absl::Status OpDef::CheckAttributes(const Attributes& attributes) const {
+  for (const auto& [attr, value] : attributes) {
+    const AttrDef* def = FindAttr(attr);
+    if (def == nullptr) return absl::InvalidArgumentError(absl::StrCat("unknown attribute '", attr, "'"));
+    if (def->kind != AttrKindOf(value)) {
+      return absl::InvalidArgumentError(absl::StrCat("attribute '", attr, "' must be of kind ",
+                                                     AttrKindName(def->kind), ", not ",
+                                                     AttrKindName(AttrKindOf(value))));
+    }
+  }
+  for (const AttrDef& def : attrs) {
+    if (def.required && attributes.count(def.name) == 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("the attribute '", def.name, "' is missing (", AttrKindName(def.kind), ")"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status OpDef::CheckDeclaration() const {
+  const auto error = [&](const auto&... parts) { return absl::InvalidArgumentError(absl::StrCat(parts...)); };
+  const int operands = static_cast<int>(operand_names.size()),
+            results = static_cast<int>(result_names.size());
+  const auto has_operand = [&](int i) { return i >= 0 && (variadic || i < operands); };
+  const auto has_result = [&](int i) { return i >= 0 && (variadic_results || i < results); };
+  if (rule_text.empty() && !rule_fn && !elementwise) return error("the op has no sharding rule");
+  if (!rule_text.empty() && !rule_fn && !elementwise) {
+    ASSIGN_OR_RETURN(const ShardingRule* rule, InternRule(rule_text));
+    const bool none = operands == 0 && rule->operands.size() == 1 && rule->operands[0].empty();
+    if (!none && !variadic && static_cast<int>(rule->operands.size()) != operands) {
+      return error("the sharding rule '", rule_text, "' is for ", rule->operands.size(),
+                   " operands, the op has ", operands, " (", absl::StrJoin(operand_names, ", "), ")");
+    }
+    if (!variadic_results && static_cast<int>(rule->results.size()) != results) {
+      return error("the sharding rule '", rule_text, "' is for ", rule->results.size(),
+                   " results, the op has ", results, " (", absl::StrJoin(result_names, ", "), ")");
+    }
+    std::vector<std::string> factors;
+    for (const auto& [factor, _] : factor_from) factors.push_back(factor);
+    for (const std::string& factor : {exchanged_factor, routed_factor, ragged_factor}) {
+      if (!factor.empty()) factors.push_back(factor);
+    }
+    if (!ragged_factor.empty()) factors.insert(factors.end(), {"t", "k"});  // they bound it
+    for (const std::string& factor : factors) {
+      if (rule->Find(factor) < 0) return error("the sharding rule '", rule_text, "' has no factor ", factor);
+    }
+  }
+  for (const auto& [factor, attr] : factor_from) {
+    const AttrDef* def = FindAttr(attr);
+    if (def == nullptr || def->kind != AttrKind::kInt) {
+      return error("the extent of factor ", factor, " comes from '", attr,
+                   "', which is not an int attribute");
+    }
+  }
+  if (static_cast<int>(result_dtypes.size()) > results) {
+    return error(result_dtypes.size(), " dtypes for ", results, " results");
+  }
+  std::vector<int> named = linear_operands;
+  for (const DTypeRule& rule : result_dtypes) {
+    if (rule.kind == DTypeRule::kSameAs || rule.kind == DTypeRule::kWider) named.push_back(rule.operand);
+    if (rule.kind != DTypeRule::kAttribute) continue;
+    const AttrDef* def = FindAttr(rule.attribute);
+    if (def == nullptr || def->kind != AttrKind::kString) {
+      return error("a dtype comes from '", rule.attribute, "', which is not a string attribute");
+    }
+  }
+  if (gathered_operand >= 0) named.push_back(gathered_operand);
+  for (const auto& [result, operand] : in_place) {
+    named.push_back(operand);
+    if (!has_result(result))
+      return error("result ", result, " is in place; the op has ", results, " results");
+  }
+  for (const int result : nodiff_results) {
+    if (!has_result(result)) return error("result ", result, " is named; the op has ", results, " results");
+  }
+  for (const int operand : named) {
+    if (!has_operand(operand))
+      return error("operand ", operand, " is named; the op has ", operands, " operands");
+  }
+  return absl::OkStatus();
+}
+
 OpDef& OpRegistry::Add(OpDef def) {
   CHECK(!def.name.empty());
   auto [it, fresh] = ops_.emplace(def.name, nullptr);
   CHECK(fresh) << "op " << def.name << " is registered twice";
-  for (const std::string& operand : def.operand_names) def.index_operands.push_back(HoldsIndices(operand));
+  def.declaration = Annotate(def.CheckDeclaration(), def.name);
   it->second = std::make_unique<OpDef>(std::move(def));
   return *it->second;
 }
@@ -128,9 +219,9 @@ std::vector<const OpDef*> OpRegistry::All() const {
 
 std::string OpRegistry::Nearest(absl::string_view name) const {
   std::string best;
-  int distance = 1 << 30;
+  int64_t distance = std::numeric_limits<int64_t>::max();
   for (const auto& [candidate, _] : ops_) {
-    const int d = EditDistance(name.substr(0, 64), candidate);
+    const int64_t d = EditDistance(name.substr(0, 64), candidate);
     if (d < distance) {
       distance = d;
       best = candidate;
@@ -244,6 +335,25 @@ absl::StatusOr<std::vector<int64_t>> FactorExtents(const Node& n) {
   return extent;
 }
 
+namespace {
+absl::StatusOr<DType> ResultDType(const Node& n, const DTypeRule& rule) {
+  if (rule.kind == DTypeRule::kFixed) return rule.fixed;
+  if (rule.kind == DTypeRule::kAttribute && n.Has(rule.attribute)) {
+    const std::optional<DType> dtype = ParseDType(n.String(rule.attribute));
+    if (dtype) return *dtype;
+    return absl::InvalidArgumentError(
+        absl::StrCat(n.op_name(), ": unknown dtype '", n.String(rule.attribute), "'"));
+  }
+  if (rule.operand >= n.num_operands()) {
+    return absl::InvalidArgumentError(absl::StrCat(n.op_name(), ": a result has the dtype of operand ",
+                                                   rule.operand, "; there are ", n.num_operands(),
+                                                   " operands"));
+  }
+  const DType dtype = n.operand(rule.operand).type().dtype;
+  return rule.kind == DTypeRule::kWider ? AtLeastF32(dtype) : dtype;
+}
+}  // namespace
+
 absl::StatusOr<std::vector<Type>> InferTypes(const Node& n) {
   const OpDef& op = n.op();
   if (op.infer) return op.infer(n);
@@ -263,23 +373,7 @@ absl::StatusOr<std::vector<Type>> InferTypes(const Node& n) {
   std::vector<Type> out;
   for (size_t r = 0; r < rule->results.size(); ++r) {
     Type t;
-    const absl::string_view want =
-        r < op.result_dtypes.size() ? absl::string_view(op.result_dtypes[r]) : "=0";
-    if (want[0] == '=' || want[0] == '^') {
-      int operand = 0;
-      CHECK(absl::SimpleAtoi(want.substr(1), &operand)) << op.name;
-      t.dtype = n.operand(operand).type().dtype;
-      if (want[0] == '^') t.dtype = AtLeastF32(t.dtype);
-    } else if (want[0] == '@') {
-      t.dtype = n.operand(0).type().dtype;
-      if (const std::string said = n.StringOr(want.substr(1), ""); !said.empty()) {
-        const std::optional<DType> dtype = ParseDType(said);
-        if (!dtype) return absl::InvalidArgumentError(absl::StrCat(op.name, ": unknown dtype '", said, "'"));
-        t.dtype = *dtype;
-      }
-    } else {
-      t.dtype = *ParseDType(want);
-    }
+    ASSIGN_OR_RETURN(t.dtype, ResultDType(n, r < op.result_dtypes.size() ? op.result_dtypes[r] : SameAs(0)));
     const FactorTerm& term = rule->results[r];
     for (size_t d = 0; d < term.size(); ++d) {
       int64_t size = 1;

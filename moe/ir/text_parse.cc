@@ -294,8 +294,6 @@ absl::StatusOr<Type> Parser::ParseType() {
 // -----------------------------------------------------------------------------------------------------
 // attributes
 
-AttrKind KindOf(const Attribute& value) { return static_cast<AttrKind>(value.index()); }
-
 absl::StatusOr<Attribute> Parser::ParseList(const AttrDef* def) {
   RETURN_IF_ERROR(s_.Expect("["));
   if (s_.Accept("]")) {
@@ -391,9 +389,9 @@ absl::StatusOr<Attributes> Parser::ParseAttributes(const OpDef* op) {
     RETURN_IF_ERROR(s_.Expect("="));
     const size_t value_at = s_.Here();
     ASSIGN_OR_RETURN(Attribute value, ParseAttribute(def));
-    if (def != nullptr && KindOf(value) != def->kind) {
+    if (def != nullptr && AttrKindOf(value) != def->kind) {
       return s_.Error(absl::StrCat("attribute '", name, "' of ", op->name, " must be of kind ",
-                                   AttrKindName(def->kind), ", not ", AttrKindName(KindOf(value))),
+                                   AttrKindName(def->kind), ", not ", AttrKindName(AttrKindOf(value))),
                       value_at);
     }
     if (!attributes.emplace(name, std::move(value)).second) {

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "moe/base/integers.h"
 
 namespace moe {
 namespace {
@@ -23,7 +24,6 @@ constexpr DTypeInfo kDTypes[] = {
     {DType::kF64, "f64", 8},   {DType::kF8E4M3, "f8e4m3", 1},
 };
 
-int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 }  // namespace
 

@@ -25,8 +25,6 @@ namespace {
 
 constexpr int kMaxProblems = 50;
 
-AttrKind KindOf(const Attribute& value) { return static_cast<AttrKind>(value.index()); }
-
 // "f32[8, ~5<=32]": what inference decides, without the placement.
 std::string Shape(const Type& type) {
   Type shape = type;
@@ -43,25 +41,6 @@ bool IsAxisName(absl::string_view name) {
   bool word = !name.empty() && name.size() <= kMaxNameLength && !absl::ascii_isdigit(name[0]);
   for (const char c : name) word = word && (absl::ascii_isalnum(c) || c == '_');
   return word;
-}
-
-absl::Status VerifyAttributes(const Node& node) {
-  const OpDef& op = node.op();
-  for (const auto& [name, value] : node.attributes()) {
-    const AttrDef* def = op.FindAttr(name);
-    if (def == nullptr) return absl::InvalidArgumentError(absl::StrCat("unknown attribute '", name, "'"));
-    if (def->kind != KindOf(value)) {
-      return absl::InvalidArgumentError(absl::StrCat("attribute '", name, "' must be of kind ",
-                                                     AttrKindName(def->kind), ", not ",
-                                                     AttrKindName(KindOf(value))));
-    }
-  }
-  for (const AttrDef& def : op.attrs) {
-    if (def.required && !node.Has(def.name)) {
-      return absl::InvalidArgumentError(absl::StrCat("the attribute '", def.name, "' is missing"));
-    }
-  }
-  return absl::OkStatus();
 }
 
 // A factor is ragged in all operands that have it, or in none.
@@ -114,12 +93,12 @@ absl::Status VerifyOperandDTypes(const Node& node) {
   int first = -1;
   for (int i = 0; i < node.num_operands(); ++i) {
     const DType dtype = node.operand(i).type().dtype;
-    if (op.IsIndex(i)) {
+    if (op.DTypeOf(i) == OperandDType::kIndex) {
       if (dtype == DType::kS32) continue;
       return absl::InvalidArgumentError(
           absl::StrCat("operand ", i, " (", name(i), ") must be s32, not ", DTypeName(dtype)));
     }
-    if (op.any_float != nullptr && op.any_float(i) && IsFloat(dtype)) continue;
+    if (op.DTypeOf(i) == OperandDType::kAnyFloat && IsFloat(dtype)) continue;
     if (first < 0) first = i;
     const DType common = node.operand(first).type().dtype;
     if (dtype == (op.IsWide(i) ? AtLeastF32(common) : common)) continue;
@@ -480,7 +459,7 @@ absl::Status VerifyNode(const Node& node) {
       return absl::InvalidArgumentError(
           absl::StrCat("has ", op.result_names.size(), " results, not ", node.num_results()));
     }
-    RETURN_IF_ERROR(VerifyAttributes(node));
+    RETURN_IF_ERROR(op.CheckAttributes(node.attributes()));
     RETURN_IF_ERROR(VerifyOperandDTypes(node));
     for (int i = 0; i < node.num_operands(); ++i) {
       if (!node.operand(i).type().future || (op.name == "comm.done" && i == 0)) continue;

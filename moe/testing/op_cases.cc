@@ -234,7 +234,8 @@ class CaseBuilder {
   }
 
   void WidenWhereDeclared(const OpDef& op, const std::vector<Value>& operands) {
-    for (const int i : op.wide_operands) {
+    for (int i = 0; i < static_cast<int>(operands.size()); ++i) {
+      if (!op.IsWide(i)) continue;
       Type type = operands[i].type();
       HostValue& v = case_.operands[index_.at(operands[i].node)];
       type.dtype = v.dtype = AtLeastF32(type.dtype);

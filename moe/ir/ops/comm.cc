@@ -126,30 +126,44 @@ void RegisterCommOps(OpRegistry* r) {
       kCollective));
   r->Add(Conversion("comm.reshard", "Several steps whose intermediates are no placements (strided shards).",
                     kCollective));
-  r->Add(Conversion(
-             "comm.bucket",
-             "Several conversions of one kind in one exchange: packed, communicated together, unpacked. The "
-             "order of every sum stays what it is without the bucket.",
-             kCollective)
-             .Variadic()
-             .VariadicResults()
-             .Attr("parts", AttrKind::kStrings)
-             .Infer([](const Node& n) { return absl::StatusOr<std::vector<Type>>(PartTypes(n, false)); })
-             .Verify(VerifyParts)
-             .RuleFrom(RuleOfParts));
-  r->Add(Conversion(
-             "comm.start",
-             "Begins one or several conversions of one kind, as comm.bucket does, and gives futures of what "
-             "they will have written.",
-             kCollective)
-             .Variadic()
-             .Results({"future"})
-             .VariadicResults()
-             .Attr("parts", AttrKind::kStrings)
-             .Attr("last", AttrKind::kBool, false)  // only when its function runs for the last time in a step
-             .Infer([](const Node& n) { return absl::StatusOr<std::vector<Type>>(PartTypes(n, true)); })
-             .Verify(VerifyStart)
-             .RuleFrom(RuleOfParts));
+  r->Add(
+      OpDef("comm.bucket")
+          .Doc(
+              "Several conversions of one kind in one exchange: packed, communicated together, unpacked. The "
+              "order of every sum stays what it is without the bucket.")
+          .Operands({"x"})
+          .Variadic()
+          .Results({"y"})
+          .VariadicResults()
+          .Attr("axes", AttrKind::kAxes)
+          .Attr("steps", AttrKind::kString, false)
+          .Attr("wire", AttrKind::kString, false)
+          .Attr("parts", AttrKind::kStrings)
+          .Infer([](const Node& n) { return absl::StatusOr<std::vector<Type>>(PartTypes(n, false)); })
+          .Verify(VerifyParts)
+          .RuleFrom(RuleOfParts)
+          .NoGradient()
+          .Effects(kCollective));
+  // `last`: only when its function runs for the last time in a step.
+  r->Add(
+      OpDef("comm.start")
+          .Doc(
+              "Begins one or several conversions of one kind, as comm.bucket does, and gives futures of what "
+              "they will have written.")
+          .Operands({"x"})
+          .Variadic()
+          .Results({"future"})
+          .VariadicResults()
+          .Attr("axes", AttrKind::kAxes)
+          .Attr("steps", AttrKind::kString, false)
+          .Attr("wire", AttrKind::kString, false)
+          .Attr("parts", AttrKind::kStrings)
+          .Attr("last", AttrKind::kBool, false)
+          .Infer([](const Node& n) { return absl::StatusOr<std::vector<Type>>(PartTypes(n, true)); })
+          .Verify(VerifyStart)
+          .RuleFrom(RuleOfParts)
+          .NoGradient()
+          .Effects(kCollective));
   r->Add(OpDef("comm.done")
              .Doc("Waits for a future; what is there lies where the future was written. Reads the exchange's "
                   "source, "
@@ -164,8 +178,9 @@ void RegisterCommOps(OpRegistry* r) {
              })
              .Verify(VerifyDone)
              .Elementwise()
-             .InPlace({{0, 0}})
-             .NoGradient());
+             .NoGradient()
+             .InPlace({{0, 0}}));
+  // `reduction`: "sum" or "max".
   r->Add(OpDef("comm.stage_reduce")
              .Doc("Reduces a value over pipeline stages: ranks at the same place in the given stages; every "
                   "one of them "
@@ -173,7 +188,7 @@ void RegisterCommOps(OpRegistry* r) {
              .Operands({"x"})
              .Results({"y"})
              .Attr("stages", AttrKind::kInts)
-             .Attr("reduction", AttrKind::kString)  // "sum" | "max"
+             .Attr("reduction", AttrKind::kString)
              .Elementwise()
              .LinearIn({0})
              .NoGradient()

@@ -136,9 +136,9 @@ void RegisterFusedOps(OpRegistry* r) {
              .Variadic()
              .Results({"y"})
              .Attr("program", AttrKind::kStrings)
+             .ComputesIn(Precision::kFollows)
              .Verify(VerifyFused)
              .Elementwise()
-             .ComputesIn(Precision::kFollows)
              .NoGradient()
              .Flops(FusedFlops));
   r->Add(OpDef("moe.router")
@@ -146,7 +146,7 @@ void RegisterFusedOps(OpRegistry* r) {
              .Operands({"logits", "mask"})
              .Results({"probability", "top", "expert", "count"})
              .Attr("k", AttrKind::kInt)
-             .ResultDTypes({"=0", "=0", "s32", "s32"})
+             .ResultDTypes({SameAs(0), SameAs(0), DType::kS32, DType::kS32})
              .Rule("b c t e!, b c t -> b c t e!, b c t k!, b c t k!, e!")
              .FactorFrom("k", "k")
              .NoGradient()
@@ -157,7 +157,7 @@ void RegisterFusedOps(OpRegistry* r) {
              .Operands({"logits", "mask"})
              .Results({"probability", "top", "expert"})
              .Attr("k", AttrKind::kInt)
-             .ResultDTypes({"=0", "=0", "s32"})
+             .ResultDTypes({SameAs(0), SameAs(0), DType::kS32})
              .Rule("b c t e!, b c t -> b c t e!, b c t k!, b c t k!")
              .FactorFrom("k", "k")
              .NoGradient()
@@ -165,12 +165,11 @@ void RegisterFusedOps(OpRegistry* r) {
              .Effects(kDecision));
   r->Add(OpDef("nn.add_rms_norm")
              .Doc("sum = x + y; normed = rms_norm(sum, weight).")
-             .Operands({"x", "y", "weight"})
+             .Operands({"x", "y", WideOperand("weight")})
              .Results({"sum", "normed"})
              .Attr("eps", AttrKind::kFloat)
-             .Rule("b s h!, b s h!, h! -> b s h!, b s h!")
-             .WideOperands({2})
              .ComputesIn(Precision::kNarrow)
+             .Rule("b s h!, b s h!, h! -> b s h!, b s h!")
              .NoGradient()
              .FlopsPerElement(5));
   r->Add(OpDef("optim.multi_adamw")
@@ -179,7 +178,7 @@ void RegisterFusedOps(OpRegistry* r) {
                   "p, m, v of each, then the new p rounded to `dtype` of the tensors that `copies` numbers. "
                   "`weight_decay` has one number per tensor.")
              .Operands({"factor", "finite", "learning_rate", "bias1", "bias2"})
-             .Variadic()
+             .Repeated({"p", AnyFloatOperand("gradient"), "m", "v"})
              .Results({"p", "m", "v"})
              .VariadicResults()
              .Attr("beta1", AttrKind::kFloat)
@@ -188,15 +187,10 @@ void RegisterFusedOps(OpRegistry* r) {
              .Attr("weight_decay", AttrKind::kStrings)
              .Attr("copies", AttrKind::kInts, /*required=*/false)
              .Attr("dtype", AttrKind::kString, /*required=*/false)
-             .AnyFloat([](int operand) {
-               return operand > kMultiAdamWScalars && (operand - kMultiAdamWScalars) % 4 == 1;
-             })
              .Infer(InferMultiAdamW)
              .Verify(VerifyMultiAdamW)
              .RuleFrom(RuleOfMultiAdamW)
-             .InPlace(MultiAdamWInPlace())
              .NoGradient()
-             .Effects(kStateful)
              .Flops([](const Node& n, const ShardingRule& rule, absl::Span<const double> e) {
                double f = 0;
                for (int i = 0; i < MultiAdamWTensors(n); ++i) {
@@ -205,7 +199,9 @@ void RegisterFusedOps(OpRegistry* r) {
                  f += elements;
                }
                return f;
-             }));
+             })
+             .InPlace(MultiAdamWInPlace())
+             .Effects(kStateful));
 }
 
 }  // namespace moe

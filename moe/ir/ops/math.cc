@@ -185,11 +185,11 @@ void RegisterMathOps(OpRegistry* r) {
              .Attr("eq", AttrKind::kString)
              .Attr("dtype", AttrKind::kString, false)
              .Attr("multiply", AttrKind::kString, false)
-             .ResultDTypes({"@dtype"})
+             .ResultDTypes({FromAttribute("dtype")})
+             .ComputesIn(Precision::kFollows)
              .Verify(VerifyEinsum)
              .RuleFrom(RuleOfEq)
              .LinearInAll()
-             .ComputesIn(Precision::kFollows)
              .Gradient(EinsumGradient)
              .Flops(EinsumFlops));
   r->Add(OpDef("math.broadcast")
@@ -198,10 +198,10 @@ void RegisterMathOps(OpRegistry* r) {
              .Results({"y"})
              .Attr("eq", AttrKind::kString)
              .Attr("extents", AttrKind::kStrings)
+             .ComputesIn(Precision::kFollows)
              .RuleFrom(RuleOfEq)
              .LinearIn({0})
              .Cheap()
-             .ComputesIn(Precision::kFollows)
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
                const std::vector<std::string> sides =
                    absl::StrSplit(n->String("eq"), absl::MaxSplits("->", 1));
@@ -219,10 +219,10 @@ void RegisterMathOps(OpRegistry* r) {
              .Results({"y"})
              .Attr("eq", AttrKind::kString)
              .Attr("extents", AttrKind::kStrings)
+             .ComputesIn(Precision::kFollows)
              .RuleFrom(RuleOfEq)
              .LinearIn({0})
              .Cheap()
-             .ComputesIn(Precision::kFollows)
              .Gradient(ReshapeGradient));
   r->Add(OpDef("math.permute_blocks")
              .Doc("Another order of equal blocks of a dim: block i of the result is block order[i] of x.")
@@ -230,9 +230,9 @@ void RegisterMathOps(OpRegistry* r) {
              .Results({"y"})
              .Attr("dim", AttrKind::kInt)
              .Attr("order", AttrKind::kInts)
-             .RuleFrom([](const Node& n) { return BlocksOfDim(n, /*fixed=*/true); })
-             .Verify(VerifyOrder)
              .ComputesIn(Precision::kFollows)
+             .Verify(VerifyOrder)
+             .RuleFrom([](const Node& n) { return BlocksOfDim(n, /*fixed=*/true); })
              .LinearIn({0})
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
                const std::vector<int64_t>& order = n->Ints("order");
@@ -250,10 +250,10 @@ void RegisterMathOps(OpRegistry* r) {
              .Results({"y"})
              .Attr("dim", AttrKind::kInt)
              .Attr("blocks", AttrKind::kInt)
+             .ComputesIn(Precision::kFollows)
              .RuleFrom([](const Node& n) { return BlocksOfDim(n, /*fixed=*/false); })
              .FactorFrom("r", "blocks")
              .Exchanges("r")
-             .ComputesIn(Precision::kFollows)
              .LinearIn({0})
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
                Value d = dys[0];  // n - 1 places forward is one back
@@ -268,9 +268,9 @@ void RegisterMathOps(OpRegistry* r) {
              .Doc("x + y, elementwise.")
              .Operands({"x", "y"})
              .Results({"z"})
+             .ComputesIn(Precision::kFollows)
              .Elementwise()
              .JointlyLinear()
-             .ComputesIn(Precision::kFollows)
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
                for (int i = 0; i < 2; ++i) {
                  ASSIGN_OR_RETURN((*dxs)[i], GradientOfOperand(dys[0], n->operand(i), b));
@@ -295,9 +295,9 @@ void RegisterMathOps(OpRegistry* r) {
              .Operands({"x"})
              .Results({"y"})
              .Attr("by", AttrKind::kFloat)
+             .ComputesIn(Precision::kFollows)
              .Elementwise()
              .LinearIn({0})
-             .ComputesIn(Precision::kFollows)
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
                ASSIGN_OR_RETURN((*dxs)[0], b.Create("math.scale", {dys[0]}, {{"by", n->Float("by")}}));
                return absl::OkStatus();
@@ -306,8 +306,8 @@ void RegisterMathOps(OpRegistry* r) {
              .Doc("x * sigmoid(x).")
              .Operands({"x"})
              .Results({"y"})
-             .Elementwise()
              .ComputesIn(Precision::kNarrow)
+             .Elementwise()
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
                ASSIGN_OR_RETURN((*dxs)[0], b.Create("math.silu_grad", {n->operand(0), dys[0]}));
                return absl::OkStatus();
@@ -317,9 +317,9 @@ void RegisterMathOps(OpRegistry* r) {
              .Doc("dy * sigmoid(x) * (1 + x * (1 - sigmoid(x))).")
              .Operands({"x", "dy"})
              .Results({"dx"})
+             .ComputesIn(Precision::kNarrow)
              .Elementwise()
              .LinearIn({1})
-             .ComputesIn(Precision::kNarrow)
              .NoGradient()
              .FlopsPerElement(9));
   r->Add(OpDef("math.log")
@@ -373,8 +373,8 @@ void RegisterMathOps(OpRegistry* r) {
              .Doc("Sum of the squares of all elements, a scalar.")
              .Operands({"x"})
              .Results({"y"})
+             .ResultDTypes({Wider(0)})
              .RuleFrom(ReduceAll)
-             .ResultDTypes({"^0"})
              .NoGradient()
              .FlopsPerElement(2));
 }

@@ -62,7 +62,7 @@ void RegisterMoeOps(OpRegistry* r) {
              .Operands({"probability", "mask"})
              .Results({"top", "expert"})
              .Attr("k", AttrKind::kInt)
-             .ResultDTypes({"=0", "s32"})
+             .ResultDTypes({SameAs(0), DType::kS32})
              .Rule("b c t e!, b c t -> b c t k!, b c t k!")
              .FactorFrom("k", "k")
              .NotDifferentiable({1})
@@ -74,10 +74,10 @@ void RegisterMoeOps(OpRegistry* r) {
              .Effects(kDecision));
   r->Add(OpDef("moe.top_k_grad")
              .Doc("Scatters d(top) back to the experts chosen.")
-             .Operands({"expert", "dtop"})
+             .Operands({IndexOperand("expert"), "dtop"})
              .Results({"dprobability"})
              .Attr("experts", AttrKind::kInt)
-             .ResultDTypes({"=1"})
+             .ResultDTypes({SameAs(1)})
              .Rule("b c t k!, b c t k! -> b c t e")
              .FactorFrom("e", "experts")
              .LinearIn({1})
@@ -105,7 +105,7 @@ void RegisterMoeOps(OpRegistry* r) {
              .Doc("Slot of each choice within its group and expert, in order of token, then k. Capacity "
                   "lives only here: "
                   "with dropless = false a slot >= capacity is -1 (dropped).")
-             .Operands({"expert"})
+             .Operands({IndexOperand("expert")})
              .Results({"slot"})
              .Attr("experts", AttrKind::kInt)
              .Attr("capacity", AttrKind::kInt)
@@ -120,7 +120,7 @@ void RegisterMoeOps(OpRegistry* r) {
                   "Of n replicas, the token with global index i takes number i mod n. Slots are counted "
                   "again, in order "
                   "of token, then k; what has none, or an expert without expert slots, keeps none.")
-             .Operands({"expert", "slot", "expert_map"})
+             .Operands({IndexOperand("expert"), IndexOperand("slot"), IndexOperand("expert_map")})
              .Results({"expert_slot", "slot"})
              .Rule("b c t! k!, b c t! k!, w! -> b c t! k!, b c t! k!")
              .Cheap()
@@ -130,7 +130,7 @@ void RegisterMoeOps(OpRegistry* r) {
              .Doc("The sum of the rows of x, by expert slots, that are replicas of each expert; by experts. "
                   "Empty "
                   "slots are left out.")
-             .Operands({"x", "expert_map"})
+             .Operands({"x", IndexOperand("expert_map")})
              .Results({"y"})
              .Attr("experts", AttrKind::kInt)
              .Rule("q f h, w! -> e f h")
@@ -145,7 +145,7 @@ void RegisterMoeOps(OpRegistry* r) {
   // order of its own could tell replicas apart.
   r->Add(OpDef("moe.copy_to_replicas")
              .Doc("Rows by experts, copied to the expert slots that hold them; zeros in empty ones.")
-             .Operands({"x", "expert_map"})
+             .Operands({"x", IndexOperand("expert_map")})
              .Results({"y"})
              .Attr("expert_slots", AttrKind::kInt)
              .Rule("e f h, w! -> q f h")
@@ -157,11 +157,11 @@ void RegisterMoeOps(OpRegistry* r) {
              }));
   r->Add(OpDef("moe.count")
              .Doc("Number of choices per expert, dropped ones too: [e], or [b, e] with per_sequence.")
-             .Operands({"expert"})
+             .Operands({IndexOperand("expert")})
              .Results({"count"})
              .Attr("experts", AttrKind::kInt)
              .Attr("per_sequence", AttrKind::kBool, false)
-             .ResultDTypes({"s32"})
+             .ResultDTypes({DType::kS32})
              .RuleFrom([](const Node& n) -> absl::StatusOr<std::string> {
                return n.BoolOr("per_sequence", false) ? "b c t k -> b e" : "b c t k -> e";
              })
@@ -169,9 +169,9 @@ void RegisterMoeOps(OpRegistry* r) {
              .NoGradient());
   r->Add(OpDef("moe.count_kept")
              .Doc("Number of choices that got a slot, a scalar.")
-             .Operands({"slot"})
+             .Operands({IndexOperand("slot")})
              .Results({"count"})
-             .ResultDTypes({"s32"})
+             .ResultDTypes({DType::kS32})
              .Rule("b c t k ->")
              .NoGradient());
   r->Add(
@@ -184,10 +184,10 @@ void RegisterMoeOps(OpRegistry* r) {
           .VariadicResults()
           .Attr("chunks", AttrKind::kInt)
           .Attr("ways", AttrKind::kInt)
+          .Verify([](const Node& n) { return VerifyExpertParts(n, n.num_results()); })
           .RuleFrom([](const Node& n) { return RuleOfExpertParts(n, true); })
           .FactorFrom("p", "chunks")
           .FactorFrom("r", "ways")
-          .Verify([](const Node& n) { return VerifyExpertParts(n, n.num_results()); })
           .LinearInAll()
           .NoGradient());
   r->Add(OpDef("moe.join_experts")
@@ -197,21 +197,22 @@ void RegisterMoeOps(OpRegistry* r) {
              .Results({"x"})
              .Attr("chunks", AttrKind::kInt)
              .Attr("ways", AttrKind::kInt)
+             .Verify([](const Node& n) { return VerifyExpertParts(n, n.num_operands()); })
              .RuleFrom([](const Node& n) { return RuleOfExpertParts(n, false); })
              .FactorFrom("p", "chunks")
              .FactorFrom("r", "ways")
-             .Verify([](const Node& n) { return VerifyExpertParts(n, n.num_operands()); })
              .JointlyLinear()
              .NoGradient());
   r->Add(OpDef("moe.dispatch")
              .Doc("Copies tokens to their slots; empty slots are zero. `slots` is the capacity, or with "
                   "dropless the "
                   "expected extent of the ragged slot dim.")
-             .Operands({"x", "expert", "slot"})
+             .Operands({"x", IndexOperand("expert"), IndexOperand("slot")})
              .Results({"d"})
              .Attr("experts", AttrKind::kInt)
              .Attr("slots", AttrKind::kInt)
              .Attr("dropless", AttrKind::kBool, false)
+             .ComputesIn(Precision::kNarrow)
              .Rule(absl::StrCat("b c t! h, ", kR, ", ", kR, " -> e b c p! h"))
              .FactorFrom("e", "experts")
              .FactorFrom("p", "slots")
@@ -219,7 +220,6 @@ void RegisterMoeOps(OpRegistry* r) {
              .Routes("e")
              .LinearIn({0})
              .Cheap()
-             .ComputesIn(Precision::kNarrow)
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
                ASSIGN_OR_RETURN((*dxs)[0], b.Create("moe.undispatch", {dys[0], n->operand(1), n->operand(2)},
                                                     {{"dropless", n->BoolOr("dropless", false)}}));
@@ -227,25 +227,24 @@ void RegisterMoeOps(OpRegistry* r) {
              }));
   r->Add(OpDef("moe.undispatch")
              .Doc("Gradient of moe.dispatch: sums the slots of each token.")
-             .Operands({"d", "expert", "slot"})
+             .Operands({"d", IndexOperand("expert"), IndexOperand("slot")})
              .Results({"x"})
              .Attr("dropless", AttrKind::kBool, false)
+             .ComputesIn(Precision::kNarrow)
              .Rule(absl::StrCat("e b c p! h, ", kR, ", ", kR, " -> b c t! h"))
              .Routes("e")
              .LinearIn({0})
-             .ComputesIn(Precision::kNarrow)
              .NoGradient());
   r->Add(
       OpDef("moe.combine")
           .Doc("Sum over a token's choices of probability times expert output; dropped choices add nothing.")
-          .Operands({"o", "probability", "expert", "slot"})
+          .Operands({"o", WideOperand("probability"), IndexOperand("expert"), IndexOperand("slot")})
           .Results({"y"})
           .Attr("dropless", AttrKind::kBool, false)
+          .ComputesIn(Precision::kNarrow)
           .Rule(absl::StrCat("e b c p! h, ", kR, ", ", kR, ", ", kR, " -> b c t! h"))
           .Routes("e")
           .LinearIn({0, 1})
-          .WideOperands({1})
-          .ComputesIn(Precision::kNarrow)
           .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
             ASSIGN_OR_RETURN((*dxs)[0],
                              b.Create("moe.combine_do", {dys[0], n->operand(1), n->operand(2), n->operand(3)},
@@ -258,11 +257,12 @@ void RegisterMoeOps(OpRegistry* r) {
           .FlopsPerElement(2));
   r->Add(OpDef("moe.combine_do")
              .Doc("d(expert output) of moe.combine: dispatches probability times dy.")
-             .Operands({"dy", "probability", "expert", "slot"})
+             .Operands({"dy", WideOperand("probability"), IndexOperand("expert"), IndexOperand("slot")})
              .Results({"do"})
              .Attr("experts", AttrKind::kInt)
              .Attr("slots", AttrKind::kInt)
              .Attr("dropless", AttrKind::kBool, false)
+             .ComputesIn(Precision::kNarrow)
              .Rule(absl::StrCat("b c t! h, ", kR, ", ", kR, ", ", kR, " -> e b c p! h"))
              .FactorFrom("e", "experts")
              .FactorFrom("p", "slots")
@@ -270,21 +270,19 @@ void RegisterMoeOps(OpRegistry* r) {
              .Routes("e")
              .LinearIn({0, 1})
              .Cheap()
-             .WideOperands({1})
-             .ComputesIn(Precision::kNarrow)
              .NoGradient());
   r->Add(
       OpDef("moe.combine_dp")
           .Doc(
               "d(probability) of moe.combine: dot product of expert output and dy; zero for dropped choices.")
-          .Operands({"o", "dy", "expert", "slot"})
+          .Operands({"o", "dy", IndexOperand("expert"), IndexOperand("slot")})
           .Results({"dprobability"})
           .Attr("dropless", AttrKind::kBool, false)
+          .ResultDTypes({Wider(0)})
+          .ComputesIn(Precision::kNarrow)
           .Rule(absl::StrCat("e b c p! h, b c t! h, ", kR, ", ", kR, " -> ", kR))
           .Routes("e")
           .LinearIn({0, 1})
-          .ResultDTypes({"^0"})
-          .ComputesIn(Precision::kNarrow)
           .NoGradient()
           .FlopsPerElement(2));
 }

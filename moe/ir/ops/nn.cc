@@ -49,37 +49,36 @@ void RegisterNnOps(OpRegistry* r) {
              .Doc("Rows of a table. An id outside the local part of the vocabulary gives zeros, so a sharded "
                   "vocabulary "
                   "gives a partial.")
-             .Operands({"ids", "table"})
+             .Operands({IndexOperand("ids"), "table"})
              .Results({"x"})
-             .ResultDTypes({"=1"})
+             .ResultDTypes({SameAs(1)})
              .Rule("b s, v h -> b s h")
-             .Gathers(1)
              .LinearIn({1})
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
                ASSIGN_OR_RETURN((*dxs)[1], b.Create("nn.embed_grad", {n->operand(0), dys[0]},
                                                     {{"vocab", n->operand(1).type().dims[0]}}));
                return absl::OkStatus();
-             }));
+             })
+             .Gathers(1));
   r->Add(OpDef("nn.embed_grad")
              .Doc("Gradient of nn.embed: adds the rows of dy by id.")
-             .Operands({"ids", "dy"})
+             .Operands({IndexOperand("ids"), "dy"})
              .Results({"dtable"})
              .Attr("vocab", AttrKind::kInt)
-             .ResultDTypes({"^1"})
+             .ResultDTypes({Wider(1)})
+             .ComputesIn(Precision::kNarrow)
              .Rule("b s, b s h -> v h")
              .FactorFrom("v", "vocab")
              .LinearIn({1})
-             .ComputesIn(Precision::kNarrow)
              .NoGradient());
   r->Add(OpDef("nn.rms_norm")
              .Doc("x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019, eq. 4).")
-             .Operands({"x", "weight"})
+             .Operands({"x", WideOperand("weight")})
              .Results({"y"})
              .Attr("eps", AttrKind::kFloat)
+             .ComputesIn(Precision::kNarrow)
              .Rule("b s h!, h! -> b s h!")
              .LinearIn({1})
-             .WideOperands({1})
-             .ComputesIn(Precision::kNarrow)
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
                ASSIGN_OR_RETURN((*dxs)[0], b.Create("nn.rms_norm_dx", {n->operand(0), n->operand(1), dys[0]},
                                                     {{"eps", n->Float("eps")}}));
@@ -90,13 +89,12 @@ void RegisterNnOps(OpRegistry* r) {
              .FlopsPerElement(4));
   r->Add(OpDef("nn.rms_norm_dx")
              .Doc("r g - x r^3 mean(g x), with g = dy weight and r = 1 / sqrt(mean(x^2) + eps).")
-             .Operands({"x", "weight", "dy"})
+             .Operands({"x", WideOperand("weight"), "dy"})
              .Results({"dx"})
              .Attr("eps", AttrKind::kFloat)
+             .ComputesIn(Precision::kNarrow)
              .Rule("b s h!, h!, b s h! -> b s h!")
              .LinearIn({2})
-             .WideOperands({1})
-             .ComputesIn(Precision::kNarrow)
              .NoGradient()
              .FlopsPerElement(8));
   r->Add(OpDef("nn.rms_norm_dw")
@@ -104,23 +102,23 @@ void RegisterNnOps(OpRegistry* r) {
              .Operands({"x", "dy"})
              .Results({"dweight"})
              .Attr("eps", AttrKind::kFloat)
+             .ResultDTypes({Wider(0)})
+             .ComputesIn(Precision::kNarrow)
              .Rule("b s h!, b s h! -> h!")
              .LinearIn({1})
-             .ResultDTypes({"^0"})
-             .ComputesIn(Precision::kNarrow)
              .NoGradient()
              .FlopsPerElement(5));
   r->Add(OpDef("nn.rope")
              .Doc("Rotary positions on [b s n d] (Su et al. 2021): element i < d/2 pairs with i + d/2, by "
                   "the angle "
                   "position / theta^(2 i / d); `inverse` turns back.")
-             .Operands({"x", "positions"})
+             .Operands({"x", IndexOperand("positions")})
              .Results({"y"})
              .Attr("theta", AttrKind::kFloat)
              .Attr("inverse", AttrKind::kBool, false)
+             .ComputesIn(Precision::kNarrow)
              .Rule("b s n d!, s -> b s n d!")
              .LinearIn({0})
-             .ComputesIn(Precision::kNarrow)
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
                ASSIGN_OR_RETURN((*dxs)[0], b.Create("nn.rope", {dys[0], n->operand(1)},
                                                     {{"theta", n->Float("theta")},
@@ -140,16 +138,16 @@ void RegisterNnOps(OpRegistry* r) {
               "-1e30. With blocks = r, queries see the keys of their own of r blocks of the sequence. With a "
               "library, by its kernel where there is one: positions are those of the batch, which ascend, so "
               "that the mask is by index.")
-          .Operands({"q", "k", "v", "q_positions", "k_positions"})
+          .Operands({"q", "k", "v", IndexOperand("q_positions"), IndexOperand("k_positions")})
           .Results({"o", "lse"})
           .Attr("blocks", AttrKind::kInt, false)
           .Attr("library", AttrKind::kString, false)
+          .ResultDTypes({SameAs(0), Wider(0)})
+          .ComputesIn(Precision::kNarrow)
           .Verify(KnownLibrary)
           .RuleFrom([](const Node& n) { return AttentionRule(n, "", "b S (k g) d!, b S (k g)"); })
           .FactorFrom("r", "blocks")
           .NotDifferentiable({1})
-          .ResultDTypes({"=0", "^0"})
-          .ComputesIn(Precision::kNarrow)
           .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
             ASSIGN_OR_RETURN(
                 Node * g,
@@ -163,10 +161,12 @@ void RegisterNnOps(OpRegistry* r) {
               [](const Node&, const ShardingRule&, absl::Span<const double> e) { return 2 * Product(e); }));
   r->Add(OpDef("nn.attention_grad")
              .Doc("Gradient of nn.attention from its output and log-sum-exp.")
-             .Operands({"q", "k", "v", "q_positions", "k_positions", "o", "lse", "do"})
+             .Operands({"q", "k", "v", IndexOperand("q_positions"), IndexOperand("k_positions"), "o",
+                        WideOperand("lse"), "do"})
              .Results({"dq", "dk", "dv"})
              .Attr("blocks", AttrKind::kInt, false)
              .Attr("library", AttrKind::kString, false)
+             .ComputesIn(Precision::kNarrow)
              .Verify(KnownLibrary)
              .RuleFrom([](const Node& n) {
                return AttentionRule(n, "b S (k g) d!, b S (k g), b S (k g) d!",
@@ -174,8 +174,6 @@ void RegisterNnOps(OpRegistry* r) {
              })
              .FactorFrom("r", "blocks")
              .LinearIn({7})
-             .WideOperands({6})
-             .ComputesIn(Precision::kNarrow)
              .NoGradient()
              .Flops([](const Node&, const ShardingRule&, absl::Span<const double> e) {
                return 5 * Product(e);
@@ -194,9 +192,9 @@ void RegisterNnOps(OpRegistry* r) {
           .Doc("silu(gate) * up (Shazeer 2020), also over ragged rows. Saves its operands, not silu(gate).")
           .Operands({"gate", "up"})
           .Results({"y"})
+          .ComputesIn(Precision::kNarrow)
           .Elementwise()
           .LinearIn({1})
-          .ComputesIn(Precision::kNarrow)
           .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
             ASSIGN_OR_RETURN(Node * g,
                              b.CreateNode("nn.swiglu_grad", {n->operand(0), n->operand(1), dys[0]}));
@@ -209,9 +207,9 @@ void RegisterNnOps(OpRegistry* r) {
              .Doc("d(gate) and d(up) of nn.swiglu.")
              .Operands({"gate", "up", "dy"})
              .Results({"dgate", "dup"})
+             .ComputesIn(Precision::kNarrow)
              .Elementwise()
              .LinearIn({2})
-             .ComputesIn(Precision::kNarrow)
              .NoGradient()
              .FlopsPerElement(9));
   r->Add(OpDef("nn.softmax")
@@ -257,15 +255,15 @@ void RegisterNnOps(OpRegistry* r) {
                   "maximum and the sum of exp(logit - maximum), and the label's logit. Ids >= vocab are "
                   "padding and have "
                   "no logit. A label outside the local part contributes zero.")
-             .Operands({"x", "weight", "labels"})
+             .Operands({"x", "weight", IndexOperand("labels")})
              .Results({"max", "sum", "label_logit"})
              .Attr("blocks", AttrKind::kInt)
              .Attr("vocab", AttrKind::kInt)
+             .ResultDTypes({Wider(0), Wider(0), Wider(0)})
+             .ComputesIn(Precision::kNarrow)
              .Rule("b s h!, (u w!) h!, b s -> b s u, b s u, b s")
              .FactorFrom("u", "blocks")
              .NotDifferentiable({0})
-             .ResultDTypes({"^0", "^0", "^0"})
-             .ComputesIn(Precision::kNarrow)
              .Gradient([](Node* n, Dys dys, Builder& b, Values* dxs) -> absl::Status {
                if (!dys[1] || !dys[2]) return absl::UnimplementedError("nn.head_stats needs both gradients");
                ASSIGN_OR_RETURN(
@@ -284,15 +282,15 @@ void RegisterNnOps(OpRegistry* r) {
              .Doc("dlogit = dsum exp(logit - max) + dlabel_logit [v = label]; dx = dlogit weight, dweight = "
                   "dlogit^T x. "
                   "Logits are computed again, one block at a time.")
-             .Operands({"x", "weight", "labels", "max", "dsum", "dlabel_logit"})
+             .Operands({"x", "weight", IndexOperand("labels"), WideOperand("max"), WideOperand("dsum"),
+                        WideOperand("dlabel_logit")})
              .Results({"dx", "dweight"})
              .Attr("blocks", AttrKind::kInt)
              .Attr("vocab", AttrKind::kInt)
+             .ResultDTypes({SameAs(0), Wider(0)})
+             .ComputesIn(Precision::kNarrow)
              .Rule("b s h!, (u w!) h!, b s, b s u, b s u, b s -> b s h!, (u w!) h!")
              .FactorFrom("u", "blocks")
-             .ResultDTypes({"=0", "^0"})
-             .WideOperands({3, 4, 5})
-             .ComputesIn(Precision::kNarrow)
              .NoGradient()
              .Flops([](const Node&, const ShardingRule&, absl::Span<const double> e) {
                return 6 * Product(e);

@@ -10,8 +10,8 @@ void RegisterOptimOps(OpRegistry* r) {
              .Results({"state"})
              .Elementwise()
              .JointlyLinear()
-             .InPlace({{0, 0}})
              .NoGradient()
+             .InPlace({{0, 0}})
              .Effects(kStateful));
   r->Add(OpDef("optim.clip")
              .Doc("From the squared global norm: the norm, the factor min(1, max_norm / (norm + 1e-6)) for "
@@ -29,18 +29,18 @@ void RegisterOptimOps(OpRegistry* r) {
                   "p = p - lr (m / bias1 / (sqrt(v / bias2) + eps) + weight_decay p), bias_i = 1 - beta_i^t. "
                   "With "
                   "finite = 0 everything stays as it is.")
-             .Operands({"p", "gradient", "m", "v", "factor", "finite", "learning_rate", "bias1", "bias2"})
+             .Operands({"p", AnyFloatOperand("gradient"), "m", "v", "factor", "finite", "learning_rate",
+                        "bias1", "bias2"})
              .Results({"p", "m", "v"})
              .Attr("beta1", AttrKind::kFloat)
              .Attr("beta2", AttrKind::kFloat)
              .Attr("eps", AttrKind::kFloat)
              .Attr("weight_decay", AttrKind::kFloat)
-             .ResultDTypes({"=0", "=2", "=3"})
-             .AnyFloat([](int operand) { return operand == 1; })
+             .ResultDTypes({SameAs(0), SameAs(2), SameAs(3)})
              .Elementwise()
-             .InPlace({{0, 0}, {1, 2}, {2, 3}})
              .NoGradient()
              .FlopsPerElement(14)
+             .InPlace({{0, 0}, {1, 2}, {2, 3}})
              .Effects(kStateful));
 }
 
