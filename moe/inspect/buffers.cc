@@ -19,7 +19,7 @@ const StageMemory* MemoryOf(const Program& program, int stage) {
 
 std::string CategoryOfState(const Program& program, const std::string& name) {
   const State* state = program.module->FindState(name);
-  const absl::string_view kind = state == nullptr ? "" : BindingKind(state->attributes);
+  const std::string kind = state == nullptr ? "" : AttrString(state->attributes, "kind");
   if (kind == "parameter") return "parameters";
   if (kind == "working_copy") return "working copies";
   if (kind == "gradient") return "gradients";
@@ -108,7 +108,7 @@ std::string MemoryText(const Program& program, int stage) {
       std::string largest;
       int64_t bytes = -1;
       for (const auto& [name, f] : program.memory.functions) {
-        if (PlaceOf(program, name).stage == stage && f.frame_bytes > bytes)
+        if (PlaceOf(program, FunctionRole::FromName(name)).stage == stage && f.frame_bytes > bytes)
           largest = name, bytes = f.frame_bytes;
       }
       if (bytes >= 0) note = absl::StrCat("largest: @", largest);

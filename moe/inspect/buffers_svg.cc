@@ -34,7 +34,7 @@ constexpr Hue kScratch = {"#8f8577", "#6a6154", "scratch"};
 
 const Hue& HueOfState(const Module& module, const std::string& name) {
   const State* state = module.FindState(name);
-  const absl::string_view kind = state == nullptr ? "" : BindingKind(state->attributes);
+  const std::string kind = state == nullptr ? "" : AttrString(state->attributes, "kind");
   return kind == "parameter"      ? kParameters
          : kind == "working_copy" ? kCopies
          : kind == "gradient"     ? kGradients
@@ -73,16 +73,12 @@ class BufferPicture {
   }
 
  private:
-  const Function* FunctionOf(const Action& a) const {
-    return a.function.empty() ? nullptr : program_.module->Find(a.function);
-  }
-
   // A column per action that runs a function, as wide as it has nodes; transfers happen between columns.
   void LayOutTime() {
     double total = 0;
     std::vector<double> width(actions_.size(), 0);
     for (size_t i = 0; i < actions_.size(); ++i) {
-      const Function* f = FunctionOf(actions_[i]);
+      const Function* f = FunctionOf(*program_.module, actions_[i], stage_);
       if (f != nullptr && f->num_nodes() > 0)
         width[i] = std::max<double>(12, static_cast<double>(f->num_nodes()));
       total += width[i];
@@ -226,7 +222,7 @@ class BufferPicture {
     const int64_t base = SpaceBase(memory_, Space::kFrame);
     std::map<const Function*, std::string> drawn;
     for (size_t i = 0; i < actions_.size(); ++i) {
-      const Function* f = FunctionOf(actions_[i]);
+      const Function* f = FunctionOf(*program_.module, actions_[i], stage_);
       auto memory =
           f == nullptr ? program_.memory.functions.end() : program_.memory.functions.find(f->name());
       if (memory == program_.memory.functions.end() || memory->second.frame_bytes == 0) continue;

@@ -102,7 +102,7 @@ class Outliner {
       if (IsResidualStream(*n) || n->scope == "head" || LayerOfScope(n->scope) < 0) stack.push_back(n);
     }
     for (int i = 0; i < f.num_results(); ++i) {
-      if (BindingKind(f.result_binding(i)) == "boundary") stack.push_back(f.result(i).node);
+      if (f.result_binding(i).kind == Binding::kBoundary) stack.push_back(f.result(i).node);
     }
     if (std::none_of(nodes_.begin(), nodes_.end(), [](const Node* n) { return IsResidualStream(*n); }))
       return;
@@ -199,7 +199,7 @@ class Outliner {
 
   static bool ReadsBoundary(const Node& n) {
     for (const Value& v : n.operands()) {
-      if (v.node->Is("arg") && BindingKind(v.node->attributes()) == "boundary") return true;
+      if (v.node->Is("arg") && v.node->binding.kind == Binding::kBoundary) return true;
     }
     return false;
   }
@@ -252,7 +252,7 @@ class Outliner {
     if (IsElementwise(n)) chains_[box] = &n;
     box_of_[&n] = box;
     for (const Value& v : n.operands()) {
-      if (!v.node->Is("arg") || BindingKind(v.node->attributes()) != "state") continue;
+      if (!v.node->Is("arg") || v.node->binding.kind != Binding::kState) continue;
       std::string name = LocalName(v.name(), n.scope);
       // "layers.0.mlp_norm" in scope layers.0.moe
       if (const int64_t l = LayerOfScope(n.scope); l >= 0) name = LocalName(name, absl::StrCat("layers.", l));
@@ -284,9 +284,9 @@ class Outliner {
 
   // Boxes for what comes from other stages and from the data; -1 for all else.
   int ArgBox(const Node& arg, const Node& user) {
-    const std::string kind(BindingKind(arg.attributes())), name(BindingName(arg.attributes()));
-    const bool data = kind == "batch" && (user.scope == "embedding" || name == "labels");
-    if (kind != "boundary" && !data) return -1;
+    const auto& [kind, name, peer] = arg.binding;
+    const bool data = kind == Binding::kBatch && (user.scope == "embedding" || name == "labels");
+    if (kind != Binding::kBoundary && !data) return -1;
     auto [it, fresh] = arg_box_.insert({absl::StrCat(data ? absl::StrCat(stage_, "/") : "", name), 0});
     if (!fresh) return it->second;
     GraphBox box;
@@ -301,12 +301,12 @@ class Outliner {
 
   void AddResults(const Function& f) {
     for (int i = 0; i < f.num_results(); ++i) {
-      const Attributes& binding = f.result_binding(i);
-      if (BindingKind(binding) != "boundary" || f.result(i).node->Is("arg")) continue;
+      const Binding& binding = f.result_binding(i);
+      if (binding.kind != Binding::kBoundary || f.result(i).node->Is("arg")) continue;
       if (f.result(i).node->phase != options_.phase) continue;
       const int from = BoxOf(f.result(i));
       if (from < 0) continue;
-      const std::string name(BindingName(binding));
+      const std::string name(binding.name);
       auto [it, fresh] = arg_box_.insert({name, 0});
       if (fresh) {
         GraphBox box;

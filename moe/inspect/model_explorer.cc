@@ -52,8 +52,8 @@ Json GraphOf(const Program& program, const Function& f, int stage) {
   for (const Node* a : f.args()) {
     nodes.push_back({{"id", id(*a)},
                      {"label", a->result_name()},
-                     {"namespace", absl::StrCat(stage_name, "/arguments/", BindingKind(a->attributes()))},
-                     {"attrs", Json::array({Pair("kind", BindingKind(a->attributes()))})},
+                     {"namespace", absl::StrCat(stage_name, "/arguments/", BindingKindName(a->binding.kind))},
+                     {"attrs", Json::array({Pair("kind", BindingKindName(a->binding.kind))})},
                      {"incomingEdges", Json::array()},
                      {"outputsMetadata", OutputMetadata(program, f, *a)}});
   }

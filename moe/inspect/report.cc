@@ -179,7 +179,7 @@ std::string StoredRowsLines(const Program& program) {
   std::map<std::vector<int64_t>, std::vector<std::string>> maps;  // -> layers
   int64_t experts = 0, words = 0, rows = 0;
   for (const auto& s : program.module->states()) {
-    if (BindingKind(s->attributes) == "expert_map") {
+    if (AttrString(s->attributes, "kind") == "expert_map") {
       experts = AttrInt(s->attributes, "experts");
       maps[std::get<std::vector<int64_t>>(s->attributes.at("slots"))].push_back(
           s->name.substr(0, s->name.rfind('.')));

@@ -107,7 +107,7 @@ absl::StatusOr<std::string> ReportJson(const Program& program, const ReportOptio
   for (const auto& [pass, line] : program.notes) notes.push_back({{"pass", pass}, {"note", line}});
   Json maps = Json::object();
   for (const auto& s : program.module->states()) {
-    if (BindingKind(s->attributes) != "expert_map") continue;
+    if (AttrString(s->attributes, "kind") != "expert_map") continue;
     maps[s->name] = {{"experts", AttrInt(s->attributes, "experts")},
                      {"slots", std::get<std::vector<int64_t>>(s->attributes.at("slots"))}};
   }

@@ -18,28 +18,9 @@
 namespace moe::inspect {
 namespace {
 
-// "forward12" -> {"forward", 12}; -1 without a number.
-std::pair<absl::string_view, int> SplitNumber(absl::string_view name) {
-  size_t digits = name.size();
-  while (digits > 0 && name[digits - 1] >= '0' && name[digits - 1] <= '9') --digits;
-  int number = -1;
-  if (digits == name.size() || !absl::SimpleAtoi(name.substr(digits), &number)) return {name, -1};
-  return {name.substr(0, digits), number};
-}
-
 int StageOfChunk(const Program& program, int chunk) {
   const std::vector<int>& stages = program.schedule.chunk_stage;
   return chunk >= 0 && chunk < static_cast<int>(stages.size()) ? stages[chunk] : 0;
-}
-
-// Order of a stage's functions: forwards, backwards, then what a step does once.
-int Rank(absl::string_view stem) {
-  static constexpr absl::string_view kOrder[] = {"step",   "chunk",       "forward", "backward", "input_grad",
-                                                 "weight", "weight_grad", "update",  "report"};
-  for (int i = 0; i < static_cast<int>(std::size(kOrder)); ++i) {
-    if (stem == kOrder[i]) return i;
-  }
-  return static_cast<int>(std::size(kOrder));
 }
 
 }  // namespace
@@ -51,15 +32,14 @@ int NumStages(const Program& program) {
                                     static_cast<int64_t>(program.memory.stages.size())}));
 }
 
-FunctionPlace PlaceOf(const Program& program, absl::string_view function) {
-  const auto [stem, number] = SplitNumber(function);
+FunctionPlace PlaceOf(const Program& program, FunctionRole role) {
   FunctionPlace place;
-  if (number < 0) return place;
-  if (stem == "update" || stem == "report") {
-    place.stage = number;
+  if (role.index < 0) return place;
+  if (role.kind == FunctionKind::kUpdate || role.kind == FunctionKind::kReport) {
+    place.stage = role.index;
   } else {
-    place.chunk = number;
-    place.stage = StageOfChunk(program, number);
+    place.chunk = role.index;
+    place.stage = StageOfChunk(program, role.index);
   }
   return place;
 }
@@ -87,7 +67,7 @@ StageView ViewStage(const Program& program, int stage) {
   bool embedding = false, head = false;
   std::set<int64_t> layers;
   for (const std::unique_ptr<Function>& f : module.functions()) {
-    const FunctionPlace place = PlaceOf(program, f->name());
+    const FunctionPlace place = PlaceOf(program, f->role());
     if (place.stage != stage) continue;
     view.functions.push_back({f.get(), place.chunk});
     for (const auto& n : f->body()) {
@@ -100,12 +80,10 @@ StageView ViewStage(const Program& program, int stage) {
       if (const int64_t layer = LayerOfScope(n->scope); layer >= 0) layers.insert(layer);
     }
   }
-  std::stable_sort(view.functions.begin(), view.functions.end(),
-                   [](const StageFunction& a, const StageFunction& b) {
-                     const auto [stem_a, number_a] = SplitNumber(a.function->name());
-                     const auto [stem_b, number_b] = SplitNumber(b.function->name());
-                     return std::pair(Rank(stem_a), number_a) < std::pair(Rank(stem_b), number_b);
-                   });
+  // Forwards, backwards, then what a step does once: the order of the kinds.
+  std::stable_sort(
+      view.functions.begin(), view.functions.end(),
+      [](const StageFunction& a, const StageFunction& b) { return a.function->role() < b.function->role(); });
   view.layers.assign(layers.begin(), layers.end());
   std::vector<std::string> contents;
   if (embedding) contents.push_back("embedding");
@@ -253,13 +231,13 @@ std::vector<BoundarySend> BoundariesSentBy(const Program& program, const StageVi
   std::vector<BoundarySend> out;
   for (const StageFunction& f : view.functions) {
     for (int i = 0; i < f.function->num_results(); ++i) {
-      const Attributes& binding = f.function->result_binding(i);
-      if (BindingKind(binding) != "boundary") continue;
+      const Binding& binding = f.function->result_binding(i);
+      if (binding.kind != Binding::kBoundary) continue;
       const Value v = f.function->result(i);
       BoundarySend send;
-      send.name = std::string(BindingName(binding));
+      send.name = binding.name;
       send.from_chunk = f.chunk;
-      send.to_chunk = static_cast<int>(AttrInt(binding, "peer", -1));
+      send.to_chunk = binding.peer;
       send.to_stage = StageOfChunk(program, send.to_chunk);
       send.phase = absl::StartsWith(send.name, "grad.") ? Phase::kBackward : Phase::kForward;
       send.type = v.type();

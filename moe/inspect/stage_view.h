@@ -39,11 +39,11 @@ struct StageView {
 int NumStages(const Program& program);
 StageView ViewStage(const Program& program, int stage);
 
-// The stage and chunk a function name stands for, by its trailing number; -1 where it has none.
+// The stage and the chunk of a function; chunk -1 where it has none.
 struct FunctionPlace {
   int stage = 0, chunk = -1;
 };
-FunctionPlace PlaceOf(const Program& program, absl::string_view function);
+FunctionPlace PlaceOf(const Program& program, FunctionRole role);
 
 // Layer number of a scope ("layers.2.moe" -> 2), or -1.
 int64_t LayerOfScope(absl::string_view scope);

@@ -68,7 +68,7 @@ class Player {
     }
     stage_reduces_ = false;
     for (const auto& f : program.module->functions()) {
-      if (absl::StartsWith(f->name(), "update")) stage_reduces_ |= !f->NodesOf("comm.stage_reduce").empty();
+      if (f->role().kind == FunctionKind::kUpdate) stage_reduces_ |= !f->NodesOf("comm.stage_reduce").empty();
     }
   }
 
@@ -205,11 +205,11 @@ Durations UnitDurations() {
 
 Durations CostDurations(const Program& program, const cost::Target& target) {
   const Mesh& mesh = program.module->mesh();
-  std::map<std::string, double> seconds;
+  std::map<FunctionRole, double> seconds;
   for (const auto& f : program.module->functions()) {
     double sum = 0;
     for (const auto& n : f->body()) sum += cost::NodeSeconds(*n, mesh, target);
-    seconds[f->name()] = sum;
+    seconds[f->role()] = sum;
   }
   std::map<std::string, double> boundary;
   for (int s = 0; s < NumStages(program); ++s) {
@@ -217,8 +217,9 @@ Durations CostDurations(const Program& program, const cost::Target& target) {
   }
   Durations d;
   d.action = [seconds](const Action& a, int stage) {
-    auto it = seconds.find(a.function.empty() ? ChunkFunctionName(a.kind, a.chunk) : a.function);
-    return it == seconds.end() ? 0 : it->second;
+    const FunctionRole role = RoleOf(a, stage);
+    const auto it = seconds.find(role);
+    return role.kind == FunctionKind::kOther || it == seconds.end() ? 0 : it->second;
   };
   const cost::Link link = cost::LinkOf(mesh.Alias("pp"), mesh, target);
   d.transfer = [boundary, link](const Action& a, int) {

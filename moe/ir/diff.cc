@@ -34,6 +34,14 @@ std::string DiffText(absl::string_view what, absl::string_view a, absl::string_v
   return a == b ? "" : absl::StrCat(what, " is '", a, "' and '", b, "'");
 }
 
+std::string DiffBindings(const Binding& a, const Binding& b) {
+  if (a == b) return "";
+  const auto text = [](const Binding& x) {
+    return absl::StrCat(BindingKindName(x.kind), " ", x.name, " ", x.peer);
+  };
+  return DiffText("binding", text(a), text(b));
+}
+
 std::string DiffNodes(const Node& a, const Node& b, const Mesh& mesh) {
   if (std::string d = DiffText("op", a.op_name(), b.op_name()); !d.empty()) return d;
   if (a.num_results() != b.num_results())
@@ -46,6 +54,7 @@ std::string DiffNodes(const Node& a, const Node& b, const Mesh& mesh) {
     }
   }
   if (std::string d = DiffAttributes(a.attributes(), b.attributes()); !d.empty()) return d;
+  if (std::string d = DiffBindings(a.binding, b.binding); !d.empty()) return d;
   if (std::string d = DiffText("phase", PhaseName(a.phase), PhaseName(b.phase)); !d.empty()) return d;
   if (a.queue != b.queue) return "queue differs";
   if (std::string d = DiffText("scope", a.scope, b.scope); !d.empty()) return d;
@@ -116,7 +125,7 @@ std::string DiffFunctions(const Function& a, const Function& b) {
   if (std::string d = operands(*a.return_node(), *b.return_node()); !d.empty())
     return absl::StrCat(where, "return: ", d);
   for (int i = 0; i < a.num_results(); ++i) {
-    if (std::string d = DiffAttributes(a.result_binding(i), b.result_binding(i)); !d.empty()) {
+    if (std::string d = DiffBindings(a.result_binding(i), b.result_binding(i)); !d.empty()) {
       return absl::StrCat(where, "result ", i, ": ", d);
     }
   }

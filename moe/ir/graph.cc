@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <unordered_map>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "moe/base/status.h"
 #include "moe/ir/registry.h"
 
@@ -147,11 +149,58 @@ const OpDef& ReturnOp() {
 }
 }  // namespace
 
-Function::Function(Module* module, std::string name) : module_(module), name_(std::move(name)) {
+namespace {
+struct NamedKind {
+  FunctionKind kind;
+  absl::string_view name;
+  bool whole, indexed;  // whether it occurs without and with an index
+};
+constexpr NamedKind kNamedKinds[] = {
+    {FunctionKind::kStep, "step", true, false},
+    {FunctionKind::kChunk, "chunk", false, true},
+    {FunctionKind::kForward, "forward", false, true},
+    {FunctionKind::kBackward, "backward", false, true},
+    {FunctionKind::kInputGrad, "input_grad", false, true},
+    {FunctionKind::kWeightGrad, "weight_grad", false, true},
+    {FunctionKind::kUpdate, "update", true, true},
+    {FunctionKind::kReport, "report", true, true},
+};
+}  // namespace
+
+FunctionRole FunctionRole::FromName(absl::string_view name) {
+  for (const NamedKind& named : kNamedKinds) {
+    absl::string_view rest = name;
+    if (!absl::ConsumePrefix(&rest, named.name)) continue;
+    if (rest.empty()) return named.whole ? FunctionRole(named.kind) : FunctionRole();
+    int index = -1;
+    if (!named.indexed || !absl::SimpleAtoi(rest, &index) || index < 0) return FunctionRole();
+    const FunctionRole role(named.kind, index);
+    return role.Name() == name ? role : FunctionRole();  // "forward07" is another name
+  }
+  return FunctionRole();
+}
+
+std::string FunctionRole::Name() const {
+  for (const NamedKind& named : kNamedKinds) {
+    if (named.kind != kind) continue;
+    return index < 0 ? std::string(named.name) : absl::StrCat(named.name, index);
+  }
+  return "";
+}
+
+Function::Function(Module* module, std::string name)
+    : module_(module), name_(std::move(name)), role_(FunctionRole::FromName(name_)) {
   return_.reset(new Node);
   return_->op_ = &ReturnOp();
   return_->function_ = this;
   return_->id_ = next_id_++;
+}
+
+void Function::SetRole(FunctionRole role) {
+  name_ = role.Name();
+  role_ = FunctionRole::FromName(name_);
+  CHECK(role_ == role && role.kind != FunctionKind::kOther)
+      << "@" << name_ << " with the index " << role.index;
 }
 
 std::string Function::UniqueName(absl::string_view hint) {
@@ -164,7 +213,7 @@ std::string Function::UniqueName(absl::string_view hint) {
   }
 }
 
-Value Function::AddArg(const std::string& name, Type type, Attributes attributes) {
+Value Function::AddArg(const std::string& name, Type type, Binding binding, Attributes attributes) {
   std::unique_ptr<Node> n(new Node);
   n->op_ = &ArgOp();
   n->function_ = this;
@@ -173,6 +222,7 @@ Value Function::AddArg(const std::string& name, Type type, Attributes attributes
   n->names_.push_back(UniqueName(name));
   n->uses_.resize(1);
   n->attributes_ = std::move(attributes);
+  n->binding = std::move(binding);
   n->is_arg_ = true;
   args_.push_back(n.get());
   owned_args_.push_back(std::move(n));
@@ -180,14 +230,18 @@ Value Function::AddArg(const std::string& name, Type type, Attributes attributes
 }
 
 void Function::EraseArg(Node* arg) {
-  CHECK(!arg->HasUses()) << "argument " << arg->result_name() << " has uses";
-  ForgetName(arg->names_[0]);
   args_.erase(std::find(args_.begin(), args_.end(), arg));
-  owned_args_.erase(
-      std::find_if(owned_args_.begin(), owned_args_.end(), [&](auto& p) { return p.get() == arg; }));
+  const auto owned =
+      std::find_if(owned_args_.begin(), owned_args_.end(), [&](auto& p) { return p.get() == arg; });
+  if (arg->HasUses()) {
+    erased_in_use_.push_back(std::move(*owned));
+  } else {
+    ForgetName(arg->names_[0]);
+  }
+  owned_args_.erase(owned);
 }
 
-void Function::AddResult(Value value, Attributes binding) {
+void Function::AddResult(Value value, Binding binding) {
   return_->AddOperand(value);
   result_bindings_.push_back(std::move(binding));
 }
@@ -245,9 +299,12 @@ void Function::MoveBefore(Node* node, Node* before) {
 }
 
 void Function::Erase(Node* node) {
-  CHECK(!node->HasUses()) << "erasing " << node->op_name() << ", which has uses";
   for (int i = 0; i < node->num_operands(); ++i) node->SetOperand(i, Value{});
-  for (const std::string& name : node->names_) ForgetName(name);
+  if (node->HasUses()) {
+    erased_in_use_.push_back(std::move(*node->position_));
+  } else {
+    for (const std::string& name : node->names_) ForgetName(name);
+  }
   body_.erase(node->position_);
 }
 
@@ -277,9 +334,23 @@ Function* Module::AddFunction(std::string name) {
   return functions_.back().get();
 }
 
+Function* Module::AddFunction(FunctionRole role) {
+  Function* function = AddFunction(role.Name());
+  CHECK(function->role() == role) << "@" << function->name() << " with the index " << role.index;
+  return function;
+}
+
 Function* Module::Find(absl::string_view name) const {
   for (const auto& f : functions_) {
     if (f->name() == name) return f.get();
+  }
+  return nullptr;
+}
+
+Function* Module::Find(FunctionRole role) const {
+  CHECK(role.kind != FunctionKind::kOther);
+  for (const auto& f : functions_) {
+    if (f->role() == role) return f.get();
   }
   return nullptr;
 }
@@ -312,7 +383,7 @@ Function* CloneFunction(const Function& f, Module* into, std::string name) {
   Function* g = into->AddFunction(std::move(name));
   std::unordered_map<const Node*, Node*> map;
   for (const Node* a : f.args()) {
-    map[a] = g->AddArg(a->result_name(), a->type(), a->attributes()).node;
+    map[a] = g->AddArg(a->result_name(), a->type(), a->binding, a->attributes()).node;
     map[a]->scope = a->scope;
     map[a]->provenance = a->provenance;
   }

@@ -9,6 +9,7 @@
 //   ASSIGN_OR_RETURN(Value y, b.Create("math.add", {x, x}));
 #pragma once
 
+#include <compare>
 #include <cstdint>
 #include <functional>
 #include <list>
@@ -23,6 +24,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "moe/ir/binding.h"
 #include "moe/ir/rule.h"
 #include "moe/ir/types.h"
 
@@ -124,6 +126,7 @@ class Node {
   Phase phase = Phase::kForward;
   Queue queue = Queue::kCompute;
   std::string scope;  // "layers.2.moe": which part of the model
+  Binding binding;    // of arguments: what they read
   Provenance provenance;
   FactorAssignment assignment;  // empty until placed; then one entry per factor of Rule()
 
@@ -143,7 +146,37 @@ class Node {
   bool is_arg_ = false;
 };
 
-// Argument and result bindings are attributes of "arg" nodes and of the return node, see state.h.
+// What a function is for; see program.h for how the roles follow from one another.
+enum class FunctionKind : uint8_t {
+  kStep,        // @step: one microbatch of the whole model
+  kChunk,       // @chunk<c>: forward and backward of chunk c, in two phases
+  kForward,     // @forward<c>
+  kBackward,    // @backward<c>
+  kInputGrad,   // @input_grad<c>: with @weight_grad<c>, what @backward<c> does otherwise
+  kWeightGrad,  // @weight_grad<c>
+  kUpdate,      // @update, after staging @update<stage>
+  kReport,      // @report, after staging @report<stage>
+  kOther,       // any other name
+};
+
+// The role of a function. A role has one text, which is the name of its function: @step, @chunk2, @forward0,
+// @update, @update1. So the text form and the Plan show roles by names alone, and nothing but this struct reads
+// names.
+struct FunctionRole {
+  FunctionRole() = default;
+  FunctionRole(FunctionKind kind, int index = -1) : kind(kind), index(index) {}
+  static FunctionRole FromName(absl::string_view name);
+  std::string Name() const;  // empty for kOther
+
+  // Whether a stage runs the function once per microbatch; its index is then the chunk.
+  bool IsOfMicrobatch() const { return kind >= FunctionKind::kForward && kind <= FunctionKind::kWeightGrad; }
+
+  FunctionKind kind = FunctionKind::kOther;
+  int index = -1;  // the chunk; of kUpdate and kReport the stage; -1 where there is none
+  friend bool operator==(const FunctionRole&, const FunctionRole&) = default;
+  friend auto operator<=>(const FunctionRole&, const FunctionRole&) = default;
+};
+
 class Function {
  public:
   Function(Module* module, std::string name);
@@ -151,24 +184,19 @@ class Function {
 
   Module* module() const { return module_; }
   const std::string& name() const { return name_; }
-  void SetName(std::string name) { name_ = std::move(name); }
+  const FunctionRole& role() const { return role_; }
+  void SetRole(FunctionRole role);  // not kOther; renames the function
 
-  // Arguments: nodes of op "arg" with one result. Attributes tell what they are bound to, e.g.
-  // {kind = "state", name = "layers.0.wq"}.
-  Value AddArg(const std::string& name, Type type, Attributes attributes = {});
+  // Arguments: nodes of op "arg" with one result. Their attributes are hints, as any op may carry.
+  Value AddArg(const std::string& name, Type type, Binding binding = {}, Attributes attributes = {});
   const std::vector<Node*>& args() const { return args_; }
-  void EraseArg(Node* arg);  // must have no uses
+  void EraseArg(Node* arg);  // as Erase
   // Results. Each has a binding, printed after `return %a`.
-  struct Result {
-    Value value;
-    Attributes binding;  // {kind = "state", name = "acc.wq"}
-  };
   int num_results() const { return return_->num_operands(); }
   Value result(int i) const { return return_->operand(i); }
-  const Attributes& result_binding(int i) const { return result_bindings_[i]; }
-  void AddResult(Value value, Attributes binding = {});
+  const Binding& result_binding(int i) const { return result_bindings_[i]; }
+  void AddResult(Value value, Binding binding = {});
   void SetResult(int i, Value value) { return_->SetOperand(i, value); }
-  void SetResultBinding(int i, Attributes binding) { result_bindings_[i] = std::move(binding); }
   void RemoveResult(int i);
   Node* return_node() const { return return_.get(); }
 
@@ -182,7 +210,9 @@ class Function {
   Node* Insert(Node* before, const OpDef* op, std::vector<Value> operands, std::vector<Type> types,
                Attributes attributes, std::vector<std::string> names = {});
   void MoveBefore(Node* node, Node* before);  // `before` null: to the end
-  void Erase(Node* node);                     // must have no uses
+  // The node must have no uses. If it has any, that is an error of the pass that erases it, which the verifier
+  // reports, naming every user; until then the node is out of the body and its values stay readable.
+  void Erase(Node* node);
   void ReplaceAllUses(Value from, Value to);  // also in the return
   // Unique name made from `hint`.
   std::string UniqueName(absl::string_view hint);
@@ -194,11 +224,13 @@ class Function {
   void ForgetName(const std::string& name) { used_names_.erase(name); }
   Module* module_;
   std::string name_;
+  FunctionRole role_;
   std::list<std::unique_ptr<Node>> body_;
   std::vector<std::unique_ptr<Node>> owned_args_;
+  std::vector<std::unique_ptr<Node>> erased_in_use_;
   std::vector<Node*> args_;
   std::unique_ptr<Node> return_;
-  std::vector<Attributes> result_bindings_;
+  std::vector<Binding> result_bindings_;
   int64_t next_id_ = 0;
   absl::flat_hash_map<std::string, int64_t> used_names_;
 };
@@ -223,8 +255,12 @@ class Module {
   Attributes& attributes() { return attributes_; }
   const Attributes& attributes() const { return attributes_; }
 
+  // The name must be new.
   Function* AddFunction(std::string name);
-  Function* Find(absl::string_view name) const;  // null if there is none
+  Function* AddFunction(FunctionRole role);
+  // Null if there is none.
+  Function* Find(absl::string_view name) const;
+  Function* Find(FunctionRole role) const;  // not kOther
   const std::vector<std::unique_ptr<Function>>& functions() const { return functions_; }
   std::vector<std::unique_ptr<Function>>& mutable_functions() { return functions_; }
   void RemoveFunction(absl::string_view name);

@@ -1,8 +1,6 @@
 #include "moe/ir/program.h"
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/strip.h"
 
 namespace moe {
 
@@ -34,21 +32,41 @@ std::string ActionToString(const Action& a) {
   return "?";
 }
 
-std::string ChunkFunctionName(Action::Kind kind, int chunk) {
-  const char* name = kind == Action::kForward     ? "forward"
-                     : kind == Action::kBackward  ? "backward"
-                     : kind == Action::kInputGrad ? "input_grad"
-                                                  : "weight_grad";
-  return absl::StrCat(name, chunk);
+FunctionKind KindOfFunction(Action::Kind kind) {
+  switch (kind) {
+    case Action::kForward:
+      return FunctionKind::kForward;
+    case Action::kBackward:
+      return FunctionKind::kBackward;
+    case Action::kInputGrad:
+      return FunctionKind::kInputGrad;
+    case Action::kWeightGrad:
+      return FunctionKind::kWeightGrad;
+    case Action::kUpdate:
+      return FunctionKind::kUpdate;
+    case Action::kReport:
+      return FunctionKind::kReport;
+    case Action::kSend:
+    case Action::kRecv:
+    case Action::kReset:
+      return FunctionKind::kOther;
+  }
+  return FunctionKind::kOther;
 }
 
-int ChunkOfFunction(absl::string_view name) {
-  for (const char* kind : {"forward", "backward", "input_grad", "weight_grad"}) {
-    if (!absl::ConsumePrefix(&name, kind)) continue;
-    int chunk = -1;
-    return absl::SimpleAtoi(name, &chunk) && chunk >= 0 ? chunk : -1;
-  }
-  return -1;
+FunctionRole RoleOf(const Action& a, int stage) {
+  const FunctionRole role(KindOfFunction(a.kind), a.chunk);
+  if (role.kind == FunctionKind::kOther) return {};
+  return role.IsOfMicrobatch() ? role : FunctionRole(role.kind, stage);
+}
+
+Function* FunctionOf(const Module& module, const Action& a, int stage) {
+  const FunctionRole role = RoleOf(a, stage);
+  return role.kind == FunctionKind::kOther ? nullptr : module.Find(role);
+}
+
+std::string InputName(const Binding& binding) {
+  return absl::StrCat(BindingKindName(binding.kind), ":", binding.name);
 }
 
 absl::string_view SpaceName(Space space) {
@@ -81,6 +99,13 @@ int Schedule::CopyOfMicrobatch(int microbatch) const {
     }
   }
   return 0;
+}
+
+int Schedule::StageOf(FunctionRole role) const {
+  const auto within = [](int i, size_t n) { return i >= 0 && i < static_cast<int>(n); };
+  if (role.IsOfMicrobatch()) return within(role.index, chunk_stage.size()) ? chunk_stage[role.index] : -1;
+  const bool of_stage = role.kind == FunctionKind::kUpdate || role.kind == FunctionKind::kReport;
+  return of_stage && within(role.index, table.size()) ? role.index : -1;
 }
 
 }  // namespace moe

@@ -1,12 +1,12 @@
 // Program: what passes rewrite. Module + schedule + memory plan, plain structs.
 //
-// Life of a program. The front end gives one function @step (one microbatch, forward) and the parameters.
-// `autodiff` appends the backward phase to it and adds @update and @report. `partition-stages` cuts @step
-// into @chunk0..@chunkN-1, each with a forward and a backward phase, and @update / @report into one per stage
-// (@update0, ...). `shard` and `insert-collectives` place them. `checkpoint` and `fuse` rewrite them.
-// `split-phases` cuts each chunk into @forward<c> and @backward<c>, whose residuals are explicit; where the
-// schedule asks for it, `split-backward` cuts @backward<c> into @input_grad<c> and @weight_grad<c>.
-// `schedule` resolves the actions of every stage, `plan-memory` their storage.
+// Life of a program, in functions by their roles (FunctionRole). The front end gives one function @step (one
+// microbatch, forward) and the parameters. `autodiff` appends the backward phase to it and adds @update and
+// @report. `partition-stages` cuts @step into @chunk0..@chunkN-1, each with a forward and a backward phase, and
+// @update / @report into one per stage (@update0, ...). `shard` and `insert-collectives` place them. `checkpoint`
+// and `fuse` rewrite them. `split-phases` cuts each chunk into @forward<c> and @backward<c>, whose residuals are
+// explicit; where the schedule asks for it, `split-backward` cuts @backward<c> into @input_grad<c> and
+// @weight_grad<c>. `schedule` resolves the actions of every stage, `plan-memory` their storage.
 #pragma once
 
 #include <algorithm>
@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/string_view.h"
 #include "moe/ir/graph.h"
 
 namespace moe {
@@ -36,7 +37,6 @@ struct Action {
   Kind kind = kForward;
   int chunk = -1;          // F/B/I/W: the chunk; send/recv: the chunk that produces the value
   int microbatch = -1;     // -1 for reset, update, report
-  std::string function;    // F/B/I/W/update/report: name in the module
   int residual_slot = -1;  // F/B/I/W: which residual set of the chunk
   int weight_slot = -1;    // I/W: which set of what the weight gradient needs of the input gradient
   std::map<std::string, int> boundary_slots;  // F/B/I/W: boundary value -> its slot (arguments and results)
@@ -48,10 +48,12 @@ struct Action {
 };
 std::string ActionToString(const Action& a);  // "F0.3", "send act.0 mb3 -> stage 1"
 
-// The function that an action of a chunk runs: "forward2", "backward2", "input_grad2", "weight_grad2".
-std::string ChunkFunctionName(Action::Kind kind, int chunk);
-// The chunk of such a name, or -1.
-int ChunkOfFunction(absl::string_view name);
+// The kind of function that an action runs; kOther if none.
+FunctionKind KindOfFunction(Action::Kind kind);
+// The role of the function that an action of the stage runs: kind and chunk, or kind and stage.
+FunctionRole RoleOf(const Action& a, int stage);
+// That function; null if the action runs none, or the module does not have it.
+Function* FunctionOf(const Module& module, const Action& a, int stage);
 
 struct Schedule {
   std::string name;  // "1f1b", "gpipe", ..., or the table's file
@@ -65,6 +67,7 @@ struct Schedule {
   bool IsLast(int chunk) const { return (chunk + 1) % chunks_per_copy() == 0; }
   int CopyOfChunk(int chunk) const { return chunk / chunks_per_copy(); }
   int CopyOfMicrobatch(int microbatch) const;  // the copy that the table runs it through; 0 if none
+  int StageOf(FunctionRole role) const;  // which stage runs the function; -1 for those that no stage runs
   // The table: one row per pp rank, cells in order: "F0.0", "B1.3", ...
   struct Cell {
     char kind = 'F';  // F B I W
@@ -76,7 +79,9 @@ struct Schedule {
   std::map<std::string, std::vector<std::vector<Action>>> actions;
 };
 
-// Where a value lives. Spaces of a rank's arena, in this order; offsets count from the start of the space.
+// Where a value lives. A rank's arena has a region for each space, in the order kState, kInput, kResidual,
+// kBoundary, kFuture, kFrame; kSpill follows on a page of its own, and kWeightResidual has no region of its own
+// but lies in that of kResidual.
 enum class Space : uint8_t {
   kState,           // parameters, moments, gradients, accumulators: for the whole run
   kInput,           // batch and scalars of one microbatch / step
@@ -84,16 +89,18 @@ enum class Space : uint8_t {
   kBoundary,        // boundary values: (value, slot)
   kFrame,           // everything else of the function that runs now
   kSpill,           // overflow of ragged values; reserved address space, touched only on overflow
-  kWeightResidual,  // within the bytes of kResidual: what @weight_grad needs of @input_grad, (chunk, slot)
-  kFuture,          // after kBoundary: what exchanges write that are in flight from one function to another
+  kWeightResidual,  // what @weight_grad needs of @input_grad, (chunk, slot)
+  kFuture,          // what exchanges write that are in flight from one function to another
 };
+// The key of an argument in StageMemory::inputs: "batch:tokens", "scalar:inv_tokens".
+std::string InputName(const Binding& binding);
 absl::string_view SpaceName(Space space);
 
 struct BufferRef {
   Space space = Space::kFrame;
-  int64_t offset = 0;  // within the frame / residual set / boundary slot / state region
+  int64_t offset = 0;  // from the start of the space; of residuals and boundary values, of their slot
   int64_t bytes = 0;
-  int64_t spill_offset = -1;  // ragged only
+  int64_t spill_offset = -1;  // ragged only; see StageMemory::Slots
   friend bool operator==(const BufferRef&, const BufferRef&) = default;
 };
 
@@ -113,7 +120,7 @@ struct FunctionMemory {
 
 struct StageMemory {
   std::map<std::string, BufferRef> states;  // by state name
-  std::map<std::string, BufferRef> inputs;  // "batch:tokens", "scalar:inv_tokens"
+  std::map<std::string, BufferRef> inputs;  // by InputName
   struct Slots {
     int64_t offset = 0, bytes = 0;  // slot i is at offset + i * bytes
     int count = 0;

@@ -1,5 +1,6 @@
 #include "moe/ir/serialize.h"
 
+#include <optional>
 #include <set>
 #include <string>
 #include <unordered_map>
@@ -108,6 +109,21 @@ absl::StatusOr<Attributes> AttributesFromProto(const AttributeProtos& protos, in
   return attributes;
 }
 
+void BindingToProto(const Binding& binding, BindingProto* proto) {
+  proto->set_kind(std::string(BindingKindName(binding.kind)));
+  proto->set_name(binding.name);
+  if (binding.peer >= 0) proto->set_peer(binding.peer);
+}
+
+absl::StatusOr<Binding> BindingFromProto(const BindingProto& proto) {
+  const std::optional<Binding::Kind> kind = ParseBindingKind(proto.kind());
+  if (!kind) return Error("unknown kind of binding '", proto.kind().substr(0, kMaxNameLength), "'");
+  if (proto.has_peer() && (*kind != Binding::kBoundary || proto.peer() < 0 || proto.peer() > kMaxFunctions)) {
+    return Error("a binding to a ", proto.kind(), " with the peer ", proto.peer());
+  }
+  return Binding(*kind, proto.name(), proto.has_peer() ? proto.peer() : -1);
+}
+
 FunctionProto FunctionToProto(const Function& function) {
   FunctionProto proto;
   proto.set_name(function.name());
@@ -119,6 +135,7 @@ FunctionProto FunctionToProto(const Function& function) {
     out->set_name(arg->result_name());
     *out->mutable_type() = ToProto(arg->type());
     AttributesToProto(arg->attributes(), out->mutable_attributes());
+    if (arg->binding.kind != Binding::kNone) BindingToProto(arg->binding, out->mutable_binding());
     out->set_scope(arg->scope);
     out->set_pass(arg->provenance.pass);
     out->set_reason(arg->provenance.reason);
@@ -144,7 +161,8 @@ FunctionProto FunctionToProto(const Function& function) {
   for (int i = 0; i < function.num_results(); ++i) {
     FunctionProto::Result* out = proto.add_results();
     out->set_value(first.at(function.result(i).node) + function.result(i).index);
-    AttributesToProto(function.result_binding(i), out->mutable_binding());
+    const Binding& binding = function.result_binding(i);
+    if (binding.kind != Binding::kNone) BindingToProto(binding, out->mutable_binding());
   }
   return proto;
 }
@@ -167,7 +185,10 @@ class FunctionReader {
     for (int i = 0; i < proto_.results_size(); ++i) {
       const FunctionProto::Result& result = proto_.results(i);
       ASSIGN_OR_RETURN(const Value value, ValueOf(result.value()));
-      ASSIGN_OR_RETURN(Attributes binding, AttributesFromProto(result.binding(), mesh_.num_axes()));
+      Binding binding;
+      if (result.has_binding()) {
+        ASSIGN_OR_RETURN(binding, BindingFromProto(result.binding()));
+      }
       function_->AddResult(value, std::move(binding));
     }
     return absl::OkStatus();
@@ -188,7 +209,12 @@ class FunctionReader {
     RETURN_IF_ERROR(TakeName(arg.name()));
     ASSIGN_OR_RETURN(Type type, FromProto(arg.type(), mesh_));
     ASSIGN_OR_RETURN(Attributes attributes, AttributesFromProto(arg.attributes(), mesh_.num_axes()));
-    const Value value = function_->AddArg(arg.name(), std::move(type), std::move(attributes));
+    Binding binding;
+    if (arg.has_binding()) {
+      ASSIGN_OR_RETURN(binding, BindingFromProto(arg.binding()));
+    }
+    const Value value =
+        function_->AddArg(arg.name(), std::move(type), std::move(binding), std::move(attributes));
     value.node->scope = arg.scope();
     value.node->provenance = {arg.pass(), arg.reason()};
     values_.push_back(value);

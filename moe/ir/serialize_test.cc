@@ -107,6 +107,15 @@ TEST(Serialize, RefusesWhatIsWrong) {
       kInvalid, "state @w: unknown dtype 'f31'");
   ExpectError(edited([](ModuleProto* m, FunctionProto*) { m->add_attributes()->set_name("none"); }), kInvalid,
               "'none' has no value");
+  ExpectError(edited([](ModuleProto*, FunctionProto* f) {
+                f->mutable_results(0)->mutable_binding()->set_kind("store");
+              }),
+              kInvalid, "unknown kind of binding 'store'");
+  ExpectError(edited([](ModuleProto*, FunctionProto* f) {
+                f->mutable_args(0)->mutable_binding()->set_kind("batch");
+                f->mutable_args(0)->mutable_binding()->set_peer(1);
+              }),
+              kInvalid, "a binding to a batch with the peer 1");
 }
 
 TEST(Serialize, FlippedBytesNeverCrash) {

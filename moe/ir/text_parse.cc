@@ -43,10 +43,12 @@ class Parser {
   absl::Status ParsePartial(Type* type);
   // One word such as "dp" or "a.b", as axes.
   absl::StatusOr<AxisList> ParseAxes();
-  // `op` tells which attributes exist; null where every key is legal (bindings, states).
+  // `op` tells which attributes exist; null where every key is legal (arguments, states).
   absl::StatusOr<Attributes> ParseAttributes(const OpDef* op);
   absl::StatusOr<Attribute> ParseAttribute(const AttrDef* def);
   absl::StatusOr<Attribute> ParseList(const AttrDef* def);
+  // Attributes with a binding among them: {kind = "state", name = "wq"}. What else there is stays in `attributes`.
+  absl::StatusOr<Binding> ParseBinding(Attributes* attributes);
   absl::Status ParseOrigin(Node* node);
 
   // ---- function level
@@ -401,6 +403,41 @@ absl::StatusOr<Attributes> Parser::ParseAttributes(const OpDef* op) {
   return attributes;
 }
 
+absl::StatusOr<Binding> Parser::ParseBinding(Attributes* attributes) {
+  const size_t at = s_.Here();
+  ASSIGN_OR_RETURN(*attributes, ParseAttributes(nullptr));
+  const auto take = [&](absl::string_view key) -> std::optional<Attribute> {
+    const auto it = attributes->find(key);
+    if (it == attributes->end()) return std::nullopt;
+    return std::move(attributes->extract(it).mapped());
+  };
+  const std::optional<Attribute> kind = take("kind"), name = take("name"), peer = take("peer");
+  if (!kind && !name && !peer) return Binding();
+  if (!kind) return s_.Error("a binding without a kind", at);
+  const std::string* kind_name = std::get_if<std::string>(&*kind);
+  const std::optional<Binding::Kind> parsed =
+      kind_name == nullptr ? std::nullopt : ParseBindingKind(*kind_name);
+  if (!parsed) {
+    return s_.Error(absl::StrCat("unknown kind of binding",
+                                 kind_name == nullptr ? "" : absl::StrCat(" '", *kind_name, "'"),
+                                 "; legal are ", BindingKindNames([](Binding::Kind) { return true; })),
+                    at);
+  }
+  Binding binding(*parsed, "");
+  if (name) {
+    if (!std::holds_alternative<std::string>(*name)) return s_.Error("the name of a binding is a string", at);
+    binding.name = std::get<std::string>(*name);
+  }
+  if (peer) {
+    const int64_t* chunk = std::get_if<int64_t>(&*peer);
+    if (binding.kind != Binding::kBoundary || chunk == nullptr || *chunk < 0 || *chunk > kMaxFunctions) {
+      return s_.Error("the peer of a binding is the number of a chunk, and only a boundary has one", at);
+    }
+    binding.peer = static_cast<int>(*chunk);
+  }
+  return binding;
+}
+
 absl::Status Parser::ParseOrigin(Node* node) {
   if (s_.AcceptWord("at")) {
     ASSIGN_OR_RETURN(node->scope, s_.String("a scope"));
@@ -474,8 +511,9 @@ absl::Status Parser::ParseArg() {
   ASSIGN_OR_RETURN(const std::string name, ParseNewName());
   RETURN_IF_ERROR(s_.Expect(":"));
   ASSIGN_OR_RETURN(Type type, ParseType());
-  ASSIGN_OR_RETURN(Attributes attributes, ParseAttributes(nullptr));
-  const Value arg = function_->AddArg(name, std::move(type), std::move(attributes));
+  Attributes attributes;
+  ASSIGN_OR_RETURN(Binding binding, ParseBinding(&attributes));
+  const Value arg = function_->AddArg(name, std::move(type), std::move(binding), std::move(attributes));
   values_[name] = arg;
   return ParseOrigin(arg.node);
 }
@@ -629,7 +667,13 @@ absl::Status Parser::ParseReturn() {
       return s_.Error(absl::StrCat("a function has at most ", kMaxArgs, " results"));
     }
     ASSIGN_OR_RETURN(const Value value, ParseOperand());
-    ASSIGN_OR_RETURN(Attributes binding, ParseAttributes(nullptr));
+    const size_t at = s_.Here();
+    Attributes others;
+    ASSIGN_OR_RETURN(Binding binding, ParseBinding(&others));
+    if (!others.empty()) {
+      return s_.Error(
+          absl::StrCat("a result has a binding (kind, name, peer), not '", others.begin()->first, "'"), at);
+    }
     function_->AddResult(value, std::move(binding));
     if (!s_.Accept(",")) return absl::OkStatus();
     if (!s_.Peek("%")) return s_.Expected("another result such as %y");

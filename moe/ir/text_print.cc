@@ -99,6 +99,15 @@ void AppendAttributes(const Attributes& attributes, const Mesh& mesh, std::strin
   *out += "}";
 }
 
+void AppendBinding(const Binding& binding, Attributes attributes, const Mesh& mesh, std::string* out) {
+  if (binding.kind != Binding::kNone) {
+    attributes["kind"] = std::string(BindingKindName(binding.kind));
+    attributes["name"] = binding.name;
+    if (binding.peer >= 0) attributes["peer"] = int64_t{binding.peer};
+  }
+  AppendAttributes(attributes, mesh, out);
+}
+
 void AppendOrigin(const Node& node, std::string* out) {
   if (!node.scope.empty()) absl::StrAppend(out, " at ", Quote(node.scope));
   const Provenance& p = node.provenance;
@@ -144,7 +153,7 @@ void AppendNode(const Node& node, std::string* out) {
 
 void AppendArg(const Node& arg, const Mesh& mesh, std::string* out) {
   absl::StrAppend(out, "%", Name(arg.result_name()), ": ", TypeToString(arg.type(), mesh));
-  AppendAttributes(arg.attributes(), mesh, out);
+  AppendBinding(arg.binding, arg.attributes(), mesh, out);
   AppendOrigin(arg, out);
 }
 
@@ -156,7 +165,7 @@ void AppendReturn(const Function& function, const Mesh& mesh, std::string* out) 
     if (i > 0) *out += ",";
     *out += wrap && i > 0 ? "\n         %" : " %";
     *out += Name(function.result(i).name());
-    AppendAttributes(function.result_binding(i), mesh, out);
+    AppendBinding(function.result_binding(i), {}, mesh, out);
   }
 }
 

@@ -124,7 +124,7 @@ TEST(Text, OddNamesAreQuoted) {
   const Value x = f->AddArg("x, y", Type(DType::kF32, {2}));
   Builder b(f);
   ASSERT_OK_AND_ASSIGN(const Value y, b.Create("math.add", {x, x}, {}, "1 = %2 {"));
-  f->AddResult(y, {{"kind", std::string("report")}, {"name", std::string("}")}});
+  f->AddResult(y, {Binding::kReport, "}"});
   ExpectRoundTrip(module);
 }
 
@@ -169,6 +169,39 @@ TEST(Text, PlacementMayBeLeftOut) {
   ASSERT_NE(module, nullptr);
   EXPECT_OK(Verify(*module));
   EXPECT_THAT(PrintNode(*module->Find("fwd")->Nodes()[8]), HasSubstr("place<e=ep, b=edp, f=tp>"));
+  ExpectRoundTrip(*module);
+}
+
+TEST(Text, BindingsAndRoles) {
+  const std::unique_ptr<Module> module = Parse(R"(
+module @m
+state @w : f32[8]
+func @forward1(%w: f32[8] {kind = "state", name = "w"},
+               %x: f32[8] {kind = "boundary", name = "act.0", peer = 0, tag = "residual_stream"}) {
+  return %x {kind = "boundary", name = "act.1", peer = 2}, %w {kind = "state", name = "w"}
+}
+func @update() {
+  return
+}
+func @update3() {
+  return
+}
+func @forward01() {
+  return
+}
+)");
+  ASSERT_NE(module, nullptr);
+  const Function* f = module->Find({FunctionKind::kForward, 1});
+  ASSERT_NE(f, nullptr);
+  EXPECT_EQ(f->name(), "forward1");
+  EXPECT_EQ(f->args()[0]->binding, Binding(Binding::kState, "w"));
+  EXPECT_EQ(f->args()[1]->binding, Binding(Binding::kBoundary, "act.0", 0));
+  EXPECT_EQ(f->args()[1]->String("tag"), "residual_stream");
+  EXPECT_EQ(f->result_binding(0), Binding(Binding::kBoundary, "act.1", 2));
+  EXPECT_EQ(module->Find(FunctionKind::kUpdate), module->Find("update"));
+  EXPECT_EQ(module->Find({FunctionKind::kUpdate, 3}), module->Find("update3"));
+  EXPECT_EQ(module->Find("forward01")->role(), FunctionRole());
+  EXPECT_EQ(module->Find(FunctionKind::kStep), nullptr);
   ExpectRoundTrip(*module);
 }
 
@@ -241,6 +274,14 @@ TEST(Text, ErrorsSayWhereAndWhatIsLegal) {
   error("  %y = math.scale(%x) {tag = \"\xff\"}", "3:31", "not UTF-8");
   error("  %y = math.scale(%x) {tag = \"no end", "3:30", "no closing quote");
   error("  ) ) )", "3:3", "expected a node");
+  error("  return %x {kind = \"store\", name = \"x\"}", "3:13",
+        "unknown kind of binding 'store'; legal are batch");
+  error("  return %x {kind = 1}", "3:13", "unknown kind of binding; legal are batch");
+  error("  return %x {name = \"x\"}", "3:13", "a binding without a kind");
+  error("  return %x {kind = \"state\", name = \"x\", peer = 1}", "3:13", "only a boundary has one");
+  error("  return %x {kind = \"boundary\", name = \"x\", peer = -1}", "3:13", "the number of a chunk");
+  error("  return %x {kind = \"state\", name = 1}", "3:13", "a string");
+  error("  return %x {kind = \"state\", name = \"x\", tag = \"t\"}", "3:13", "not 'tag'");
 }
 
 TEST(Text, ModuleLevelErrors) {

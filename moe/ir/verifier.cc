@@ -16,7 +16,6 @@
 #include "moe/base/status.h"
 #include "moe/ir/limits.h"
 #include "moe/ir/registry.h"
-#include "moe/ir/state.h"
 #include "moe/ir/stored_rows.h"
 #include "moe/ir/verify_placement.h"
 
@@ -130,7 +129,7 @@ class Verifier {
   void CheckOrder(const Function& function);
   void CheckUses(const Function& function, const Node& definition);
   void CheckBindings(const Function& function);
-  void CheckBinding(const Function& function, const Attributes& binding, const Value& value, bool result);
+  void CheckBinding(const Function& function, const Binding& binding, const Value& value, bool result);
   void CheckNode(const Node& node);
 
   const Mesh& mesh_;
@@ -253,8 +252,10 @@ void Verifier::CheckOrder(const Function& function) {
       if (v.node == nullptr) {
         Problem(&function, &node, absl::StrCat("operand ", i, " is missing"));
       } else if (definition == place_.end()) {
-        Problem(&function, &node,
-                absl::StrCat("operand ", i, " is a value of another function or of an erased node"));
+        Problem(
+            &function, &node,
+            absl::StrCat("operand ", i, ", %", v.name(), ", is a value of ",
+                         v.node->function() == &function ? "a node that was erased" : "another function"));
       } else if (v.index < 0 || v.index >= v.node->num_results()) {
         Problem(&function, &node,
                 absl::StrCat("operand ", i, " is result ", v.index, " of ", v.node->op_name(), ", which has ",
@@ -303,61 +304,55 @@ void Verifier::CheckNode(const Node& node) {
   }
 }
 
-void Verifier::CheckBinding(const Function& function, const Attributes& binding, const Value& value,
+void Verifier::CheckBinding(const Function& function, const Binding& binding, const Value& value,
                             bool result) {
-  const absl::string_view kind = BindingKind(binding), name = BindingName(binding);
   const auto problem = [&](const auto&... parts) {
     Problem(&function, nullptr, absl::StrCat(result ? "result %" : "argument %", value.name(), parts...));
   };
-  if (kind.empty()) {
-    if (!name.empty()) problem(" has a binding without a kind");
+  if (binding.kind == Binding::kNone) {
+    if (!binding.name.empty()) problem(" has a binding without a kind");
     return;
   }
-  static constexpr absl::string_view kOfResults[] = {"boundary", "future", "loss",           "report",
-                                                     "residual", "state",  "weight_residual"};
-  static constexpr absl::string_view kOfArguments[] = {"batch",  "boundary", "future",         "residual",
-                                                       "scalar", "state",    "weight_residual"};
-  const absl::Span<const absl::string_view> legal = result ? kOfResults : kOfArguments;
-  if (std::find(legal.begin(), legal.end(), kind) == legal.end()) {
-    return problem(" is bound to '", kind, "'; legal are ", absl::StrJoin(legal, ", "));
+  const absl::string_view kind = BindingKindName(binding.kind);
+  const auto legal = result ? &IsOfResults : &IsOfArguments;
+  if (!legal(binding.kind)) {
+    return problem(" is bound to a ", kind, "; legal are ", BindingKindNames(legal));
   }
-  if (name.empty()) return problem(" is bound to a ", kind, " without a name");
-  if ((kind == "future") != value.type().future) {
+  if (binding.name.empty()) return problem(" is bound to a ", kind, " without a name");
+  if ((binding.kind == Binding::kFuture) != value.type().future) {
     return problem(" is ", TypeToString(value.type(), mesh_), " and bound to a ", kind,
                    "; futures are bound to futures, and nothing else is");
   }
-  if (kind != "state" || function.module() == nullptr) return;
-  const State* state = function.module()->FindState(name);
+  if (!binding.IsState() || function.module() == nullptr) return;
+  const State* state = function.module()->FindState(binding.name);
   if (state == nullptr) {
-    return problem(" is bound to the state @", name, ", which the module does not have");
+    return problem(" is bound to the state @", binding.name, ", which the module does not have");
   }
   const bool same =
       options_.unplaced_nodes ? SameShape(state->type, value.type()) : state->type == value.type();
   if (!same) {
-    problem(" is ", TypeToString(value.type(), mesh_), ", its state @", name, " is ",
+    problem(" is ", TypeToString(value.type(), mesh_), ", its state @", binding.name, " is ",
             TypeToString(state->type, mesh_));
   }
 }
 
 void Verifier::CheckBindings(const Function& function) {
-  absl::flat_hash_set<std::pair<absl::string_view, absl::string_view>> read, written;
+  absl::flat_hash_set<std::pair<Binding::Kind, absl::string_view>> read, written;
+  const auto once = [&](const Binding& binding, absl::string_view what, auto* seen) {
+    if (binding.kind == Binding::kNone || seen->insert({binding.kind, binding.name}).second) return;
+    Problem(
+        &function, nullptr,
+        absl::StrCat("two ", what, " are bound to ", BindingKindName(binding.kind), " '", binding.name, "'"));
+  };
   for (const Node* arg : function.args()) {
-    CheckBinding(function, arg->attributes(), Value{const_cast<Node*>(arg), 0}, false);
-    const auto key = std::make_pair(BindingKind(arg->attributes()), BindingName(arg->attributes()));
-    if (!key.first.empty() && !read.insert(key).second) {
-      Problem(&function, nullptr,
-              absl::StrCat("two arguments are bound to ", key.first, " '", key.second, "'"));
-    }
+    CheckBinding(function, arg->binding, Value{const_cast<Node*>(arg), 0}, false);
+    once(arg->binding, "arguments", &read);
   }
   for (int i = 0; i < function.num_results(); ++i) {
-    const Attributes& binding = function.result_binding(i);
+    const Binding& binding = function.result_binding(i);
     CheckBinding(function, binding, function.result(i), true);
-    const auto key = std::make_pair(BindingKind(binding), BindingName(binding));
     // Reports of one name are summed by the host.
-    if (!key.first.empty() && key.first != "report" && !written.insert(key).second) {
-      Problem(&function, nullptr,
-              absl::StrCat("two results are bound to ", key.first, " '", key.second, "'"));
-    }
+    if (binding.kind != Binding::kReport) once(binding, "results", &written);
   }
 }
 

@@ -134,7 +134,7 @@ TEST(Verifier, Bindings) {
   ExpectError(verify("f32[8]", R"(%y {kind = "state", name = "w"}, %y {kind = "state", name = "w"})"),
               kInvalid, "two results are bound to state 'w'");
   ExpectError(verify(R"(f32[8] {kind = "report", name = "r"})", "%x"), kInvalid,
-              "bound to 'report'; legal are batch, boundary");
+              "bound to a report; legal are batch, boundary");
   ExpectError(verify(R"(f32[8] {kind = "batch"})", "%x"), kInvalid, "without a name");
 }
 
@@ -154,9 +154,27 @@ TEST(Verifier, SeesThroughHandmadeGraphs) {
   ExpectError(Verify(module), kInvalid, "1 problem in module @m", "is used before its definition");
   f->MoveBefore(first, second);
   first->SetOperand(0, other);
-  ExpectError(Verify(*f), kInvalid, "operand 0 is a value of another function");
+  ExpectError(Verify(*f), kInvalid, "operand 0, %x, is a value of another function");
   first->SetOperand(0, Value{});
   ExpectError(Verify(*f), kInvalid, "operand 0 is missing");
+}
+
+TEST(Verifier, NamesTheUsersOfWhatWasErased) {
+  Module module("m");
+  Function* f = module.AddFunction("f");
+  const Value x = f->AddArg("x", Type(DType::kF32, {8})), y = f->AddArg("y", x.type());
+  const OpDef* add = Ops().Find("math.add");
+  Node* first = f->Insert(nullptr, add, {x, x}, {x.type()}, {}, {"first"});
+  Node* second = f->Insert(nullptr, add, {first->result(), y}, {x.type()}, {}, {"second"});
+  f->Erase(first);
+  f->EraseArg(y.node);
+  ExpectError(Verify(module), kInvalid,
+              "%second = math.add: operand 0, %first, is a value of a node that was erased",
+              "operand 1, %y, is a value of a node that was erased");
+  EXPECT_EQ(PrintNode(*second), "%second = math.add(%first, %y) : f32[8]");
+  f->ReplaceAllUses(first->result(), x);
+  f->ReplaceAllUses(y, x);
+  EXPECT_OK(Verify(module));
 }
 
 TEST(Verifier, AllProblemsAtOnceUpToALimit) {

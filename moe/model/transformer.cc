@@ -80,17 +80,18 @@ class StepWriter {
         batch_(options.global_batch / options.microbatches),
         float_(config.dtype() == "f64" ? DType::kF64 : DType::kF32),
         module_(module),
-        step_(module->AddFunction("step")),
+        step_(module->AddFunction(FunctionKind::kStep)),
         b_(step_) {}
 
   absl::Status Write() {
     for (const ParameterSpec& p : ModelParameters(c_)) AddParameter(p);
     const std::vector<int64_t> tokens = {batch_, c_.seq_length()};
-    tokens_ = step_->AddArg("tokens", Type(DType::kS32, tokens), Bind("batch", "tokens"));
-    labels_ = step_->AddArg("labels", Type(DType::kS32, tokens), Bind("batch", "labels"));
-    mask_ = step_->AddArg("mask", Type(float_, tokens), Bind("batch", "mask"));
-    positions_ = step_->AddArg("positions", Type(DType::kS32, {c_.seq_length()}), Bind("batch", "positions"));
-    inv_tokens_ = step_->AddArg("inv_tokens", Type(float_, {}), Bind("scalar", "inv_tokens"));
+    tokens_ = step_->AddArg("tokens", Type(DType::kS32, tokens), {Binding::kBatch, "tokens"});
+    labels_ = step_->AddArg("labels", Type(DType::kS32, tokens), {Binding::kBatch, "labels"});
+    mask_ = step_->AddArg("mask", Type(float_, tokens), {Binding::kBatch, "mask"});
+    positions_ =
+        step_->AddArg("positions", Type(DType::kS32, {c_.seq_length()}), {Binding::kBatch, "positions"});
+    inv_tokens_ = step_->AddArg("inv_tokens", Type(float_, {}), {Binding::kScalar, "inv_tokens"});
 
     b_.scope = "embedding";
     ASSIGN_OR_RETURN(x_, Op("nn.embed", {tokens_, Parameter("embedding")}, {}, "x"));
@@ -110,14 +111,13 @@ class StepWriter {
     State s;
     s.name = p.name;
     s.type = Type(float_, p.dims);
-    s.attributes = Bind("parameter", "");
-    s.attributes.erase("name");
+    s.attributes["kind"] = std::string("parameter");
     s.attributes["role"] = p.role;
     s.attributes["class"] = std::string(p.expert ? "expert" : "dense");
     s.attributes["init"] = p.init;
     if (p.init == "normal") s.attributes["std"] = p.std;
     s.attributes["decay"] = p.decay;
-    parameters_[p.name] = step_->AddArg(p.name, s.type, Bind("state", p.name));
+    parameters_[p.name] = step_->AddArg(p.name, s.type, {Binding::kState, p.name});
     module_->AddState(std::move(s));
   }
 
@@ -155,10 +155,10 @@ class StepWriter {
                     {"reset", std::string("step")},
                     {"combine", std::string("sum")}};
     if (!report.empty()) s.attributes["report"] = report;
-    const Value arg = step_->AddArg(state, s.type, Bind("state", state));
+    const Value arg = step_->AddArg(state, s.type, {Binding::kState, state});
     ASSIGN_OR_RETURN(Value sum, b_.Create("optim.accumulate", {arg, value}, {}, state + ".sum"));
     module_->AddState(std::move(s));
-    results_.emplace_back(sum, Bind("state", state));
+    results_.emplace_back(sum, Binding(Binding::kState, state));
     return sum;
   }
   // A loss: its unscaled value is reported, the scaled one is a result.
@@ -168,7 +168,7 @@ class StepWriter {
     if (coefficient != 1) {
       ASSIGN_OR_RETURN(scaled, b_.Create("math.scale", {raw}, {{"by", coefficient}}, raw.name() + "_scaled"));
     }
-    results_.emplace_back(scaled, Bind("loss", state.substr(state.find('.') + 1)));
+    results_.emplace_back(scaled, Binding(Binding::kLoss, state.substr(state.find('.') + 1)));
     return absl::OkStatus();
   }
 
@@ -330,7 +330,7 @@ class StepWriter {
   Value InvMicrobatches() {
     if (!inv_microbatches_) {
       inv_microbatches_ =
-          step_->AddArg("inv_microbatches", Type(float_, {}), Bind("scalar", "inv_microbatches"));
+          step_->AddArg("inv_microbatches", Type(float_, {}), {Binding::kScalar, "inv_microbatches"});
     }
     return inv_microbatches_;
   }
@@ -354,11 +354,12 @@ class StepWriter {
   }
 
   absl::Status Report() {
-    Function* report = module_->AddFunction("report");
+    Function* report = module_->AddFunction(FunctionKind::kReport);
     for (const auto& s : module_->states()) {
       const std::string name = AttrString(s->attributes, "report");
       if (name.empty()) continue;
-      report->AddResult(report->AddArg(s->name, s->type, Bind("state", s->name)), Bind("report", name));
+      report->AddResult(report->AddArg(s->name, s->type, {Binding::kState, s->name}),
+                        {Binding::kReport, name});
     }
     return absl::OkStatus();
   }
@@ -371,7 +372,7 @@ class StepWriter {
   Builder b_;
   std::string layer_;
   std::map<std::string, Value> parameters_;
-  std::vector<std::pair<Value, Attributes>> results_;
+  std::vector<std::pair<Value, Binding>> results_;
   Value tokens_, labels_, mask_, positions_, inv_tokens_, inv_microbatches_;
   Value x_;  // the residual stream
 };

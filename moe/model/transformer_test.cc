@@ -37,7 +37,7 @@ TEST(Transformer, ParameterCountIsThatOfTheStates) {
     ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Module> m, BuildModel(config, {}));
     int64_t total = 0;
     for (const auto& s : m->states()) {
-      if (BindingKind(s->attributes) == "parameter") total += s->type.num_elements();
+      if (AttrString(s->attributes, "kind") == "parameter") total += s->type.num_elements();
     }
     EXPECT_EQ(total, CountParameters(config).total) << file;
   }
@@ -83,16 +83,14 @@ TEST(Transformer, ScopesTagsAndLosses) {
                                            "layers.1.attn", "layers.1.moe"}));
   std::set<std::string> losses, reports;
   for (int i = 0; i < step.num_results(); ++i) {
-    if (BindingKind(step.result_binding(i)) == "loss")
-      losses.insert(std::string(BindingName(step.result_binding(i))));
+    if (step.result_binding(i).kind == Binding::kLoss) losses.insert(step.result_binding(i).name);
   }
   EXPECT_EQ(losses, (std::set<std::string>{"lm_loss", "aux_loss.layers.1", "z_loss.layers.1"}));
   const Function& report = *m->Find("report");
-  for (int i = 0; i < report.num_results(); ++i)
-    reports.insert(std::string(BindingName(report.result_binding(i))));
+  for (int i = 0; i < report.num_results(); ++i) reports.insert(report.result_binding(i).name);
   EXPECT_EQ(reports,
             (std::set<std::string>{"lm loss", "aux loss", "z loss", "load layers.1", "routed", "kept"}));
-  EXPECT_EQ(FindArg(step, "batch", "tokens")->type().dims, (Dims{2, 16}));
+  EXPECT_EQ(FindArg(step, Binding::kBatch, "tokens")->type().dims, (Dims{2, 16}));
 }
 
 TEST(Transformer, BatchProblemsComeWithThoseOfTheModel) {

@@ -52,8 +52,8 @@ class Differentiator {
     std::map<const Node*, int64_t> position;
     for (size_t i = 0; i < forward.size(); ++i) position[forward[i]] = i;
     for (const auto& state : module_.states()) {
-      if (BindingKind(state->attributes) != "parameter") continue;
-      Node* arg = FindArg(*step_, "state", state->name);
+      if (AttrString(state->attributes, "kind") != "parameter") continue;
+      Node* arg = FindArg(*step_, Binding::kState, state->name);
       Node* first = nullptr;
       if (arg != nullptr) {
         for (const Use& use : arg->uses()) {
@@ -94,7 +94,7 @@ class Differentiator {
 
   absl::Status TakeLosses() {
     for (int i = step_->num_results() - 1; i >= 0; --i) {
-      if (BindingKind(step_->result_binding(i)) != "loss") continue;
+      if (step_->result_binding(i).kind != Binding::kLoss) continue;
       const Value loss = step_->result(i);
       if (loss.type().rank() != 0) {
         return absl::InvalidArgumentError(absl::StrCat("autodiff: the loss %", loss.name(), " is not a scalar"));
@@ -205,12 +205,12 @@ class Differentiator {
                            {"of", name},
                            {"reset", std::string("step")},
                            {"combine", std::string("sum")}};
-    const Value state = step_->AddArg(gradient.name, gradient.type, Bind("state", gradient.name));
+    const Value state = step_->AddArg(gradient.name, gradient.type, {Binding::kState, gradient.name});
     b_.provenance = {"autodiff", absl::StrCat("gradient of parameter %", name)};
     ASSIGN_OR_RETURN(Value d, Sum(all, absl::StrCat("d.", name)));
     ASSIGN_OR_RETURN(Value sum,
                      b_.Create("optim.accumulate", {state, d}, {}, absl::StrCat("grad.", name, ".sum")));
-    step_->AddResult(sum, Bind("state", gradient.name));
+    step_->AddResult(sum, {Binding::kState, gradient.name});
     module_.AddState(std::move(gradient));
     return absl::OkStatus();
   }
@@ -237,9 +237,9 @@ void RemoveDeadNodes(Function* f) {
 absl::Status WriteUpdate(Module& module, const Differentiator& scopes) {
   std::vector<const State*> parameters;
   for (const auto& s : module.states()) {
-    if (BindingKind(s->attributes) == "parameter") parameters.push_back(s.get());
+    if (AttrString(s->attributes, "kind") == "parameter") parameters.push_back(s.get());
   }
-  Function* f = module.AddFunction("update");
+  Function* f = module.AddFunction(FunctionKind::kUpdate);
   Builder b(f);
   b.phase = Phase::kUpdate;
   b.scope = "update";
@@ -249,14 +249,14 @@ absl::Status WriteUpdate(Module& module, const Differentiator& scopes) {
   };
   std::vector<Operands> operands;
   for (const State* p : parameters) {
-    auto arg = [&](const std::string& name) { return f->AddArg(name, p->type, Bind("state", name)); };
+    auto arg = [&](const std::string& name) { return f->AddArg(name, p->type, {Binding::kState, name}); };
     operands.push_back(
         {arg(p->name), arg("grad." + p->name), arg("adam.m." + p->name), arg("adam.v." + p->name)});
   }
   const Type scalar(parameters[0]->type.dtype, {});
   std::vector<Value> scalars;
   for (const char* name : {"learning_rate", "bias1", "bias2"}) {
-    scalars.push_back(f->AddArg(name, scalar, Bind("scalar", name)));
+    scalars.push_back(f->AddArg(name, scalar, {Binding::kScalar, name}));
   }
 
   Value norm_squared;
@@ -287,12 +287,12 @@ absl::Status WriteUpdate(Module& module, const Differentiator& scopes) {
                                    {"eps", AttrFloat(hyper, "eps", 1e-8)},
                                    {"weight_decay", decay ? AttrFloat(hyper, "weight_decay", 0) : 0.0}},
                                   absl::StrCat("new.", name)));
-    f->AddResult(adamw->result(0), Bind("state", name));
-    f->AddResult(adamw->result(1), Bind("state", "adam.m." + name));
-    f->AddResult(adamw->result(2), Bind("state", "adam.v." + name));
+    f->AddResult(adamw->result(0), {Binding::kState, name});
+    f->AddResult(adamw->result(1), {Binding::kState, "adam.m." + name});
+    f->AddResult(adamw->result(2), {Binding::kState, "adam.v." + name});
   }
-  f->AddResult(clip->result(0), Bind("report", "grad norm"));
-  f->AddResult(clip->result(2), Bind("report", "finite"));
+  f->AddResult(clip->result(0), {Binding::kReport, "grad norm"});
+  f->AddResult(clip->result(2), {Binding::kReport, "finite"});
 
   for (const char* moment : {"adam.m.", "adam.v."}) {
     for (const State* p : parameters) {
@@ -309,9 +309,9 @@ absl::Status WriteUpdate(Module& module, const Differentiator& scopes) {
 }  // namespace
 
 absl::Status Differentiate(Module& module) {
-  Function* step = module.Find("step");
+  Function* step = module.Find(FunctionKind::kStep);
   if (step == nullptr) return absl::FailedPreconditionError("autodiff: the module has no function @step");
-  if (module.Find("update") != nullptr) {
+  if (module.Find(FunctionKind::kUpdate) != nullptr) {
     return absl::FailedPreconditionError("autodiff: the module has an @update already; autodiff runs once");
   }
   Differentiator d(module, step);
@@ -321,10 +321,11 @@ absl::Status Differentiate(Module& module) {
 }
 
 absl::StatusOr<bool> Autodiff(Program& program, const PassContext& context) {
-  const Function* step = program.module->Find("step");
+  const Function* step = program.module->Find(FunctionKind::kStep);
   const int64_t before = step == nullptr ? 0 : step->num_nodes();
   RETURN_IF_ERROR(Differentiate(*program.module));
-  context.Note(absl::StrCat(before, " -> ", program.module->Find("step")->num_nodes(), " nodes"));
+  context.Note(
+      absl::StrCat(before, " -> ", program.module->Find(FunctionKind::kStep)->num_nodes(), " nodes"));
   return true;
 }
 

@@ -41,8 +41,8 @@ TEST(Autodiff, WritesBackwardUpdateAndStates) {
   // No loss is left; both gradients are accumulated, in the scope that uses the parameter.
   std::set<std::string> written;
   for (int i = 0; i < step.num_results(); ++i) {
-    EXPECT_EQ(BindingKind(step.result_binding(i)), "state");
-    written.insert(std::string(BindingName(step.result_binding(i))));
+    EXPECT_EQ(step.result_binding(i).kind, Binding::kState);
+    written.insert(step.result_binding(i).name);
     EXPECT_TRUE(step.result(i).node->Is("optim.accumulate"));
     EXPECT_EQ(step.result(i).node->scope, "layers.0.mlp");
     EXPECT_EQ(step.result(i).node->phase, Phase::kBackward);

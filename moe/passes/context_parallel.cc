@@ -51,7 +51,7 @@ class Order {
   absl::Status Apply() {
     for (Node* a : f_->args()) {
       const int rank = a->type().rank();
-      if (BindingKind(a->attributes()) != "batch" || rank == 0 || !a->HasUses()) continue;
+      if (a->binding.kind != Binding::kBatch || rank == 0 || !a->HasUses()) continue;
       const std::vector<Use> uses = a->uses();
       Builder b = Builder::Before(f_->Nodes().front());
       b.provenance = {kPass, absl::StrCat("zig-zag over ", cp_, " context ranks")};
@@ -249,7 +249,7 @@ AttentionSeconds EstimateAttention(const Node& attention, const Strategy& s, con
 
 absl::StatusOr<bool> ContextParallel(Program& program, const PassContext& context) {
   const Strategy& s = context.strategy;
-  Function* step = program.module->Find("step");
+  Function* step = program.module->Find(FunctionKind::kStep);
   if (s.cp == 1) return false;
   if (step == nullptr) {
     return absl::FailedPreconditionError(
@@ -257,7 +257,7 @@ absl::StatusOr<bool> ContextParallel(Program& program, const PassContext& contex
   }
   int64_t length = 0, groups = 0;
   for (const Node* a : step->args()) {
-    if (BindingKind(a->attributes()) == "batch" && a->type().rank() > 0) length = a->type().dims.back();
+    if (a->binding.kind == Binding::kBatch && a->type().rank() > 0) length = a->type().dims.back();
   }
   for (const auto& n : step->body()) {
     if (const int64_t c = RoutingGroups(*n)) groups = c;

@@ -41,7 +41,7 @@ class Rewriter {
     }
     for (State* p : parameters_) RETURN_IF_ERROR(Store(p));
     RETURN_IF_ERROR(InferTypesAgain(*step_));
-    if (Function* update = module_.Find("update")) {
+    if (Function* update = module_.Find(FunctionKind::kUpdate)) {
       if (rows_.HasReplicas()) RETURN_IF_ERROR(SumReplicas(update));
       RETURN_IF_ERROR(InferTypesAgain(*update));
     }
@@ -68,7 +68,7 @@ class Rewriter {
                         {"experts", rows_.logical},
                         {"slots", rows_.row},
                         {"replicas", rows_.HasReplicas()}};
-    const Value map = step_->AddArg(name, table.type, Bind("state", name));
+    const Value map = step_->AddArg(name, table.type, {Binding::kState, name});
     module_.AddState(std::move(table));
 
     const Value expert = dispatch->operand(OperandNamed(*dispatch, "expert")),
@@ -93,7 +93,7 @@ class Rewriter {
   // A parameter, its gradient and its moments.
   absl::Status Store(State* parameter) {
     std::string table;
-    if (const Node* arg = FindArg(*step_, "state", parameter->name)) {
+    if (const Node* arg = FindArg(*step_, Binding::kState, parameter->name)) {
       for (const Use& use : arg->uses()) {
         if (const auto it = tables_.find(use.user->scope); it != tables_.end()) table = it->second;
       }
@@ -116,10 +116,10 @@ class Rewriter {
     for (const auto& state : module_.states()) {
       if (AttrString(state->attributes, "kind") != "gradient") continue;
       const std::string table = AttrString(state->attributes, "expert_map");
-      Node* arg = table.empty() ? nullptr : FindArg(*update, "state", state->name);
+      Node* arg = table.empty() ? nullptr : FindArg(*update, Binding::kState, state->name);
       if (arg == nullptr) continue;
       Value& map = maps[table];
-      if (!map) map = update->AddArg(table, module_.FindState(table)->type, Bind("state", table));
+      if (!map) map = update->AddArg(table, module_.FindState(table)->type, {Binding::kState, table});
       const std::vector<Use> uses = arg->uses();
       Node* first = nullptr;
       for (const Use& use : uses) {
@@ -177,7 +177,7 @@ absl::StatusOr<bool> StoreByExpertSlots(Program& program, const PassContext& con
   const Strategy& strategy = context.strategy;
   if (strategy.expert_slots == 0 && strategy.expert_map.empty()) return false;
   Module& module = *program.module;
-  Function* step = module.Find("step");
+  Function* step = module.Find(FunctionKind::kStep);
   if (step == nullptr) {
     return absl::FailedPreconditionError(absl::StrCat(kPass, " wants a function @step; there is none"));
   }

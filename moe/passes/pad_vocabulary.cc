@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "moe/base/integers.h"
 #include "moe/base/status.h"
 #include "moe/ir/state.h"
 #include "moe/passes/resize_states.h"
@@ -14,7 +15,6 @@ namespace {
 
 constexpr char kPass[] = "pad-vocabulary";
 
-int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 }  // namespace
 
@@ -22,7 +22,7 @@ absl::StatusOr<bool> PadVocabulary(Program& program, const PassContext& context)
   const int64_t tp = context.strategy.tp;
   if (!context.strategy.vocab_parallel || tp == 1) return false;
   Module& module = *program.module;
-  Function* step = module.Find("step");
+  Function* step = module.Find(FunctionKind::kStep);
   if (step == nullptr) {
     return absl::FailedPreconditionError(absl::StrCat(kPass, " wants a function @step; there is none"));
   }
@@ -49,7 +49,7 @@ absl::StatusOr<bool> PadVocabulary(Program& program, const PassContext& context)
   for (Node* n : heads) n->Set("blocks", blocks);
   for (Node* n : step->NodesOf("nn.embed_grad")) n->Set("vocab", rows);
   RETURN_IF_ERROR(InferTypesAgain(*step));
-  if (Function* update = module.Find("update")) RETURN_IF_ERROR(InferTypesAgain(*update));
+  if (Function* update = module.Find(FunctionKind::kUpdate)) RETURN_IF_ERROR(InferTypesAgain(*update));
   context.Note(rows == vocab ? absl::StrCat("head in ", blocks, " blocks, one or more for each of tp = ", tp)
                              : absl::StrCat("vocabulary ", vocab, " padded to ", rows, " rows for tp = ", tp,
                                             ", ", blocks, " blocks"));

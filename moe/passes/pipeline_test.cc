@@ -36,6 +36,11 @@ class PipelineTest : public ::testing::Test {
                      f.result(0).node->SetType(0, Type(DType::kF32, {3}));
                      return true;
                    })});
+    registry_.Add(
+        {"erase-used", "", ForEachFunction([](Function& f, const PassContext&) -> absl::StatusOr<bool> {
+           f.Erase(f.NodesOf("math.silu")[0]);
+           return true;
+         })});
     registry_.Add({"fail", "", ForEachFunction([](Function&, const PassContext&) -> absl::StatusOr<bool> {
                      return absl::FailedPreconditionError("cannot");
                    })});
@@ -89,9 +94,14 @@ TEST_F(PipelineTest, VerifiesAfterEachChange) {
   EXPECT_OK(Run("nothing", options));
 }
 
+TEST_F(PipelineTest, NamesThePassThatErasesAUsedNode) {
+  ExpectError(Run("double,erase-used"), kInvalid, "after erase-used", "%add = math.add",
+              "operand 0, %y, is a value of a node that was erased");
+}
+
 TEST_F(PipelineTest, NamesThePassAndTheFunctionOfAnError) {
   ExpectError(Run("double,fail"), absl::StatusCode::kFailedPrecondition, "fail: @f: cannot");
-  ExpectError(Run("double,fuze"), kInvalid, "unknown pass 'fuze'", "break, double, fail, nothing");
+  ExpectError(Run("double,fuze"), kInvalid, "unknown pass 'fuze'", "break, double, erase-used, fail, nothing");
 }
 
 TEST_F(PipelineTest, NamesOnceThePassThatNamesItself) {

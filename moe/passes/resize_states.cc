@@ -12,7 +12,7 @@ namespace moe::passes {
 void ResizeState(Module& module, State* state, int64_t rows) {
   state->type.dims[0] = rows;
   for (const auto& f : module.functions()) {
-    if (Node* arg = FindArg(*f, "state", state->name)) {
+    if (Node* arg = FindArg(*f, Binding::kState, state->name)) {
       Type type = arg->type();
       type.dims[0] = rows;
       arg->SetType(0, std::move(type));

@@ -20,8 +20,8 @@ bool IsAttention(const Node& n) { return n.Is("nn.attention") || n.Is("nn.attent
 
 // The batch's positions as they come, which ascend (runtime/session.h).
 bool Ascends(Value positions) {
-  return positions.node->Is("arg") && BindingKind(positions.node->attributes()) == "batch" &&
-         BindingName(positions.node->attributes()) == "positions";
+  return positions.node->Is("arg") && positions.node->binding.kind == Binding::kBatch &&
+         positions.node->binding.name == "positions";
 }
 
 // Why cuDNN cannot compute an attention node; empty if it can.

@@ -77,7 +77,6 @@ ActionProto ToProto(const Action& a) {
   p.set_kind(a.kind);
   p.set_chunk(a.chunk);
   p.set_microbatch(a.microbatch);
-  p.set_function(a.function);
   p.set_residual_slot(a.residual_slot);
   p.set_weight_slot_plus_one(a.weight_slot + 1);
   for (const auto& [name, slot] : a.boundary_slots) (*p.mutable_boundary_slots())[name] = slot;
@@ -94,7 +93,6 @@ absl::StatusOr<Action> FromProto(const ActionProto& p) {
   a.kind = static_cast<Action::Kind>(p.kind());
   a.chunk = p.chunk();
   a.microbatch = p.microbatch();
-  a.function = p.function();
   a.residual_slot = p.residual_slot();
   a.weight_slot = p.weight_slot_plus_one() - 1;
   for (const auto& [name, slot] : p.boundary_slots()) a.boundary_slots[name] = slot;

@@ -78,13 +78,13 @@ struct Interpreter::Program {
     std::vector<int> takes_over;  // per result: the value whose storage it takes over, or -1
     std::vector<int> release;     // values that nothing later uses
   };
-  struct Binding {
+  struct BoundValue {
     int value = 0;
-    Attributes attributes;
+    Binding binding;
   };
   std::vector<Type> types;  // per value
   std::vector<Step> steps;
-  std::vector<Binding> args, results;
+  std::vector<BoundValue> args, results;
 };
 
 Interpreter::Interpreter(std::unique_ptr<Module> module, InterpreterOptions options)
@@ -95,7 +95,8 @@ absl::StatusOr<std::unique_ptr<Interpreter>> Interpreter::Create(const Module& m
                                                                  InterpreterOptions options) {
   std::unique_ptr<Interpreter> it(new Interpreter(CloneModule(module), std::move(options)));
   const Module& m = *it->module_;
-  const Function *step = m.Find("step"), *update = m.Find("update"), *report = m.Find("report");
+  const Function *step = m.Find(FunctionKind::kStep), *update = m.Find(FunctionKind::kUpdate),
+                 *report = m.Find(FunctionKind::kReport);
   if (step == nullptr || report == nullptr) {
     return absl::FailedPreconditionError(
         "interpreter: the module has no @step and @report; it runs the logical module, "
@@ -132,16 +133,16 @@ absl::StatusOr<std::unique_ptr<Interpreter::Program>> Interpreter::Prepare(const
   };
   for (Node* arg : f.args()) {
     RETURN_IF_ERROR(add(arg->result()));
-    const absl::string_view kind = BindingKind(arg->attributes()), name = BindingName(arg->attributes());
-    if (kind != "state" && kind != "batch" && kind != "scalar") {
-      return absl::FailedPreconditionError(absl::StrCat("interpreter: argument %", arg->result_name(),
-                                                        " of @", f.name(), " is bound to '", kind,
-                                                        "'; legal are state, batch, scalar"));
+    const Binding& binding = arg->binding;
+    if (!binding.IsState() && binding.kind != Binding::kBatch && binding.kind != Binding::kScalar) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("interpreter: argument %", arg->result_name(), " of @", f.name(), " is bound to '",
+                       BindingKindName(binding.kind), "'; legal are state, batch, scalar"));
     }
-    if (kind == "state" && module_->FindState(name) == nullptr) {
-      return absl::InvalidArgumentError(absl::StrCat("interpreter: no state named '", name, "'"));
+    if (binding.IsState() && module_->FindState(binding.name) == nullptr) {
+      return absl::InvalidArgumentError(absl::StrCat("interpreter: no state named '", binding.name, "'"));
     }
-    p->args.push_back({index.at(arg->result()), arg->attributes()});
+    p->args.push_back({index.at(arg->result()), binding});
   }
   for (Node* n : f.Nodes()) {
     if (forward_only && n->phase != Phase::kForward) continue;
@@ -168,9 +169,9 @@ absl::StatusOr<std::unique_ptr<Interpreter::Program>> Interpreter::Prepare(const
   for (int i = 0; i < f.num_results(); ++i) {
     const auto it = index.find(f.result(i));
     if (it == index.end()) continue;  // of the backward, when only the forward runs
-    const Attributes& binding = f.result_binding(i);
+    const Binding& binding = f.result_binding(i);
     p->results.push_back({it->second, binding});
-    if (BindingKind(binding) == "state") state_result[std::string(BindingName(binding))] = it->second;
+    if (binding.kind == Binding::kState) state_result[binding.name] = it->second;
   }
   // Lifetimes. A value ends after its last use; what an in-place op takes over must end there. The storage of
   // a state may only be taken over if the state gets a new value.
@@ -182,8 +183,7 @@ absl::StatusOr<std::unique_ptr<Interpreter::Program>> Interpreter::Prepare(const
   for (const auto& r : p->results) last[r.value] = static_cast<int>(p->steps.size());
   std::vector<bool> keep(p->types.size(), false);
   for (const auto& a : p->args) {
-    keep[a.value] =
-        BindingKind(a.attributes) == "state" && !state_result.count(std::string(BindingName(a.attributes)));
+    keep[a.value] = a.binding.IsState() && !state_result.count(a.binding.name);
   }
   for (size_t v = 0; v < last.size(); ++v) {
     if (last[v] >= 0 && last[v] < static_cast<int>(p->steps.size()))
@@ -250,12 +250,12 @@ absl::Status Interpreter::CheckInputs(const StepInputs& inputs) const {
   return check("positions", inputs.positions.size(), seq);
 }
 
-absl::StatusOr<Interpreter::BufferPtr> Interpreter::InputOf(const Attributes& binding, const Type& type,
+absl::StatusOr<Interpreter::BufferPtr> Interpreter::InputOf(const Binding& binding, const Type& type,
                                                             const StepInputs& inputs, int microbatch) const {
-  const std::string name(BindingName(binding));
+  const std::string& name = binding.name;
   const int64_t n = type.num_elements();
   auto buffer = std::make_shared<Buffer>(n * ByteSize(type.dtype));
-  if (BindingKind(binding) == "scalar") {
+  if (binding.kind == Binding::kScalar) {
     const auto it = inputs.scalars.find(name);
     if (it == inputs.scalars.end()) {
       return absl::InvalidArgumentError(absl::StrCat("step inputs: scalar '", name, "' is missing"));
@@ -293,10 +293,10 @@ absl::Status Interpreter::Run(const Program& p, const StepInputs& inputs, int mi
   const Mesh& mesh = module_->mesh();
   std::vector<BufferPtr> values(p.types.size());
   for (const auto& arg : p.args) {
-    if (BindingKind(arg.attributes) == "state") {
-      values[arg.value] = states_.at(std::string(BindingName(arg.attributes)));
+    if (arg.binding.IsState()) {
+      values[arg.value] = states_.at(arg.binding.name);
     } else {
-      ASSIGN_OR_RETURN(values[arg.value], InputOf(arg.attributes, p.types[arg.value], inputs, microbatch));
+      ASSIGN_OR_RETURN(values[arg.value], InputOf(arg.binding, p.types[arg.value], inputs, microbatch));
     }
   }
   auto tensor = [&](int v) { return LocalTensor(p.types[v], mesh, values[v]->data, values[v]->bytes); };
@@ -332,11 +332,10 @@ absl::Status Interpreter::Run(const Program& p, const StepInputs& inputs, int mi
     for (int v : s.release) values[v].reset();
   }
   for (const auto& result : p.results) {
-    const absl::string_view kind = BindingKind(result.attributes);
-    const std::string name(BindingName(result.attributes));
-    if (kind == "state") {
+    const auto& [kind, name, peer] = result.binding;
+    if (kind == Binding::kState) {
       states_[name] = values[result.value];
-    } else if (kind == "report") {
+    } else if (kind == Binding::kReport) {
       const Type& type = p.types[result.value];
       std::vector<double> read(type.num_elements());
       RETURN_IF_ERROR(CopyOut(type.dtype, values[result.value]->data, absl::MakeSpan(read)));

@@ -61,7 +61,7 @@ class Interpreter : public LogicalSession {
   absl::StatusOr<Reports> Step(const StepInputs& inputs, bool train);
   absl::Status CheckInputs(const StepInputs& inputs) const;
   absl::Status Run(const Program& program, const StepInputs& inputs, int microbatch, Reports* reports);
-  absl::StatusOr<BufferPtr> InputOf(const Attributes& binding, const Type& type, const StepInputs& inputs,
+  absl::StatusOr<BufferPtr> InputOf(const Binding& binding, const Type& type, const StepInputs& inputs,
                                     int microbatch) const;
   absl::Status Replay(const Node& n, int microbatch, kernels::KernelContext& c) const;
   void Record(const Node& n, int microbatch, const kernels::KernelContext& c) const;

@@ -29,8 +29,8 @@ absl::StatusOr<int> BatchKindOf(absl::string_view name) {
       absl::StrCat("unknown batch input '", name, "'; known: tokens, labels, mask, positions"));
 }
 
-std::string SlotKey(const Action& a) {
-  std::string key = absl::StrCat(a.function, "/", a.residual_slot, "/", a.weight_slot);
+std::string SlotKey(const Action& a, int stage) {
+  std::string key = absl::StrCat(RoleOf(a, stage).Name(), "/", a.residual_slot, "/", a.weight_slot);
   for (const auto& [name, slot] : a.boundary_slots) absl::StrAppend(&key, "/", name, "=", slot);
   return key;
 }
@@ -38,11 +38,11 @@ std::string SlotKey(const Action& a) {
 // The boundary value that a value of `f` is: the binding of the argument or result.
 std::string BoundaryOf(Value v) {
   v = ArrivedValue(v);
-  if (BindingKind(v.node->attributes()) == "boundary") return std::string(BindingName(v.node->attributes()));
+  if (v.node->binding.kind == Binding::kBoundary) return v.node->binding.name;
   const Function& f = *v.node->function();
   for (int i = 0; i < f.num_results(); ++i) {
-    if (f.result(i) == v && BindingKind(f.result_binding(i)) == "boundary") {
-      return std::string(BindingName(f.result_binding(i)));
+    if (f.result(i) == v && f.result_binding(i).kind == Binding::kBoundary) {
+      return f.result_binding(i).name;
     }
   }
   return "";
@@ -101,10 +101,10 @@ absl::Status RankExecutor::Bind() {
           // stage.
           const Type* type = nullptr;
           for (const auto& f : program_.module->functions()) {
-            if (Node* arg = FindArg(*f, "boundary", a.boundary)) type = &arg->type();
+            if (Node* arg = FindArg(*f, Binding::kBoundary, a.boundary)) type = &arg->type();
             for (int i = 0; i < f->num_results(); ++i) {
-              if (BindingKind(f->result_binding(i)) == "boundary" &&
-                  BindingName(f->result_binding(i)) == a.boundary) {
+              if (f->result_binding(i).kind == Binding::kBoundary &&
+                  f->result_binding(i).name == a.boundary) {
                 type = &f->result(i).type();
               }
             }
@@ -161,9 +161,9 @@ absl::Status RankExecutor::Bind() {
     for (Step& s : steps) {
       if (s.function == nullptr) continue;
       for (int i = 0; i < s.function->function->num_results(); ++i) {
-        const Attributes& binding = s.function->function->result_binding(i);
-        if (BindingKind(binding) != "boundary") continue;
-        const std::string name(BindingName(binding));
+        const Binding& binding = s.function->function->result_binding(i);
+        if (binding.kind != Binding::kBoundary) continue;
+        const std::string name(binding.name);
         auto queue = send_queues_.find(name);
         if (queue != send_queues_.end())
           s.wait_for.push_back({queue->second.get(), s.action->boundary_slots.at(name)});
@@ -245,14 +245,14 @@ absl::StatusOr<kernels::Tensor> RankExecutor::TensorOf(Value v, const FunctionMe
 }
 
 absl::StatusOr<RankExecutor::BoundFunction*> RankExecutor::BindFunction(const Action& action) {
-  std::unique_ptr<BoundFunction>& bound = functions_[SlotKey(action)];
+  std::unique_ptr<BoundFunction>& bound = functions_[SlotKey(action, stage_)];
   if (bound != nullptr) return bound.get();
   bound = std::make_unique<BoundFunction>();
-  const Function* f = program_.module->Find(action.function);
-  auto memory = program_.memory.functions.find(action.function);
+  const Function* f = FunctionOf(*program_.module, action, stage_);
+  auto memory = program_.memory.functions.find(RoleOf(action, stage_).Name());
   if (f == nullptr || memory == program_.memory.functions.end()) {
     return absl::FailedPreconditionError(
-        absl::StrCat(ActionToString(action), ": no function @", action.function));
+        absl::StrCat(ActionToString(action), ": no function @", RoleOf(action, stage_).Name()));
   }
   bound->function = f;
   const auto stage = [&](const kernels::Tensor& t) {
@@ -260,10 +260,9 @@ absl::StatusOr<RankExecutor::BoundFunction*> RankExecutor::BindFunction(const Ac
     return std::exchange(bound->staging_bytes, bound->staging_bytes + bytes);
   };
   for (Node* arg : f->args()) {
-    const absl::string_view kind = BindingKind(arg->attributes());
-    if (kind == "batch") {
+    if (arg->binding.kind == Binding::kBatch) {
       Input in;
-      ASSIGN_OR_RETURN(in.kind, BatchKindOf(BindingName(arg->attributes())));
+      ASSIGN_OR_RETURN(in.kind, BatchKindOf(arg->binding.name));
       ASSIGN_OR_RETURN(in.tensor, TensorOf(arg->result(), memory->second, action));
       ForEachRun(LocalBlock(arg->type(), mesh_, rank_), [&](int64_t from, int64_t to, int64_t count) {
         in.runs.push_back({from, to, count});
@@ -271,9 +270,9 @@ absl::StatusOr<RankExecutor::BoundFunction*> RankExecutor::BindFunction(const Ac
       in.microbatch_elements = in.kind == kPositions ? 0 : arg->type().num_elements();
       in.staging = stage(in.tensor);
       bound->inputs.push_back(std::move(in));
-    } else if (kind == "scalar") {
+    } else if (arg->binding.kind == Binding::kScalar) {
       ASSIGN_OR_RETURN(kernels::Tensor t, TensorOf(arg->result(), memory->second, action));
-      scalars_.push_back({std::string(BindingName(arg->attributes())), t});
+      scalars_.push_back({arg->binding.name, t});
     }
   }
   for (const auto& n : f->body()) {
@@ -283,9 +282,9 @@ absl::StatusOr<RankExecutor::BoundFunction*> RankExecutor::BindFunction(const Ac
   RETURN_IF_ERROR(BindQueues(memory->second, bound.get()));
   if (options_.graphs && device_->has_graphs()) BindSegments(bound.get());
   for (int i = 0; i < f->num_results(); ++i) {
-    if (BindingKind(f->result_binding(i)) != "report") continue;
+    if (f->result_binding(i).kind != Binding::kReport) continue;
     Report r;
-    r.name = std::string(BindingName(f->result_binding(i)));
+    r.name = f->result_binding(i).name;
     r.summed = action.kind == Action::kReport;
     ASSIGN_OR_RETURN(r.tensor, TensorOf(f->result(i), memory->second, action));
     r.staging = stage(r.tensor);
@@ -385,13 +384,12 @@ void RankExecutor::BindUses(BoundNode* b) const {
 void RankExecutor::BindFutures(const Node& n, BoundNode* b) {
   const Function& f = *n.function();
   if (n.Is("comm.done") && n.operand(0).node->Is("arg")) {
-    b->awaits = &in_flight_[std::string(BindingName(n.operand(0).node->attributes()))];
+    b->awaits = &in_flight_[n.operand(0).node->binding.name];
   }
   if (!CrossesFunctions(n)) return;
   b->last = n.BoolOr("last", false);
   for (int i = 0; i < f.num_results(); ++i) {
-    if (f.result(i).node == &n)
-      b->gives.push_back(&in_flight_[std::string(BindingName(f.result_binding(i)))]);
+    if (f.result(i).node == &n) b->gives.push_back(&in_flight_[f.result_binding(i).name]);
   }
 }
 
@@ -695,7 +693,7 @@ absl::Status RankExecutor::RunFunction(BoundFunction& f, const Step& step, const
   const int microbatch = step.action->microbatch;
   if (options_.poison) {
     RETURN_IF_ERROR(compute_->Fill(arena_->At(Space::kFrame, 0), 0xff,
-                                   program_.memory.functions.at(step.action->function).frame_bytes));
+                                   program_.memory.functions.at(f.function->name()).frame_bytes));
   }
   RETURN_IF_ERROR(FillInputs(f, step, inputs));
   const int64_t earlier = comm_queue_->BeginFunction();  // jobs

@@ -262,8 +262,7 @@ Array RandomArgument(const Node& arg, const LockstepOptions& options, std::mt199
   Type type = arg.type();
   type.placement = Placement::Replicated(type.rank());
   Array a = Zeros(type, one);
-  const std::string name(BindingName(arg.attributes()));
-  const absl::string_view kind = BindingKind(arg.attributes());
+  const std::string& name = arg.binding.name;
   std::normal_distribution<double> normal;
   std::uniform_real_distribution<double> uniform;
   int64_t i = 0;
@@ -274,7 +273,7 @@ Array RandomArgument(const Node& arg, const LockstepOptions& options, std::mt199
       x = uniform(*rng) < options.masked ? 0 : 1;
     } else if (type.dtype == DType::kS32) {
       x = static_cast<double>((*rng)() % static_cast<uint64_t>(options.vocab));
-    } else if (kind == "scalar") {
+    } else if (arg.binding.kind == Binding::kScalar) {
       x = 0.05 + 0.1 * uniform(*rng);
     } else if (absl::StartsWith(name, "adam.v.")) {
       x = 0.01 + 0.1 * uniform(*rng);
@@ -326,12 +325,10 @@ absl::Status Lockstep::Compare(const Function& logical, const Function& placed) 
   std::map<std::string, std::pair<const Node*, const Array*>> by_name;
   for (Node* arg : logical.args()) {
     reference[arg->result()] = {RandomArgument(*arg, options_, &rng)};
-    const std::string kind = std::string(BindingKind(arg->attributes()));
-    const State* state =
-        kind == "state" ? logical.module()->FindState(BindingName(arg->attributes())) : nullptr;
+    const State* state = arg->binding.IsState() ? logical.module()->FindState(arg->binding.name) : nullptr;
     const bool accumulates = state && AttrString(state->attributes, "reset") == "step" &&
-                             logical.name() != "update" && !absl::StartsWith(logical.name(), "update") &&
-                             !absl::StartsWith(logical.name(), "report");
+                             logical.role().kind != FunctionKind::kUpdate &&
+                             logical.role().kind != FunctionKind::kReport;
     if (accumulates) {
       std::vector<double>& data = reference[arg->result()][0].data;
       std::fill(data.begin(), data.end(), 0);

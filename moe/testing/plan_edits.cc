@@ -143,9 +143,9 @@ class Editor {
         if (f.num_results() == 0) return "";
         const int r = Below(f.num_results());
         const std::string what =
-            absl::StrCat("@", f.name(), ": result ", r, " (", BindingKind(f.result_binding(r)), " ",
-                         BindingName(f.result_binding(r)), ") dropped");
-        if (BindingKind(f.result_binding(r)) == "report") return "";
+            absl::StrCat("@", f.name(), ": result ", r, " (", BindingKindName(f.result_binding(r).kind), " ",
+                         f.result_binding(r).name, ") dropped");
+        if (f.result_binding(r).kind == Binding::kReport) return "";
         f.RemoveResult(r);
         return what;
       }
@@ -211,7 +211,7 @@ class Editor {
       default: {
         Node* arg = done->operand(0).node;
         if (!arg->Is("arg")) return "";
-        arg->Set("name", std::string("another"));
+        arg->binding.name = "another";
         return what(done, "waits for another future");
       }
     }

@@ -87,13 +87,9 @@ std::string Difference(const ClusterExport& got, const Mesh& got_mesh, const Clu
   return "";
 }
 
-// The part of the step that a function belongs to, whatever the passes call it.
+// The part of the step that a function belongs to: of the phases of a chunk, the chunk.
 std::string Part(const Function& f) {
-  for (const char* prefix : {"forward", "backward", "input_grad", "weight_grad"}) {
-    absl::string_view name = f.name();
-    if (absl::ConsumePrefix(&name, prefix)) return absl::StrCat("chunk", name);
-  }
-  return f.name();
+  return f.role().IsOfMicrobatch() ? FunctionRole(FunctionKind::kChunk, f.role().index).Name() : f.name();
 }
 
 // All values of the run before the pass, by name.

@@ -186,7 +186,7 @@ TEST(ValidatePasses, NamesALostUpdate) {
       With("lose", [](Program& p, const passes::PassContext&) -> absl::StatusOr<bool> {
         Function* f = p.module->Find("update0");
         for (int i = 0; i < f->num_results(); ++i) {
-          if (BindingName(f->result_binding(i)) != "layers.0.attn.wq") continue;
+          if (f->result_binding(i).name != "layers.0.attn.wq") continue;
           f->RemoveResult(i);
           return true;
         }

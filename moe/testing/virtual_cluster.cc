@@ -54,13 +54,6 @@ double NormalNumber(uint64_t seed, uint64_t stream, uint64_t i) {
   return std::sqrt(-2 * std::log(u)) * std::cos(2 * M_PI * v);
 }
 
-// "chunk12" -> 12 for the prefix "chunk"; -1 otherwise.
-int NumberAfter(absl::string_view name, absl::string_view prefix) {
-  int n = -1;
-  if (!absl::ConsumePrefix(&name, prefix) || !absl::SimpleAtoi(name, &n)) return -1;
-  return n;
-}
-
 class Cluster {
  public:
   Cluster(const Program& program, const runtime::StepInputs& inputs, const ClusterOptions& options)
@@ -91,20 +84,30 @@ class Cluster {
     microbatches_ = microbatches;
     std::vector<const Function*> chunks, forwards, backwards, weights, updates, reports, others;
     for (const auto& f : module_.functions()) {
-      if (f->name() == "step" || NumberAfter(f->name(), "chunk") >= 0) {
-        chunks.push_back(f.get());
-      } else if (NumberAfter(f->name(), "forward") >= 0) {
-        forwards.push_back(f.get());
-      } else if (NumberAfter(f->name(), "backward") >= 0 || NumberAfter(f->name(), "input_grad") >= 0) {
-        backwards.push_back(f.get());
-      } else if (NumberAfter(f->name(), "weight_grad") >= 0) {
-        weights.push_back(f.get());
-      } else if (f->name() == "update" || NumberAfter(f->name(), "update") >= 0) {
-        updates.push_back(f.get());
-      } else if (f->name() == "report" || NumberAfter(f->name(), "report") >= 0) {
-        reports.push_back(f.get());
-      } else {
-        others.push_back(f.get());
+      switch (f->role().kind) {
+        case FunctionKind::kStep:
+        case FunctionKind::kChunk:
+          chunks.push_back(f.get());
+          break;
+        case FunctionKind::kForward:
+          forwards.push_back(f.get());
+          break;
+        case FunctionKind::kBackward:
+        case FunctionKind::kInputGrad:
+          backwards.push_back(f.get());
+          break;
+        case FunctionKind::kWeightGrad:
+          weights.push_back(f.get());
+          break;
+        case FunctionKind::kUpdate:
+          updates.push_back(f.get());
+          break;
+        case FunctionKind::kReport:
+          reports.push_back(f.get());
+          break;
+        case FunctionKind::kOther:
+          others.push_back(f.get());
+          break;
       }
     }
     const auto by_number = [&](std::vector<const Function*>* list) {
@@ -148,17 +151,16 @@ class Cluster {
     std::map<Value, size_t> unused;  // uses that are still to come
   };
 
-  static int Number(const Function& f) {
-    for (const char* prefix :
-         {"chunk", "forward", "backward", "input_grad", "weight_grad", "update", "report"}) {
-      const int n = NumberAfter(f.name(), prefix);
-      if (n >= 0) return n;
-    }
-    return 0;
+  static int Number(const Function& f) { return std::max(0, f.role().index); }
+  // The key under which a value is kept from one function to another.
+  static std::string KeptAs(const Binding& binding, const Function& f, int64_t stage) {
+    if (binding.kind == Binding::kBoundary) return binding.name;
+    const bool future = binding.kind == Binding::kFuture;
+    return absl::StrCat(future ? stage : Number(f), " ", BindingKindName(binding.kind), " ", binding.name);
   }
   int64_t StageOf(const Function& f) const {
     const int n = Number(f);
-    if (NumberAfter(f.name(), "update") >= 0 || NumberAfter(f.name(), "report") >= 0) return n;
+    if (f.role().kind == FunctionKind::kUpdate || f.role().kind == FunctionKind::kReport) return n;
     const auto& stage = program_.schedule.chunk_stage;
     return n < static_cast<int>(stage.size()) ? stage[n] : 0;
   }
@@ -249,10 +251,10 @@ class Cluster {
 
   // One argument. States are read when the phase that first uses them begins.
   absl::StatusOr<Placed> Argument(const Node& arg, int64_t stage, int microbatch) {
-    const std::string kind(BindingKind(arg.attributes())), name(BindingName(arg.attributes()));
+    const auto& [kind, name, peer] = arg.binding;
     const Type& type = arg.type();
     RETURN_IF_ERROR(CheckDType(type, absl::StrCat("%", arg.result_name())));
-    if (kind == "state") {
+    if (kind == Binding::kState) {
       const auto it = states_.find({stage, name});
       if (it == states_.end()) {
         return absl::FailedPreconditionError(absl::StrCat("argument %", arg.result_name(), " of @",
@@ -261,16 +263,14 @@ class Cluster {
       }
       return it->second;
     }
-    if (kind == "boundary" || kind == "residual" || kind == "weight_residual" || kind == "future") {
-      const auto& from = kind == "boundary" ? boundaries_ : residuals_;
-      const auto it =
-          from.find(kind == "boundary" ? name
-                    : kind == "future" ? absl::StrCat(stage, " future ", name)
-                                       : absl::StrCat(Number(*arg.function()), " ", kind, " ", name));
+    if (kind == Binding::kBoundary || kind == Binding::kResidual || kind == Binding::kWeightResidual ||
+        kind == Binding::kFuture) {
+      const auto& from = kind == Binding::kBoundary ? boundaries_ : residuals_;
+      const auto it = from.find(KeptAs(arg.binding, *arg.function(), stage));
       if (it == from.end()) {
         return absl::FailedPreconditionError(absl::StrCat("argument %", arg.result_name(), " of @",
                                                           arg.function()->name(), ": nothing gives the ",
-                                                          kind, " value '", name, "'"));
+                                                          BindingKindName(kind), " value '", name, "'"));
       }
       if (!(it->second.first == type)) {
         return absl::FailedPreconditionError(absl::StrCat(
@@ -281,13 +281,13 @@ class Cluster {
     }
     const int64_t n = type.num_elements();
     std::vector<double> global(n);
-    if (kind == "scalar") {
+    if (kind == Binding::kScalar) {
       const auto it = inputs_.scalars.find(name);
       if (it == inputs_.scalars.end()) {
         return absl::InvalidArgumentError(absl::StrCat("step inputs: scalar '", name, "' is missing"));
       }
       global.assign(n, it->second);
-    } else if (kind == "batch" && microbatch >= 0) {
+    } else if (kind == Binding::kBatch && microbatch >= 0) {
       const auto part = [&](const auto& all) {
         const int64_t begin = name == "positions" ? 0 : microbatch * n;
         for (int64_t i = 0; i < n && begin + i < static_cast<int64_t>(all.size()); ++i)
@@ -597,30 +597,26 @@ class Cluster {
         return absl::InternalError(
             absl::StrCat("@", f.name(), " returns %", v.name(), ", which was never computed"));
       }
-      const std::string kind(BindingKind(f.result_binding(i))), name(BindingName(f.result_binding(i)));
+      const auto& [kind, name, peer] = f.result_binding(i);
       const std::string producer = absl::StrCat("%", v.name(), " = ", v.node->op_name(), " in @", f.name());
-      if (kind == "state") {
+      if (kind == Binding::kState) {
         states_[{stage, name}] = it->second;
         producers_[{stage, name}] = producer;
         continue;
       }
-      if (kind == "future") {
-        residuals_[absl::StrCat(stage, " future ", name)] = {v.type(), it->second};
-        continue;
-      }
-      if (kind == "residual" || kind == "weight_residual") {
-        residuals_[absl::StrCat(Number(f), " ", kind, " ", name)] = {v.type(), it->second};
+      if (kind == Binding::kFuture || kind == Binding::kResidual || kind == Binding::kWeightResidual) {
+        residuals_[KeptAs(f.result_binding(i), f, stage)] = {v.type(), it->second};
         continue;
       }
       Snapshot s = Read(v.type(), it->second, stage);
-      if (kind == "boundary") {
+      if (kind == Binding::kBoundary) {
         boundaries_[name] = {v.type(), it->second};
         run_.exports[absl::StrCat("boundary ", name, ", microbatch ", microbatch)] = {
             producer, {std::move(s)}, false};
-      } else if (kind == "loss") {
+      } else if (kind == Binding::kLoss) {
         run_.objective += s.local[0][0];
         run_.has_objective = true;
-      } else if (kind == "report") {
+      } else if (kind == Binding::kReport) {
         ClusterExport& e = run_.exports[absl::StrCat("report ", name)];
         e.producer = producer;
         e.summed = true;

@@ -32,11 +32,10 @@ std::string WithCommas(int64_t n) {
 ProgramFrame::Ports PortsOf(const Function& f) {
   ProgramFrame::Ports p;
   for (const Node* a : f.args()) {
-    if (BindingKind(a->attributes()) == "boundary") p.in.insert(std::string(BindingName(a->attributes())));
+    if (a->binding.kind == Binding::kBoundary) p.in.insert(a->binding.name);
   }
   for (int i = 0; i < f.num_results(); ++i) {
-    if (BindingKind(f.result_binding(i)) == "boundary")
-      p.out.insert(std::string(BindingName(f.result_binding(i))));
+    if (f.result_binding(i).kind == Binding::kBoundary) p.out.insert(f.result_binding(i).name);
   }
   return p;
 }
@@ -119,9 +118,9 @@ class ActionChecker {
         if (a.chunk < 0 || a.chunk >= f_.chunks) return Bad("no such chunk");
         if (a.microbatch < 0 || a.microbatch >= f_.microbatches) return Bad("no such microbatch");
         if (f_.program->schedule.chunk_stage[a.chunk] != s) return Bad("the chunk belongs to another stage");
-        const std::string want = ChunkFunctionName(a.kind, a.chunk);
-        if (!f_.ports.count(want)) return Bad(absl::StrCat("there is no function @", want));
-        if (a.function != want) return Bad(absl::StrCat("runs @", a.function, ", its function is @", want));
+        const FunctionRole role = RoleOf(a, s);
+        const std::string name = role.Name();
+        if (!f_.ports.count(role)) return Bad(absl::StrCat("there is no function @", name));
         const auto exists = [&](const std::map<int, StageMemory::Slots>& sets, int slot) {
           auto slots = sets.find(a.chunk);
           return slots != sets.end() && slot >= 0 && slot < slots->second.count;
@@ -134,10 +133,10 @@ class ActionChecker {
         if (half && !exists(memory.weight_residuals, a.weight_slot)) {
           return Bad(absl::StrCat("slot ", a.weight_slot, " for the weight gradient does not exist"));
         }
-        const ProgramFrame::Ports& ports = f_.ports.at(want);
+        const ProgramFrame::Ports& ports = f_.ports.at(role);
         for (const auto& [boundary, slot] : a.boundary_slots) {
           if (!ports.in.count(boundary) && !ports.out.count(boundary)) {
-            return Bad(absl::StrCat("@", want, " has no boundary value ", boundary));
+            return Bad(absl::StrCat("@", name, " has no boundary value ", boundary));
           }
           RETURN_IF_ERROR(CheckSlot(s, boundary, slot));
         }
@@ -164,9 +163,9 @@ class ActionChecker {
       case Action::kReport: {
         const bool update = a.kind == Action::kUpdate;
         if (update && !train_) return Bad("only train_step updates");
-        const Function* f = (update ? f_.update : f_.report)[s];
-        if (f == nullptr || a.function != f->name())
-          return Bad(absl::StrCat("@", a.function, " is not this stage's"));
+        if ((update ? f_.update : f_.report)[s] == nullptr) {
+          return Bad(absl::StrCat("there is no function @", RoleOf(a, s).Name()));
+        }
         for (size_t j = i + 1; j < actions.size(); ++j) {
           if (actions[j].kind != Action::kReport)
             return Bad(absl::StrCat(ActionToString(actions[j]), " comes after it"));
@@ -229,33 +228,33 @@ absl::Status BuildFrame(const Program& program, ProgramFrame* f) {
       return Uncertified("chunk ", c, " on stage ", schedule.chunk_stage[c], "; the mesh has ", f->stages,
                          " stages");
     }
-    const auto find = [&](Action::Kind kind) { return f->module->Find(ChunkFunctionName(kind, c)); };
-    const auto missing = [&](Action::Kind kind) {
-      return Uncertified("chunk ", c, " has no function @", ChunkFunctionName(kind, c));
+    const auto find = [&](FunctionKind kind) { return f->module->Find({kind, c}); };
+    const auto missing = [&](FunctionKind kind) {
+      return Uncertified("chunk ", c, " has no function @", FunctionRole(kind, c).Name());
     };
-    const Function* input = find(Action::kInputGrad);
-    const Function* weight = find(Action::kWeightGrad);
-    f->forward.push_back(find(Action::kForward));
-    if (f->forward[c] == nullptr) return missing(Action::kForward);
+    const Function* input = find(FunctionKind::kInputGrad);
+    const Function* weight = find(FunctionKind::kWeightGrad);
+    f->forward.push_back(find(FunctionKind::kForward));
+    if (f->forward[c] == nullptr) return missing(FunctionKind::kForward);
     if (input == nullptr && weight == nullptr) {
-      f->backward.push_back({find(Action::kBackward)});
-      if (f->backward[c][0] == nullptr) return missing(Action::kBackward);
+      f->backward.push_back({find(FunctionKind::kBackward)});
+      if (f->backward[c][0] == nullptr) return missing(FunctionKind::kBackward);
     } else {
-      if (input == nullptr) return missing(Action::kInputGrad);
-      if (weight == nullptr) return missing(Action::kWeightGrad);
+      if (input == nullptr) return missing(FunctionKind::kInputGrad);
+      if (weight == nullptr) return missing(FunctionKind::kWeightGrad);
       f->backward.push_back({input, weight});
     }
   }
   for (int s = 0; s < f->stages; ++s) {
-    f->update.push_back(f->module->Find(absl::StrCat("update", s)));
-    f->report.push_back(f->module->Find(absl::StrCat("report", s)));
+    f->update.push_back(f->module->Find({FunctionKind::kUpdate, s}));
+    f->report.push_back(f->module->Find({FunctionKind::kReport, s}));
   }
   std::set<const Function*> known;
   for (const auto* list : {&f->forward, &f->update, &f->report}) known.insert(list->begin(), list->end());
   for (const auto& list : f->backward) known.insert(list.begin(), list.end());
   for (const auto& function : f->module->functions()) {
     if (!known.count(function.get())) return Uncertified("nothing runs @", function->name());
-    f->ports[function->name()] = PortsOf(*function);
+    f->ports[function->role()] = PortsOf(*function);
   }
   for (const char* name : {"train_step", "eval"}) {
     if (!schedule.actions.count(name)) return Uncertified("there is no program '", name, "'");
@@ -269,16 +268,15 @@ absl::Status CheckActions(const ProgramFrame& f) {
   // A value is one thing on both sides of a transfer.
   std::map<std::string, std::pair<Type, std::string>> types;
   for (const auto& function : f.module->functions()) {
-    const auto see = [&](const Attributes& binding, Value v) -> absl::Status {
-      if (BindingKind(binding) != "boundary") return absl::OkStatus();
-      auto [it, fresh] =
-          types.try_emplace(std::string(BindingName(binding)), std::pair(v.type(), function->name()));
+    const auto see = [&](const Binding& binding, Value v) -> absl::Status {
+      if (binding.kind != Binding::kBoundary) return absl::OkStatus();
+      auto [it, fresh] = types.try_emplace(binding.name, std::pair(v.type(), function->name()));
       if (fresh || it->second.first == v.type()) return absl::OkStatus();
       const Mesh& mesh = f.module->mesh();
       return Uncertified("boundary value ", it->first, " is ", TypeToString(it->second.first, mesh), " in @",
                          it->second.second, " and ", TypeToString(v.type(), mesh), " in @", function->name());
     };
-    for (Node* a : function->args()) RETURN_IF_ERROR(see(a->attributes(), a->result()));
+    for (Node* a : function->args()) RETURN_IF_ERROR(see(a->binding, a->result()));
     for (int r = 0; r < function->num_results(); ++r) {
       RETURN_IF_ERROR(see(function->result_binding(r), function->result(r)));
     }
@@ -301,7 +299,7 @@ absl::Status CheckCollectives(const ProgramFrame& f) {
       }
       if (n->Is("comm.convert")) return Uncertified(at, " was never lowered to collectives");
       if (n->Is("comm.stage_reduce")) {
-        if (ChunkOfFunction(function->name()) >= 0) return Uncertified(at, " stands outside the update");
+        if (function->role().IsOfMicrobatch()) return Uncertified(at, " stands outside the update");
         std::set<int64_t> stages;
         for (const int64_t s : n->Ints("stages")) {
           if (s < 0 || s >= f.stages || !stages.insert(s).second) {

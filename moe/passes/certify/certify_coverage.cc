@@ -27,8 +27,9 @@ using Chunks = absl::flat_hash_map<std::pair<absl::string_view, absl::string_vie
 Chunks ChunksOfNodes(const Module& module, int chunks) {
   Chunks out;
   for (int c = 0; c < chunks; ++c) {
-    for (const char* kind : {"forward", "backward", "input_grad", "weight_grad"}) {
-      const Function* f = module.Find(absl::StrCat(kind, c));
+    for (const FunctionKind kind : {FunctionKind::kForward, FunctionKind::kBackward, FunctionKind::kInputGrad,
+                                    FunctionKind::kWeightGrad}) {
+      const Function* f = module.Find({kind, c});
       if (f == nullptr) continue;
       for (const auto& n : f->body()) {
         if (!OfTheModel(*n)) continue;
@@ -82,8 +83,7 @@ Ancestry AncestryOf(const Node* node) {
     const Node* n = stack.back();
     stack.pop_back();
     if (!seen.insert(n).second) continue;
-    if (n->Is("arg") && BindingKind(n->attributes()) == "state")
-      out.states.insert(BindingName(n->attributes()));
+    if (n->Is("arg") && n->binding.kind == Binding::kState) out.states.insert(n->binding.name);
     out.updates = out.updates || n->op().Has(kStateful);
     // A norm is computed from all gradients; whose update this is, says the path that does not lead through
     // it.
@@ -105,9 +105,8 @@ std::map<std::string, std::vector<Write>> StateWrites(const ProgramFrame& f) {
   const auto add = [&](const Function* function, int stage, auto phase) {
     if (function == nullptr) return;
     for (int r = 0; r < function->num_results(); ++r) {
-      if (BindingKind(function->result_binding(r)) != "state") continue;
-      writes[std::string(BindingName(function->result_binding(r)))].push_back(
-          {function, stage, phase, function->result(r)});
+      if (function->result_binding(r).kind != Binding::kState) continue;
+      writes[function->result_binding(r).name].push_back({function, stage, phase, function->result(r)});
     }
   };
   for (int c = 0; c < f.chunks; ++c) {

@@ -31,19 +31,19 @@ struct Flight {
 std::set<std::string> StatesWritten(const Function& f) {
   std::set<std::string> states;
   for (int r = 0; r < f.num_results(); ++r) {
-    if (BindingKind(f.result_binding(r)) == "state") states.emplace(BindingName(f.result_binding(r)));
+    if (f.result_binding(r).kind == Binding::kState) states.emplace(f.result_binding(r).name);
   }
   return states;
 }
 
 std::optional<std::string> StateOf(Value v) {
-  if (v.node->Is("arg") && BindingKind(v.node->attributes()) == "state") {
-    return std::string(BindingName(v.node->attributes()));
+  if (v.node->Is("arg") && v.node->binding.kind == Binding::kState) {
+    return v.node->binding.name;
   }
   for (const Use& u : v.node->uses(v.index)) {
     if (!u.user->Is("return")) continue;
-    const Attributes& binding = v.node->function()->result_binding(u.operand);
-    if (BindingKind(binding) == "state") return std::string(BindingName(binding));
+    const Binding& binding = v.node->function()->result_binding(u.operand);
+    if (binding.kind == Binding::kState) return binding.name;
   }
   return std::nullopt;
 }
@@ -54,11 +54,11 @@ class Flights {
 
   absl::Status Check() {
     for (const auto& g : f_.module->functions()) {
-      if (StageOfFunction(g->name(), f_.program->schedule) != stage_) continue;
+      if (f_.program->schedule.StageOf(g->role()) != stage_) continue;
       RETURN_IF_ERROR(Starts(*g));
     }
     for (const auto& g : f_.module->functions()) {
-      if (StageOfFunction(g->name(), f_.program->schedule) != stage_) continue;
+      if (f_.program->schedule.StageOf(g->role()) != stage_) continue;
       RETURN_IF_ERROR(Dones(*g));
     }
     for (const auto& [name, flight] : flights_) {
@@ -87,8 +87,8 @@ class Flights {
       if (last && !crosses) return Bad(n->result_name(), "@", g.name(), " waits for it in every microbatch");
     }
     for (int r = 0; r < g.num_results(); ++r) {
-      if (BindingKind(g.result_binding(r)) != "future") continue;
-      const std::string name(BindingName(g.result_binding(r)));
+      if (g.result_binding(r).kind != Binding::kFuture) continue;
+      const std::string name(g.result_binding(r).name);
       const Value v = g.result(r);
       if (!v.node->Is("comm.start"))
         return Bad(name, "@", g.name(), " returns %", v.name(), ", which starts nothing");
@@ -96,7 +96,7 @@ class Flights {
       if (!source) return Bad(name, "what it sends is gone when @", g.name(), " ends");
       // The value that the state has when the function ends.
       for (int s = 0; s < g.num_results(); ++s) {
-        if (BindingKind(g.result_binding(s)) == "state" && BindingName(g.result_binding(s)) == *source &&
+        if (g.result_binding(s).kind == Binding::kState && g.result_binding(s).name == *source &&
             g.result(s) != v.node->operand(v.index)) {
           return Bad(name, "@", g.name(), " overwrites @", *source, " while it is sent");
         }
@@ -109,8 +109,8 @@ class Flights {
 
   absl::Status Dones(const Function& g) {
     for (const Node* a : g.args()) {
-      if (BindingKind(a->attributes()) != "future") continue;
-      const std::string name(BindingName(a->attributes()));
+      if (a->binding.kind != Binding::kFuture) continue;
+      const std::string name(a->binding.name);
       auto it = flights_.find(name);
       if (it == flights_.end()) return Bad(name, "@", g.name(), " waits for it, and nobody starts it");
       if (it->second.to != nullptr) return Bad(name, "@", g.name(), " waits for it once more");
@@ -135,8 +135,8 @@ class Flights {
                          const std::vector<Action>& actions) const {
     int begins = -1, ends = -1;
     for (size_t i = 0; i < actions.size(); ++i) {
-      if (actions[i].function == flight.from->name()) begins = static_cast<int>(i);
-      if (actions[i].function != flight.to->name()) continue;
+      if (RoleOf(actions[i], stage_) == flight.from->role()) begins = static_cast<int>(i);
+      if (RoleOf(actions[i], stage_) != flight.to->role()) continue;
       if (ends >= 0) return Bad(name, program, " waits for it twice");
       ends = static_cast<int>(i);
     }
@@ -147,7 +147,7 @@ class Flights {
                             : " starts it and does not wait for it after that");
     }
     for (int i = begins + 1; i < ends; ++i) {
-      const Function* g = actions[i].function.empty() ? nullptr : f_.module->Find(actions[i].function);
+      const Function* g = FunctionOf(*f_.module, actions[i], stage_);
       if (actions[i].kind == Action::kReset || (g != nullptr && StatesWritten(*g).count(flight.source))) {
         return Bad(name, program, ", action ", i, " (", ActionToString(actions[i]), ") overwrites @",
                    flight.source, " while it is sent");

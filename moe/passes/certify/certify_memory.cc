@@ -197,9 +197,11 @@ class FunctionChecker {
     return index_.at(m) < clock_.at(n)[static_cast<int>(m->queue)];
   }
 
-  const Attributes* ResultBinding(Value v, absl::string_view kind) const {
+  int Chunk() const { return function_.role().IsOfMicrobatch() ? function_.role().index : -1; }
+
+  const Binding* ResultBinding(Value v, Binding::Kind kind) const {
     for (const Use& u : v.node->uses(v.index)) {
-      if (u.user->Is("return") && BindingKind(function_.result_binding(u.operand)) == kind) {
+      if (u.user->Is("return") && function_.result_binding(u.operand).kind == kind) {
         return &function_.result_binding(u.operand);
       }
     }
@@ -231,34 +233,34 @@ class FunctionChecker {
   }
 
   absl::Status CheckArgument(Value v, const BufferRef& ref) {
-    const Attributes& a = v.node->attributes();
-    const std::string kind(BindingKind(a)), name(BindingName(a));
-    if (kind == "state") {
+    const auto& [kind, name, peer] = v.node->binding;
+    if (kind == Binding::kState) {
       auto it = stage_.states.find(name);
       if (it == stage_.states.end() || !(it->second == ref))
         return Bad(v.name(), "does not lie where its state does");
       return absl::OkStatus();
     }
-    if (kind == "batch" || kind == "scalar") {
-      auto it = stage_.inputs.find(absl::StrCat(kind, ":", name));
+    if (kind == Binding::kBatch || kind == Binding::kScalar) {
+      auto it = stage_.inputs.find(InputName(v.node->binding));
       if (it == stage_.inputs.end() || ref.space != Space::kInput || ref.offset != it->second.offset ||
           ref.bytes > it->second.bytes) {
         return Bad(v.name(), "does not lie where its input does");
       }
       return absl::OkStatus();
     }
-    if (kind == "boundary") return CheckBoundary(v, ref, name);
-    if (kind == "future") return CheckFuture(v, ref, name);
-    if (kind == "residual" || kind == "weight_residual") {
-      const bool of_forward = kind == "residual";
+    if (kind == Binding::kBoundary) return CheckBoundary(v, ref, name);
+    if (kind == Binding::kFuture) return CheckFuture(v, ref, name);
+    if (kind == Binding::kResidual || kind == Binding::kWeightResidual) {
+      const bool of_forward = kind == Binding::kResidual;
       if ((ref.space == Space::kResidual) != of_forward)
         return Bad(v.name(), "lies in a residual set of the other kind");
       RETURN_IF_ERROR(CheckResidual(v, ref));
       // Saved there by the forward or the input gradient.
-      const std::string forward = ChunkFunctionName(of_forward ? Action::kForward : Action::kInputGrad,
-                                                    ChunkOfFunction(function_.name()));
+      const FunctionRole saver(of_forward ? FunctionKind::kForward : FunctionKind::kInputGrad,
+                               function_.role().index);
+      const Function* g = function_.role().IsOfMicrobatch() ? f_.module->Find(saver) : nullptr;
+      const std::string forward = g == nullptr ? "" : g->name();
       auto memory = f_.program->memory.functions.find(forward);
-      const Function* g = f_.module->Find(forward);
       if (g == nullptr || g == &function_ || memory == f_.program->memory.functions.end()) {
         return Bad(v.name(), "no function saves it");
       }
@@ -270,16 +272,16 @@ class FunctionChecker {
       }
       return absl::OkStatus();
     }
-    return Bad(v.name(), absl::StrCat("is bound to a '", kind, "', which has no place"));
+    return Bad(v.name(), absl::StrCat("is bound to a '", BindingKindName(kind), "', which has no place"));
   }
 
   // The result of `g` bound to (kind, name), or null.
-  Value SavedBy(const Function& g, absl::string_view kind, absl::string_view name) {
+  Value SavedBy(const Function& g, Binding::Kind kind, absl::string_view name) {
     Saved& saved = saved_by_[&g];
     if (saved.empty()) {
       for (int r = 0; r < g.num_results(); ++r) {
-        const Attributes& binding = g.result_binding(r);
-        saved.try_emplace({BindingKind(binding), BindingName(binding)}, g.result(r));
+        const Binding& binding = g.result_binding(r);
+        saved.try_emplace({binding.kind, binding.name}, g.result(r));
       }
     }
     auto it = saved.find({kind, name});
@@ -306,7 +308,7 @@ class FunctionChecker {
   absl::Status CheckResidual(Value v, const BufferRef& ref) const {
     const bool of_forward = ref.space == Space::kResidual;
     const auto& sets = of_forward ? stage_.residuals : stage_.weight_residuals;
-    const auto slots = sets.find(ChunkOfFunction(function_.name()));
+    const auto slots = sets.find(Chunk());
     if (slots == sets.end() || (!of_forward && ref.space != Space::kWeightResidual) ||
         ref.offset + ref.bytes > slots->second.bytes) {
       return Bad(v.name(), "does not fit the chunk's residual slots");
@@ -321,7 +323,7 @@ class FunctionChecker {
     }
     v = ArrivedValue(v);
     if (v.node->Is("comm.done") && v.node->operand(0).node->Is("arg")) {
-      return CheckFuture(v, ref, BindingName(v.node->operand(0).node->attributes()));
+      return CheckFuture(v, ref, v.node->operand(0).node->binding.name);
     }
     switch (ref.space) {
       case Space::kFrame:
@@ -331,8 +333,8 @@ class FunctionChecker {
         return absl::OkStatus();
       case Space::kState: {
         const auto here = [&](const BufferRef& state) { return state == ref; };
-        if (const Attributes* binding = ResultBinding(v, "state")) {
-          auto it = stage_.states.find(std::string(BindingName(*binding)));
+        if (const Binding* binding = ResultBinding(v, Binding::kState)) {
+          auto it = stage_.states.find(binding->name);
           if (it != stage_.states.end() && here(it->second)) return absl::OkStatus();
         }
         // A step of several updates of one state.
@@ -344,20 +346,20 @@ class FunctionChecker {
         return Bad(v.name(), "lies in the bytes of a state that it does not update");
       }
       case Space::kFuture: {
-        const Attributes* binding = ResultBinding(v, "future");
+        const Binding* binding = ResultBinding(v, Binding::kFuture);
         if (binding == nullptr)
           return Bad(v.name(), "lies among futures that cross functions and does not cross");
-        return CheckFuture(v, ref, BindingName(*binding));
+        return CheckFuture(v, ref, binding->name);
       }
       case Space::kBoundary:
       case Space::kResidual:
       case Space::kWeightResidual: {
         const bool boundary = ref.space == Space::kBoundary;
-        const Attributes* binding = ResultBinding(v, boundary                        ? "boundary"
-                                                     : ref.space == Space::kResidual ? "residual"
-                                                                                     : "weight_residual");
+        const Binding* binding = ResultBinding(v, boundary                        ? Binding::kBoundary
+                                                  : ref.space == Space::kResidual ? Binding::kResidual
+                                                                                  : Binding::kWeightResidual);
         if (binding == nullptr) return Bad(v.name(), absl::StrCat("is no ", SpaceName(ref.space), " value"));
-        return boundary ? CheckBoundary(v, ref, BindingName(*binding)) : CheckResidual(v, ref);
+        return boundary ? CheckBoundary(v, ref, binding->name) : CheckResidual(v, ref);
       }
       default:
         return Bad(v.name(), absl::StrCat("lies in the ", SpaceName(ref.space), " space"));
@@ -367,22 +369,21 @@ class FunctionChecker {
   // Bound results lie where the next reader looks for them.
   absl::Status CheckResult(int r) const {
     const Value v = function_.result(r);
-    const std::string kind(BindingKind(function_.result_binding(r))),
-        name(BindingName(function_.result_binding(r)));
+    const auto& [kind, name, peer] = function_.result_binding(r);
     const BufferRef& ref = memory_->values.at(v.name());
-    if (kind == "state") {
+    if (kind == Binding::kState) {
       auto it = stage_.states.find(name);
       if (it == stage_.states.end() || !(it->second == ref)) {
         return Bad(v.name(), absl::StrCat("updates @", name, " but does not lie in its bytes"));
       }
-    } else if (kind == "boundary" && ref.space != Space::kBoundary) {
+    } else if (kind == Binding::kBoundary && ref.space != Space::kBoundary) {
       return Bad(v.name(), absl::StrCat("is sent as ", name, " but lies in the ", SpaceName(ref.space)));
-    } else if (kind == "residual" && ref.space != Space::kResidual) {
+    } else if (kind == Binding::kResidual && ref.space != Space::kResidual) {
       return Bad(v.name(), absl::StrCat("is saved for the backward but lies in the ", SpaceName(ref.space)));
-    } else if (kind == "future" && ref.space != Space::kFuture) {
+    } else if (kind == Binding::kFuture && ref.space != Space::kFuture) {
       return Bad(v.name(),
                  absl::StrCat("is in flight when the function ends but lies in the ", SpaceName(ref.space)));
-    } else if (kind == "weight_residual" && ref.space != Space::kWeightResidual) {
+    } else if (kind == Binding::kWeightResidual && ref.space != Space::kWeightResidual) {
       return Bad(v.name(),
                  absl::StrCat("is saved for the weight gradient but lies in the ", SpaceName(ref.space)));
     }
@@ -443,7 +444,7 @@ class FunctionChecker {
     }
     RETURN_IF_ERROR(CheckRegion(absl::StrCat("@", function_.name()), "spill", frame, limit,
                                 f_.program->memory.alignment));
-    const int chunk = ChunkOfFunction(function_.name());
+    const int chunk = Chunk();
     const auto check_set = [&](const std::vector<Range>& set, const std::map<int, StageMemory::Slots>& sets) {
       if (set.empty()) return absl::OkStatus();
       return CheckRegion(absl::StrCat("@", function_.name()), "residual spill", set,
@@ -499,8 +500,8 @@ class FunctionChecker {
   // Offsets of boundary values count from their own slots.
   std::string NameOfBoundary(const Buffer& b) const {
     const Value v = ArrivedValue(b.value);
-    if (v.node->Is("arg")) return std::string(BindingName(v.node->attributes()));
-    return std::string(BindingName(*ResultBinding(v, "boundary")));
+    if (v.node->Is("arg")) return v.node->binding.name;
+    return ResultBinding(v, Binding::kBoundary)->name;
   }
 
   const ProgramFrame& f_;
@@ -512,7 +513,7 @@ class FunctionChecker {
   absl::flat_hash_map<const Node*, int> index_;  // in its queue
   absl::flat_hash_map<const Node*, std::array<int, kQueues>> clock_;
   std::vector<Buffer> buffers_;
-  using Saved = absl::flat_hash_map<std::pair<absl::string_view, absl::string_view>, Value>;
+  using Saved = absl::flat_hash_map<std::pair<Binding::Kind, absl::string_view>, Value>;
   std::map<const Function*, Saved> saved_by_;
 };
 

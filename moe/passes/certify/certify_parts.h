@@ -28,7 +28,7 @@ struct ProgramFrame {
   struct Ports {
     std::set<std::string> in, out;
   };
-  std::map<std::string, Ports> ports;  // by function
+  std::map<FunctionRole, Ports> ports;
 };
 
 template <typename... Args>

@@ -120,7 +120,7 @@ TEST(Certify, LostGradientAndLostNode) {
   plan::Plan plan = plan::ClonePlan(SmallPlan());
   Function* f = plan.program.module->Find("backward0");
   for (int r = 0; r < f->num_results(); ++r) {
-    if (BindingName(f->result_binding(r)) == "grad.embedding") f->RemoveResult(r);
+    if (f->result_binding(r).name == "grad.embedding") f->RemoveResult(r);
   }
   ExpectRefused(plan, "nothing accumulates", "grad.embedding");
 

@@ -80,7 +80,7 @@ class Run {
         if (a.kind != Action::kForward) ++readers_[{s, absl::StrCat("residuals.", a.chunk), a.microbatch}];
         if (a.kind == Action::kWeightGrad)
           ++readers_[{s, absl::StrCat("weight residuals.", a.chunk), a.microbatch}];
-        for (const std::string& v : f_.ports.at(a.function).in) ++readers_[{s, v, a.microbatch}];
+        for (const std::string& v : f_.ports.at(RoleOf(a, s)).in) ++readers_[{s, v, a.microbatch}];
       }
     }
   }
@@ -151,7 +151,7 @@ class Run {
         return Compute(s, a);
       case Action::kUpdate:
       case Action::kReport: {
-        const std::vector<const Node*> all = Reductions(a.function);
+        const std::vector<const Node*> all = Reductions(RoleOf(a, s));
         if (reduced_[s] < all.size()) {
           waits_for_ = absl::StrCat("the other stages of ", Describe(*all[reduced_[s]]));
         } else {
@@ -165,7 +165,7 @@ class Run {
   }
 
   absl::Status Compute(int s, const Action& a) {
-    const ProgramFrame::Ports& ports = f_.ports.at(a.function);
+    const ProgramFrame::Ports& ports = f_.ports.at(RoleOf(a, s));
     const std::string residuals = absl::StrCat("residuals.", a.chunk);
     for (const std::string& v : ports.out) {
       RETURN_IF_ERROR(Write(s, v, a.boundary_slots.at(v), a.microbatch));
@@ -189,10 +189,10 @@ class Run {
     return absl::OkStatus();
   }
 
-  std::vector<const Node*> Reductions(const std::string& function) {
-    auto [it, fresh] = reductions_.try_emplace(function);
+  std::vector<const Node*> Reductions(FunctionRole role) {
+    auto [it, fresh] = reductions_.try_emplace(role);
     if (fresh) {
-      for (const Node* n : f_.module->Find(function)->NodesOf("comm.stage_reduce")) it->second.push_back(n);
+      for (const Node* n : f_.module->Find(role)->NodesOf("comm.stage_reduce")) it->second.push_back(n);
     }
     return it->second;
   }
@@ -207,7 +207,7 @@ class Run {
     if (next_[s] >= actions_[s].size()) return nullptr;
     const Action& a = actions_[s][next_[s]];
     if (a.kind != Action::kUpdate && a.kind != Action::kReport) return nullptr;
-    const std::vector<const Node*> all = Reductions(a.function);
+    const std::vector<const Node*> all = Reductions(RoleOf(a, s));
     return reduced_[s] < all.size() ? all[reduced_[s]] : nullptr;
   }
 
@@ -262,7 +262,7 @@ class Run {
   std::map<std::tuple<int, int, char>, std::deque<Message>> queues_;
   std::map<Buffer, Contents> contents_;
   std::map<Item, int> readers_;
-  std::map<std::string, std::vector<const Node*>> reductions_;
+  std::map<FunctionRole, std::vector<const Node*>> reductions_;
 };
 
 }  // namespace

@@ -83,7 +83,7 @@ class Chooser {
         bool needed = false, sent = false;
         for (const Use& u : n->uses(r)) {
           if (u.user->Is("return")) {
-            sent = sent || BindingKind(f.result_binding(u.operand)) == "boundary";
+            sent = sent || f.result_binding(u.operand).kind == Binding::kBoundary;
           } else {
             needed = needed || u.user->phase == Phase::kBackward;
           }

@@ -118,12 +118,11 @@ TEST(Checkpoint, GatheredParametersAreNoResiduals) {
       for (const Value& v : ResidualsOf(*f)) {
         Value root = v;
         while (absl::StartsWith(root.node->op_name(), "comm.")) root = root.node->operand(0);
-        EXPECT_FALSE(root.node->Is("arg") && BindingKind(root.node->attributes()) == "state") << v.name();
+        EXPECT_FALSE(root.node->Is("arg") && root.node->binding.kind == Binding::kState) << v.name();
       }
       for (const Node* n : f->NodesOf("comm.all_gather")) {
         const Node* root = n->operand(0).node;
-        gathers +=
-            n->phase == Phase::kBackward && root->Is("arg") && BindingKind(root->attributes()) == "state";
+        gathers += n->phase == Phase::kBackward && root->Is("arg") && root->binding.kind == Binding::kState;
       }
     }
     EXPECT_GT(gathers, 0);

@@ -67,8 +67,8 @@ class Cloner {
 }  // namespace
 
 bool IsStable(const Node& arg, const Module& module) {
-  if (BindingKind(arg.attributes()) != "state") return true;
-  const State* s = module.FindState(BindingName(arg.attributes()));
+  if (arg.binding.kind != Binding::kState) return true;
+  const State* s = module.FindState(arg.binding.name);
   if (s == nullptr) return false;
   const std::string kind = AttrString(s->attributes, "kind");
   return kind == "parameter" || kind == "working_copy" || kind == "expert_map";

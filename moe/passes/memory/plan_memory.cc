@@ -12,6 +12,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
+#include "moe/base/integers.h"
 #include "moe/base/status.h"
 #include "moe/ir/conversion_parts.h"
 #include "moe/ir/registry.h"
@@ -25,10 +26,9 @@ namespace {
 
 constexpr int64_t kAlignment = 64;
 
-int64_t RoundUp(int64_t n) { return (n + kAlignment - 1) / kAlignment * kAlignment; }
 
 // (kind of binding, name) -> place within a residual set.
-using SavedValues = std::map<std::pair<std::string, std::string>, BufferRef>;
+using SavedValues = std::map<std::pair<Binding::Kind, std::string>, BufferRef>;
 
 // One function of a stage.
 class FunctionPlanner {
@@ -71,8 +71,8 @@ class FunctionPlanner {
     }
     position_[f_.return_node()] = i;
     for (int r = 0; r < f_.num_results(); ++r) {
-      if (BindingKind(f_.result_binding(r)) == "state") {
-        written_.insert(std::string(BindingName(f_.result_binding(r))));
+      if (f_.result_binding(r).kind == Binding::kState) {
+        written_.insert(f_.result_binding(r).name);
       }
     }
   }
@@ -82,7 +82,7 @@ class FunctionPlanner {
     ref.bytes = storage.bytes;
     if (!placed && storage.spill_bytes > 0) {
       ref.spill_offset = spill_bytes_;
-      spill_bytes_ += RoundUp(storage.spill_bytes);
+      spill_bytes_ += RoundUp(storage.spill_bytes, kAlignment);
     }
     groups_.push_back({ref, "", placed});
     group_of_[v] = static_cast<int>(groups_.size()) - 1;
@@ -92,33 +92,33 @@ class FunctionPlanner {
   absl::Status PlaceArguments(const SavedValues& residuals) {
     for (Node* a : f_.args()) {
       const Value v = a->result();
-      const std::string kind(BindingKind(a->attributes())), name(BindingName(a->attributes()));
+      const auto& [kind, name, peer] = a->binding;
       BufferRef ref;
-      if (kind == "state") {
+      if (kind == Binding::kState) {
         auto it = stage_.states.find(name);
         if (it == stage_.states.end())
           return Error(v, absl::StrCat("state @", name, " does not live on this stage"));
         ref = it->second;
-      } else if (kind == "batch" || kind == "scalar") {
-        ref = stage_.inputs.at(absl::StrCat(kind, ":", name));
-      } else if (kind == "boundary") {
+      } else if (kind == Binding::kBatch || kind == Binding::kScalar) {
+        ref = stage_.inputs.at(InputName(a->binding));
+      } else if (kind == Binding::kBoundary) {
         ref.space = Space::kBoundary;
-      } else if (kind == "future") {
+      } else if (kind == Binding::kFuture) {
         auto it = stage_.futures.find(name);
         if (it == stage_.futures.end()) return Error(v, "no exchange of this stage writes this future");
         ref = it->second;
-      } else if (kind == "residual" || kind == "weight_residual") {
+      } else if (kind == Binding::kResidual || kind == Binding::kWeightResidual) {
         auto it = residuals.find({kind, name});
         if (it == residuals.end()) {
-          return Error(v, absl::StrCat("no ", kind == "residual" ? "forward" : "input gradient",
+          return Error(v, absl::StrCat("no ", kind == Binding::kResidual ? "forward" : "input gradient",
                                        " saves this residual"));
         }
         ref = it->second;
       } else {
-        return Error(v, absl::StrCat("an argument of kind '", kind, "' has no place"));
+        return Error(v, absl::StrCat("an argument of kind '", BindingKindName(kind), "' has no place"));
       }
       const int group = NewGroup(v, ref, true);
-      if (kind == "state") state_group_[groups_[group].state = name] = group;
+      if (kind == Binding::kState) state_group_[groups_[group].state = name] = group;
     }
     return absl::OkStatus();
   }
@@ -126,16 +126,17 @@ class FunctionPlanner {
   // Results with a place of their own: what is sent on or saved.
   absl::Status PlaceResults(const SavedValues& residuals) {
     for (int r = 0; r < f_.num_results(); ++r) {
-      const Attributes& binding = f_.result_binding(r);
-      const std::string kind(BindingKind(binding));
-      if (kind != "boundary" && kind != "residual" && kind != "weight_residual" && kind != "future") continue;
+      const Binding& binding = f_.result_binding(r);
+      const bool residual = binding.kind == Binding::kResidual || binding.kind == Binding::kWeightResidual;
+      if (binding.kind != Binding::kBoundary && binding.kind != Binding::kFuture && !residual) continue;
       const Value v = f_.result(r);
-      if (group_of_.count(v)) return Error(v, absl::StrCat("bound twice, or an argument, as a ", kind));
+      if (group_of_.count(v)) {
+        return Error(v, absl::StrCat("bound twice, or an argument, as a ", BindingKindName(binding.kind)));
+      }
       BufferRef ref;
       ref.space = Space::kBoundary;
-      if (kind == "future") ref = stage_.futures.at(std::string(BindingName(binding)));
-      if (kind == "residual" || kind == "weight_residual")
-        ref = residuals.at({kind, std::string(BindingName(binding))});
+      if (binding.kind == Binding::kFuture) ref = stage_.futures.at(binding.name);
+      if (residual) ref = residuals.at({binding.kind, binding.name});
       NewGroup(v, ref, true);
     }
     return absl::OkStatus();
@@ -148,7 +149,7 @@ class FunctionPlanner {
       for (const Use& u : v.node->uses(v.index)) {
         if (!u.user->Is("return") && position_.at(u.user) > position_.at(n)) return true;
         // Handed to the host at the end: it must not be overwritten before.
-        if (u.user->Is("return") && BindingKind(f_.result_binding(u.operand)) != "state") return true;
+        if (u.user->Is("return") && f_.result_binding(u.operand).kind != Binding::kState) return true;
       }
     }
     return false;
@@ -156,8 +157,8 @@ class FunctionPlanner {
 
   std::string StateBoundTo(Value v) const {
     for (const Use& u : v.node->uses(v.index)) {
-      if (u.user->Is("return") && BindingKind(f_.result_binding(u.operand)) == "state") {
-        return std::string(BindingName(f_.result_binding(u.operand)));
+      if (u.user->Is("return") && f_.result_binding(u.operand).kind == Binding::kState) {
+        return f_.result_binding(u.operand).name;
       }
     }
     return "";
@@ -223,12 +224,11 @@ class FunctionPlanner {
 
   absl::Status CheckStates() const {
     for (int r = 0; r < f_.num_results(); ++r) {
-      const Attributes& binding = f_.result_binding(r);
-      if (BindingKind(binding) != "state") continue;
+      const Binding& binding = f_.result_binding(r);
+      if (binding.kind != Binding::kState) continue;
       const Group& g = groups_[group_of_.at(f_.result(r))];
-      if (g.state != BindingName(binding)) {
-        return Error(f_.result(r),
-                     absl::StrCat("is bound to @", BindingName(binding), " but lies elsewhere"));
+      if (g.state != binding.name) {
+        return Error(f_.result(r), absl::StrCat("is bound to @", binding.name, " but lies elsewhere"));
       }
     }
     return absl::OkStatus();
@@ -340,9 +340,10 @@ class Planner {
     CountSlots();
     for (int c = 0; c < static_cast<int>(program_.schedule.chunk_stage.size()); ++c) {
       StageMemory& stage = plan.stages[program_.schedule.chunk_stage[c]];
-      PlaceResiduals(c, Action::kForward, "residual", Space::kResidual, &stage, &stage.residuals[c]);
+      PlaceResiduals({FunctionKind::kForward, c}, Binding::kResidual, Space::kResidual, &stage,
+                     &stage.residuals[c]);
       if (stage.weight_residuals.count(c) == 0) continue;
-      PlaceResiduals(c, Action::kInputGrad, "weight_residual", Space::kWeightResidual, &stage,
+      PlaceResiduals({FunctionKind::kInputGrad, c}, Binding::kWeightResidual, Space::kWeightResidual, &stage,
                      &stage.weight_residuals[c]);
     }
     for (int s = 0; s < stages; ++s) PlaceBoundaries(s);
@@ -369,8 +370,8 @@ class Planner {
       if (std::find(on.begin(), on.end(), s) == on.end()) continue;
       const int64_t bytes = Storage(state->type).bytes;
       stage.states[state->name] = {Space::kState, stage.state_bytes, bytes};
-      stage.state_bytes += RoundUp(bytes);
-      stage.state_bytes_by_kind[AttrString(state->attributes, "kind", "other")] += RoundUp(bytes);
+      stage.state_bytes += RoundUp(bytes, kAlignment);
+      stage.state_bytes_by_kind[AttrString(state->attributes, "kind", "other")] += RoundUp(bytes, kAlignment);
     }
   }
 
@@ -378,17 +379,16 @@ class Planner {
     StageMemory& stage = program_.memory.stages[s];
     std::map<std::string, int64_t> bytes;
     for (const auto& f : module_.functions()) {
-      if (StageOfFunction(f->name(), program_.schedule) != s) continue;
+      if (program_.schedule.StageOf(f->role()) != s) continue;
       for (const Node* a : f->args()) {
-        const absl::string_view kind = BindingKind(a->attributes());
-        if (kind != "batch" && kind != "scalar") continue;
-        int64_t& most = bytes[absl::StrCat(kind, ":", BindingName(a->attributes()))];
+        if (a->binding.kind != Binding::kBatch && a->binding.kind != Binding::kScalar) continue;
+        int64_t& most = bytes[InputName(a->binding)];
         most = std::max(most, Storage(a->type()).bytes);
       }
     }
     for (const auto& [name, size] : bytes) {
       stage.inputs[name] = {Space::kInput, stage.input_bytes, size};
-      stage.input_bytes += RoundUp(size);
+      stage.input_bytes += RoundUp(size, kAlignment);
     }
   }
 
@@ -397,13 +397,13 @@ class Planner {
     StageMemory& stage = program_.memory.stages[s];
     const auto place = [&](const std::string& name, int64_t bytes) {
       stage.futures[name] = {Space::kFuture, stage.future_bytes, bytes};
-      stage.future_bytes += RoundUp(bytes);
+      stage.future_bytes += RoundUp(bytes, kAlignment);
     };
     for (const auto& f : module_.functions()) {
-      if (StageOfFunction(f->name(), program_.schedule) != s) continue;
+      if (program_.schedule.StageOf(f->role()) != s) continue;
       for (int r = 0; r < f->num_results(); ++r) {
-        if (BindingKind(f->result_binding(r)) != "future") continue;
-        place(std::string(BindingName(f->result_binding(r))), Storage(f->result(r).type()).bytes);
+        if (f->result_binding(r).kind != Binding::kFuture) continue;
+        place(f->result_binding(r).name, Storage(f->result(r).type()).bytes);
       }
       for (const Node* n : f->NodesOf("comm.start")) {
         const int64_t bytes = CrossesFunctions(*n) && context_.workspace ? context_.workspace(*n, mesh_) : 0;
@@ -436,19 +436,19 @@ class Planner {
   }
 
   // The set of what a function of the chunk saves for a later one.
-  void PlaceResiduals(int chunk, Action::Kind saved_by, const std::string& kind, Space space,
-                      StageMemory* stage, StageMemory::Slots* slots) {
-    const Function* f = module_.Find(ChunkFunctionName(saved_by, chunk));
+  void PlaceResiduals(FunctionRole saved_by, Binding::Kind kind, Space space, StageMemory* stage,
+                      StageMemory::Slots* slots) {
+    const Function* f = module_.Find(saved_by);
     for (int r = 0; f != nullptr && r < f->num_results(); ++r) {
-      if (BindingKind(f->result_binding(r)) != kind) continue;
+      if (f->result_binding(r).kind != kind) continue;
       const LocalStorage storage = Storage(f->result(r).type());
       BufferRef ref{space, slots->bytes, storage.bytes};
-      slots->bytes += RoundUp(storage.bytes);
+      slots->bytes += RoundUp(storage.bytes, kAlignment);
       if (storage.spill_bytes > 0) {
         ref.spill_offset = slots->spill_bytes;
-        slots->spill_bytes += RoundUp(storage.spill_bytes);
+        slots->spill_bytes += RoundUp(storage.spill_bytes, kAlignment);
       }
-      residuals_[chunk][{kind, std::string(BindingName(f->result_binding(r)))}] = ref;
+      residuals_[saved_by.index][{kind, f->result_binding(r).name}] = ref;
     }
     slots->offset = stage->residual_bytes;
     stage->residual_bytes += slots->bytes * slots->count;
@@ -458,13 +458,13 @@ class Planner {
     StageMemory& stage = program_.memory.stages[s];
     std::map<std::string, int64_t> bytes;
     for (const auto& f : module_.functions()) {
-      if (StageOfFunction(f->name(), program_.schedule) != s) continue;
-      const auto see = [&](const Attributes& binding, Value v) {
-        if (BindingKind(binding) != "boundary") return;
-        int64_t& most = bytes[std::string(BindingName(binding))];
-        most = std::max(most, RoundUp(Storage(v.type()).bytes));
+      if (program_.schedule.StageOf(f->role()) != s) continue;
+      const auto see = [&](const Binding& binding, Value v) {
+        if (binding.kind != Binding::kBoundary) return;
+        int64_t& most = bytes[binding.name];
+        most = std::max(most, RoundUp(Storage(v.type()).bytes, kAlignment));
       };
-      for (Node* a : f->args()) see(a->attributes(), a->result());
+      for (Node* a : f->args()) see(a->binding, a->result());
       for (int r = 0; r < f->num_results(); ++r) see(f->result_binding(r), f->result(r));
     }
     for (auto& [name, slots] : stage.boundaries) {
@@ -475,12 +475,12 @@ class Planner {
   }
 
   absl::Status PlanFunction(const Function& f) {
-    const int s = StageOfFunction(f.name(), program_.schedule);
+    const int s = program_.schedule.StageOf(f.role());
     if (s < 0) return absl::OkStatus();
     StageMemory& stage = program_.memory.stages[s];
     FunctionPlanner planner(f, mesh_, context_, stage);
     ASSIGN_OR_RETURN(program_.memory.functions[f.name()],
-                     planner.Plan(residuals_[ChunkOfFunction(f.name())]));
+                     planner.Plan(residuals_[f.role().IsOfMicrobatch() ? f.role().index : -1]));
     stage.frame_bytes = std::max(stage.frame_bytes, program_.memory.functions[f.name()].frame_bytes);
     stage.spill_bytes = std::max(stage.spill_bytes, planner.spill_bytes());  // of frames; residuals follow
     return absl::OkStatus();
@@ -539,17 +539,6 @@ class Planner {
 };
 
 }  // namespace
-
-int StageOfFunction(const std::string& function, const Schedule& schedule) {
-  const int chunk = ChunkOfFunction(function);
-  if (chunk >= 0)
-    return chunk < static_cast<int>(schedule.chunk_stage.size()) ? schedule.chunk_stage[chunk] : -1;
-  absl::string_view name = function;
-  int stage = -1;
-  if (!absl::ConsumePrefix(&name, "update") && !absl::ConsumePrefix(&name, "report")) return -1;
-  if (!absl::SimpleAtoi(name, &stage) || stage < 0) return -1;
-  return stage < static_cast<int>(schedule.table.size()) ? stage : -1;
-}
 
 std::string FutureScratchName(const Function& f, const Node& start) {
   return absl::StrCat("scratch of @", f.name(), " %", start.result_name());

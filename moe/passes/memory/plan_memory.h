@@ -20,10 +20,6 @@ namespace moe::passes {
 // Wants resolved actions. Errors (Internal) name the function and the value that has no legal place.
 absl::StatusOr<bool> PlanMemory(Program& program, const PassContext& context);
 
-// The stage that runs a function of the schedule: by chunk for @forward<c> and @backward<c>, by number for
-// @update<s> and @report<s>; -1 for any other function.
-int StageOfFunction(const std::string& function, const Schedule& schedule);
-
 // StageMemory::futures has the scratch of exchanges whose futures cross functions by this name.
 std::string FutureScratchName(const Function& f, const Node& start);
 

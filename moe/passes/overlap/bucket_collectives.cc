@@ -118,7 +118,7 @@ class Bucketing {
     if (!update && !UsedOnlyBy(Value{const_cast<Node*>(&n), 0}, accumulates)) return "";
     // Gradients that are complete together.
     if (n.operand(0).node->Is("arg")) {
-      const auto it = accumulated_by_.find(std::string(BindingName(n.operand(0).node->attributes())));
+      const auto it = accumulated_by_.find(n.operand(0).node->binding.name);
       if (it != accumulated_by_.end()) words.push_back(it->second);
     }
     return absl::StrJoin(words, "; ");
@@ -265,10 +265,10 @@ absl::StatusOr<bool> BucketCollectives(Program& program, const PassContext& cont
   if (limit <= 0) return false;
   std::map<std::string, std::string> accumulated_by;
   for (const auto& f : program.module->functions()) {
-    if (ChunkOfFunction(f->name()) < 0) continue;
+    if (!f->role().IsOfMicrobatch()) continue;
     for (int r = 0; r < f->num_results(); ++r) {
-      if (BindingKind(f->result_binding(r)) != "state") continue;
-      absl::StrAppend(&accumulated_by[std::string(BindingName(f->result_binding(r)))], f->name(), " ");
+      if (f->result_binding(r).kind != Binding::kState) continue;
+      absl::StrAppend(&accumulated_by[f->result_binding(r).name], f->name(), " ");
     }
   }
   int buckets = 0, members = 0;

@@ -18,8 +18,8 @@ NodeOrder::NodeOrder(const Function& f) {
   after_.resize(nodes_.size());
   std::map<std::string, Node*> written_by;  // state -> the node that gives its new value
   for (int r = 0; r < f.num_results(); ++r) {
-    if (BindingKind(f.result_binding(r)) != "state" || f.result(r).node->Is("arg")) continue;
-    written_by[std::string(BindingName(f.result_binding(r)))] = f.result(r).node;
+    if (f.result_binding(r).kind != Binding::kState || f.result(r).node->Is("arg")) continue;
+    written_by[f.result_binding(r).name] = f.result(r).node;
   }
   const auto readers_before = [&](Value v, int i) {
     for (const Use& u : v.node->uses(v.index)) {
@@ -39,8 +39,8 @@ NodeOrder::NodeOrder(const Function& f) {
     }
   }
   for (const Node* a : f.args()) {
-    if (BindingKind(a->attributes()) != "state") continue;
-    const auto writer = written_by.find(std::string(BindingName(a->attributes())));
+    if (a->binding.kind != Binding::kState) continue;
+    const auto writer = written_by.find(a->binding.name);
     if (writer != written_by.end()) readers_before(Value{const_cast<Node*>(a), 0}, index_.at(writer->second));
   }
   for (int i = 0; i < size(); ++i) {

@@ -107,7 +107,7 @@ absl::StatusOr<bool> Overlap(Program& program, const PassContext& context) {
   int in_flight = early, exchanges = 0;
   double communication = 0, stalled = 0;
   for (const auto& f : program.module->functions()) {
-    if (ChunkOfFunction(f->name()) < 0) continue;
+    if (!f->role().IsOfMicrobatch()) continue;
     const NodeOrder order(*f);
     std::vector<double> seconds;
     for (int i = 0; i < order.size(); ++i)

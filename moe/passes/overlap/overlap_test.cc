@@ -201,8 +201,8 @@ TEST_F(FlightTest, EveryMicrobatchWouldOverwriteWhatIsSent) {
 
 TEST_F(FlightTest, SomebodyWaits) {
   for (Node* arg : Find("update1")->args()) {
-    if (BindingKind(arg->attributes()) != "future") continue;
-    arg->Set("name", std::string("another"));
+    if (arg->binding.kind != Binding::kFuture) continue;
+    arg->binding.name = "another";
     break;
   }
   ExpectRefused("nobody starts it");

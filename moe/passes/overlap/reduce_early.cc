@@ -26,15 +26,10 @@ struct Gradient {
 std::map<std::string, Gradient> GradientsOf(const Program& program, int stage) {
   std::map<std::string, Gradient> gradients;
   for (const auto& f : program.module->functions()) {
-    const int chunk = ChunkOfFunction(f->name());
-    if (chunk < 0 || chunk >= static_cast<int>(program.schedule.chunk_stage.size()) ||
-        program.schedule.chunk_stage[chunk] != stage) {
-      continue;
-    }
+    if (!f->role().IsOfMicrobatch() || program.schedule.StageOf(f->role()) != stage) continue;
     for (int r = 0; r < f->num_results(); ++r) {
-      if (BindingKind(f->result_binding(r)) != "state" || f->result(r).node->Is("arg")) continue;
-      auto [it, fresh] = gradients.try_emplace(std::string(BindingName(f->result_binding(r))),
-                                               Gradient{f.get(), f->result(r)});
+      if (f->result_binding(r).kind != Binding::kState || f->result(r).node->Is("arg")) continue;
+      auto [it, fresh] = gradients.try_emplace(f->result_binding(r).name, Gradient{f.get(), f->result(r)});
       if (!fresh) it->second.function = nullptr;
     }
   }
@@ -45,7 +40,7 @@ bool IsReduction(const Node& n) {
   if (n.queue != Queue::kComm || !n.op().Has(kCollective) || !HasConversionParts(n) || n.Is("comm.start"))
     return false;
   for (const Value& v : n.operands()) {
-    const bool gradient = v.node->Is("arg") && BindingKind(v.node->attributes()) == "state" &&
+    const bool gradient = v.node->Is("arg") && v.node->binding.kind == Binding::kState &&
                           v.type().ragged < 0 && !v.type().placement.partial.empty();
     if (!gradient) return false;
   }
@@ -74,7 +69,7 @@ absl::Status Start(const Node& n, Function* f, const std::vector<Value>& sources
   ASSIGN_OR_RETURN(Node * start, b.CreateTyped("comm.start", sources, std::move(attributes), std::move(types),
                                                absl::StrCat(n.result_name(), ".start")));
   start->queue = Queue::kComm;
-  for (int r = 0; r < start->num_results(); ++r) f->AddResult(start->result(r), Bind("future", names[r]));
+  for (int r = 0; r < start->num_results(); ++r) f->AddResult(start->result(r), {Binding::kFuture, names[r]});
   return absl::OkStatus();
 }
 
@@ -86,7 +81,7 @@ absl::Status Finish(Node* n, const std::vector<std::string>& names) {
     Type future = n->type(r);
     future.future = true;
     const Value arg = f->AddArg(f->UniqueName(absl::StrCat("future.", names[r])), std::move(future),
-                                Bind("future", names[r]));
+                                {Binding::kFuture, names[r]});
     Builder b = Builder::Before(n);
     b.provenance = {"overlap", "begun in the backward"};
     Type type = n->type(r);
@@ -105,7 +100,7 @@ absl::Status Finish(Node* n, const std::vector<std::string>& names) {
 absl::StatusOr<int> ReduceGradientsEarly(Program& program) {
   int count = 0;
   for (int stage = 0;; ++stage) {
-    Function* update = program.module->Find(absl::StrCat("update", stage));
+    Function* update = program.module->Find({FunctionKind::kUpdate, stage});
     if (update == nullptr) break;
     const std::map<std::string, Gradient> gradients = GradientsOf(program, stage);
     for (Node* n : update->Nodes()) {
@@ -115,7 +110,7 @@ absl::StatusOr<int> ReduceGradientsEarly(Program& program) {
       std::vector<std::string> names;
       bool one = true;
       for (const Value& v : n->operands()) {
-        const auto it = gradients.find(std::string(BindingName(v.node->attributes())));
+        const auto it = gradients.find(v.node->binding.name);
         one = one && it != gradients.end() && it->second.function != nullptr &&
               (from == nullptr || from == it->second.function);
         if (!one) break;

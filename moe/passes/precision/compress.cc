@@ -82,13 +82,13 @@ class Classifier {
   }
 
  private:
-  std::string KindOf(Value v) const { return v.node->Is("arg") ? KindOf(v.node->attributes()) : ""; }
+  std::string KindOf(Value v) const { return v.node->Is("arg") ? KindOf(v.node->binding) : ""; }
   bool WritesCopy(const Use& u) const {
     return u.user->Is("return") && KindOf(u.user->function()->result_binding(u.operand)) == "working_copy";
   }
-  std::string KindOf(const Attributes& binding) const {
-    if (BindingKind(binding) != "state") return "";
-    const State* s = module_.FindState(BindingName(binding));
+  std::string KindOf(const Binding& binding) const {
+    if (binding.kind != Binding::kState) return "";
+    const State* s = module_.FindState(binding.name);
     return s == nullptr ? "" : AttrString(s->attributes, "kind");
   }
 

@@ -12,8 +12,8 @@ namespace {
 constexpr char kPass[] = "fp8-experts";
 
 bool IsExpertWeight(const Module& module, Value v) {
-  if (!v.node->Is("arg") || BindingKind(v.node->attributes()) != "state") return false;
-  const State* s = module.FindState(BindingName(v.node->attributes()));
+  if (!v.node->Is("arg") || v.node->binding.kind != Binding::kState) return false;
+  const State* s = module.FindState(v.node->binding.name);
   return s != nullptr && AttrString(s->attributes, "kind") == "parameter" &&
          AttrString(s->attributes, "class") == "expert";
 }
@@ -30,7 +30,7 @@ absl::StatusOr<bool> Fp8Experts(Program& program, const PassContext& context) {
     return absl::InvalidArgumentError(
         absl::StrCat(kPass, ": target ", context.target.name, " has no products of e4m3"));
   }
-  Function* const step = program.module->Find("step");
+  Function* const step = program.module->Find(FunctionKind::kStep);
   if (step == nullptr || std::any_of(step->body().begin(), step->body().end(),
                                      [](const auto& n) { return n->phase != Phase::kForward; })) {
     return absl::FailedPreconditionError(

@@ -38,8 +38,8 @@ class Narrower {
 
  private:
   bool IsParameter(Value v, absl::string_view role = "") const {
-    if (!v.node->Is("arg") || BindingKind(v.node->attributes()) != "state") return false;
-    const State* s = module_.FindState(BindingName(v.node->attributes()));
+    if (!v.node->Is("arg") || v.node->binding.kind != Binding::kState) return false;
+    const State* s = module_.FindState(v.node->binding.name);
     return s != nullptr && AttrString(s->attributes, "kind") == "parameter" &&
            (role.empty() || AttrString(s->attributes, "role") == role);
   }
@@ -139,7 +139,7 @@ absl::Status ScaleLosses(Function* step) {
   Value scale;
   for (Node* one : step->NodesOf("math.constant")) {
     if (one->phase != Phase::kBackward) continue;
-    if (!scale) scale = step->AddArg("loss_scale", one->type(), Bind("scalar", "loss_scale"));
+    if (!scale) scale = step->AddArg("loss_scale", one->type(), {Binding::kScalar, "loss_scale"});
     Value start = scale;
     if (one->Float("value") != 1) {
       Builder b = Builder::Before(one);
@@ -161,7 +161,8 @@ absl::Status UnscaleUpdate(Function* update) {
     return absl::FailedPreconditionError(
         absl::StrCat(kPass, ": @update has ", clips.size(), " optim.clip, not one"));
   }
-  const Value inverse = update->AddArg("inv_loss_scale", clips[0]->type(), Bind("scalar", "inv_loss_scale"));
+  const Value inverse =
+      update->AddArg("inv_loss_scale", clips[0]->type(), {Binding::kScalar, "inv_loss_scale"});
   Value squared;
   for (Node* term : update->NodesOf("math.sum_squares")) {
     Builder b = Builder::After(term);
@@ -192,7 +193,7 @@ void NarrowGradients(Module& module, DType narrow) {
     if (AttrString(s->attributes, "kind") != "gradient") continue;
     s->type.dtype = narrow;
     for (const auto& f : module.functions()) {
-      if (Node* arg = FindArg(*f, "state", s->name)) arg->SetType(0, s->type);
+      if (Node* arg = FindArg(*f, Binding::kState, s->name)) arg->SetType(0, s->type);
     }
   }
 }
@@ -204,8 +205,8 @@ class WorkingCopies {
  public:
   WorkingCopies(Module& module, const Strategy& strategy, DType narrow)
       : module_(module),
-        step_(module.Find("step")),
-        update_(module.Find("update")),
+        step_(module.Find(FunctionKind::kStep)),
+        update_(module.Find(FunctionKind::kUpdate)),
         seeds_(module.mesh(), strategy, AxisOrders()),
         narrow_(narrow) {}
 
@@ -223,7 +224,7 @@ class WorkingCopies {
     if (IsPlaced(parameter.type)) return false;
     const Placement computes = seeds_.Compute(parameter);
     if (seeds_.Storage(parameter) != computes || seeds_.Optimizer(parameter) == computes) return false;
-    const Node* arg = FindArg(*step_, "state", parameter.name);
+    const Node* arg = FindArg(*step_, Binding::kState, parameter.name);
     return arg != nullptr && NewValue(parameter).node != nullptr &&
            std::all_of(arg->uses().begin(), arg->uses().end(), [&](const Use& u) {
              return u.user->Is("math.cast") && u.user->type().dtype == narrow_;
@@ -233,9 +234,8 @@ class WorkingCopies {
   // What @update makes of the parameter, or nothing.
   Value NewValue(const State& parameter) const {
     for (int r = 0; r < update_->num_results(); ++r) {
-      const Attributes& binding = update_->result_binding(r);
-      if (BindingKind(binding) == "state" && BindingName(binding) == parameter.name)
-        return update_->result(r);
+      const Binding& binding = update_->result_binding(r);
+      if (binding.kind == Binding::kState && binding.name == parameter.name) return update_->result(r);
     }
     return {};
   }
@@ -251,8 +251,8 @@ class WorkingCopies {
         copy.attributes.insert(*it);
     }
 
-    Node* const master = FindArg(*step_, "state", parameter.name);
-    const Value reads = step_->AddArg(copy.name, copy.type, Bind("state", copy.name));
+    Node* const master = FindArg(*step_, Binding::kState, parameter.name);
+    const Value reads = step_->AddArg(copy.name, copy.type, {Binding::kState, copy.name});
     const std::vector<Use> uses = master->uses();
     for (const Use& u : uses) {
       step_->ReplaceAllUses(u.user->result(), reads);
@@ -271,7 +271,7 @@ class WorkingCopies {
     ASSIGN_OR_RETURN(const Value written,
                      b.Create("math.cast", {updated}, {{"dtype", std::string(DTypeName(narrow_))}},
                               absl::StrCat("new.", copy.name)));
-    update_->AddResult(written, Bind("state", copy.name));
+    update_->AddResult(written, {Binding::kState, copy.name});
     module_.AddState(std::move(copy));
     return absl::OkStatus();
   }
@@ -299,8 +299,8 @@ absl::StatusOr<bool> MixedPrecision(Program& program, const PassContext& context
         absl::StrCat(kPass, ": no computing in '", word, "'; legal are bf16 and f16"));
   }
   Module& module = *program.module;
-  Function* const step = module.Find("step");
-  Function* const update = module.Find("update");
+  Function* const step = module.Find(FunctionKind::kStep);
+  Function* const update = module.Find(FunctionKind::kUpdate);
   if (step == nullptr || update == nullptr) {
     return absl::FailedPreconditionError(absl::StrCat(
         kPass, " wants functions @step and @update: it runs after autodiff, before partition-stages"));

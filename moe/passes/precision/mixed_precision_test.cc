@@ -122,8 +122,8 @@ TEST(MixedPrecisionModelTest, MastersGradientsAndRoutersStayWide) {
       EXPECT_EQ(narrow.count(op), 0) << op;
     }
     // f16 alone scales its losses, and the update takes the scale away.
-    EXPECT_EQ(FindArg(step, "scalar", "loss_scale") != nullptr, dtype == "f16");
-    EXPECT_EQ(FindArg(*program.module->Find("update"), "scalar", "inv_loss_scale") != nullptr,
+    EXPECT_EQ(FindArg(step, Binding::kScalar, "loss_scale") != nullptr, dtype == "f16");
+    EXPECT_EQ(FindArg(*program.module->Find("update"), Binding::kScalar, "inv_loss_scale") != nullptr,
               dtype == "f16");
   }
 }
@@ -155,14 +155,14 @@ TEST(WorkingCopies, StandWhereOptimizerStateIsSharded) {
       const std::string of = AttrString(s->attributes, "of");
       EXPECT_EQ(s->type.dtype, DType::kBF16);
       EXPECT_EQ(s->type.dims, m.FindState(of)->type.dims);
-      EXPECT_NE(FindArg(*m.Find("step"), "state", s->name), nullptr) << s->name;
-      EXPECT_EQ(FindArg(*m.Find("step"), "state", of), nullptr) << of;
+      EXPECT_NE(FindArg(*m.Find("step"), Binding::kState, s->name), nullptr) << s->name;
+      EXPECT_EQ(FindArg(*m.Find("step"), Binding::kState, of), nullptr) << of;
       EXPECT_NE(AttrString(m.FindState(of)->attributes, "role"), "router");
       EXPECT_NE(AttrString(m.FindState(of)->attributes, "role"), "norm");
       const Function& update = *m.Find("update");
       int written = 0;
       for (int r = 0; r < update.num_results(); ++r) {
-        if (BindingName(update.result_binding(r)) != s->name) continue;
+        if (update.result_binding(r).name != s->name) continue;
         ++written;
         EXPECT_TRUE(update.result(r).node->Is("math.cast"));
         EXPECT_TRUE(update.result(r).node->operand(0).node->Is("optim.adamw"));

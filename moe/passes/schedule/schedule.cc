@@ -36,11 +36,11 @@ struct Ports {
 Ports PortsOf(const Function& f) {
   Ports p;
   for (const Node* a : f.args()) {
-    if (BindingKind(a->attributes()) == "boundary") p.in.insert(std::string(BindingName(a->attributes())));
+    if (a->binding.kind == Binding::kBoundary) p.in.insert(a->binding.name);
   }
   for (int i = 0; i < f.num_results(); ++i) {
-    if (BindingKind(f.result_binding(i)) == "boundary") {
-      p.out.insert(std::string(BindingName(f.result_binding(i))));
+    if (f.result_binding(i).kind == Binding::kBoundary) {
+      p.out.insert(f.result_binding(i).name);
     }
   }
   return p;
@@ -108,14 +108,14 @@ class Resolver {
       const std::vector<Action::Kind> whole = {Action::kForward, Action::kBackward};
       const std::vector<Action::Kind> halves = {Action::kForward, Action::kInputGrad, Action::kWeightGrad};
       for (const Action::Kind kind : split_[c] ? halves : whole) {
-        const std::string name = ChunkFunctionName(kind, static_cast<int>(c));
-        const Function* f = module_.Find(name);
+        const FunctionRole role(KindOfFunction(kind), static_cast<int>(c));
+        const Function* f = module_.Find(role);
         if (f == nullptr) {
           return absl::FailedPreconditionError(
-              absl::StrCat("schedule: chunk ", c, " has no function @", name, "; run ",
+              absl::StrCat("schedule: chunk ", c, " has no function @", role.Name(), "; run ",
                            split_[c] ? "split-backward" : "split-phases", " before it"));
         }
-        ports_[name] = PortsOf(*f);
+        ports_[role] = PortsOf(*f);
       }
     }
     return absl::OkStatus();
@@ -137,14 +137,13 @@ class Resolver {
         PlaceCell(stage, Action::kBackward, cell);
       }
     }
-    const auto whole = [&](Action::Kind kind, absl::string_view name) {
+    const auto whole = [&](Action::Kind kind) {
       Action a;
       a.kind = kind;
-      a.function = absl::StrCat(name, stage);
-      if (module_.Find(a.function) != nullptr) out.push_back(a);
+      if (FunctionOf(module_, a, stage) != nullptr) out.push_back(a);
     };
-    if (train_) whole(Action::kUpdate, "update");
-    whole(Action::kReport, "report");
+    if (train_) whole(Action::kUpdate);
+    whole(Action::kReport);
   }
 
   // The function's action, the recv of what it takes from another stage, the send of what another takes from
@@ -156,13 +155,12 @@ class Resolver {
     a.kind = kind;
     a.chunk = c;
     a.microbatch = cell.microbatch;
-    a.function = ChunkFunctionName(kind, c);
     if (kind == Action::kWeightGrad) {  // what it reads came to its input gradient
       out.push_back(a);
       return;
     }
     const bool forward = kind == Action::kForward;
-    const Ports& ports = ports_[a.function];
+    const Ports& ports = ports_[RoleOf(a, stage)];
     const int from = forward ? c - 1 : c + 1, to = forward ? c + 1 : c - 1;
     const std::string in = forward ? absl::StrCat("act.", c - 1) : absl::StrCat("grad.", c);
     const std::string result = forward ? absl::StrCat("act.", c) : absl::StrCat("grad.", c - 1);
@@ -177,9 +175,8 @@ class Resolver {
 
   // An input gradient also takes what only its weight gradient reads.
   bool Takes(Action::Kind kind, int chunk, const std::string& boundary) {
-    return ports_[ChunkFunctionName(kind, chunk)].in.count(boundary) > 0 ||
-           (kind == Action::kInputGrad &&
-            ports_[ChunkFunctionName(Action::kWeightGrad, chunk)].in.count(boundary) > 0);
+    return ports_[{KindOfFunction(kind), chunk}].in.count(boundary) > 0 ||
+           (kind == Action::kInputGrad && ports_[{FunctionKind::kWeightGrad, chunk}].in.count(boundary) > 0);
   }
 
   static Action Transfer(Action::Kind kind, const std::string& boundary, int producer, int microbatch,
@@ -196,11 +193,9 @@ class Resolver {
   // How many functions of `stage` read the value, of the microbatch that is in it.
   int LocalReaders(const std::string& boundary, int stage) const {
     int n = 0;
-    for (const auto& [name, ports] : ports_) {
-      const bool forward = name[0] == 'f';
-      if (!forward && !train_) continue;
-      const int chunk = ChunkOfFunction(name);
-      if (StageOf(chunk) == stage && ports.in.count(boundary)) ++n;
+    for (const auto& [role, ports] : ports_) {
+      if (role.kind != FunctionKind::kForward && !train_) continue;
+      if (StageOf(role.index) == stage && ports.in.count(boundary)) ++n;
     }
     return n;
   }
@@ -217,8 +212,9 @@ class Resolver {
       if (boundary != a.boundary || microbatch != a.microbatch) return kNever;
       return std::max({start, ready, it->second.free_at});
     }
-    if (a.function.empty() || a.microbatch < 0) return start;
-    for (const std::string& v : ports_.at(a.function).in) {
+    const FunctionRole role = RoleOf(a, s);
+    if (!role.IsOfMicrobatch()) return start;
+    for (const std::string& v : ports_.at(role).in) {
       if (!where_.count({s, v, a.microbatch})) return kNever;
     }
     return start;
@@ -281,7 +277,7 @@ class Resolver {
         int& weight = weight_of_[{a.chunk, a.microbatch}];
         if (a.kind == Action::kInputGrad) a.weight_slot = weight = weights_[a.chunk].Take(start, 1);
         if (a.kind == Action::kWeightGrad) weights_[a.chunk].Release(a.weight_slot = weight, end);
-        const Ports& ports = ports_.at(a.function);
+        const Ports& ports = ports_.at(RoleOf(a, s));
         for (const std::string& v : ports.out) {
           const bool sent = next_[s] < actions_[s].size() && actions_[s][next_[s]].kind == Action::kSend &&
                             actions_[s][next_[s]].boundary == v;
@@ -326,8 +322,8 @@ class Resolver {
   const Schedule& schedule_;
   const bool train_;
   const int stages_;
-  const std::vector<bool> split_;       // by chunk
-  std::map<std::string, Ports> ports_;  // by function
+  const std::vector<bool> split_;        // by chunk
+  std::map<FunctionRole, Ports> ports_;  // by function
   std::vector<std::vector<Action>> actions_;
   std::vector<size_t> next_;
   std::vector<double> clock_;

@@ -18,7 +18,7 @@ std::set<const Node*> InputGradNodes(const Function& backward) {
   std::vector<const Node*> stack;
   bool sends = false;
   for (int i = 0; i < backward.num_results(); ++i) {
-    if (BindingKind(backward.result_binding(i)) == "state") continue;
+    if (backward.result_binding(i).kind == Binding::kState) continue;
     sends = true;
     stack.push_back(backward.result(i).node);
   }
@@ -41,8 +41,8 @@ struct Half {
   Function* function;
   ValueMap map;
 
-  void AddArg(Value v, const Attributes& binding) {
-    Value arg = function->AddArg(v.name(), v.type(), binding);
+  void AddArg(Value v, const Binding& binding, const Attributes& attributes = {}) {
+    Value arg = function->AddArg(v.name(), v.type(), binding, attributes);
     arg.node->scope = v.node->scope;
     map[v] = arg;
   }
@@ -50,13 +50,13 @@ struct Half {
 
 void Split(Module& module, const Function& backward, int chunk) {
   const std::set<const Node*> of_input = InputGradNodes(backward);
-  Half input{module.AddFunction(ChunkFunctionName(Action::kInputGrad, chunk)), {}};
-  Half weight{module.AddFunction(ChunkFunctionName(Action::kWeightGrad, chunk)), {}};
+  Half input{module.AddFunction({FunctionKind::kInputGrad, chunk}), {}};
+  Half weight{module.AddFunction({FunctionKind::kWeightGrad, chunk}), {}};
   const auto half_of = [&](const Node* n) -> Half& { return of_input.count(n) ? input : weight; };
   for (Node* a : backward.args()) {
     for (const Use& u : a->uses()) {
       Half& half = u.user->Is("return") ? weight : half_of(u.user);
-      if (half.map.count(a->result()) == 0) half.AddArg(a->result(), a->attributes());
+      if (half.map.count(a->result()) == 0) half.AddArg(a->result(), a->binding, a->attributes());
     }
   }
   std::vector<Value> handed_over;
@@ -64,17 +64,17 @@ void Split(Module& module, const Function& backward, int chunk) {
     if (of_input.count(n.get()) == 0) continue;
     for (int r = 0; r < n->num_results(); ++r) {
       const Value v{n.get(), r};
-      const Attributes* boundary = nullptr;
+      const Binding* boundary = nullptr;
       bool read = false;
       for (const Use& u : n->uses(r)) {
         if (!u.user->Is("return")) {
           read = read || of_input.count(u.user) == 0;
-        } else if (BindingKind(backward.result_binding(u.operand)) == "boundary") {
+        } else if (backward.result_binding(u.operand).kind == Binding::kBoundary) {
           boundary = &backward.result_binding(u.operand);
         }
       }
       if (!read) continue;
-      weight.AddArg(v, boundary != nullptr ? *boundary : Bind("weight_residual", v.name()));
+      weight.AddArg(v, boundary != nullptr ? *boundary : Binding(Binding::kWeightResidual, v.name()));
       if (boundary == nullptr) handed_over.push_back(v);
     }
   }
@@ -88,7 +88,7 @@ void Split(Module& module, const Function& backward, int chunk) {
     half.function->AddResult(half.map.at(v), backward.result_binding(i));
   }
   for (const Value& v : handed_over) {
-    input.function->AddResult(input.map.at(v), Bind("weight_residual", v.name()));
+    input.function->AddResult(input.map.at(v), {Binding::kWeightResidual, v.name()});
   }
 }
 
@@ -102,19 +102,19 @@ absl::StatusOr<bool> SplitBackward(Program& program, const PassContext& context)
   for (size_t c = 0; c < split.size(); ++c) {
     if (!split[c]) continue;
     const int chunk = static_cast<int>(c);
-    const std::string name = ChunkFunctionName(Action::kBackward, chunk);
-    const Function* backward = module.Find(name);
+    const FunctionRole role(FunctionKind::kBackward, chunk);
+    const Function* backward = module.Find(role);
     if (backward == nullptr) {
       return absl::FailedPreconditionError(
-          absl::StrCat("split-backward wants a function @", name, "; run split-phases before it"));
+          absl::StrCat("split-backward wants a function @", role.Name(), "; run split-phases before it"));
     }
     Split(module, *backward, chunk);
-    module.RemoveFunction(name);
-    const Function* input = module.Find(ChunkFunctionName(Action::kInputGrad, chunk));
+    module.RemoveFunction(role.Name());
+    const Function* input = module.Find({FunctionKind::kInputGrad, chunk});
     input_nodes += input->num_nodes();
-    weight_nodes += module.Find(ChunkFunctionName(Action::kWeightGrad, chunk))->num_nodes();
+    weight_nodes += module.Find({FunctionKind::kWeightGrad, chunk})->num_nodes();
     for (int r = 0; r < input->num_results(); ++r) {
-      handed_over += BindingKind(input->result_binding(r)) == "weight_residual";
+      handed_over += input->result_binding(r).kind == Binding::kWeightResidual;
     }
     changed = true;
   }

@@ -55,11 +55,9 @@ std::set<std::string> Names(const Function& f) {
 
 std::set<std::string> Bindings(const Function& f, bool results) {
   std::set<std::string> out;
-  const auto add = [&](const Attributes& a) {
-    out.insert(std::string(BindingKind(a)) + ":" + std::string(BindingName(a)));
-  };
+  const auto add = [&](const Binding& b) { out.insert(std::string(BindingKindName(b.kind)) + ":" + b.name); };
   for (const Node* a : f.args()) {
-    if (!results) add(a->attributes());
+    if (!results) add(a->binding);
   }
   for (int i = 0; results && i < f.num_results(); ++i) add(f.result_binding(i));
   return out;

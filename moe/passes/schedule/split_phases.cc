@@ -18,9 +18,9 @@ bool ReadInBackward(Value v) {
 }
 
 // The binding under which a chunk sends `v` on, if it does.
-const Attributes* BoundaryResult(const Function& chunk, Value v) {
+const Binding* BoundaryResult(const Function& chunk, Value v) {
   for (int i = 0; i < chunk.num_results(); ++i) {
-    if (chunk.result(i) == v && BindingKind(chunk.result_binding(i)) == "boundary")
+    if (chunk.result(i) == v && chunk.result_binding(i).kind == Binding::kBoundary)
       return &chunk.result_binding(i);
   }
   return nullptr;
@@ -36,11 +36,11 @@ absl::Status Split(Module& module, const Function& chunk, int c) {
       }
     }
   }
-  Function* forward = module.AddFunction(absl::StrCat("forward", c));
-  Function* backward = module.AddFunction(absl::StrCat("backward", c));
+  Function* forward = module.AddFunction({FunctionKind::kForward, c});
+  Function* backward = module.AddFunction({FunctionKind::kBackward, c});
   ValueMap in_forward, in_backward;
   const auto add_arg = [](Node* a, Function* f, ValueMap* map) {
-    Value v = f->AddArg(a->result_name(), a->type(), a->attributes());
+    Value v = f->AddArg(a->result_name(), a->type(), a->binding, a->attributes());
     v.node->scope = a->scope;
     (*map)[a->result()] = v;
   };
@@ -56,9 +56,9 @@ absl::Status Split(Module& module, const Function& chunk, int c) {
   }
   const std::vector<Value> residuals = ResidualsOf(chunk);
   for (const Value& v : residuals) {
-    Attributes binding = Bind("residual", v.name());
-    if (const Attributes* sent = BoundaryResult(chunk, v)) binding = *sent;
-    in_backward[v] = backward->AddArg(v.name(), v.type(), binding);
+    const Binding* sent = BoundaryResult(chunk, v);
+    in_backward[v] =
+        backward->AddArg(v.name(), v.type(), sent ? *sent : Binding(Binding::kResidual, v.name()));
     in_backward[v].node->scope = v.node->scope;
   }
   for (const auto& n : chunk.body()) {
@@ -71,7 +71,8 @@ absl::Status Split(Module& module, const Function& chunk, int c) {
     (b ? backward : forward)->AddResult((b ? in_backward : in_forward).at(v), chunk.result_binding(i));
   }
   for (const Value& v : residuals) {
-    if (BoundaryResult(chunk, v) == nullptr) forward->AddResult(in_forward.at(v), Bind("residual", v.name()));
+    if (BoundaryResult(chunk, v) == nullptr)
+      forward->AddResult(in_forward.at(v), {Binding::kResidual, v.name()});
   }
   return absl::OkStatus();
 }
@@ -91,7 +92,7 @@ std::vector<Value> ResidualsOf(const Function& chunk) {
 
 std::vector<Function*> ChunkFunctions(const Module& module) {
   std::vector<Function*> out;
-  while (Function* f = module.Find(absl::StrCat("chunk", out.size()))) out.push_back(f);
+  while (Function* f = module.Find({FunctionKind::kChunk, static_cast<int>(out.size())})) out.push_back(f);
   return out;
 }
 
@@ -103,7 +104,7 @@ absl::StatusOr<bool> SplitPhases(Program& program, const PassContext&) {
         "split-phases wants functions @chunk0, ...; run partition-stages before it");
   }
   for (size_t c = 0; c < chunks.size(); ++c) RETURN_IF_ERROR(Split(module, *chunks[c], static_cast<int>(c)));
-  for (size_t c = 0; c < chunks.size(); ++c) module.RemoveFunction(absl::StrCat("chunk", c));
+  for (Function* chunk : chunks) module.RemoveFunction(chunk->role().Name());
   return true;
 }
 

@@ -34,14 +34,14 @@ TEST(SplitPhases, ResidualsAreExplicit) {
   // %a is saved; %x, a batch, is an argument of both; %y, which is sent on anyway, is read from its boundary
   // slot.
   ASSERT_EQ(f.num_results(), 2);
-  EXPECT_EQ(BindingName(f.result_binding(0)), "act.0");
-  EXPECT_EQ(BindingKind(f.result_binding(1)), "residual");
+  EXPECT_EQ(f.result_binding(0).name, "act.0");
+  EXPECT_EQ(f.result_binding(1).kind, Binding::kResidual);
   EXPECT_EQ(f.result(1).name(), "a");
-  EXPECT_NE(FindArg(b, "residual", "a"), nullptr);
-  EXPECT_NE(FindArg(b, "batch", "x"), nullptr);
-  EXPECT_NE(FindArg(b, "boundary", "act.0"), nullptr);
-  EXPECT_EQ(FindArg(b, "state", "w"), nullptr);
-  EXPECT_EQ(FindArg(f, "boundary", "grad.0"), nullptr);
+  EXPECT_NE(FindArg(b, Binding::kResidual, "a"), nullptr);
+  EXPECT_NE(FindArg(b, Binding::kBatch, "x"), nullptr);
+  EXPECT_NE(FindArg(b, Binding::kBoundary, "act.0"), nullptr);
+  EXPECT_EQ(FindArg(b, Binding::kState, "w"), nullptr);
+  EXPECT_EQ(FindArg(f, Binding::kBoundary, "grad.0"), nullptr);
   EXPECT_EQ(program.module->Find("chunk0"), nullptr);
 }
 

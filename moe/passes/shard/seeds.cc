@@ -199,8 +199,8 @@ absl::Status Seeds::Check(const Module& module) const {
   }
   for (const auto& f : module.functions()) {
     for (const Node* a : f->args()) {
-      if (BindingKind(a->attributes()) != "batch") continue;
-      check(a->type(), Batch(a->type()), absl::StrCat("batch ", BindingName(a->attributes())));
+      if (a->binding.kind != Binding::kBatch) continue;
+      check(a->type(), Batch(a->type()), absl::StrCat("batch ", a->binding.name));
     }
     for (const auto& n : f->body()) {
       if (n->StringOr("tag", "") == "residual_stream")

@@ -44,8 +44,7 @@ bool Accumulates(const Function& f) {
 
 bool Uses(const Function& f, const std::set<std::string>& states) {
   return std::any_of(f.args().begin(), f.args().end(), [&](const Node* a) {
-    return BindingKind(a->attributes()) == "state" &&
-           states.count(std::string(BindingName(a->attributes()))) > 0;
+    return a->binding.kind == Binding::kState && states.count(a->binding.name) > 0;
   });
 }
 

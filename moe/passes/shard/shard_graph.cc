@@ -57,9 +57,9 @@ class GraphBuilder {
     return i;
   }
 
-  const StatePlacement* StateOf(const Attributes& binding) const {
-    if (BindingKind(binding) != "state") return nullptr;
-    const auto it = states_.find(std::string(BindingName(binding)));
+  const StatePlacement* StateOf(const Binding& binding) const {
+    if (binding.kind != Binding::kState) return nullptr;
+    const auto it = states_.find(binding.name);
     return it == states_.end() ? nullptr : &it->second;
   }
 
@@ -70,26 +70,25 @@ class GraphBuilder {
 
   void AddArg(Node* a) {
     const Type& type = a->type();
-    const Attributes& binding = a->attributes();
+    const Binding& binding = a->binding;
     const int i = AddValue(a->result(), -1, 0);
     ShardValue& x = g_.values[i];
-    const absl::string_view kind = BindingKind(binding);
     Placement given = type.placement;
     if (const StatePlacement* s = StateOf(binding)) {
       given = s->placement;
       if (s->is_parameter) x.stationary = planner_.Intern(s->compute), x.parameter = true;
       if (s->is_moment || s->is_copy) x.stationary = planner_.Intern(s->placement);
-      if (s->open || s->is_gradient) x.open_state = std::string(BindingName(binding));
+      if (s->open || s->is_gradient) x.open_state = binding.name;
       // Where a function reads gradients to update by them, they are brought to the optimizer's placement at
       // once.
       if (s->is_gradient && !Accumulates(a)) Fix(i, s->settled);
-    } else if (kind == "batch") {
+    } else if (binding.kind == Binding::kBatch) {
       given = seeds_.Batch(type);
       // The host gives a rank any part of it: the whole of a dim that all its uses want whole.
       for (int d = 0; d < type.rank() && !IsPlaced(type); ++d) {
         if (WantedWhole(a, d)) given.dims[d].clear();
       }
-    } else if (kind == "boundary" && !IsPlaced(type)) {
+    } else if (binding.kind == Binding::kBoundary && !IsPlaced(type)) {
       given = seeds_.ResidualStream(type);
       NoteResidual(given);
     }
@@ -153,7 +152,7 @@ class GraphBuilder {
     if (n->StringOr("tag", "") == kReplicaSum) {
       const Node* gradient = n->operand(0).node;
       while (gradient->Is("comm.stage_reduce")) gradient = gradient->operand(0).node;
-      if (const StatePlacement* s = StateOf(gradient->attributes()); s != nullptr && s->is_gradient) {
+      if (const StatePlacement* s = StateOf(gradient->binding); s != nullptr && s->is_gradient) {
         g_.values[x.results[0]].gradient_of = planner_.Intern(seeds_.ReplicaSum(s->settled, n->type()));
       }
     }
@@ -202,13 +201,12 @@ class GraphBuilder {
           g_.nodes[x.producer].treatment == Treatment::kAccumulate) {
         continue;
       }
-      const Attributes& binding = f_->result_binding(i);
-      const absl::string_view kind = BindingKind(binding);
+      const Binding& binding = f_->result_binding(i);
       if (const StatePlacement* s = StateOf(binding)) {
         Fix(v, s->placement);
-      } else if (kind == "report") {
+      } else if (binding.kind == Binding::kReport) {
         Fix(v, Placement::Replicated(x.value.type().rank()));
-      } else if (kind == "boundary" && x.seed_kind == SeedKind::kNone) {
+      } else if (binding.kind == Binding::kBoundary && x.seed_kind == SeedKind::kNone) {
         Fix(v, seeds_.ResidualStream(x.value.type()));
       }
     }

@@ -41,7 +41,7 @@ bool IsAccumulated(const Node& n, int result) {
 }
 
 bool IsWeight(Value root) {
-  if (root.node->Is("arg") && BindingKind(root.node->attributes()) == "state") return true;
+  if (root.node->Is("arg") && root.node->binding.kind == Binding::kState) return true;
   return IsAccumulated(*root.node, root.index);
 }
 
@@ -317,17 +317,16 @@ TEST(Shard, StatesAndWhatIsWrittenToThemAgree) {
     ASSERT_OK_AND_ASSIGN(const auto m, testing::CompileSharded(tied, strategy));
     for (const auto& f : m->module().functions()) {
       for (const Node* a : f->args()) {
-        if (BindingKind(a->attributes()) != "state") continue;
-        EXPECT_EQ(a->type(), m->module().FindState(BindingName(a->attributes()))->type) << a->result_name();
+        if (a->binding.kind != Binding::kState) continue;
+        EXPECT_EQ(a->type(), m->module().FindState(a->binding.name)->type) << a->result_name();
       }
       for (int i = 0; i < f->num_results(); ++i) {
-        const Attributes& binding = f->result_binding(i);
-        if (BindingKind(binding) == "report") {
+        const Binding& binding = f->result_binding(i);
+        if (binding.kind == Binding::kReport) {
           EXPECT_TRUE(f->result(i).type().placement.IsReplicated());
         }
-        if (BindingKind(binding) != "state") continue;
-        EXPECT_EQ(f->result(i).type(), m->module().FindState(BindingName(binding))->type)
-            << f->result(i).name();
+        if (binding.kind != Binding::kState) continue;
+        EXPECT_EQ(f->result(i).type(), m->module().FindState(binding.name)->type) << f->result(i).name();
       }
     }
   }

@@ -41,7 +41,10 @@ void AddLeaves(Value root, std::vector<Value>* leaves, std::vector<Node*>* inner
 class Cutter {
  public:
   Cutter(Program& program, const PassContext& context)
-      : program_(program), module_(*program.module), step_(module_.Find("step")), context_(context) {}
+      : program_(program),
+        module_(*program.module),
+        step_(module_.Find(FunctionKind::kStep)),
+        context_(context) {}
 
   absl::Status Run() {
     RETURN_IF_ERROR(CheckPrefixes());
@@ -52,7 +55,7 @@ class Cutter {
     RETURN_IF_ERROR(FindBoundaries());
     RETURN_IF_ERROR(BuildChunks());
     SetStateStages();
-    module_.RemoveFunction("step");
+    module_.RemoveFunction(FunctionRole(FunctionKind::kStep).Name());
     return absl::OkStatus();
   }
 
@@ -192,7 +195,7 @@ class Cutter {
       }
       int result = 0;
       while (step_->result(result) != acc->result()) ++result;
-      const Attributes binding = step_->result_binding(result);
+      const Binding binding = step_->result_binding(result);
       bool first = true;
       for (const auto& [chunk, values] : parts) {
         Builder b = Builder::Before(acc);
@@ -226,9 +229,9 @@ class Cutter {
     for (const Node* n : order_) {
       bool only = !n->op().Has(kStateful) && !n->op().Has(kDecision);
       for (const Value& v : n->operands()) {
-        const absl::string_view kind = v.node->Is("arg") ? BindingKind(v.node->attributes()) : "";
-        only =
-            only && (v.node->Is("arg") ? kind == "batch" || kind == "scalar" : input_only.count(v.node) > 0);
+        const Binding::Kind kind = v.node->binding.kind;
+        only = only && (v.node->Is("arg") ? kind == Binding::kBatch || kind == Binding::kScalar
+                                          : input_only.count(v.node) > 0);
       }
       if (only) input_only.insert(n);
     }
@@ -284,20 +287,19 @@ class Cutter {
   Value ArgFor(Value v, int c, Function* f, ValueMap* map) {
     auto it = map->find(v);
     if (it != map->end()) return it->second;
+    Binding binding = v.node->binding;
     Attributes attributes;
     if (v.node->Is("arg")) {
       attributes = v.node->attributes();
     } else if (v.node->phase == Phase::kForward) {
-      attributes = Bind("boundary", absl::StrCat("act.", c - 1));
-      attributes["peer"] = int64_t{c - 1};
+      binding = {Binding::kBoundary, absl::StrCat("act.", c - 1), c - 1};
       attributes["tag"] = std::string(kResidualStream);
     } else {
-      attributes = Bind("boundary", absl::StrCat("grad.", c));
-      attributes["peer"] = int64_t{c + 1};
+      binding = {Binding::kBoundary, absl::StrCat("grad.", c), c + 1};
       attributes["tag"] = std::string(kResidualStream);
       if (v.node->Has("dual")) attributes["dual"] = v.node->String("dual");
     }
-    Value arg = f->AddArg(v.name(), v.type(), std::move(attributes));
+    Value arg = f->AddArg(v.name(), v.type(), std::move(binding), std::move(attributes));
     arg.node->scope = v.node->scope;
     return (*map)[v] = arg;
   }
@@ -320,7 +322,7 @@ class Cutter {
   absl::Status BuildCopy(int base) {
     int built = 0;
     for (int c = 0; c < chunks(); ++c) {
-      Function* f = module_.AddFunction(absl::StrCat("chunk", base + c));
+      Function* f = module_.AddFunction({FunctionKind::kChunk, base + c});
       ValueMap map;
       if (c > 0 && forward_[c - 1]) ArgFor(forward_[c - 1], base + c, f, &map);
       for (Node* a : step_->args()) {  // arguments in the order of @step
@@ -338,14 +340,18 @@ class Cutter {
       }
       if (here == 0) return Broken(absl::StrCat("chunk ", c, " is empty"));
       built += here;
-      if (forward_[c]) AddBoundary(f, map.at(forward_[c]), absl::StrCat("act.", base + c), base + c + 1);
+      if (forward_[c]) {
+        f->AddResult(map.at(forward_[c]), {Binding::kBoundary, absl::StrCat("act.", base + c), base + c + 1});
+      }
       for (int i = 0; i < step_->num_results(); ++i) {
         const Value v = step_->result(i);
         const bool mine = v.node->Is("arg") ? c == 0 && map.count(v) : *where_.at(v.node).begin() == c;
         if (mine) f->AddResult(map.at(v), step_->result_binding(i));
       }
-      if (c > 0 && backward_[c - 1])
-        AddBoundary(f, map.at(backward_[c - 1]), absl::StrCat("grad.", base + c - 1), base + c - 1);
+      if (c > 0 && backward_[c - 1]) {
+        f->AddResult(map.at(backward_[c - 1]),
+                     {Binding::kBoundary, absl::StrCat("grad.", base + c - 1), base + c - 1});
+      }
     }
     if (built != static_cast<int>(order_.size())) {
       return Broken(absl::StrCat(built, " of ", order_.size(), " nodes are in a chunk"));
@@ -353,18 +359,11 @@ class Cutter {
     return absl::OkStatus();
   }
 
-  static void AddBoundary(Function* f, Value v, const std::string& name, int peer) {
-    Attributes binding = Bind("boundary", name);
-    binding["peer"] = int64_t{peer};
-    f->AddResult(v, std::move(binding));
-  }
-
   void SetStateStages() {
     std::map<std::string, std::set<int>> used;  // state -> chunks
     for (int c = 0; c < static_cast<int>(program_.schedule.chunk_stage.size()); ++c) {
-      for (const Node* a : module_.Find(absl::StrCat("chunk", c))->args()) {
-        if (BindingKind(a->attributes()) == "state")
-          used[std::string(BindingName(a->attributes()))].insert(c);
+      for (const Node* a : module_.Find({FunctionKind::kChunk, c})->args()) {
+        if (a->binding.kind == Binding::kState) used[a->binding.name].insert(c);
       }
     }
     for (const auto& s :
@@ -409,9 +408,10 @@ std::vector<int64_t> StagesOf(const State& state) {
 
 absl::StatusOr<bool> PartitionStages(Program& program, const PassContext& context) {
   Module& module = *program.module;
-  if (module.Find("step") == nullptr) {
-    return absl::FailedPreconditionError(absl::StrCat(kPass, " wants a function @step; there is none",
-                                                      module.Find("chunk0") ? " (it ran already)" : ""));
+  if (module.Find(FunctionKind::kStep) == nullptr) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(kPass, " wants a function @step; there is none",
+                     module.Find({FunctionKind::kChunk, 0}) ? " (it ran already)" : ""));
   }
   if (context.strategy.pp != module.mesh().num_stages()) {
     return absl::InvalidArgumentError(absl::StrCat(kPass, ": pp = ", context.strategy.pp,

@@ -52,8 +52,8 @@ TEST(PartitionStages, UnevenLayersAllHaveAHome) {
   EXPECT_EQ(nodes, copies);
   // The residual stream forwards, its gradient backwards, nothing else.
   const Function &first = *p.module->Find("chunk0"), &second = *p.module->Find("chunk1");
-  EXPECT_NE(FindArg(second, "boundary", "act.0"), nullptr);
-  EXPECT_NE(FindArg(first, "boundary", "grad.0"), nullptr);
+  EXPECT_NE(FindArg(second, Binding::kBoundary, "act.0"), nullptr);
+  EXPECT_NE(FindArg(first, Binding::kBoundary, "grad.0"), nullptr);
   EXPECT_EQ(p.module->Find("step"), nullptr);
   for (const auto& s : p.module->states()) EXPECT_EQ(StagesOf(*s).size(), 1u) << s->name;
 }
@@ -64,14 +64,15 @@ TEST(PartitionStages, ATiedHeadHasOneGradientPerStage) {
     EXPECT_EQ(StagesOf(*p.module->FindState(state)), (std::vector<int64_t>{0, 1})) << state;
   }
   for (const char* chunk : {"chunk0", "chunk1"}) {
-    EXPECT_NE(FindArg(*p.module->Find(chunk), "state", "grad.embedding"), nullptr) << chunk;
+    EXPECT_NE(FindArg(*p.module->Find(chunk), Binding::kState, "grad.embedding"), nullptr) << chunk;
   }
   for (const char* update : {"update0", "update1"}) {
     // The shared gradient, then the norm, in the same order on both stages; one square of the shared gradient
     // in all.
     const std::vector<Node*> reduce = p.module->Find(update)->NodesOf("comm.stage_reduce");
     ASSERT_EQ(reduce.size(), 2u) << update;
-    EXPECT_EQ(reduce[0]->operand(0).node, FindArg(*p.module->Find(update), "state", "grad.embedding"));
+    EXPECT_EQ(reduce[0]->operand(0).node,
+              FindArg(*p.module->Find(update), Binding::kState, "grad.embedding"));
   }
   int squares = 0;
   for (const char* update : {"update0", "update1"}) {

@@ -25,7 +25,7 @@ bool LivesOn(const State& state, int64_t stage) {
 }
 
 const State* StateOfArg(const Module& module, const Node& arg) {
-  return BindingKind(arg.attributes()) == "state" ? module.FindState(BindingName(arg.attributes())) : nullptr;
+  return arg.binding.kind == Binding::kState ? module.FindState(arg.binding.name) : nullptr;
 }
 
 // States that a value is computed from.
@@ -53,7 +53,7 @@ class StagePart {
         whole_(whole),
         stage_(stage),
         stages_(stages),
-        part_(module.AddFunction(absl::StrCat(whole.name(), stage))),
+        part_(module.AddFunction({whole.role().kind, stage})),
         builder_(part_) {
     builder_.phase = Phase::kUpdate;
     builder_.provenance.pass = kPass;
@@ -63,14 +63,14 @@ class StagePart {
     for (Node* a : whole_.args()) {
       const State* state = StateOfArg(module_, *a);
       if (state != nullptr && !LivesOn(*state, stage_)) continue;
-      map_[a->result()] = part_->AddArg(a->result_name(), a->type(), a->attributes());
+      map_[a->result()] = part_->AddArg(a->result_name(), a->type(), a->binding, a->attributes());
     }
     RETURN_IF_ERROR(ReduceSharedGradients());
     RETURN_IF_ERROR(ReduceNorm());
     for (int i = 0; i < whole_.num_results(); ++i) {
-      const Attributes& binding = whole_.result_binding(i);
-      if (BindingKind(binding) == "state") {
-        const State* state = module_.FindState(BindingName(binding));
+      const Binding& binding = whole_.result_binding(i);
+      if (binding.kind == Binding::kState) {
+        const State* state = module_.FindState(binding.name);
         if (state == nullptr || !LivesOn(*state, stage_)) continue;
       } else if (!Reports(whole_.result(i))) {
         continue;  // a report that every stage could give: one does
@@ -207,15 +207,15 @@ class StagePart {
 }  // namespace
 
 absl::Status PartitionUpdate(Module& module, int stages) {
-  for (const char* name : {"update", "report"}) {
-    Function* whole = module.Find(name);
+  for (const FunctionKind kind : {FunctionKind::kUpdate, FunctionKind::kReport}) {
+    Function* whole = module.Find(kind);
     if (whole == nullptr) continue;
     if (stages == 1) {
-      whole->SetName(absl::StrCat(name, "0"));
+      whole->SetRole({kind, 0});
       continue;
     }
     for (int s = 0; s < stages; ++s) RETURN_IF_ERROR(StagePart(module, *whole, s, stages).Build());
-    module.RemoveFunction(name);
+    module.RemoveFunction(FunctionRole(kind).Name());
   }
   return absl::OkStatus();
 }

@@ -19,14 +19,14 @@ namespace {
 
 // Replaces everything from the head on by the logits.
 absl::Status CutAtLogits(Module& module) {
-  Function* step = module.Find("step");
+  Function* step = module.Find(FunctionKind::kStep);
   const std::vector<Node*> heads = step->NodesOf("nn.head_stats");
   if (heads.size() != 1) return absl::InternalError("the model has no single head");
   Builder b = Builder::Before(heads[0]);
   ASSIGN_OR_RETURN(const Value logits, b.Create("math.einsum", {heads[0]->operand(0), heads[0]->operand(1)},
                                                 {{"eq", std::string("b s h, v h -> b s v")}}, "logits"));
   while (step->num_results() > 0) step->RemoveResult(step->num_results() - 1);
-  step->AddResult(logits, Bind("loss", "logits"));
+  step->AddResult(logits, {Binding::kLoss, "logits"});
   std::vector<Node*> nodes = step->Nodes();
   for (auto it = nodes.rbegin(); it != nodes.rend(); ++it) {
     if (!(*it)->HasUses()) step->Erase(*it);
