@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "moe/base/integers.h"
 #include "moe/device/convert.h"
 #include "moe/device/copy_rows.h"
 #include "moe/device/reduce.h"
@@ -18,7 +19,6 @@ namespace {
 
 constexpr int64_t kPage = 4096, kHugePage = 2 << 20;
 
-int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // Pages come when they are touched.
 class HostMemory : public DeviceMemory {

@@ -6,6 +6,7 @@
 
 #include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
+#include "moe/base/integers.h"
 #include "moe/base/status.h"
 #include "moe/device/convert.h"
 #include "moe/ir/registry.h"
@@ -19,7 +20,6 @@ using Tensors = absl::InlinedVector<Tensor, 10>;
 
 bool IsNarrow(const Tensor& t) { return IsFloat(t.dtype) && ByteSize(t.dtype) < 4; }
 bool IsCopied(const Tensor& t, Prepare prepare) { return IsNarrow(t) || (prepare && t.dtype == DType::kF32); }
-int64_t RoundUp(int64_t n) { return (n + 63) / 64 * 64; }
 
 // Elements of a tensor that its own memory holds.
 int64_t Capacity(const Tensor& t) { return t.is_ragged() ? t.capacity_rows * t.row_elements : t.elements(); }
@@ -37,7 +37,7 @@ class Overflow {
     for (const auto& [p, bytes] : maps_) munmap(p, bytes);
   }
   absl::StatusOr<float*> Take(int64_t elements) {
-    const int64_t bytes = RoundUp(elements * static_cast<int64_t>(sizeof(float)));
+    const int64_t bytes = RoundUp(elements * static_cast<int64_t>(sizeof(float)), 64);
     void* p =
         mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) {
@@ -57,7 +57,7 @@ class Workspace {
   explicit Workspace(const KernelContext& c)
       : next_(static_cast<char*>(c.workspace)), end_(next_ + c.workspace_bytes) {}
   absl::StatusOr<void*> Take(int64_t bytes) {
-    bytes = RoundUp(bytes);
+    bytes = RoundUp(bytes, 64);
     if (bytes > end_ - next_) {
       return absl::FailedPreconditionError(
           absl::StrCat("the workspace lacks ", bytes - (end_ - next_), " bytes to widen operands"));
@@ -184,11 +184,11 @@ int64_t WidenedWorkspace(const Kernel& wide, const Node& n, const ShardingRule& 
     to->push_back(AsF32(t));
     if (!IsNarrow(t) && !(to == &wide_in && IsCopied(t, prepare))) return;
     const int64_t elements = GoesInBlocks(n) ? BlockOf(t) : Capacity(t);
-    bytes += RoundUp(elements * static_cast<int64_t>(sizeof(float)));
+    bytes += RoundUp(elements * static_cast<int64_t>(sizeof(float)), 64);
   };
   for (const Tensor& t : in) add(t, &wide_in);
   for (const Tensor& t : out) add(t, &wide_out);
-  return bytes + RoundUp(wide.WorkspaceBytes(n, rule, extent, wide_in, wide_out));
+  return bytes + RoundUp(wide.WorkspaceBytes(n, rule, extent, wide_in, wide_out), 64);
 }
 
 absl::Status RunWidened(const Kernel& wide, KernelContext& c, Prepare prepare) {
@@ -203,8 +203,8 @@ absl::Status RunWidened(const Kernel& wide, KernelContext& c, Prepare prepare) {
   f32.extent = c.extent;
   f32.offset = c.offset;
   f32.global_extent = c.global_extent;
-  const int64_t own = RoundUp(
-      wide.WorkspaceBytes(*c.node, *c.rule, c.extent, c.in, c.out));  // of the f32 kernel: by extents alone
+  // Of the f32 kernel: by extents alone.
+  const int64_t own = RoundUp(wide.WorkspaceBytes(*c.node, *c.rule, c.extent, c.in, c.out), 64);
   f32.workspace = c.workspace;
   f32.workspace_bytes = own;
   Workspace workspace(c);

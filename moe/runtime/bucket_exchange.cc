@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "moe/base/integers.h"
 #include "moe/base/status.h"
 #include "moe/device/host_device.h"
 #include "moe/runtime/exchange.h"
@@ -13,7 +14,6 @@
 namespace moe::runtime {
 namespace {
 
-int64_t RoundUp(int64_t n) { return (n + 63) / 64 * 64; }
 
 // Does the step send each peer a block of its own? Otherwise it sends the value.
 bool Scatters(StepKind kind) { return kind == StepKind::kReduceScatter || kind == StepKind::kAllToAll; }
@@ -111,7 +111,7 @@ BucketExchange::Scratch BucketExchange::LayScratch() const {
   }
   Scratch out;
   int64_t at = 0;
-  const auto take = [&](int64_t bytes) { return std::exchange(at, at + RoundUp(bytes)); };
+  const auto take = [&](int64_t bytes) { return std::exchange(at, at + RoundUp(bytes, 64)); };
   out.send = take(send);
   out.receive = take(receive);
   out.block = take(block);

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "moe/base/integers.h"
 #include "moe/base/status.h"
 #include "moe/comm/compute_gate.h"
 #include "moe/device/host_device.h"
@@ -15,7 +16,6 @@ namespace {
 
 constexpr int32_t kOneRow = 1;  // the sizes of a dense value
 
-int64_t RoundUp(int64_t n) { return (n + 63) / 64 * 64; }
 
 int64_t SizesBytes(int64_t cells) { return cells * static_cast<int64_t>(sizeof(int32_t)); }
 
@@ -151,8 +151,8 @@ absl::Status Exchange::LaySizes() {
     at += 2 * packed + l.cells_out;
   }
   if (on_host_) return absl::OkStatus();
-  device_sizes_in_ = RoundUp(most_in * sizeof(int32_t));
-  ASSIGN_OR_RETURN(device_sizes_, device->Allocate(device_sizes_in_ + RoundUp(most_out * sizeof(int32_t))));
+  device_sizes_in_ = RoundUp(most_in * sizeof(int32_t), 64);
+  ASSIGN_OR_RETURN(device_sizes_, device->Allocate(device_sizes_in_ + RoundUp(most_out * sizeof(int32_t), 64)));
   return absl::OkStatus();
 }
 
@@ -170,7 +170,7 @@ absl::Status Exchange::TalkSizes(const int32_t* in, int64_t n_in, int32_t* out, 
 }
 
 absl::StatusOr<char*> Exchange::Take(Scratch& scratch, int64_t bytes) {
-  bytes = RoundUp(bytes);
+  bytes = RoundUp(bytes, 64);
   const int end = scratch.at_end ? 1 : 0;
   scratch.at_end = !scratch.at_end;
   scratch.live[end] = 0;
@@ -184,7 +184,7 @@ absl::StatusOr<char*> Exchange::Take(Scratch& scratch, int64_t bytes) {
   }
   if (overflow_ == nullptr) {
     for (int i = 0; i <= static_cast<int>(steps_.size()); ++i) {
-      overflow_half_ = std::max(overflow_half_, RoundUp(layout_.ValueBytes(i, 0)));
+      overflow_half_ = std::max(overflow_half_, RoundUp(layout_.ValueBytes(i, 0), 64));
     }
     absl::StatusOr<std::unique_ptr<device::DeviceMemory>> memory =
         stream_->device()->Allocate(2 * overflow_half_, 0);

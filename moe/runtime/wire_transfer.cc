@@ -2,13 +2,13 @@
 
 #include <algorithm>
 
+#include "moe/base/integers.h"
 #include "moe/base/status.h"
 #include "moe/device/host_device.h"
 
 namespace moe::runtime {
 namespace {
 
-int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // At most so many bytes for n elements in any number of `blocks` blocks.
 int64_t Bound(WireFormat wire, DType dtype, int64_t n, int64_t blocks) {
@@ -17,7 +17,7 @@ int64_t Bound(WireFormat wire, DType dtype, int64_t n, int64_t blocks) {
 
 }  // namespace
 
-int64_t WirePart(int64_t count, int64_t ranks) { return RoundUp((count + ranks - 1) / ranks, kWireBlock); }
+int64_t WirePart(int64_t count, int64_t ranks) { return RoundUp(CeilDiv(count, ranks), kWireBlock); }
 
 WireTransfer::WireTransfer(WireFormat wire, DType dtype, int group_size, device::Stream* stream)
     : wire_(wire),

@@ -1,4 +1,5 @@
 #include "moe/passes/memory/frame_layout.h"
+#include "moe/base/integers.h"
 
 #include <algorithm>
 #include <limits>
@@ -9,7 +10,6 @@
 namespace moe::passes {
 namespace {
 
-int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 }  // namespace
 
