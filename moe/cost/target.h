@@ -27,7 +27,7 @@ struct Target {
   bool all_fusions = true;
   // Libraries to whose kernels `use-libraries` gives nodes: "cudnn".
   std::set<std::string> libraries;
-  // Scratch bytes of a kernel are asked through this hook (set by whoever links the kernels): "op" -> bytes.
+  // Whether `fuse` may create nodes of this op.
   bool CanFuse(const std::string& op) const { return all_fusions || fusions.count(op) > 0; }
 };
 

@@ -14,7 +14,7 @@
 
 namespace moe::passes {
 
-// What the program claims to be, checked for shape by BuildFrame; the other parts index by it without asking
+// What the program claims to be. BuildFrame checks its shape, and the other parts index by it without asking
 // again.
 struct ProgramFrame {
   const Program* program = nullptr;
@@ -40,16 +40,17 @@ absl::Status Uncertified(const Args&... args) {
 std::string StageName(const Module& module, int stage);
 
 absl::Status BuildFrame(const Program& program, ProgramFrame* frame);
-// Indices and names of every action are within bounds; counts of (c).
+// (c); indices and names of every action are within bounds.
 absl::Status CheckActions(const ProgramFrame& f);
-// (a) within a function; (d).
+// (a) within a function.
 absl::Status CheckCollectives(const ProgramFrame& f);
+// (d)
 absl::Status CheckCoverage(const ProgramFrame& f);
-// (b), the rendezvous of stage_reduce, and the contents of slots.
+// (b); the rendezvous of stage_reduce of (a), the transfers of (c), and the contents of slots of (e).
 absl::Status CheckWaits(const ProgramFrame& f, const std::string& name);
-// (e) of exchanges in flight between functions.
-absl::Status CheckFutures(const ProgramFrame& f);
 // (e)
 absl::Status CheckMemory(const ProgramFrame& f, const CertifyOptions& options);
+// (f) between functions.
+absl::Status CheckFutures(const ProgramFrame& f);
 
 }  // namespace moe::passes
