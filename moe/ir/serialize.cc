@@ -318,7 +318,7 @@ TypeProto ToProto(const Type& type) {
     out->set_axis(p.axis);
     out->set_max(p.kind == Reduction::kMax);
   }
-  proto.set_ragged_plus_one(type.ragged + 1);
+  if (type.ragged >= 0) proto.set_ragged(type.ragged);
   proto.set_ragged_bound(type.ragged_bound);
   proto.set_future(type.future);
   return proto;
@@ -342,9 +342,10 @@ absl::StatusOr<Type> FromProto(const TypeProto& proto, const Mesh& mesh) {
       return Error("a partial over axis ", p.axis(), ", which does not exist");
     type.placement.AddPartial({static_cast<AxisId>(p.axis()), p.max() ? Reduction::kMax : Reduction::kSum});
   }
-  if (proto.ragged_plus_one() < 0 || proto.ragged_plus_one() > type.rank())
-    return Error("the ragged dim does not exist");
-  type.ragged = proto.ragged_plus_one() - 1;
+  if (proto.has_ragged()) {
+    if (proto.ragged() < 0 || proto.ragged() >= type.rank()) return Error("the ragged dim does not exist");
+    type.ragged = proto.ragged();
+  }
   type.ragged_bound = proto.ragged_bound();
   type.future = proto.future();
   RETURN_IF_ERROR(VerifyType(type, mesh));

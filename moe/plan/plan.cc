@@ -32,7 +32,7 @@ BufferProto ToProto(const BufferRef& ref) {
   p.set_space(static_cast<int>(ref.space));
   p.set_offset(ref.offset);
   p.set_bytes(ref.bytes);
-  p.set_spill_offset_plus_one(ref.spill_offset + 1);
+  if (ref.spill_offset >= 0) p.set_spill_offset(ref.spill_offset);
   return p;
 }
 
@@ -40,7 +40,8 @@ absl::StatusOr<BufferRef> FromProto(const BufferProto& p) {
   if (p.space() < 0 || p.space() > static_cast<int>(Space::kFuture)) {
     return Malformed(absl::StrCat("a buffer lies in space ", p.space(), ", which does not exist"));
   }
-  return BufferRef{static_cast<Space>(p.space()), p.offset(), p.bytes(), p.spill_offset_plus_one() - 1};
+  return BufferRef{static_cast<Space>(p.space()), p.offset(), p.bytes(),
+                   p.has_spill_offset() ? p.spill_offset() : -1};
 }
 
 using RefMap = std::map<std::string, BufferRef>;
@@ -78,7 +79,7 @@ ActionProto ToProto(const Action& a) {
   p.set_chunk(a.chunk);
   p.set_microbatch(a.microbatch);
   p.set_residual_slot(a.residual_slot);
-  p.set_weight_slot_plus_one(a.weight_slot + 1);
+  if (a.weight_slot >= 0) p.set_weight_slot(a.weight_slot);
   for (const auto& [name, slot] : a.boundary_slots) (*p.mutable_boundary_slots())[name] = slot;
   p.set_boundary(a.boundary);
   p.set_slot(a.slot);
@@ -94,7 +95,7 @@ absl::StatusOr<Action> FromProto(const ActionProto& p) {
   a.chunk = p.chunk();
   a.microbatch = p.microbatch();
   a.residual_slot = p.residual_slot();
-  a.weight_slot = p.weight_slot_plus_one() - 1;
+  a.weight_slot = p.has_weight_slot() ? p.weight_slot() : -1;
   for (const auto& [name, slot] : p.boundary_slots()) a.boundary_slots[name] = slot;
   a.boundary = p.boundary();
   a.slot = p.slot();
@@ -279,13 +280,14 @@ PlanProto PlanToProto(const Plan& plan) {
 }
 
 absl::StatusOr<Plan> PlanFromProto(const PlanProto& p) {
-  if (p.version() > kPlanVersion) {
-    return absl::FailedPreconditionError(absl::StrCat("plan: format version ", p.version(),
-                                                      "; this build reads up to ", kPlanVersion,
-                                                      ": use a newer build, or compile again"));
-  }
-  if (p.version() < 1)
+  if (p.version() < 1) {
     return Malformed(absl::StrCat("format version ", p.version(), "; versions begin at 1"));
+  }
+  if (p.version() != kPlanVersion) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "plan: format version ", p.version(), "; this build reads version ", kPlanVersion,
+        p.version() > kPlanVersion ? ": use a newer build, or compile again" : ": compile again"));
+  }
   Plan plan;
   ASSIGN_OR_RETURN(plan.program.module, FromProto(p.module()));
   RETURN_IF_ERROR(Annotate(Verify(*plan.program.module), "plan"));

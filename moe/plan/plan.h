@@ -20,7 +20,7 @@
 
 namespace moe::plan {
 
-inline constexpr int64_t kPlanVersion = 1;
+inline constexpr int64_t kPlanVersion = 2;
 
 struct Plan {
   Program program;
@@ -35,8 +35,7 @@ struct Plan {
 };
 
 PlanProto PlanToProto(const Plan& plan);
-// Errors: FailedPrecondition for a newer version, by number; InvalidArgument for anything malformed, by
-// field.
+// Errors: FailedPrecondition for another version, by number; InvalidArgument for anything malformed, by field.
 absl::StatusOr<Plan> PlanFromProto(const PlanProto& proto);
 
 std::string SerializePlan(const Plan& plan);  // deterministic: equal plans give equal bytes

@@ -124,10 +124,13 @@ TEST(Plan, SplitBackwardsLoadToo) {
 
 TEST(Plan, RefusesWhatItCannotRead) {
   ASSERT_OK_AND_ASSIGN(const Compiled c, CompileModel("small_test", "pp=2 microbatches=2"));
-  PlanProto newer = PlanToProto(c.plan);
-  newer.set_version(kPlanVersion + 1);
-  ExpectError(PlanFromProto(newer), absl::StatusCode::kFailedPrecondition, "format version 2",
-              "reads up to 1");
+  PlanProto other = PlanToProto(c.plan);
+  other.set_version(kPlanVersion + 1);
+  ExpectError(PlanFromProto(other), absl::StatusCode::kFailedPrecondition, "format version 3",
+              "reads version 2", "newer build");
+  other.set_version(kPlanVersion - 1);
+  ExpectError(PlanFromProto(other), absl::StatusCode::kFailedPrecondition, "format version 1",
+              "compile again");
 
   const std::string bytes = SerializePlan(c.plan);
   for (const size_t size : {size_t{0}, size_t{1}, bytes.size() / 2, bytes.size() - 1}) {
