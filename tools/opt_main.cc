@@ -1,4 +1,3 @@
-#include <cstdlib>
 #include <iostream>
 #include <iterator>
 #include <string>
@@ -14,11 +13,12 @@
 #include "moe/base/file.h"
 #include "moe/ir/limits.h"
 #include "tools/opt.h"
+#include "tools/working_directory.h"
 
-ABSL_FLAG(std::string, passes, "",
-          "The passes to run, in order: name,name{option=value,...}. 'default' stands for the default "
-          "pipeline. Empty: "
-          "only parse, verify and print.");
+ABSL_FLAG(
+    std::string, passes, "",
+    "The passes to run, in order: name,name{option=value,...}. 'default' stands for the default pipeline. "
+    "Empty: only parse, verify and print.");
 ABSL_FLAG(bool, print_passes, false, "List the passes and the default pipeline, and stop.");
 ABSL_FLAG(std::string, strategy, "", "What placing passes are told, such as \"pp=2 dp=2 tp=2 ep=2\".");
 ABSL_FLAG(std::string, target, "cpu", "The devices that the module is meant for: cpu, a100, h100 or h200.");
@@ -36,12 +36,6 @@ namespace {
 int Fail(const absl::Status& status) {
   std::cerr << "error: " << status.message() << "\n";
   return 1;
-}
-
-// `bazel run` starts the tool in a folder of its own; paths are meant from where the user stands.
-std::string FromWorkingDirectory(const std::string& path) {
-  const char* folder = std::getenv("BUILD_WORKING_DIRECTORY");
-  return folder == nullptr || path.empty() || path == "-" ? path : moe::JoinPath(folder, path);
 }
 
 absl::StatusOr<std::string> ReadInput(const std::string& file) {
@@ -78,6 +72,8 @@ int main(int argc, char** argv) {
     return Fail(absl::InvalidArgumentError(absl::StrFormat(
         "one input file is needed (- for standard input), not %d; see --help", args.size() - 1)));
   }
+  const absl::Status entered = moe::tools::EnterWorkingDirectory();
+  if (!entered.ok()) return Fail(entered);
   const std::string file = args[1];
   std::vector<moe::passes::PassResult> results;
   moe::tools::OptOptions options;
@@ -85,19 +81,19 @@ int main(int argc, char** argv) {
   if (options.passes == "default") options.passes = moe::passes::DefaultPipeline();
   options.strategy = absl::GetFlag(FLAGS_strategy);
   options.target = absl::GetFlag(FLAGS_target);
-  options.pipeline.dump_to = FromWorkingDirectory(absl::GetFlag(FLAGS_dump_to));
+  options.pipeline.dump_to = absl::GetFlag(FLAGS_dump_to);
   options.pipeline.dump_pass_re = absl::GetFlag(FLAGS_dump_pass_re);
   options.pipeline.disable_passes = absl::GetFlag(FLAGS_disable_passes);
   options.pipeline.verify = absl::GetFlag(FLAGS_verify);
   options.results = &results;
 
-  const absl::StatusOr<std::string> text = ReadInput(FromWorkingDirectory(file));
+  const absl::StatusOr<std::string> text = ReadInput(file);
   if (!text.ok()) return Fail(text.status());
   const absl::StatusOr<std::string> out =
       moe::tools::Optimize(*text, file == "-" ? "<stdin>" : file, options);
   if (!out.ok()) return Fail(out.status());
   if (absl::GetFlag(FLAGS_stats)) PrintStats(results);
-  const std::string output = FromWorkingDirectory(absl::GetFlag(FLAGS_output));
+  const std::string output = absl::GetFlag(FLAGS_output);
   if (output != "-") {
     const absl::Status written = moe::WriteFile(output, *out);
     return written.ok() ? 0 : Fail(written);
