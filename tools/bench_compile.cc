@@ -6,6 +6,8 @@
 #include "moe/base/status.h"
 #include "moe/ir/state.h"
 #include "moe/model/transformer.h"
+#include "moe/passes/builtin.h"
+#include "moe/passes/pipeline.h"
 #include "moe/runtime/local.h"
 #include "tools/bench_parts.h"
 #include "tools/bench_table.h"
@@ -25,7 +27,8 @@ absl::StatusOr<CompiledProgram> CompileForBench(const model::ModelConfig& model,
   passes::PassContext context;
   context.strategy = strategy;
   context.workspace = runtime::WorkspaceHook(kernels::Backend::kCpu, strategy.overload);
-  ASSIGN_OR_RETURN(out.passes, passes::RunPipeline(passes::DefaultPipeline(), out.program, context));
+  ASSIGN_OR_RETURN(out.passes,
+                   passes::RunPipeline(passes::Passes(), passes::DefaultPipeline(), out.program, context));
   out.seconds = WallSeconds() - wall;
   out.cpu_seconds = ThreadCpuSeconds() - cpu;
   return out;

@@ -11,7 +11,7 @@
 #include "absl/status/statusor.h"
 #include "moe/ir/program.h"
 #include "moe/model/config.h"
-#include "moe/passes/pass.h"
+#include "moe/passes/pipeline.h"
 #include "moe/passes/strategy.h"
 
 namespace moe::tools {

@@ -9,6 +9,7 @@
 #include "moe/cost/targets.h"
 #include "moe/ir/text.h"
 #include "moe/ir/verifier.h"
+#include "moe/passes/builtin.h"
 #include "moe/passes/strategy.h"
 
 namespace moe::tools {
@@ -34,7 +35,7 @@ absl::StatusOr<std::string> Optimize(absl::string_view text, const std::string& 
   Program program;
   program.module = *std::move(module);
   absl::StatusOr<std::vector<passes::PassResult>> results =
-      passes::RunPipeline(options.passes, program, std::move(context), options.pipeline);
+      passes::RunPipeline(passes::Passes(), options.passes, program, std::move(context), options.pipeline);
   if (!results.ok()) return Annotate(results.status(), file);
   if (options.results != nullptr) *options.results = *std::move(results);
   return PrintModule(*program.module);
@@ -44,7 +45,11 @@ std::string DescribePasses() {
   std::string out;
   for (const passes::PassDef* pass : passes::Passes().All())
     absl::StrAppendFormat(&out, "%-26s %s\n", pass->name, pass->doc);
-  return absl::StrCat(out, "\ndefault pipeline: ", passes::DefaultPipeline(), "\n");
+  absl::StrAppend(&out, "\nThe default pipeline, in this order:\n");
+  for (const passes::DefaultStep& step : passes::DefaultSteps()) {
+    absl::StrAppendFormat(&out, "%-26s %s\n", step.step, step.reason);
+  }
+  return out;
 }
 
 }  // namespace moe::tools

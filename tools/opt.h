@@ -13,7 +13,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "moe/passes/pass.h"
+#include "moe/passes/pipeline.h"
 
 namespace moe::tools {
 
@@ -30,7 +30,7 @@ struct OptOptions {
 absl::StatusOr<std::string> Optimize(absl::string_view text, const std::string& file,
                                      const OptOptions& options);
 
-// A line per registered pass, sorted, and the default pipeline.
+// A line per registered pass, sorted, and one per step of the default pipeline, in order, with its reason.
 std::string DescribePasses();
 
 }  // namespace moe::tools

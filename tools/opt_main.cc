@@ -12,6 +12,7 @@
 #include "absl/strings/str_join.h"
 #include "moe/base/file.h"
 #include "moe/ir/limits.h"
+#include "moe/passes/builtin.h"
 #include "tools/opt.h"
 #include "tools/working_directory.h"
 

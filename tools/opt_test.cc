@@ -7,6 +7,7 @@
 
 #include "moe/base/status_matchers.h"
 #include "moe/ir/text.h"
+#include "moe/passes/builtin.h"
 
 namespace moe::tools {
 namespace {
@@ -89,6 +90,9 @@ TEST(Opt, DescribesEveryPass) {
   for (const passes::PassDef* pass : passes::Passes().All()) {
     EXPECT_THAT(text, ::testing::HasSubstr(pass->name));
     EXPECT_FALSE(pass->doc.empty()) << pass->name;
+  }
+  for (const passes::DefaultStep& step : passes::DefaultSteps()) {
+    EXPECT_THAT(text, ::testing::HasSubstr(std::string(step.reason)));
   }
 }
 

@@ -1,5 +1,7 @@
 #include "moe/passes/builtin.h"
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "moe/passes/autodiff.h"
 #include "moe/passes/certify/certify.h"
 #include "moe/passes/checkpoint/checkpoint.h"
@@ -12,7 +14,6 @@
 #include "moe/passes/overlap/overlap.h"
 #include "moe/passes/overlap/split_experts.h"
 #include "moe/passes/pad_vocabulary.h"
-#include "moe/passes/pipeline.h"
 #include "moe/passes/precision/compress.h"
 #include "moe/passes/precision/fp8_experts.h"
 #include "moe/passes/precision/mixed_precision.h"
@@ -26,6 +27,43 @@
 #include "moe/passes/use_libraries.h"
 
 namespace moe::passes {
+namespace {
+
+constexpr DefaultStep kDefaultSteps[] = {
+    {"fp8-experts",
+     "On the forward alone: autodiff hands its marks on to the gradients of the same products."},
+    {"autodiff", "Before whatever stores, places or cuts, so that those passes treat both phases at once."},
+    {"expert-slots",
+     "Before shard, which spreads the dim of slots; after autodiff, whose gradients and moments get it, too."},
+    {"pad-vocabulary",
+     "Before shard, which wants dims that divide; after autodiff, whose gradients and moments are padded, too."},
+    {"context-parallel",
+     "On the whole step: the order of the sequence is the same in every chunk and in both phases."},
+    {"mixed-precision",
+     "After the passes that add nodes to the logical step, so that those compute in the narrow type as well."},
+    {"partition-stages",
+     "Once the logical step is complete: it takes the inventory of nodes that certify reads."},
+    {"shard", "On chunks, since each stage chooses its own placements."},
+    {"insert-collectives",
+     "Right after shard, whose conversions it lowers: later passes see the exchanges that will run."},
+    {"compress", "As soon as there are exchanges, so that every later choice counts the bytes that travel."},
+    {"checkpoint", "On placed chunks, where a value has the bytes, and a node the seconds, of one rank."},
+    {"fuse",
+     "After checkpoint, so that what is computed again is fused among itself and not with the forward."},
+    {"use-libraries", "After fuse, on the nodes that will run."},
+    {"split-experts",
+     "While a chunk has both phases, so that the parts of weights are cut in each and not saved."},
+    {"split-phases", "After the rewrites of whole chunks: from here on residuals are arguments and results."},
+    {"split-backward", "On whole backwards, before their collectives are joined and their order is chosen."},
+    {"bucket-collectives", "Before overlap, which starts a bucket as one exchange."},
+    {"overlap", "Last of the rewrites: the order of nodes that it chooses is the one that runs."},
+    {"schedule", "After every rewrite, since slots and transfers follow from what functions take and give."},
+    {"plan-memory",
+     "After schedule, which says how many sets of residuals and boundary values live at once."},
+    {"certify", "Last, on the finished plan."},
+};
+
+}  // namespace
 
 // Sorted by name.
 void RegisterBuiltinPasses(PassRegistry* registry) {
@@ -37,12 +75,12 @@ void RegisterBuiltinPasses(PassRegistry* registry) {
   registry->Add({"common-subexpressions", "Merges nodes of one phase that compute the same.",
                  ForEachFunction(MergeCommonSubexpressions)});
   registry->Add({"compress", "Marks exchanges whose values travel narrower than they are.", Compress});
-  registry->Add({"expert-slots",
-                 "Stores experts by slots, empty ones and replicas among them, as the strategy says.",
-                 StoreByExpertSlots});
   registry->Add({"context-parallel",
                  "Orders the sequence over context ranks; attention as a ring, or with gathered keys.",
                  ContextParallel});
+  registry->Add({"expert-slots",
+                 "Stores experts by slots, empty ones and replicas among them, as the strategy says.",
+                 StoreByExpertSlots});
   registry->Add({"fp8-experts", "Marks the products of the experts to be multiplied in e4m3.", Fp8Experts});
   registry->Add({"fuse", "Replaces patterns by ops with a kernel of their own.", Fuse});
   registry->Add(
@@ -59,8 +97,8 @@ void RegisterBuiltinPasses(PassRegistry* registry) {
       {"remove-dead-nodes", "Removes nodes whose results nobody uses.", ForEachFunction(RemoveDeadNodes)});
   registry->Add(
       {"schedule", "Resolves the actions of every stage from the schedule's table.", ResolveSchedule});
-  registry->Add({"shard", "Places every value by the strategy, the sharding rules and cost.", Shard,
-                 /*places=*/true});
+  registry->Add(
+      {"shard", "Places every value by the strategy, the sharding rules and cost.", Shard, /*places=*/true});
   registry->Add({"split-backward",
                  "Cuts backwards into input and weight gradients where the schedule has both.",
                  SplitBackward});
@@ -82,16 +120,11 @@ PassRegistry& Passes() {
   return RegisteredPasses();
 }
 
-std::string DefaultPipeline() {
-  return "fp8-experts,autodiff,expert-slots,pad-vocabulary,context-parallel,mixed-precision,partition-stages,"
-         "shard,insert-collectives,compress,checkpoint,fuse,use-libraries,split-experts,split-phases,"
-         "split-backward,bucket-"
-         "collectives,overlap,schedule,plan-memory,certify";
-}
+absl::Span<const DefaultStep> DefaultSteps() { return kDefaultSteps; }
 
-absl::StatusOr<std::vector<PassResult>> RunPipeline(absl::string_view pipeline, Program& program,
-                                                    PassContext context, const PipelineOptions& options) {
-  return RunPipelineOf(Passes(), pipeline, program, std::move(context), options);
+std::string DefaultPipeline() {
+  return absl::StrJoin(DefaultSteps(), ",",
+                       [](std::string* out, const DefaultStep& s) { absl::StrAppend(out, s.step); });
 }
 
 }  // namespace moe::passes

@@ -69,7 +69,7 @@ TEST_P(DefaultPipelineTest, EveryStepVerifiesAndRoundTrips) {
       }
       return absl::OkStatus();
     };
-    EXPECT_OK(RunPipeline(DefaultPipeline(), program, context, options));
+    EXPECT_OK(RunPipeline(Passes(), DefaultPipeline(), program, context, options));
     EXPECT_GE(changed.size(), 5);
   }
 }
@@ -82,6 +82,12 @@ INSTANTIATE_TEST_SUITE_P(Strategies, DefaultPipelineTest,
 TEST(Builtin, DefaultPipelineNamesRegisteredPasses) {
   ASSERT_OK_AND_ASSIGN(const std::vector<PipelineStep> steps, ParsePipeline(DefaultPipeline()));
   for (const PipelineStep& step : steps) EXPECT_NE(Passes().Find(step.pass), nullptr) << step.pass;
+}
+
+TEST(Builtin, EveryStepOfTheDefaultPipelineHasAReason) {
+  for (const DefaultStep& step : DefaultSteps()) {
+    EXPECT_TRUE(step.reason.size() > 10 && step.reason.back() == '.') << step.step;
+  }
 }
 
 TEST(Builtin, EveryPassIsDescribed) {

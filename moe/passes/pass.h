@@ -3,9 +3,9 @@
 //   absl::StatusOr<bool> RemoveDeadNodes(Function& f, const PassContext&);
 //   registry.Add({"remove-dead-nodes", "Removes nodes without uses.", ForEachFunction(RemoveDeadNodes)});
 //
-// A pipeline is text: "autodiff,partition-stages,shard,insert-collectives,fuse{only=adamw}". RunPipeline
-// verifies after each pass that changed something and dumps where asked. A pass outside moe/passes registers
-// itself through RegisterPass before main runs the pipeline (docs/writing_a_pass.md).
+// pipeline.h runs passes of a registry in order; builtin.h has the registry of this project's own. A pass
+// outside moe/passes registers itself through RegisterPass before main runs the pipeline
+// (docs/writing_a_pass.md).
 #pragma once
 
 #include <functional>
@@ -77,34 +77,8 @@ class PassRegistry {
  private:
   std::map<std::string, PassDef> passes_;
 };
-PassRegistry& Passes();            // the built-in ones, and what RegisterPass added (link :builtin)
-PassRegistry& RegisteredPasses();  // the same registry, without a call to register the built-in ones
+// What RegisterPass has added; after a call of Passes() (builtin.h) the built-in ones, too.
+PassRegistry& RegisteredPasses();
 bool RegisterPass(PassDef def);
-
-struct PassResult {
-  std::string name;
-  bool changed = false;
-  double milliseconds = 0;
-  int64_t nodes_before = 0, nodes_after = 0;
-  std::vector<std::string> notes;
-  std::map<std::string, int64_t> counts;
-};
-
-struct PipelineOptions {
-  std::string dump_to;  // folder; empty: no dumps
-  std::string dump_pass_re = ".*";
-  std::vector<std::string> disable_passes;
-  bool verify = true;
-  // Called after each pass that changed something (validate_passes). An error ends the pipeline.
-  std::function<absl::Status(const std::string& pass, const Program& before, const Program& after)> validate;
-};
-
-// The default training pipeline.
-std::string DefaultPipeline();
-// Verifies the module and runs the passes in order. After one that changed something, nodes without uses are
-// removed and the module is verified. Errors: unknown passes and malformed text before anything runs; then
-// the first error of a pass, with its name. Each pass's notes are also appended to program.notes.
-absl::StatusOr<std::vector<PassResult>> RunPipeline(absl::string_view pipeline, Program& program,
-                                                    PassContext context, const PipelineOptions& options = {});
 
 }  // namespace moe::passes

@@ -32,15 +32,6 @@ absl::Status Malformed(absl::string_view text, size_t at, absl::string_view what
 // Word characters of names, options and values; everything but the separators.
 bool IsWordChar(char c) { return !absl::ascii_isspace(c) && c != ',' && c != '{' && c != '}' && c != '='; }
 
-absl::StatusOr<const PassDef*> FindPass(const PassRegistry& registry, absl::string_view name) {
-  const PassDef* def = registry.Find(name);
-  if (def != nullptr) return def;
-  std::vector<std::string> names;
-  for (const PassDef* d : registry.All()) names.push_back(d->name);
-  return absl::InvalidArgumentError(
-      absl::StrCat("unknown pass '", name, "'; there are ", absl::StrJoin(names, ", ")));
-}
-
 // What a module has to be when these passes are still to come.
 VerifyOptions VerifyBefore(const PassRegistry& registry, absl::Span<const PipelineStep> steps,
                            const PipelineOptions& options) {
@@ -186,9 +177,18 @@ absl::StatusOr<std::vector<PipelineStep>> ParsePipeline(absl::string_view text) 
   }
 }
 
-absl::StatusOr<std::vector<PassResult>> RunPipelineOf(const PassRegistry& registry,
-                                                      absl::string_view pipeline, Program& program,
-                                                      PassContext context, const PipelineOptions& options) {
+absl::StatusOr<const PassDef*> FindPass(const PassRegistry& registry, absl::string_view name) {
+  const PassDef* def = registry.Find(name);
+  if (def != nullptr) return def;
+  std::vector<std::string> names;
+  for (const PassDef* d : registry.All()) names.push_back(d->name);
+  return absl::InvalidArgumentError(
+      absl::StrCat("unknown pass '", name, "'; there are ", absl::StrJoin(names, ", ")));
+}
+
+absl::StatusOr<std::vector<PassResult>> RunPipeline(const PassRegistry& registry, absl::string_view pipeline,
+                                                    Program& program, PassContext context,
+                                                    const PipelineOptions& options) {
   CHECK(program.module != nullptr);
   ASSIGN_OR_RETURN(const std::vector<PipelineStep> steps, ParsePipeline(pipeline));
   for (const PipelineStep& step : steps) RETURN_IF_ERROR(FindPass(registry, step.pass).status());

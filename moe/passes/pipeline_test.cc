@@ -53,7 +53,7 @@ class PipelineTest : public ::testing::Test {
 
   absl::StatusOr<std::vector<PassResult>> Run(absl::string_view pipeline,
                                               const PipelineOptions& options = {}) {
-    return RunPipelineOf(registry_, pipeline, program_, PassContext(), options);
+    return RunPipeline(registry_, pipeline, program_, PassContext(), options);
   }
 
   PassRegistry registry_;

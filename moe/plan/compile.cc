@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "moe/base/status.h"
 #include "moe/ir/state.h"
+#include "moe/passes/builtin.h"
 
 namespace moe::plan {
 
@@ -33,8 +34,8 @@ absl::StatusOr<Compiled> Compile(std::unique_ptr<Module> module, const passes::S
   context.workspace = options.workspace;
   context.memory_limit = options.memory_limit;
   context.layout = options.layout;
-  ASSIGN_OR_RETURN(out.passes,
-                   passes::RunPipeline(out.plan.pipeline, out.plan.program, context, options.passes));
+  ASSIGN_OR_RETURN(out.passes, passes::RunPipeline(passes::Passes(), out.plan.pipeline, out.plan.program,
+                                                   context, options.passes));
   out.milliseconds =
       std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
   return out;

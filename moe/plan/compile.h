@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "moe/passes/pass.h"
+#include "moe/passes/pipeline.h"
 #include "moe/plan/plan.h"
 
 namespace moe::plan {

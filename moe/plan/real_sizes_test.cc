@@ -11,7 +11,7 @@
 #include "moe/ir/text.h"
 #include "moe/model/config.h"
 #include "moe/model/transformer.h"
-#include "moe/passes/pass.h"
+#include "moe/passes/pipeline.h"
 #include "moe/plan/compile.h"
 #include "moe/plan/plan.h"
 #include "moe/runtime/local.h"

@@ -14,7 +14,7 @@
 #include "moe/model/config.h"
 #include "moe/model/transformer.h"
 #include "moe/passes/builtin.h"
-#include "moe/passes/pass.h"
+#include "moe/passes/pipeline.h"
 #include "moe/passes/strategy.h"
 #include "moe/runtime/executor.h"
 #include "moe/runtime/local.h"
@@ -200,7 +200,7 @@ TEST(Flight, ARankThatHangsIsNamedAndLeftBehind) {
   passes::PassContext context;
   context.strategy = strategy;
   context.workspace = WorkspaceHook(kernels::Backend::kCpu, strategy.overload);
-  ASSERT_OK(passes::RunPipeline(passes::DefaultPipeline(), program, context).status());
+  ASSERT_OK(passes::RunPipeline(passes::Passes(), passes::DefaultPipeline(), program, context).status());
   auto& inner = *new comm::InProcessWorld(8, {.timeout = absl::Seconds(2)});
   auto& stuck = *new StuckWorld(inner.rank(6));
   comm::DeviceWorldsOptions ranks;

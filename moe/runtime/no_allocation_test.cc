@@ -8,7 +8,8 @@
 
 #include "moe/base/status_matchers.h"
 #include "moe/model/transformer.h"
-#include "moe/passes/pass.h"
+#include "moe/passes/builtin.h"
+#include "moe/passes/pipeline.h"
 #include "moe/runtime/executor.h"
 #include "moe/runtime/local.h"
 #include "moe/testing/random_inputs.h"
@@ -69,7 +70,7 @@ TEST_P(NoAllocationTest, StepsAllocateNothing) {
   passes::PassContext context;
   context.strategy = strategy;
   context.workspace = WorkspaceHook(kernels::Backend::kCpu, strategy.overload);
-  ASSERT_OK(passes::RunPipeline(passes::DefaultPipeline(), program, context).status());
+  ASSERT_OK(passes::RunPipeline(passes::Passes(), passes::DefaultPipeline(), program, context).status());
   ASSERT_OK_AND_ASSIGN(std::unique_ptr<Executor> executor, Executor::Create(program, {}));
   ASSERT_OK(executor->InitializeState(1));
   ASSERT_OK_AND_ASSIGN(const StepInputs inputs, testing::RandomInputs(*program.module, {}, 1));

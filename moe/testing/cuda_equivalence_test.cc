@@ -23,7 +23,8 @@
 #include "moe/kernels/cuda/cudnn_api.h"
 #include "moe/model/config.h"
 #include "moe/model/transformer.h"
-#include "moe/passes/pass.h"
+#include "moe/passes/builtin.h"
+#include "moe/passes/pipeline.h"
 #include "moe/runtime/executor.h"
 #include "moe/runtime/local.h"
 #include "moe/testing/equivalence.h"
@@ -108,7 +109,8 @@ absl::StatusOr<std::unique_ptr<Program>> Compile(const char* model_key, const ch
   context.strategy = strategy;
   context.target.libraries = libraries;
   context.workspace = runtime::WorkspaceHook(kernels::Backend::kCuda, strategy.overload);
-  RETURN_IF_ERROR(passes::RunPipeline(passes::DefaultPipeline(), *program, context).status());
+  RETURN_IF_ERROR(
+      passes::RunPipeline(passes::Passes(), passes::DefaultPipeline(), *program, context).status());
   return program;
 }
 

@@ -12,7 +12,8 @@
 #include "moe/ir/state.h"
 #include "moe/model/config.h"
 #include "moe/model/transformer.h"
-#include "moe/passes/pass.h"
+#include "moe/passes/builtin.h"
+#include "moe/passes/pipeline.h"
 #include "moe/runtime/executor.h"
 #include "moe/runtime/interpreter.h"
 #include "moe/testing/random_inputs.h"
@@ -81,7 +82,8 @@ absl::StatusOr<const Reference*> ReferenceFor(model::ModelConfig model, const pa
   Reference r;
   Program program;
   ASSIGN_OR_RETURN(program.module, model::BuildModel(model, OptionsOf(c, strategy)));
-  ASSIGN_OR_RETURN(auto passes, passes::RunPipeline("autodiff", program, passes::PassContext{}));
+  ASSIGN_OR_RETURN(auto passes,
+                   passes::RunPipeline(passes::Passes(), "autodiff", program, passes::PassContext{}));
   runtime::InterpreterOptions oracle_options;
   oracle_options.backend = kernels::Backend::kBlas;
   oracle_options.poison = c.poison;
@@ -135,7 +137,8 @@ absl::StatusOr<EquivalenceResult> CheckEquivalence(const model::ModelConfig& con
   context.strategy = strategy;
   context.target.libraries = c.libraries;
   context.workspace = runtime::WorkspaceHook(c.backend, strategy.overload);
-  ASSIGN_OR_RETURN(auto passes, passes::RunPipeline(c.passes.empty() ? passes::DefaultPipeline() : c.passes,
+  ASSIGN_OR_RETURN(auto passes, passes::RunPipeline(passes::Passes(),
+                                                    c.passes.empty() ? passes::DefaultPipeline() : c.passes,
                                                     program, context));
   EquivalenceResult result;
   for (const StageMemory& s : program.memory.stages) result.planned_peak.push_back(s.peak_bytes());

@@ -12,7 +12,8 @@
 #include "moe/ir/state.h"
 #include "moe/model/config.h"
 #include "moe/model/transformer.h"
-#include "moe/passes/pass.h"
+#include "moe/passes/builtin.h"
+#include "moe/passes/pipeline.h"
 #include "moe/plan/compile.h"
 #include "moe/runtime/executor.h"
 #include "moe/runtime/interpreter.h"
@@ -51,7 +52,7 @@ TEST(LargeModel, TrainsAsOnOneDevice) {
   {
     Program program;
     ASSERT_OK_AND_ASSIGN(program.module, model::BuildModel(model, build));
-    ASSERT_OK(passes::RunPipeline("autodiff", program, passes::PassContext{}));
+    ASSERT_OK(passes::RunPipeline(passes::Passes(), "autodiff", program, passes::PassContext{}));
     runtime::InterpreterOptions options;
     options.backend = kernels::Backend::kCpu;  // the naive kernels would take an hour
     options.poison = false;

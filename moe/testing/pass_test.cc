@@ -47,7 +47,7 @@ void PassTest::Run(const passes::PassRegistry& registry, absl::string_view pipel
   if (!Load(text)) return;
   const std::unique_ptr<Module> before = CloneModule(*program_.module);
   absl::StatusOr<std::vector<passes::PassResult>> results =
-      passes::RunPipelineOf(registry, pipeline, program_, context);
+      passes::RunPipeline(registry, pipeline, program_, context);
   ASSERT_TRUE(results.ok()) << results.status() << "\n" << PrintModule(*program_.module);
   results_ = *std::move(results);
   bool changed = false;

@@ -28,6 +28,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "moe/passes/pass.h"
+#include "moe/passes/pipeline.h"
 
 namespace moe::testing {
 

@@ -20,7 +20,8 @@
 #include "moe/ir/state.h"
 #include "moe/model/config.h"
 #include "moe/model/transformer.h"
-#include "moe/passes/pass.h"
+#include "moe/passes/builtin.h"
+#include "moe/passes/pipeline.h"
 #include "moe/runtime/executor.h"
 #include "moe/runtime/local.h"
 #include "moe/testing/equivalence.h"
@@ -81,7 +82,8 @@ absl::StatusOr<std::unique_ptr<Program>> Compile(const std::string& model_text, 
   passes::PassContext context;
   context.strategy = strategy;
   context.workspace = runtime::WorkspaceHook(backend, strategy.overload);
-  RETURN_IF_ERROR(passes::RunPipeline(passes::DefaultPipeline(), *program, context).status());
+  RETURN_IF_ERROR(
+      passes::RunPipeline(passes::Passes(), passes::DefaultPipeline(), *program, context).status());
   return program;
 }
 

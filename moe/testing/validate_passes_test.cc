@@ -57,7 +57,7 @@ absl::Status Validate(const passes::PassRegistry& registry, const std::string& p
     if (passed != nullptr) passed->push_back(pass);
     return absl::OkStatus();
   };
-  return passes::RunPipelineOf(registry, pipeline, program, context, options).status();
+  return passes::RunPipeline(registry, pipeline, program, context, options).status();
 }
 
 class EveryPassTest : public ::testing::TestWithParam<Case> {};

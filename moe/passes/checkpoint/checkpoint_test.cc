@@ -16,6 +16,8 @@
 #include "moe/ir/registry.h"
 #include "moe/ir/state.h"
 #include "moe/model/transformer.h"
+#include "moe/passes/builtin.h"
+#include "moe/passes/pipeline.h"
 #include "moe/passes/schedule/schedule_table.h"
 #include "moe/passes/schedule/split_phases.h"
 #include "moe/testing/equivalence.h"
@@ -35,7 +37,7 @@ absl::StatusOr<Program> Place(const std::string& strategy, const std::string& pi
       program.module,
       model::BuildModel(config, {.global_batch = 8, .microbatches = context.strategy.microbatches}));
   ASSIGN_OR_RETURN(program.module->mesh(), FoldMesh(context.strategy, config.num_key_value_heads()));
-  RETURN_IF_ERROR(RunPipeline(pipeline, program, context).status());
+  RETURN_IF_ERROR(RunPipeline(Passes(), pipeline, program, context).status());
   return program;
 }
 

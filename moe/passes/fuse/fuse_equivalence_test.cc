@@ -6,7 +6,7 @@
 
 #include "absl/strings/str_replace.h"
 #include "moe/base/status_matchers.h"
-#include "moe/passes/pass.h"
+#include "moe/passes/builtin.h"
 #include "moe/testing/equivalence.h"
 
 namespace moe::passes {

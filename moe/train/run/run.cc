@@ -27,6 +27,7 @@
 #include "moe/inspect/timeline.h"
 #include "moe/model/config.h"
 #include "moe/model/transformer.h"
+#include "moe/passes/builtin.h"
 #include "moe/passes/pipeline.h"
 #include "moe/plan/compile.h"
 #include "moe/runtime/executor.h"

@@ -12,7 +12,7 @@
 
 #include "absl/strings/string_view.h"
 #include "moe/ir/program.h"
-#include "moe/passes/pass.h"
+#include "moe/passes/pipeline.h"
 #include "moe/runtime/trace.h"
 
 namespace moe::train {
