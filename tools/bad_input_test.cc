@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "absl/strings/match.h"
@@ -68,6 +69,23 @@ TEST_F(BadInputTest, Strategies) {
   ExpectRefused("--device=cpu --target=h100", {"device = cpu", "h100", "cuda"});
   ExpectRefused("--device_timeout=0", {"--device_timeout=0", "seconds above 0"});
   ExpectRefused("--connect_timeout=-1 --spawn=2", {"--connect_timeout=-1", "0 or above"});
+}
+
+// Pipelines whose plans cannot run or learn.
+TEST_F(BadInputTest, Pipelines) {
+  for (const auto& [flags, what, pass] :
+       {std::tuple<std::string, std::string, std::string>{"--passes=autodiff", "not cut into chunks",
+                                                          "partition-stages"},
+        {"--passes=remove-dead-nodes", "nothing updates the parameter @", "autodiff"},
+        {"--disable_passes=plan-memory,certify", "no memory is planned", "plan-memory"},
+        {"--disable_passes=autodiff", "the parameter @", "update"}}) {
+    ASSERT_OK(RemoveTree(run_));
+    const Outcome o = Train(flags);
+    EXPECT_EQ(o.code, 1) << flags << "\n" << o.output;
+    EXPECT_THAT(o.output, HasSubstr("error: ")) << flags;
+    EXPECT_THAT(o.output, HasSubstr(what)) << flags;
+    EXPECT_THAT(o.output, HasSubstr(pass)) << flags;
+  }
 }
 
 TEST_F(BadInputTest, AllProblemsOfOneConfigurationAtOnce) {

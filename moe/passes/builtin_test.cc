@@ -4,11 +4,16 @@
 
 #include <algorithm>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "moe/base/status.h"
 #include "moe/base/status_matchers.h"
 #include "moe/ir/diff.h"
+#include "moe/ir/runnable.h"
 #include "moe/ir/serialize.h"
 #include "moe/ir/text.h"
 #include "moe/ir/verifier.h"
@@ -78,6 +83,69 @@ INSTANTIATE_TEST_SUITE_P(Strategies, DefaultPipelineTest,
                          ::testing::Values("dp=1", "pp=2 microbatches=2", "dp=2 ep=2 zero=1",
                                            "pp=2 dp=2 tp=2 ep=2 etp=2 microbatches=2",
                                            "dp=2 tp=2 ep=4 sp zero=3"));
+
+// Runs `pipeline` without the pass `off` and checks what is left for the trainer.
+absl::Status Incomplete(const std::string& words, const std::string& pipeline, const std::string& off = "") {
+  const model::ModelConfig config = Config(1.5);
+  PassContext context;
+  ASSIGN_OR_RETURN(context.strategy, ParseStrategy(words));
+  Program program;
+  ASSIGN_OR_RETURN(
+      program.module,
+      model::BuildModel(config, {.global_batch = 8, .microbatches = context.strategy.microbatches}));
+  ASSIGN_OR_RETURN(program.module->mesh(), FoldMesh(context.strategy, config.num_key_value_heads()));
+  PipelineOptions options;
+  if (!off.empty()) options.disable_passes = {off};
+  RETURN_IF_ERROR(RunPipeline(Passes(), pipeline, program, context, options).status());
+  return CheckTrainable(program);
+}
+
+constexpr const char* kWords[] = {"dp=1", "pp=2 dp=2 tp=2 ep=2 etp=2 sp zero=1 microbatches=2 overlap=on",
+                                  "pp=2 schedule=zb-h1 microbatches=2", "dp=2 ep=2 zero=3 bf16"};
+
+// Whatever is missing is named, and so is a pass that gives it and has not run.
+TEST(Builtin, EveryPrefixOfTheDefaultPipelineIsRefusedByName) {
+  for (const std::string words : kWords) {
+    std::vector<std::string> rest;
+    for (const DefaultStep& s : DefaultSteps()) rest.emplace_back(s.step);
+    std::string prefix;
+    while (true) {
+      SCOPED_TRACE(absl::StrCat(words, ": ", prefix));
+      const absl::Status status = Incomplete(words, prefix);
+      const bool runs = std::find(rest.begin(), rest.end(), "plan-memory") == rest.end();
+      EXPECT_EQ(status.ok(), runs) << status;
+      if (!runs) {
+        EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+        const std::string message(status.message());
+        EXPECT_TRUE(std::any_of(rest.begin(), rest.end(), [&](const std::string& pass) {
+          return absl::StrContains(message, pass);
+        })) << message;
+      }
+      if (rest.empty()) break;
+      absl::StrAppend(&prefix, prefix.empty() ? "" : ",", rest[0]);
+      rest.erase(rest.begin());
+    }
+  }
+}
+
+// A pass that is left out is no harm, or an error of a later pass, or one that names what is missing.
+TEST(Builtin, EveryPassLeftOutIsHarmlessOrRefused) {
+  const std::set<std::string> needed = {"autodiff",     "partition-stages", "insert-collectives",
+                                        "split-phases", "schedule",         "plan-memory"};
+  for (const std::string words : kWords) {
+    for (const DefaultStep& s : DefaultSteps()) {
+      const std::string pass(s.step);
+      SCOPED_TRACE(absl::StrCat(words, " without ", pass));
+      const absl::Status status = Incomplete(words, DefaultPipeline(), pass);
+      if (words != "dp=1" && needed.count(pass) > 0) {
+        EXPECT_FALSE(status.ok());
+      }
+      if (pass == "autodiff") {
+        EXPECT_TRUE(absl::StrContains(status.message(), "embedding")) << status;
+      }
+    }
+  }
+}
 
 TEST(Builtin, DefaultPipelineNamesRegisteredPasses) {
   ASSERT_OK_AND_ASSIGN(const std::vector<PipelineStep> steps, ParsePipeline(DefaultPipeline()));

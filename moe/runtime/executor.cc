@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "moe/base/clock.h"
 #include "moe/base/status.h"
+#include "moe/ir/runnable.h"
 #include "moe/ir/state.h"
 #include "moe/ir/state_layout.h"
 #include "moe/runtime/init.h"
@@ -45,6 +46,7 @@ Executor::Executor(const Program& program)
 
 absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(const Program& program,
                                                            const ExecutorOptions& options) {
+  RETURN_IF_ERROR(CheckRunnable(program));
   std::unique_ptr<Executor> e(new Executor(program));
   if (options.memory_of != nullptr) RETURN_IF_ERROR(CheckSameState(options.memory_of->program_, program));
   const int cores = options.compute_threads > 0 ? options.compute_threads

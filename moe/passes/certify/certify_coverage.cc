@@ -132,8 +132,6 @@ absl::Status CheckStates(const ProgramFrame& f) {
       if (stage < 0 || stage >= f.stages) return Uncertified("state @", s->name, " lives on stage ", stage);
     }
   }
-  const bool trains =
-      std::any_of(f.update.begin(), f.update.end(), [](const Function* u) { return u != nullptr; });
   for (const auto& s : f.module->states()) {
     const std::string kind = AttrString(s->attributes, "kind");
     const std::vector<int64_t> stages = StagesOf(*s);
@@ -168,7 +166,10 @@ absl::Status CheckStates(const ProgramFrame& f) {
     }
     if (kind == "gradient" || kind == "accumulator") {
       if (all.empty()) return Uncertified("nothing accumulates the ", kind, " @", s->name);
-    } else if (trains && (kind == "moment" || kind == "working_copy" || gradient_of.count(s->name))) {
+    } else if (kind == "parameter" || kind == "moment" || kind == "working_copy") {
+      if (kind == "parameter" && gradient_of.count(s->name) == 0) {
+        return Uncertified("the parameter @", s->name, " has no gradient to be updated by");
+      }
       for (const int64_t stage : stages) {
         const int64_t n =
             std::count_if(all.begin(), all.end(), [&](const Write& w) { return w.stage == stage; });

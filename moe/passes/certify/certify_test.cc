@@ -129,6 +129,24 @@ TEST(Certify, LostGradientAndLostNode) {
   ExpectRefused(plan, "%layers.9.x", "is in no chunk");
 }
 
+// A plan that trains nothing is none, however well it runs.
+TEST(Certify, ParametersWantUpdates) {
+  plan::Plan plan = plan::ClonePlan(SmallPlan());
+  for (const auto& s : plan.program.module->states()) {
+    if (AttrString(s->attributes, "of") == "embedding" && AttrString(s->attributes, "kind") == "gradient") {
+      s->attributes["of"] = std::string("another");
+    }
+  }
+  ExpectRefused(plan, "the parameter @embedding has no gradient to be updated by");
+
+  plan = plan::ClonePlan(SmallPlan());
+  Function* update = plan.program.module->Find("update0");
+  for (int r = 0; r < update->num_results(); ++r) {
+    if (BindingName(update->result_binding(r)) == "embedding") update->RemoveResult(r);
+  }
+  ExpectRefused(plan, "the parameter @embedding is updated 0 times on stage 0");
+}
+
 TEST(Certify, OverlappingBuffers) {
   plan::Plan plan = plan::ClonePlan(SmallPlan());
   FunctionMemory& m = plan.program.memory.functions["backward1"];

@@ -9,6 +9,7 @@
 #include "absl/strings/str_format.h"
 #include "moe/base/status.h"
 #include "moe/inspect/timeline.h"
+#include "moe/ir/runnable.h"
 #include "moe/ir/state_layout.h"
 #include "moe/model/config.h"
 #include "moe/model/transformer.h"
@@ -108,6 +109,7 @@ class Search {
     mine.train_text = RunConfigToText(config);
     ASSIGN_OR_RETURN(step.compiled, plan::Compile(std::move(module), strategy, mine));
     const Program& program = step.compiled.plan.program;
+    RETURN_IF_ERROR(CheckTrainable(program));
     const inspect::Timeline t =
         inspect::PlanTimeline(program, inspect::CostDurations(program, options.target));
     step.predicted_seconds = t.end - t.begin;

@@ -63,7 +63,8 @@ absl::StatusOr<std::unique_ptr<Module>> BuildLogical(const RunConfig& resolved);
 RunConfig ForLength(const RunConfig& resolved, int64_t length);
 
 // `options` as for one plan; `chosen` is called for the options of each plan that is kept (to dump it
-// somewhere), and may be null. ResourceExhausted, with the least that was reached, if nothing fits the limit.
+// somewhere), and may be null. ResourceExhausted, with the least that was reached, if nothing fits the limit;
+// FailedPrecondition for a pipeline whose plan cannot be trained (ir/runnable.h).
 absl::StatusOr<PlannedRun> PlanRun(
     const RunConfig& resolved, const plan::CompileOptions& options,
     const std::function<void(const RunConfig& config, plan::CompileOptions* options)>& chosen = nullptr);
