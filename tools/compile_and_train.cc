@@ -8,13 +8,14 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
 #include "absl/flags/usage.h"
 #include "absl/flags/usage_config.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
@@ -24,10 +25,8 @@
 #include "moe/comm/job/environment.h"
 #include "moe/comm/job/job.h"
 #include "moe/comm/job/spawn.h"
-#include "moe/passes/builtin.h"
 #include "moe/testing/validate_passes.h"
 #include "moe/train/config/flags.h"
-#include "moe/train/config/validate.h"
 #include "moe/train/run/run.h"
 #include "tools/check_against_reference.h"
 #include "tools/opt.h"
@@ -90,6 +89,40 @@ void OnSignal(int signal) {
   std::signal(signal, SIG_DFL);
 }
 
+moe::train::RunOptions OptionsFromFlags(moe::testing::PassValidator& validator) {
+  using moe::train::RunOptions;
+  RunOptions options;
+  options.passes = absl::GetFlag(FLAGS_passes);
+  if (options.passes == "default") options.passes.clear();
+  options.disable_passes = absl::GetFlag(FLAGS_disable_passes);
+  options.dump_to = absl::GetFlag(FLAGS_dump_to);
+  options.dump_pass_re = absl::GetFlag(FLAGS_dump_pass_re);
+  if (absl::GetFlag(FLAGS_validate_passes)) options.validate = validator.Hook();
+  options.eval_only = absl::GetFlag(FLAGS_eval_only);
+  options.voice = absl::GetFlag(FLAGS_json)    ? RunOptions::kJson
+                  : absl::GetFlag(FLAGS_quiet) ? RunOptions::kQuiet
+                                               : RunOptions::kText;
+  options.device_timeout = absl::GetFlag(FLAGS_device_timeout);
+  options.connect_timeout = absl::GetFlag(FLAGS_connect_timeout);
+  if (!absl::GetFlag(FLAGS_prompt).empty()) options.prompt = absl::GetFlag(FLAGS_prompt);
+  options.cuda_graphs = absl::GetFlag(FLAGS_cuda_graphs);
+  options.peak_tflops = absl::GetFlag(FLAGS_peak_tflops);
+  options.stop = &interrupted;
+  return options;
+}
+
+// Whether this process starts the others, which then run this program again.
+absl::StatusOr<bool> Spawns(int count, const std::optional<moe::comm::ProcessPlace>& place) {
+  if (count < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--spawn=", count, " is not a number of processes; legal are 0 and above"));
+  }
+  if (count <= 1 || (place.has_value() && place->spawned)) return false;
+  if (!place.has_value()) return true;
+  return absl::InvalidArgumentError(absl::StrCat("--spawn=", count, " in a process that ", place->found_in,
+                                                 " started; leave one of them out"));
+}
+
 // What one of several processes says of its error: rank 0 all, the others a line.
 void PrintError(const absl::Status& status, int64_t rank) {
   if (status.message().empty()) return;  // rank 0 says it
@@ -122,7 +155,7 @@ int main(int argc, char** argv) {
       "Ctrl-C ends the step, saves a checkpoint and stops. Exit code 1 for any error.");
   absl::FlagsUsageConfig usage;
   usage.contains_help_flags = [](absl::string_view file) {
-    return absl::EndsWith(file, "compile_and_train.cc") || absl::EndsWith(file, "train/flags.cc");
+    return absl::EndsWith(file, "compile_and_train.cc") || absl::EndsWith(file, "train/config/flags.cc");
   };
   absl::SetFlagsUsageConfig(usage);
   const std::vector<char*> args = absl::ParseCommandLine(argc, argv);
@@ -146,57 +179,27 @@ int main(int argc, char** argv) {
     const std::string saved = moe::JoinPath(*absl::GetFlag(FLAGS_resume), "config.textproto");
     if (moe::FileExists(saved)) absl::SetFlag(&FLAGS_config, saved);
   }
-  absl::StatusOr<moe::train::RunConfig> config = moe::train::RunConfigFromFlags();
+  const absl::StatusOr<moe::train::RunConfig> config = moe::train::RunConfigFromFlags();
   if (!config.ok()) return fail(config.status());
-
+  moe::testing::PassValidator validator;
+  moe::train::RunOptions options = OptionsFromFlags(validator);
   const absl::StatusOr<std::optional<moe::comm::ProcessPlace>> place =
       moe::comm::FindProcess(moe::comm::SystemEnvironment());
   if (!place.ok()) return fail(place.status());
-  for (const auto& [name, seconds, least] :
-       {std::tuple{"device_timeout", absl::GetFlag(FLAGS_device_timeout), "above 0"},
-        std::tuple{"connect_timeout", absl::GetFlag(FLAGS_connect_timeout), "0 or above"}}) {
-    if (seconds > 0 || (seconds == 0 && least[0] == '0')) continue;
-    return fail(
-        absl::InvalidArgumentError(absl::StrCat("--", name, "=", seconds, "; legal are seconds ", least)));
-  }
+  const absl::Status timeouts = moe::train::CheckTimeouts(options);
+  if (!timeouts.ok()) return fail(timeouts);
   const int spawn = absl::GetFlag(FLAGS_spawn);
-  const bool spawned = place->has_value() && (*place)->spawned;
-  if (spawn < 0)
-    return fail(absl::InvalidArgumentError(absl::StrCat("--spawn=", spawn, " is no number of processes")));
-  if (spawn > 1 && !spawned) {
-    if (place->has_value()) {
-      return fail(absl::InvalidArgumentError(absl::StrCat(
-          "--spawn=", spawn, " in a process that ", (*place)->found_in, " started; leave one of them out")));
-    }
-    // What is wrong with the configuration is said once.
-    const absl::Status valid = moe::train::ValidateRunConfig(*config);
+  const absl::StatusOr<bool> spawns = Spawns(spawn, *place);
+  if (!spawns.ok()) return fail(spawns.status());
+  if (*spawns) {
+    // What is wrong with the run is said once.
+    const absl::Status valid = moe::train::CheckRun(*config, options);
     if (!valid.ok()) return fail(valid);
-    const absl::Duration timeout = absl::Seconds(absl::GetFlag(FLAGS_device_timeout));
-    return moe::comm::SpawnProcesses(spawn, argv, {.grace_after_death = timeout + absl::Seconds(20)},
-                                     std::cerr);
+    const absl::Duration grace = options.DeviceTimeout() + absl::Seconds(20);
+    return moe::comm::SpawnProcesses(spawn, argv, {.grace_after_death = grace}, std::cerr);
   }
-  if (spawned) moe::comm::EndWithParent();
+  if (place->has_value() && (*place)->spawned) moe::comm::EndWithParent();
 
-  moe::train::RunOptions options;
-  options.passes = absl::GetFlag(FLAGS_passes);
-  if (options.passes == "default") options.passes.clear();
-  options.disable_passes = absl::GetFlag(FLAGS_disable_passes);
-  options.dump_to = absl::GetFlag(FLAGS_dump_to);
-  options.dump_pass_re = absl::GetFlag(FLAGS_dump_pass_re);
-  moe::testing::PassValidator validator;
-  if (absl::GetFlag(FLAGS_validate_passes)) options.validate = validator.Hook();
-  options.eval_only = absl::GetFlag(FLAGS_eval_only);
-  options.voice = absl::GetFlag(FLAGS_json)    ? moe::train::RunOptions::kJson
-                  : absl::GetFlag(FLAGS_quiet) ? moe::train::RunOptions::kQuiet
-                                               : moe::train::RunOptions::kText;
-  options.device_timeout = absl::Seconds(absl::GetFlag(FLAGS_device_timeout));
-  const double connect_timeout = absl::GetFlag(FLAGS_connect_timeout);
-  options.connect_timeout = connect_timeout > 0 ? absl::Seconds(connect_timeout)
-                                                : std::max(options.device_timeout, absl::Seconds(60));
-  if (!absl::GetFlag(FLAGS_prompt).empty()) options.prompt = absl::GetFlag(FLAGS_prompt);
-  options.cuda_graphs = absl::GetFlag(FLAGS_cuda_graphs);
-  options.peak_tflops = absl::GetFlag(FLAGS_peak_tflops);
-  options.stop = &interrupted;
   std::signal(SIGINT, OnSignal);
   std::signal(SIGTERM, OnSignal);
   if (absl::GetFlag(FLAGS_check_against_reference)) {
@@ -213,8 +216,8 @@ int main(int argc, char** argv) {
     absl::StatusOr<std::unique_ptr<moe::comm::Job>> joined =
         moe::comm::Job::Join(**place, {.rendezvous = absl::GetFlag(FLAGS_rendezvous),
                                        .address = absl::GetFlag(FLAGS_bind_address),
-                                       .timeout = std::max(options.device_timeout, absl::Seconds(60)),
-                                       .connect_timeout = options.connect_timeout});
+                                       .timeout = std::max(options.DeviceTimeout(), absl::Seconds(60)),
+                                       .connect_timeout = options.ConnectTimeout()});
     status = joined.status();
     if (joined.ok()) job = *std::move(joined);
     options.job = job.get();

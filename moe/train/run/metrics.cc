@@ -108,6 +108,27 @@ std::string EvaluationJson(int64_t iteration, double held_out_loss) {
   return line.Text();
 }
 
+std::string SummaryJson(const RunSummary& summary) {
+  nlohmann::ordered_json json = {{"kind", "summary"}, {"step", summary.step}};
+  if (summary.held_out) {
+    json["held_out_loss"] = summary.held_out->loss;
+    json["bits_per_byte"] = summary.held_out->loss / std::log(2.0);
+    json["bigram_loss"] = summary.held_out->bigram_loss;
+  }
+  if (summary.sample) json["sample"] = *summary.sample;
+  if (summary.training) {
+    const RunSummary::Training& t = *summary.training;
+    for (const auto& [kind, share] : t.shares) json["shares"][kind] = share;
+    if (!t.shares.empty()) json["hidden_communication"] = t.hidden_communication;
+    json["tokens_per_second"] = t.tokens_per_second;
+    json["seconds"] = t.seconds;
+    json["planned_peak_bytes"] = t.planned_peak_bytes;
+    json["measured_peak_bytes"] = t.measured_peak_bytes;
+    json["run_dir"] = t.run_dir;
+  }
+  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
 absl::StatusOr<MetricsWriter> MetricsWriter::Open(const std::string& path, int64_t resume_after) {
   std::string kept;
   if (resume_after > 0 && FileExists(path)) {

@@ -9,7 +9,10 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -49,6 +52,26 @@ std::string ProgressLine(const StepMetrics& m, absl::Time now, absl::TimeZone zo
 std::string MetricsJson(const StepMetrics& m);
 // {"kind":"eval","iteration":100,"held_out_loss":1.9,"bits_per_byte":2.7}
 std::string EvaluationJson(int64_t iteration, double held_out_loss);
+
+// How a run ended.
+struct RunSummary {
+  int64_t step = 0;
+  struct HeldOut {
+    double loss = 0, bigram_loss = 0;  // nats per token
+  };
+  std::optional<HeldOut> held_out;    // none without held-out text
+  std::optional<std::string> sample;  // none of a quiet run
+  struct Training {
+    std::vector<std::pair<std::string, double>> shares;  // of a step's time, by kind; empty without a trace
+    double hidden_communication = 0;  // share of the exchanges' time; shown with the shares
+    double tokens_per_second = 0, seconds = 0;
+    std::vector<int64_t> planned_peak_bytes, measured_peak_bytes;  // by stage
+    std::string run_dir;
+  };
+  std::optional<Training> training;  // none of a mere evaluation
+};
+// {"kind":"summary","step":100,"held_out_loss":1.9,...}; bytes that are not UTF-8 are replaced.
+std::string SummaryJson(const RunSummary& summary);
 
 class MetricsWriter {
  public:

@@ -69,6 +69,28 @@ TEST(MetricsJsonTest, IsJsonAndKeepsEveryBit) {
   EXPECT_NEAR(json["bits_per_byte"].get<double>(), 2, 1e-12);
 }
 
+TEST(SummaryTest, SaysWhatTheRunHas) {
+  RunSummary summary;
+  summary.step = 4;
+  EXPECT_EQ(SummaryJson(summary), R"({"kind":"summary","step":4})");
+  summary.held_out = RunSummary::HeldOut{std::log(4.0), 2.5};
+  summary.sample = "\"the\"  ->  \"\xff\"";
+  RunSummary::Training training;
+  training.shares = {{"compute", 0.75}, {"collective", 0.25}};
+  training.hidden_communication = 0.5;
+  training.planned_peak_bytes = training.measured_peak_bytes = {64, 128};
+  training.run_dir = "runs/7";
+  summary.training = training;
+  const nlohmann::json json = nlohmann::json::parse(SummaryJson(summary));
+  EXPECT_NEAR(json["bits_per_byte"].get<double>(), 2, 1e-12);
+  EXPECT_EQ(json["bigram_loss"], 2.5);
+  EXPECT_EQ(json["sample"], "\"the\"  ->  \"\xef\xbf\xbd\"");
+  EXPECT_EQ(json["shares"]["compute"], 0.75);
+  EXPECT_EQ(json["hidden_communication"], 0.5);
+  EXPECT_EQ(json["measured_peak_bytes"], json["planned_peak_bytes"]);
+  EXPECT_EQ(json["run_dir"], "runs/7");
+}
+
 TEST(MetricsWriterTest, ResumingDropsLinesOfTheLostSteps) {
   const std::string path = JoinPath(::testing::TempDir(), "metrics.jsonl");
   StepMetrics m = Example();

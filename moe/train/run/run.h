@@ -30,8 +30,11 @@ struct RunOptions {
   bool eval_only = false;  // needs TrainConfig::resume; writes nothing
   enum Voice { kText, kQuiet, kJson };
   Voice voice = kText;
-  absl::Duration device_timeout = absl::Seconds(60);
-  absl::Duration connect_timeout = absl::Seconds(60);  // for all processes to come, and to be connected
+  double device_timeout = 60;  // seconds that a rank waits for its peers
+  double connect_timeout =
+      0;  // seconds for all processes to come, and to be connected; 0: as long, at least 60
+  absl::Duration DeviceTimeout() const;
+  absl::Duration ConnectTimeout() const;
   std::string prompt = kSamplePrompt;
   bool cuda_graphs = true;  // record and launch what is the same in every step
   double peak_tflops = 0;   // of a device, which MFU is a share of; 0: what is known of a GPU of its name
@@ -40,10 +43,17 @@ struct RunOptions {
   comm::Job* job = nullptr;
 };
 
-// `config` is resolved; it is validated here. With several processes, all call this with the same
-// configuration. An error that one meets ends all; of a hang or a death every survivor says who caused it,
-// and flight/ in the run directory gets the records of all ranks. An error that keeps the run from beginning
-// is without words on those processes whose words rank 0 has said.
+// InvalidArgument for timeouts that are no time. Whoever joins a job by these options asks before.
+absl::Status CheckTimeouts(const RunOptions& options);
+
+// What can be said of a run without its files, devices and other processes: InvalidArgument names the values
+// that are wrong and what would be legal. RunTraining asks, too.
+absl::Status CheckRun(const RunConfig& config, const RunOptions& options);
+
+// `config` is resolved. With several processes, all call this with the same configuration. An error that one
+// meets ends all; of a hang or a death every survivor says who caused it, and flight/ in the run directory
+// gets the records of all ranks. An error that keeps the run from beginning is without words on those
+// processes whose words rank 0 has said.
 absl::Status RunTraining(const RunConfig& config, const RunOptions& options, std::ostream& out);
 
 }  // namespace moe::train
