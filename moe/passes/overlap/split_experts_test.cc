@@ -23,7 +23,7 @@ class SplitExpertsTest : public testing::PassTest {
 // Tokens travel to four experts on two ranks, are multiplied there, and travel back.
 constexpr char kExperts[] = R"(
     module @m mesh<ep=2>
-    func @chunk0(%d: f32[4, 4@ep, 1, 4, 16], %w: f32[4@ep, 16, 8]) {
+    func @f(%d: f32[4, 4@ep, 1, 4, 16], %w: f32[4@ep, 16, 8]) {
       // CHECK: %[[D0:[^,]*]], %[[D1:[^ ]*]] = moe.split_experts(%d) {chunks = 2, ways = 2}
       // CHECK: %[[R0:[^ ]*]] = comm.all_to_all(%[[D0]]) {axes = [ep], steps = "all_to_all ep:1>0"} @comm : f32[2@ep, 4, 1, 4, 16]
       // CHECK: %[[R1:[^ ]*]] = comm.all_to_all(%[[D1]]) {axes = [ep], steps = "all_to_all ep:1>0"} @comm : f32[2@ep, 4, 1, 4, 16]
@@ -54,7 +54,7 @@ TEST_F(SplitExpertsTest, PartsDivideTheExpertsOfARank) {
 TEST_F(SplitExpertsTest, OthersReadWholeValues) {
   ExpectRewrite(SplitExperts, R"(
     module @m mesh<ep=2>
-    func @chunk0(%d: f32[4, 4@ep, 1, 4, 16]) {
+    func @f(%d: f32[4, 4@ep, 1, 4, 16]) {
       // CHECK: %[[R0:[^ ]*]] = comm.all_to_all
       // CHECK: %[[R1:[^ ]*]] = comm.all_to_all
       // CHECK: %[[R:[^ ]*]] = moe.join_experts(%[[R0]], %[[R1]])
@@ -70,7 +70,7 @@ TEST_F(SplitExpertsTest, OthersReadWholeValues) {
 TEST_F(SplitExpertsTest, NoExchangeNoCut) {
   ExpectUnchanged(SplitExperts, R"(
     module @m mesh<ep=2>
-    func @chunk0(%x: f32[4@ep, 8, 16], %w: f32[4@ep, 16, 8]) {
+    func @f(%x: f32[4@ep, 8, 16], %w: f32[4@ep, 16, 8]) {
       %h = math.einsum(%x, %w) {eq = "e t h, e h f -> e t f"} : f32[4@ep, 8, 8]
       return %h
     })",
