@@ -155,8 +155,8 @@ absl::Status WritePlans(RunState& run) {
   if (run.dir.empty() || !run.leads) return absl::OkStatus();
   for (const PlannedBucket& b : run.planned.buckets) {
     for (const PlannedStep& p : b.plans) {
-      const bool main = &p == &run.main_plan();
-      const std::string folder = main ? run.dir : JoinPath(JoinPath(run.dir, "plans"), PlanName(p.config));
+      const bool is_main = &p == &run.main_plan();
+      const std::string folder = is_main ? run.dir : JoinPath(JoinPath(run.dir, "plans"), PlanName(p.config));
       RETURN_IF_ERROR(MakeFolders(folder));
       RETURN_IF_ERROR(plan::SavePlan(p.compiled.plan, folder));
       RETURN_IF_ERROR(WritePictures(p.compiled.plan.program, folder, run.speaker));
