@@ -24,7 +24,7 @@ absl::Status CheckUpdates(const Module& module) {
   std::set<absl::string_view> written;
   for (const auto& f : module.functions()) {
     for (int r = 0; r < f->num_results(); ++r) {
-      if (BindingKind(f->result_binding(r)) == "state") written.insert(BindingName(f->result_binding(r)));
+      if (f->result_binding(r).IsState()) written.insert(f->result_binding(r).name);
     }
   }
   for (const auto& state : module.states()) {
@@ -53,13 +53,13 @@ absl::Status CheckPlaced(const Module& module) {
 
 absl::Status CheckPhases(const Program& program) {
   for (int c = 0; c < static_cast<int>(program.schedule.chunk_stage.size()); ++c) {
-    const auto has = [&](Action::Kind kind) {
-      return program.module->Find(ChunkFunctionName(kind, c)) != nullptr;
+    const auto has = [&](FunctionKind kind) {
+      return program.module->Find(FunctionRole(kind, c)) != nullptr;
     };
-    const bool split = has(Action::kInputGrad) && has(Action::kWeightGrad);
-    for (const Action::Kind kind : {Action::kForward, Action::kBackward}) {
-      if (has(kind) || (kind == Action::kBackward && split)) continue;
-      return Lacks(absl::StrCat("chunk ", c, " has no function @", ChunkFunctionName(kind, c)),
+    const bool split = has(FunctionKind::kInputGrad) && has(FunctionKind::kWeightGrad);
+    for (const FunctionKind kind : {FunctionKind::kForward, FunctionKind::kBackward}) {
+      if (has(kind) || (kind == FunctionKind::kBackward && split)) continue;
+      return Lacks(absl::StrCat("chunk ", c, " has no function @", FunctionRole(kind, c).Name()),
                    "split-phases");
     }
   }

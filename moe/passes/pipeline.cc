@@ -1,11 +1,11 @@
 #include "moe/passes/pipeline.h"
 
 #include <glog/logging.h>
+#include <re2/re2.h>
 
 #include <algorithm>
 #include <chrono>
 #include <memory>
-#include <regex>
 #include <utility>
 
 #include "absl/container/flat_hash_set.h"
@@ -110,11 +110,11 @@ class Dumper {
     Dumper dumper;
     dumper.folder_ = options.dump_to;
     if (dumper.folder_.empty()) return dumper;
-    try {  // std::regex throws on a malformed expression
-      dumper.passes_ = std::regex(options.dump_pass_re);
-    } catch (const std::regex_error& e) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("dump_pass_re '", options.dump_pass_re, "' is no regular expression: ", e.what()));
+    dumper.passes_ = std::make_unique<RE2>(options.dump_pass_re, RE2::Quiet);
+    if (!dumper.passes_->ok()) {
+      return absl::InvalidArgumentError(absl::StrCat("dump_pass_re '", options.dump_pass_re,
+                                                     "' is not a regular expression: ",
+                                                     dumper.passes_->error()));
     }
     for (const char c : module.name()) dumper.module_ += absl::ascii_isalnum(c) || c == '-' ? c : '_';
     RETURN_IF_ERROR(MakeFolders(dumper.folder_));
@@ -122,14 +122,14 @@ class Dumper {
   }
 
   absl::Status Dump(int step, absl::string_view when, const std::string& pass, const Module& module) const {
-    if (folder_.empty() || !std::regex_search(pass, passes_)) return absl::OkStatus();
+    if (folder_.empty() || !RE2::PartialMatch(pass, *passes_)) return absl::OkStatus();
     const std::string file = absl::StrFormat("module_0001.%s.%04d.%s_%s.txt", module_, step, when, pass);
     return WriteFile(JoinPath(folder_, file), PrintModule(module));
   }
 
  private:
   std::string folder_, module_;
-  std::regex passes_;
+  std::unique_ptr<RE2> passes_;
 };
 
 }  // namespace
