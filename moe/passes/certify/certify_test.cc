@@ -142,7 +142,7 @@ TEST(Certify, ParametersWantUpdates) {
   plan = plan::ClonePlan(SmallPlan());
   Function* update = plan.program.module->Find("update0");
   for (int r = 0; r < update->num_results(); ++r) {
-    if (BindingName(update->result_binding(r)) == "embedding") update->RemoveResult(r);
+    if (update->result_binding(r).name == "embedding") update->RemoveResult(r);
   }
   ExpectRefused(plan, "the parameter @embedding is updated 0 times on stage 0");
 }
