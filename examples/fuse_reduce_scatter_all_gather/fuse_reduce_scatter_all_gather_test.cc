@@ -11,10 +11,10 @@ TEST_F(FuseReduceScatterAllGatherTest, SameAxes) {
   ExpectRewrite("fuse-rs-ag", R"(
     module @m mesh<tp=4> {}
     func @f(%x: f32[8, 8] partial(tp)) {
-      // CHECK: %[[S:.*]] = comm.all_reduce(%x)
+      // CHECK: %[[S:.*]] = comm.all_reduce(%x) {axes = [tp]} @comm : f32[8, 8]
       // CHECK: return %[[S]]
-      %a = comm.reduce_scatter(%x) {axes = [tp], steps = "reduce_scatter tp:sum>0"} : f32[8@tp, 8]
-      %b = comm.all_gather(%a) {axes = [tp], steps = "all_gather tp:0>-"} : f32[8, 8]
+      %a = comm.reduce_scatter(%x) {axes = [tp], dim = 0}
+      %b = comm.all_gather(%a) {axes = [tp]}
       return %b
     })");
 }
@@ -24,8 +24,8 @@ TEST_F(FuseReduceScatterAllGatherTest, TheShardIsUsedElsewhere) {
     module @m mesh<tp=4> {}
     func @f(%x: f32[8, 8] partial(tp)) {
       // CHECK-NOT: comm.all_reduce
-      %a = comm.reduce_scatter(%x) {axes = [tp], steps = "reduce_scatter tp:sum>0"} : f32[8@tp, 8]
-      %b = comm.all_gather(%a) {axes = [tp], steps = "all_gather tp:0>-"} : f32[8, 8]
+      %a = comm.reduce_scatter(%x) {axes = [tp], dim = 0}
+      %b = comm.all_gather(%a) {axes = [tp]}
       return %a, %b
     })");
 }

@@ -1,5 +1,7 @@
 #include "moe/cost/node_cost.h"
 
+#include <glog/logging.h>
+
 #include <algorithm>
 #include <string>
 
@@ -26,40 +28,18 @@ double WireScale(const Node& n) {
   return static_cast<double>(WireBytes(*wire, dtype, kWireBlock)) / (kWireBlock * ByteSize(dtype));
 }
 
-}  // namespace
-
-std::vector<ConversionStep> StepsOf(const Node& n, const Mesh& mesh) {
-  if (n.Has("steps")) {
-    absl::StatusOr<std::vector<ConversionStep>> steps = ParseSteps(n.String("steps"), mesh);
-    if (steps.ok()) return *std::move(steps);
-  }
-  ConversionStep step;
-  for (const StepKind kind :
-       {StepKind::kZero, StepKind::kSlice, StepKind::kReduceScatter, StepKind::kAllReduce,
-        StepKind::kAllToAll, StepKind::kAllGather, StepKind::kPermute, StepKind::kRotate}) {
-    if (n.op_name() == std::string("comm.") + std::string(StepKindName(kind))) {
-      step.kind = kind;
-      for (const AxisId a : n.axes()) step.moves.push_back({a});
-      return {step};
-    }
-  }
-  return {};
-}
-
-namespace {
-
 Link LinkOf(bool inside, const Target& target) {
   return inside ? Link{target.link_bytes_per_second, target.link_latency_seconds}
                 : Link{target.node_bytes_per_second, target.node_latency_seconds};
 }
 
-// What a collective moves, per part; a plain one is one part.
+// What a collective moves, per part; nothing for one that is not lowered to steps.
 std::vector<ConversionPart> PartsOf(const Node& n, const Mesh& mesh) {
-  if (HasConversionParts(n)) {
-    absl::StatusOr<std::vector<ConversionPart>> parts = ConversionParts(n, mesh);
-    if (parts.ok()) return *std::move(parts);
-  }
-  return {{n.operand(0), n.type(), StepsOf(n, mesh)}};
+  if (!HasConversionParts(n)) return {};
+  absl::StatusOr<std::vector<ConversionPart>> parts = ConversionParts(n, mesh);
+  CHECK(parts.ok()) << n.op_name() << " %" << n.result_name() << ": "
+                    << parts.status();  // as the verifier did
+  return *std::move(parts);
 }
 
 }  // namespace

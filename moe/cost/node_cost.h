@@ -62,8 +62,6 @@ StepCost CostOfSteps(absl::Span<const ConversionStep> steps, double bytes, const
 // reduce_scatter inside (of dim `dim`, which the ranks of a node must divide), an all_reduce across and an
 // all_gather inside. Empty for other kinds, and for what is all inside nodes or all across.
 std::vector<ConversionStep> InTwoLevels(const ConversionStep& step, int dim, const Mesh& mesh);
-// The steps of a comm node; one without the attribute is one step of its own kind over its axes.
-std::vector<ConversionStep> StepsOf(const Node& n, const Mesh& mesh);
 // Splits axes into those inside a node and those across nodes, in their order. All are inside where there is
 // one node.
 struct AxisLevels {

@@ -18,7 +18,7 @@ TEST(NodeCost, LocalFlopsAndRingBytes) {
     module @m mesh<tp=4>
     func @f(%x: f32[8,16], %w: f32[16,32@tp]) {
       %y = math.einsum(%x, %w) {eq = "b k, k n -> b n"} place<n=tp> : f32[8,32@tp]
-      %z = comm.all_gather(%y) {axes = [tp], steps = "all_gather tp:1>-"} : f32[8,32]
+      %z = comm.all_gather(%y) {axes = [tp]} : f32[8,32]
       return %z
     })"));
   const std::vector<Node*> nodes = m->Find("f")->Nodes();

@@ -32,7 +32,7 @@ func @forward0(%x: f32[8@dp, 1, 128, 128] {kind = "batch", name = "x"},
                %expert: s32[8@dp, 1, 128, 2] {kind = "batch", name = "expert"},
                %slot: s32[8@dp, 1, 128, 2] {kind = "batch", name = "slot"}) {
   %layers.0.moe.d = moe.dispatch(%x, %expert, %slot) {experts = 8, slots = 40} place<b=dp> : f32[8, 8@dp, 1, 40, 128] at "layers.0.moe"
-  %layers.0.moe.d.moved = comm.all_to_all(%layers.0.moe.d) {axes = [ep], steps = "all_to_all b:1>0"} @comm : f32[8@ep, 8, 1, 40, 128] at "layers.0.moe" by "insert-collectives: batch@dp -> experts@ep, for %d"
+  %layers.0.moe.d.moved = comm.all_to_all(%layers.0.moe.d) {axes = [ep]} @comm : f32[8@ep, 8, 1, 40, 128] at "layers.0.moe" by "insert-collectives: batch@dp -> experts@ep, for %d"
   %layers.0.moe.gate = math.einsum(%layers.0.moe.d.moved, %layers.0.moe.w_gate) {eq = "e b c p h, e h f -> e b c p f"} place<e=ep, f=etp> : f32[8@ep, 8, 1, 40, 192@etp] at "layers.0.moe"
   return %layers.0.moe.gate {kind = "residual", name = "layers.0.moe.gate"}
 }

@@ -105,7 +105,7 @@ bool IsCollective(const Node& node) { return node.op().Has(kCollective); }
 
 std::string CollectiveKind(const Node& node, const Mesh& mesh) {
   const std::string wire = node.Has("wire") ? absl::StrCat(" in ", node.String("wire")) : "";
-  const bool named = !node.Is("comm.reshard") && !node.Is("comm.convert") && !node.Has("parts");
+  const bool named = ConvertsOne(node) && !node.Is("comm.reshard");
   if (!named && HasConversionParts(node)) {
     if (const auto parts = ConversionParts(node, mesh); parts.ok() && !parts->empty()) {
       std::vector<std::string> kinds;
@@ -175,12 +175,12 @@ std::string CollectiveAxes(const Node& node, const Mesh& mesh) {
 
 std::vector<CollectiveLevel> LevelsOfCollective(const Node& node, const Mesh& mesh) {
   std::vector<CollectiveLevel> out;
-  if (!node.Has("steps") || node.Is("comm.reshard")) return out;
-  const std::vector<ConversionStep> steps = cost::StepsOf(node, mesh);
-  if (steps.size() < 2) return out;
+  if (!ConvertsOne(node) || node.Is("comm.reshard")) return out;
+  const absl::StatusOr<std::vector<ConversionPart>> parts = ConversionParts(node, mesh);
+  if (!parts.ok() || parts->front().steps.size() < 2) return out;
   const Type& type = node.operand(0).type();
   double bytes = static_cast<double>(type.LocalElements(mesh)) * ByteSize(type.dtype);
-  for (const ConversionStep& step : steps) {
+  for (const ConversionStep& step : parts->front().steps) {
     const cost::StepCost c = cost::CostOfStep(step, bytes, mesh, cost::Target());
     out.push_back(
         {AxesText(step.axes(), mesh, node.scope), c.sent.across > 0 ? " across nodes" : " in nodes", c.sent});

@@ -1,9 +1,11 @@
 #include "moe/ir/builder.h"
 
 #include <iterator>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "moe/base/status.h"
+#include "moe/ir/conversion_steps.h"
 
 namespace moe {
 
@@ -77,7 +79,7 @@ absl::StatusOr<Node*> Builder::CreateNode(absl::string_view name, std::vector<Va
   const size_t results = std::max<size_t>(1, op->result_names.size());
   ASSIGN_OR_RETURN(Node * n, CreateTyped(name, std::move(operands), std::move(attributes),
                                          std::vector<Type>(results), name_hint));
-  absl::StatusOr<std::vector<Type>> types = InferTypes(*n);
+  absl::StatusOr<std::vector<Type>> types = InferPlacedTypes(*n);
   if (types.ok() && !op->variadic_results && types->size() != results) {
     types = absl::InvalidArgumentError(
         absl::StrCat(name, " has ", results, " results; inference gives ", types->size(), " types"));
@@ -103,6 +105,19 @@ absl::StatusOr<Value> Builder::Create(absl::string_view op, std::vector<Value> o
         absl::StrCat(op, " has ", n->num_results(), " results; use CreateNode"));
   }
   return n->result();
+}
+
+absl::StatusOr<std::vector<Type>> InferPlacedTypes(const Node& n) {
+  const std::optional<StepKind> kind = StepKindOfOp(n.op_name());
+  if (!kind || n.Has("steps")) return InferTypes(n);
+  static const Mesh& none = *new Mesh();
+  const Module* module = n.function()->module();
+  std::optional<int> dim;
+  if (n.Has("dim")) dim = static_cast<int>(n.Int("dim"));
+  absl::StatusOr<Type> type =
+      TypeAfter(*kind, n.operand(0).type(), n.axes(), dim, module == nullptr ? none : module->mesh());
+  if (!type.ok()) return Annotate(type.status(), n.op_name());
+  return std::vector<Type>{*std::move(type)};
 }
 
 }  // namespace moe

@@ -4,8 +4,11 @@
 //   ASSIGN_OR_RETURN(Value sum, b.Create("math.add", {x, y}));
 //   ASSIGN_OR_RETURN(Node* n, b.CreateNode("moe.top_k", {p, mask}, {{"k", int64_t{2}}}));
 //
-// In a graph that is already placed, a new node takes `assignment` from its caller (CreatePlaced), or, for
-// collectives, its result type (CreateTyped).
+// In a graph that is already placed, collectives get their result type from the operand's, too:
+//
+//   ASSIGN_OR_RETURN(Value part, b.Create("comm.reduce_scatter", {sum}, {{"axes", tp}, {"dim", int64_t{0}}}));
+//
+// Other nodes get the result types from their caller there (CreateTyped), who also sets their `assignment`.
 #pragma once
 
 #include <string>
@@ -33,7 +36,7 @@ class Builder {
   // For ops with one result.
   absl::StatusOr<Value> Create(absl::string_view op, std::vector<Value> operands, Attributes attributes = {},
                                absl::string_view name_hint = "");
-  // Result types given by the caller instead of inferred (collectives; graphs that are already placed).
+  // Result types given by the caller instead of inferred.
   absl::StatusOr<Node*> CreateTyped(absl::string_view op, std::vector<Value> operands, Attributes attributes,
                                     std::vector<Type> types, absl::string_view name_hint = "");
 
@@ -46,5 +49,9 @@ class Builder {
   const OpRegistry* registry_;
   Node* before_ = nullptr;
 };
+
+// InferTypes, with placements where the op is a conversion whose operand and attributes tell what it gives
+// (TypeAfter of conversion_steps.h); other results are replicated.
+absl::StatusOr<std::vector<Type>> InferPlacedTypes(const Node& n);
 
 }  // namespace moe

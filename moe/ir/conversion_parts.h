@@ -1,11 +1,14 @@
 // Parts of a conversion node: which value becomes which, by which steps. A comm.all_gather and its like have
-// one part; comm.bucket and comm.start have one per operand, whose steps stand in the attribute `parts`.
+// one part, comm.bucket and comm.start one per operand. Where the types of operand and result tell the step
+// (StepBetween), the node does not repeat it; others say their steps in the attribute `steps`, those of several
+// parts in `parts`.
 //
-//   %a, %b = comm.bucket(%x, %y) {axes = [dp], parts = ["all_reduce dp:sum>-", "all_reduce dp:sum>-"]}
+//   %r = comm.all_reduce(%x) {axes = [dp]} : f32[8]                              // %x: f32[8] partial(dp)
+//   %g = comm.all_gather(%y) {axes = [b, a], steps = "all_gather b:0>-; all_gather a:0>-"} : f32[8]
 //
 //   ASSIGN_OR_RETURN(std::vector<ConversionPart> parts, ConversionParts(*node, mesh));
 //
-// Plain functions.
+// This is the one place that reads steps. Plain functions.
 #pragma once
 
 #include <vector>
@@ -25,10 +28,19 @@ struct ConversionPart {
   std::vector<ConversionStep> steps;
 };
 
-// True for the nodes that ConversionParts reads: conversions whose steps are known.
+// True for the nodes that ConversionParts reads: conversions that are lowered to steps (all but comm.convert).
 bool HasConversionParts(const Node& n);
-// Error (InvalidArgument): steps that do not parse, or not as many parts as operands.
+// True for those among them that convert one value: neither a bucket nor the start of an exchange.
+bool ConvertsOne(const Node& n);
+// Errors (InvalidArgument): steps that do not parse, or that neither the node nor its types tell; a step of
+// another kind than the op; not as many parts as operands; a part that moves other axes than the node.
 absl::StatusOr<std::vector<ConversionPart>> ConversionParts(const Node& n, const Mesh& mesh);
+
+// The attributes of a node that converts one value by `steps`: axes, and the steps unless the types tell them.
+Attributes ConversionAttributes(const Placement& from, const Placement& to,
+                                const std::vector<ConversionStep>& steps, const Mesh& mesh);
+// The attributes of a comm.start that begins what `n` does.
+Attributes StartAttributes(const Node& n);
 
 // The type without its `future`.
 Type ArrivedType(Type type);

@@ -37,6 +37,8 @@ struct OpDef;
 
 // An attribute. Axes are a kind of their own, so that they print as names: {axes = [tp]}.
 struct Axes {
+  Axes() = default;
+  Axes(AxisList list) : list(std::move(list)) {}  // implicit: {{"axes", node->axes()}}
   AxisList list;
   friend bool operator==(const Axes& a, const Axes& b) { return a.list == b.list; }
 };

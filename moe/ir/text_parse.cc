@@ -16,6 +16,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "moe/base/status.h"
+#include "moe/ir/builder.h"
 #include "moe/ir/limits.h"
 #include "moe/ir/text.h"
 #include "moe/ir/text_scanner.h"
@@ -617,8 +618,8 @@ absl::Status Parser::ParseNode() {
       node->SetType(i, std::move(type));
     }
   } else {
-    // Types left out: as inferred, replicated.
-    const absl::StatusOr<std::vector<Type>> inferred = InferTypes(*node);
+    // Types left out: as inferred; replicated, but for conversions that tell more.
+    const absl::StatusOr<std::vector<Type>> inferred = InferPlacedTypes(*node);
     if (!inferred.ok()) return s_.Error(absl::StrCat(op_name, ": ", inferred.status().message()), op_at);
     if (inferred->size() != names.size())
       return s_.Error(absl::StrCat("the types of ", op_name, " are not known"), op_at);

@@ -96,12 +96,27 @@ TEST(Verifier, Conversions) {
     %4 = comm.reduce_scatter(%y) {axes = [dp]} : f32[8@dp, 16]
     %5 = comm.all_reduce(%m) {axes = [tp]} : f32[8, 16]
     %6 = comm.zero(%z) {axes = [dp]} : f32[8, 16] partial(dp)
-    %7 = comm.reshard(%s) {axes = [dp, tp]} : f32[8@b.a, 16]
-    %8 = comm.permute(%7) {axes = [dp, tp]} : f32[8@a.b, 16])");
+    %7 = comm.reshard(%s) {axes = [dp, tp], steps = "all_gather a:0>-; all_to_all b:1>0; slice a:->0"} : f32[8@b.a, 16]
+    %8 = comm.permute(%7) {axes = [dp, tp]} : f32[8@a.b, 16]
+    %9 = comm.rotate(%8) {axes = [dp]} : f32[8@a.b, 16]
+    %10 = comm.slice(%1) {axes = [dp], dim = 1} : f32[8, 16@dp])");
   ExpectProblem("%h = comm.all_gather(%x) {axes = [dp]} : f32[8@tp, 16]", "axis 'b' changes", "not in axes");
   ExpectProblem("%h = comm.all_gather(%y) {axes = [dp]} : f32[8, 16]", "does not take axis 'a'");
   ExpectProblem("%h = comm.convert(%x) {axes = [dp]} : f32[8, 16] partial(dp)", "does not take axis 'a'");
   ExpectProblem("%h = comm.convert(%m) {axes = [tp]} : f32[8, 16] partial(tp)", "does not take axis 'b'");
+  ExpectProblem("%h = comm.slice(%z) {axes = [dp], dim = 0} : f32[8, 16@dp]", "has dim = 0");
+}
+
+// What a conversion does is told by its types or by its steps, and by one step if by its types.
+TEST(Verifier, StepsOfConversions) {
+  ExpectProblem("%h = comm.all_reduce(%y) {axes = [dp, tp]} : f32[8, 16]",
+                "no step takes axis 'b' from replicated to replicated");
+  ExpectProblem("%h = comm.permute(%x) {axes = [dp]} : f32[8@dp, 16]", "its types are those of comm.rotate");
+  ExpectProblem("%h = comm.reshard(%s) {axes = [dp, tp]} : f32[8, 16@a]", "do not move alike", "`steps`");
+  ExpectProblem(R"(%h = comm.all_reduce(%y) {axes = [dp], steps = "all_reduce b:sum>-"} : f32[8, 16])",
+                "its steps move other axes (all_reduce b:sum>-) than [dp]");
+  ExpectProblem(R"(%h = comm.all_reduce(%y) {axes = [dp], steps = "all_reduce"} : f32[8, 16])",
+                "moves no axis");
 }
 
 TEST(Verifier, InPlaceResultsKeepTheType) {

@@ -1,6 +1,7 @@
 #include "moe/ir/verify_placement.h"
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -8,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "moe/base/status.h"
+#include "moe/ir/conversion_parts.h"
 
 namespace moe {
 namespace {
@@ -21,14 +23,7 @@ bool IsPartial(int role) { return role == Placement::kSum || role == Placement::
 
 // May `op` take an axis from one role to another?
 bool Performs(absl::string_view op, int from, int to) {
-  const bool none = to == Placement::kNone, from_none = from == Placement::kNone;
-  if (op == "comm.zero") return from_none && IsPartial(to);
-  if (op == "comm.slice") return from_none && to >= 0;
-  if (op == "comm.all_reduce") return IsPartial(from) && none;
-  if (op == "comm.reduce_scatter") return IsPartial(from) && to >= 0;
-  if (op == "comm.all_gather") return from >= 0 && none;
-  if (op == "comm.all_to_all") return from >= 0 && to >= 0;
-  if (op == "comm.permute" || op == "comm.rotate") return false;  // order only; none
+  if (const std::optional<StepKind> kind = StepKindOfOp(op)) return Performs(*kind, from, to);
   // convert, reshard: everything but what no exchange of data can do.
   return !(from >= 0 && IsPartial(to)) && !(IsPartial(from) && IsPartial(to));
 }
@@ -51,12 +46,20 @@ absl::Status VerifyPart(const Node& node, int part, const Mesh& mesh) {
                    PlacementToString(to, mesh));
     }
   }
+  if (!node.Has("dim")) return absl::OkStatus();
+  const int64_t dim = node.Int("dim");
+  for (const AxisId axis : axes) {
+    const int before = from.Role(axis), after = to.Role(axis);
+    if ((after >= 0 ? after : before) == dim) continue;
+    return Error("has dim = ", dim, " and takes axis '", mesh.name(axis), "' from ",
+                 PlacementToString(from, mesh), " to ", PlacementToString(to, mesh));
+  }
   return absl::OkStatus();
 }
 
 absl::Status VerifyConversion(const Node& node, const Mesh& mesh) {
   for (int part = 0; part < node.num_results(); ++part) RETURN_IF_ERROR(VerifyPart(node, part, mesh));
-  return absl::OkStatus();
+  return HasConversionParts(node) ? ConversionParts(node, mesh).status() : absl::OkStatus();
 }
 
 // What comes has the placement of the future.

@@ -11,6 +11,7 @@
 #include "moe/base/status.h"
 #include "moe/base/status_matchers.h"
 #include "moe/ir/conversion_layout.h"
+#include "moe/ir/conversion_parts.h"
 #include "moe/ir/state.h"
 #include "moe/model/transformer.h"
 #include "moe/plan/compile.h"
@@ -39,9 +40,8 @@ Traffic Moved(const testing::ShardedModel& m, Phase phase, StepKind kind, F want
   const Mesh& mesh = m.module().mesh();
   for (const auto& f : m.module().functions()) {
     for (const auto& n : f->body()) {
-      const std::string text = n->StringOr("steps", "");
-      if (text.empty() || n->phase != phase || !wanted(*n)) continue;
-      const std::vector<ConversionStep> steps = *ParseSteps(text, mesh);
+      if (!ConvertsOne(*n) || n->phase != phase || !wanted(*n)) continue;
+      const std::vector<ConversionStep> steps = (*ConversionParts(*n, mesh))[0].steps;
       const ConversionLayout layout = *LayoutConversion(n->operand(0).type(), n->type(), mesh, 0, steps);
       for (size_t i = 0; i < steps.size(); ++i) {
         if (steps[i].kind != kind) continue;

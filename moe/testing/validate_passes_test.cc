@@ -10,6 +10,7 @@
 #include "moe/base/status.h"
 #include "moe/base/status_matchers.h"
 #include "moe/ir/builder.h"
+#include "moe/ir/conversion_steps.h"
 #include "moe/ir/state.h"
 #include "moe/model/transformer.h"
 #include "moe/passes/builtin.h"
@@ -170,7 +171,9 @@ TEST(ValidatePasses, NamesACollectiveThatDoesSomethingElse) {
   const passes::PassRegistry registry =
       With("reverse", [](Program& p, const passes::PassContext&) -> absl::StatusOr<bool> {
         for (Node* n : p.module->Find("chunk0")->NodesOf("comm.slice")) {
-          n->Set("steps", std::string("slice nowhere:->0"));
+          ConversionStep step{StepKind::kSlice, {}};
+          for (const AxisId a : n->axes()) step.moves.push_back({a, Placement::kNone, n->type().rank()});
+          n->Set("steps", PrintSteps({step}, p.module->mesh()));
           return true;
         }
         return false;

@@ -432,7 +432,7 @@ class Cluster {
     }
     if (n->Is("comm.done")) {
       out[0] = frame->values.at(n->operand(0));  // lies where the future does
-    } else if (n->Has("axes") && n->Has("parts")) {
+    } else if (HasConversionParts(*n) && !ConvertsOne(*n)) {
       RETURN_IF_ERROR(where(ExchangeParts(*n, *frame, stage, &out)));
     } else if (absl::StartsWith(n->op_name(), "comm.")) {
       RETURN_IF_ERROR(where(Communicate(*n, frame->values.at(n->operand(0)), stage, &out[0])));
@@ -496,9 +496,9 @@ class Cluster {
       std::vector<ConversionStep> steps;
     };
     std::vector<Phase> phases;
-    if (n.Has("steps")) {
-      ASSIGN_OR_RETURN(std::vector<ConversionStep> steps, ParseSteps(n.String("steps"), mesh_));
-      phases.push_back({n.type(), std::move(steps)});
+    if (HasConversionParts(n)) {
+      ASSIGN_OR_RETURN(std::vector<ConversionPart> parts, ConversionParts(n, mesh_));
+      phases.push_back({n.type(), std::move(parts[0].steps)});
     } else {
       const passes::Conversion& conversion = planner_.Plan(from.placement, n.type().placement);
       if (!conversion.legal) {

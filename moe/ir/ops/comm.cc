@@ -5,10 +5,10 @@
 #include "moe/ir/ops/ops.h"
 #include "moe/ir/wire_format.h"
 
-// Conversions between placements. Their result types are given by whoever creates them
-// (Builder::CreateTyped); operand and result type together say what moves. `steps` is the text form of
-// conversion_steps.h, `wire` the format in which values travel (wire_format.h); where a node has several
-// parts (conversion_parts.h), `parts` has the steps of each.
+// Conversions between placements. Operand and result type together say what moves over `axes`, the first of
+// them the major one. `dim` says where a shard goes (or comes from) while the result type is not known yet;
+// `steps`, or for several parts `parts`, how to get there where the types do not tell it (conversion_parts.h);
+// `wire` is the format in which values travel (wire_format.h).
 //
 // A conversion that other work shall hide stands in two halves. comm.start is the exchange, on the
 // communication queue; what it gives is a future. comm.done, on the compute queue, is where the value is
@@ -60,7 +60,7 @@ absl::Status KnownWire(const Node& n) {
 }
 
 absl::Status VerifyParts(const Node& n) {
-  if (static_cast<int>(n.Strings("parts").size()) != n.num_operands()) {
+  if (n.Has("parts") && static_cast<int>(n.Strings("parts").size()) != n.num_operands()) {
     return absl::InvalidArgumentError(
         absl::StrCat(n.Strings("parts").size(), " parts for ", n.num_operands(), " operands"));
   }
@@ -91,19 +91,18 @@ absl::Status VerifyDone(const Node& n) {
   return absl::OkStatus();
 }
 
-OpDef Conversion(const char* name, const char* doc, uint32_t effects) {
-  return OpDef(name)
-      .Doc(doc)
+enum class Dim { kNone, kTold };  // whether the dim that is sharded can be told
+
+OpDef Conversion(const char* name, const char* doc, uint32_t effects, Dim dim = Dim::kNone) {
+  OpDef op(name);
+  op.Doc(doc)
       .Operands({"x"})
       .Results({"y"})
       .Attr("axes", AttrKind::kAxes)
       .Attr("steps", AttrKind::kString, false)
-      .Attr("wire", AttrKind::kString, false)
-      .Infer(SameButPlacement)
-      .Verify(KnownWire)
-      .Elementwise()
-      .NoGradient()
-      .Effects(effects);
+      .Attr("wire", AttrKind::kString, false);
+  if (dim == Dim::kTold) op.Attr("dim", AttrKind::kInt, false);
+  return op.Infer(SameButPlacement).Verify(KnownWire).Elementwise().NoGradient().Effects(effects);
 }
 
 }  // namespace
@@ -114,11 +113,11 @@ void RegisterCommOps(OpRegistry* r) {
                     kCollective));
   r->Add(Conversion("comm.zero", "replicated -> partial: zero on all but the first rank of each axis. Local.",
                     kPure));
-  r->Add(Conversion("comm.slice", "replicated -> shard: keeps the local part. Local.", kPure));
+  r->Add(Conversion("comm.slice", "replicated -> shard: keeps the local part. Local.", kPure, Dim::kTold));
   r->Add(Conversion("comm.all_reduce", "partial -> replicated.", kCollective));
-  r->Add(Conversion("comm.reduce_scatter", "partial -> shard.", kCollective));
-  r->Add(Conversion("comm.all_gather", "shard -> replicated.", kCollective));
-  r->Add(Conversion("comm.all_to_all", "shard of one dim -> shard of another.", kCollective));
+  r->Add(Conversion("comm.reduce_scatter", "partial -> shard.", kCollective, Dim::kTold));
+  r->Add(Conversion("comm.all_gather", "shard -> replicated.", kCollective, Dim::kTold));
+  r->Add(Conversion("comm.all_to_all", "shard of one dim -> shard of another.", kCollective, Dim::kTold));
   r->Add(Conversion("comm.permute", "Another order of axes in a dim.", kCollective));
   r->Add(Conversion(
       "comm.rotate",
@@ -136,9 +135,8 @@ void RegisterCommOps(OpRegistry* r) {
           .Results({"y"})
           .VariadicResults()
           .Attr("axes", AttrKind::kAxes)
-          .Attr("steps", AttrKind::kString, false)
           .Attr("wire", AttrKind::kString, false)
-          .Attr("parts", AttrKind::kStrings)
+          .Attr("parts", AttrKind::kStrings, false)
           .Infer([](const Node& n) { return absl::StatusOr<std::vector<Type>>(PartTypes(n, false)); })
           .Verify(VerifyParts)
           .RuleFrom(RuleOfParts)
@@ -155,9 +153,8 @@ void RegisterCommOps(OpRegistry* r) {
           .Results({"future"})
           .VariadicResults()
           .Attr("axes", AttrKind::kAxes)
-          .Attr("steps", AttrKind::kString, false)
           .Attr("wire", AttrKind::kString, false)
-          .Attr("parts", AttrKind::kStrings)
+          .Attr("parts", AttrKind::kStrings, false)
           .Attr("last", AttrKind::kBool, false)
           .Infer([](const Node& n) { return absl::StatusOr<std::vector<Type>>(PartTypes(n, true)); })
           .Verify(VerifyStart)
@@ -172,7 +169,6 @@ void RegisterCommOps(OpRegistry* r) {
              .Results({"y"})
              .Infer([](const Node& n) {
                Type t = n.operand(0).type();
-               t.placement = Placement::Replicated(t.rank());
                t.future = false;
                return absl::StatusOr<std::vector<Type>>({t});
              })

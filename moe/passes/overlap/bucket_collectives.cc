@@ -32,7 +32,8 @@ bool UsedOnlyBy(Value v, const std::function<bool(const Node&)>& user) {
 
 // Attributes that say where a node came from and not what it does.
 bool IsHint(const std::string& name) {
-  return name == "steps" || name == "tag" || name == "dual" || name == "like" || name == "extents";
+  return name == "steps" || name == "dim" || name == "tag" || name == "dual" || name == "like" ||
+         name == "extents";
 }
 
 struct Bucket {
@@ -76,8 +77,7 @@ class Bucketing {
  private:
   // What nodes must have in common, or "" for a node that goes alone.
   absl::StatusOr<std::string> Signature(const Node& n, bool* gathers) const {
-    if (n.queue != Queue::kComm || !n.Has("steps") || n.num_operands() != 1 || n.type().ragged >= 0)
-      return "";
+    if (n.queue != Queue::kComm || !ConvertsOne(n) || n.type().ragged >= 0) return "";
     ASSIGN_OR_RETURN(const std::vector<ConversionPart> parts, ConversionParts(n, mesh_));
     const bool update = n.phase == Phase::kUpdate;
     std::vector<std::string> words = {std::string(DTypeName(n.type().dtype)),
@@ -222,17 +222,21 @@ class Bucketing {
     std::vector<Value> operands;
     std::vector<Type> types;
     std::vector<std::string> parts, names;
+    bool told = true;  // by the types
     for (Node* n : bucket.members) {
       operands.push_back(n->operand(0));
       types.push_back(n->type());
-      parts.push_back(n->String("steps"));
+      ASSIGN_OR_RETURN(const std::vector<ConversionPart> part, ConversionParts(*n, mesh_));
+      parts.push_back(PrintSteps(part[0].steps, mesh_));
+      told = told && !n->Has("steps");
       names.push_back(n->result_name());
     }
     Builder b = Builder::Before(bucket.members[0]);
     b.scope = LayerOfScope(bucket.members[0]->scope);
     b.provenance = {"bucket-collectives",
                     absl::StrCat(bucket.members.size(), " in one, ", bucket.bytes, " bytes")};
-    Attributes attributes = {{"axes", Axes{bucket.members[0]->axes()}}, {"parts", parts}};
+    Attributes attributes = {{"axes", bucket.members[0]->axes()}};
+    if (!told) attributes["parts"] = parts;
     if (bucket.members[0]->Has("wire")) attributes["wire"] = bucket.members[0]->String("wire");
     ASSIGN_OR_RETURN(Node * node, b.CreateTyped("comm.bucket", std::move(operands), std::move(attributes),
                                                 std::move(types), "bucket"));

@@ -20,15 +20,15 @@ class BucketCollectivesTest : public testing::PassTest {
 constexpr char kUpdate[] = R"(
     module @m mesh<dp=2, tp=2>
     func @update0(%x: f32[8, 4] partial(dp), %y: f32[6] partial(dp), %z: f32[512] partial(dp)) {
-      // CHECK: %a, %b = comm.bucket(%x, %y) {axes = [dp], parts = ["all_reduce dp:sum>-", "all_reduce dp:sum>-"]}
+      // CHECK: %a, %b = comm.bucket(%x, %y) {axes = [dp]}
       // CHECK: %p = math.sum_squares(%a)
       // CHECK: %c = comm.all_reduce(%z)
       // CHECK: return %a,
       update:
-      %a = comm.all_reduce(%x) {axes = [dp], steps = "all_reduce dp:sum>-"} @comm : f32[8, 4]
+      %a = comm.all_reduce(%x) {axes = [dp]} @comm : f32[8, 4]
       %p = math.sum_squares(%a) : f32[]
-      %b = comm.all_reduce(%y) {axes = [dp], steps = "all_reduce dp:sum>-"} @comm : f32[6]
-      %c = comm.all_reduce(%z) {axes = [dp], steps = "all_reduce dp:sum>-"} @comm : f32[512]
+      %b = comm.all_reduce(%y) {axes = [dp]} @comm : f32[6]
+      %c = comm.all_reduce(%z) {axes = [dp]} @comm : f32[512]
       return %a, %b, %c, %p
     })";
 
@@ -45,13 +45,13 @@ TEST_F(BucketCollectivesTest, OneWireFormatInABucket) {
     func @update0(%x: f32[8, 4] partial(dp), %y: f32[6] partial(dp), %z: f32[6] partial(dp),
                   %v: f32[40] partial(dp)) {
       // CHECK: %c = comm.all_reduce(%z)
-      // CHECK: %a, %b = comm.bucket(%x, %y) {axes = [dp], parts = ["all_reduce dp:sum>-", "all_reduce dp:sum>-"], wire = "f8e4m3"}
-      // CHECK: %d = comm.all_reduce(%v) {axes = [dp], steps = "all_reduce dp:sum>-", wire = "bf16"}
+      // CHECK: %a, %b = comm.bucket(%x, %y) {axes = [dp], wire = "f8e4m3"}
+      // CHECK: %d = comm.all_reduce(%v) {axes = [dp], wire = "bf16"}
       update:
-      %a = comm.all_reduce(%x) {axes = [dp], steps = "all_reduce dp:sum>-", wire = "f8e4m3"} @comm : f32[8, 4]
-      %c = comm.all_reduce(%z) {axes = [dp], steps = "all_reduce dp:sum>-"} @comm : f32[6]
-      %b = comm.all_reduce(%y) {axes = [dp], steps = "all_reduce dp:sum>-", wire = "f8e4m3"} @comm : f32[6]
-      %d = comm.all_reduce(%v) {axes = [dp], steps = "all_reduce dp:sum>-", wire = "bf16"} @comm : f32[40]
+      %a = comm.all_reduce(%x) {axes = [dp], wire = "f8e4m3"} @comm : f32[8, 4]
+      %c = comm.all_reduce(%z) {axes = [dp]} @comm : f32[6]
+      %b = comm.all_reduce(%y) {axes = [dp], wire = "f8e4m3"} @comm : f32[6]
+      %d = comm.all_reduce(%v) {axes = [dp], wire = "bf16"} @comm : f32[40]
       return %a, %b, %c, %d
     })",
                 Limit(1024));
@@ -66,10 +66,10 @@ TEST_F(BucketCollectivesTest, MembersDoNotDependOnEachOther) {
       // CHECK: %s = math.mul(%a, %z)
       // CHECK: %n, %b = comm.bucket(%s, %y)
       update:
-      %a = comm.all_reduce(%x) {axes = [dp], steps = "all_reduce dp:sum>-"} @comm : f32[]
+      %a = comm.all_reduce(%x) {axes = [dp]} @comm : f32[]
       %s = math.mul(%a, %z) : f32[] partial(dp)
-      %n = comm.all_reduce(%s) {axes = [dp], steps = "all_reduce dp:sum>-"} @comm : f32[]
-      %b = comm.all_reduce(%y) {axes = [dp], steps = "all_reduce dp:sum>-"} @comm : f32[]
+      %n = comm.all_reduce(%s) {axes = [dp]} @comm : f32[]
+      %b = comm.all_reduce(%y) {axes = [dp]} @comm : f32[]
       return %n, %b
     })",
                 Limit(1024));
@@ -85,14 +85,14 @@ TEST_F(BucketCollectivesTest, GradientsOfABackward) {
                     %gw: f32[8@dp, 4] {kind = "state", name = "grad.w"},
                     %gv: f32[4, 8@dp] {kind = "state", name = "grad.v"}) {
       // CHECK: %d = comm.all_reduce(%h)
-      // CHECK: %a, %b = comm.bucket(%x, %y) {axes = [dp], parts = ["reduce_scatter dp:sum>0", "reduce_scatter dp:sum>1"]}
+      // CHECK: %a, %b = comm.bucket(%x, %y) {axes = [dp]}
       // CHECK: %aw = optim.accumulate(%gw, %a)
       // CHECK: %av = optim.accumulate(%gv, %b)
       backward:
-      %a = comm.reduce_scatter(%x) {axes = [dp], steps = "reduce_scatter dp:sum>0"} @comm : f32[8@dp, 4]
+      %a = comm.reduce_scatter(%x) {axes = [dp]} @comm : f32[8@dp, 4]
       %aw = optim.accumulate(%gw, %a) : f32[8@dp, 4]
-      %d = comm.all_reduce(%h) {axes = [dp], steps = "all_reduce dp:sum>-"} @comm : f32[8, 4]
-      %b = comm.reduce_scatter(%y) {axes = [dp], steps = "reduce_scatter dp:sum>1"} @comm : f32[4, 8@dp]
+      %d = comm.all_reduce(%h) {axes = [dp]} @comm : f32[8, 4]
+      %b = comm.reduce_scatter(%y) {axes = [dp]} @comm : f32[4, 8@dp]
       %av = optim.accumulate(%gv, %b) : f32[4, 8@dp]
       return %d, %aw {kind = "state", name = "grad.w"}, %av {kind = "state", name = "grad.v"}
     })",
@@ -111,11 +111,11 @@ TEST_F(BucketCollectivesTest, GathersOfALayer) {
       // CHECK: %ga, %gb = comm.bucket(%a, %b)
       // CHECK: %h = nn.rms_norm(%x, %ga)
       // CHECK: %gc = comm.all_gather(%c)
-      %ga = comm.all_gather(%a) {axes = [dp], steps = "all_gather dp:0>-"} @comm : f32[8] at "layers.0.attn"
+      %ga = comm.all_gather(%a) {axes = [dp]} @comm : f32[8] at "layers.0.attn"
       %h = nn.rms_norm(%x, %ga) {eps = 1e-05} : f32[2, 1, 8] at "layers.0.attn"
-      %gb = comm.all_gather(%b) {axes = [dp], steps = "all_gather dp:0>-"} @comm : f32[8] at "layers.0.mlp"
+      %gb = comm.all_gather(%b) {axes = [dp]} @comm : f32[8] at "layers.0.mlp"
       %i = nn.rms_norm(%h, %gb) {eps = 1e-05} : f32[2, 1, 8] at "layers.0.mlp"
-      %gc = comm.all_gather(%c) {axes = [dp], steps = "all_gather dp:0>-"} @comm : f32[8] at "layers.1.attn"
+      %gc = comm.all_gather(%c) {axes = [dp]} @comm : f32[8] at "layers.1.attn"
       %j = nn.rms_norm(%i, %gc) {eps = 1e-05} : f32[2, 1, 8] at "layers.1.attn"
       return %j
     })",
@@ -135,10 +135,10 @@ TEST_F(BucketCollectivesTest, GathersOfCasts) {
       // CHECK: %ga, %gb = comm.bucket(%na, %nb)
       // CHECK: %h = nn.rms_norm(%x, %ga)
       %na = math.cast(%a) {dtype = "f64"} : f64[8@dp] at "layers.0.attn"
-      %ga = comm.all_gather(%na) {axes = [dp], steps = "all_gather dp:0>-"} @comm : f64[8] at "layers.0.attn"
+      %ga = comm.all_gather(%na) {axes = [dp]} @comm : f64[8] at "layers.0.attn"
       %h = nn.rms_norm(%x, %ga) {eps = 1e-05} : f64[2, 1, 8] at "layers.0.attn"
       %nb = math.cast(%b) {dtype = "f64"} : f64[8@dp] at "layers.0.mlp"
-      %gb = comm.all_gather(%nb) {axes = [dp], steps = "all_gather dp:0>-"} @comm : f64[8] at "layers.0.mlp"
+      %gb = comm.all_gather(%nb) {axes = [dp]} @comm : f64[8] at "layers.0.mlp"
       %i = nn.rms_norm(%h, %gb) {eps = 1e-05} : f64[2, 1, 8] at "layers.0.mlp"
       return %i
     })",

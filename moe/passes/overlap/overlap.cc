@@ -30,15 +30,6 @@ Node* FirstReader(Function& f, Node* n, int r, const std::map<const Node*, int>&
 }
 
 absl::Status SplitInTwo(Function& f, Node* n, const std::vector<Node*>& readers) {
-  std::vector<std::string> parts;
-  if (n->Has("parts")) {
-    parts = n->Strings("parts");
-  } else {
-    parts = {n->String("steps")};
-  }
-  Attributes attributes = n->attributes();
-  attributes.erase("steps");
-  attributes["parts"] = std::move(parts);
   std::vector<Type> types;
   for (int r = 0; r < n->num_results(); ++r) {
     types.push_back(n->type(r));
@@ -46,7 +37,7 @@ absl::Status SplitInTwo(Function& f, Node* n, const std::vector<Node*>& readers)
   }
   Builder b = Builder::Before(n);
   b.provenance = n->provenance;
-  ASSIGN_OR_RETURN(Node * start, b.CreateTyped("comm.start", n->operands(), std::move(attributes),
+  ASSIGN_OR_RETURN(Node * start, b.CreateTyped("comm.start", n->operands(), StartAttributes(*n),
                                                std::move(types), absl::StrCat(n->result_name(), ".start")));
   start->queue = Queue::kComm;
   std::vector<Node*> dones;

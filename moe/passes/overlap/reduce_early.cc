@@ -50,11 +50,7 @@ bool IsReduction(const Node& n) {
 // The exchange in the function that accumulates, its futures returned.
 absl::Status Start(const Node& n, Function* f, const std::vector<Value>& sources,
                    const std::vector<std::string>& names) {
-  Attributes attributes = n.attributes();
-  const std::vector<std::string> parts =
-      n.Has("parts") ? n.Strings("parts") : std::vector<std::string>{n.String("steps")};
-  attributes.erase("steps");
-  attributes["parts"] = parts;
+  Attributes attributes = StartAttributes(n);
   attributes["last"] = true;
   std::vector<Type> types;
   for (int r = 0; r < n.num_results(); ++r) {

@@ -21,7 +21,7 @@ enum class Crossing { kNone, kArrives, kLeaves };
 
 // Whether an exchange brings tokens to where the experts (dim 0) are sharded, or takes them back.
 absl::StatusOr<Crossing> CrossingOf(const Node& n, const Mesh& mesh) {
-  if (n.queue != Queue::kComm || !n.Has("steps") || n.type().rank() < 3) return Crossing::kNone;
+  if (n.queue != Queue::kComm || !ConvertsOne(n) || n.type().rank() < 3) return Crossing::kNone;
   ASSIGN_OR_RETURN(const std::vector<ConversionPart> parts, ConversionParts(n, mesh));
   Crossing crossing = Crossing::kNone;
   for (const ConversionStep& step : parts[0].steps) {
@@ -36,7 +36,6 @@ absl::StatusOr<Crossing> CrossingOf(const Node& n, const Mesh& mesh) {
 
 // Does a conversion leave dim 0 alone?
 absl::StatusOr<bool> KeepsExperts(const Node& n, const Mesh& mesh) {
-  if (!n.Has("steps")) return false;
   ASSIGN_OR_RETURN(const std::vector<ConversionPart> parts, ConversionParts(n, mesh));
   for (const ConversionStep& step : parts[0].steps) {
     for (const Move& m : step.moves) {
@@ -109,7 +108,7 @@ class Splitter {
   // Every result has the experts in dim 0, and one part of it follows from that part of the operands.
   absl::StatusOr<bool> ExpertsAreABatch(const Node& n) const {
     if (n.op().Has(kStateful) || n.op().Has(kDecision) || n.op().variadic_results) return false;
-    if (n.Has("steps")) {
+    if (ConvertsOne(n)) {
       bool accumulated = true;  // gradients of weights travel whole
       for (const Use& u : n.uses()) accumulated = accumulated && u.user->op().Has(kStateful);
       if (accumulated) return false;
@@ -184,7 +183,7 @@ class Splitter {
     if (crossing == Crossing::kLeaves) ways_ = mesh_.Size(n->operand(0).type().placement.dims[0]);
     const ShardingRule* rule = nullptr;
     int experts = -1;
-    if (!n->Has("steps")) {
+    if (!ConvertsOne(*n)) {
       ASSIGN_OR_RETURN(rule, n->Rule());
       experts = rule->results[0][0][0];
     }

@@ -11,6 +11,7 @@
 #include "moe/base/status.h"
 #include "moe/cost/node_cost.h"
 #include "moe/ir/builder.h"
+#include "moe/ir/conversion_parts.h"
 #include "moe/passes/shard/conversion.h"
 #include "moe/passes/shard/shard_graph.h"
 
@@ -152,14 +153,10 @@ class Lowering {
     for (const Variant& v : variants_[root]) {
       if (v.phase == n->phase && v.placement == to) return v.value;
     }
-    AxisList axes;
     bool local = true, alike = true;
     for (const ConversionStep& step : phase.steps) {
       local &= IsLocal(step.kind);
       alike &= step.kind == phase.steps[0].kind;
-      for (AxisId a : step.axes()) {
-        if (std::find(axes.begin(), axes.end(), a) == axes.end()) axes.push_back(a);
-      }
     }
     const std::string op = alike ? absl::StrCat("comm.", StepKindName(phase.steps[0].kind)) : "comm.reshard";
     Type type = n->type();
@@ -172,7 +169,7 @@ class Lowering {
     }
     ASSIGN_OR_RETURN(
         Node * node,
-        b.CreateTyped(op, {from}, {{"axes", Axes{axes}}, {"steps", PrintSteps(phase.steps, planner_.mesh())}},
+        b.CreateTyped(op, {from}, ConversionAttributes(phase.from, phase.to, phase.steps, planner_.mesh()),
                       {std::move(type)}, root.name()));
     if (!local) node->queue = Queue::kComm;
     *made = true;
@@ -194,10 +191,9 @@ absl::StatusOr<std::string> CountCollectives(const Module& module) {
   std::map<StepKind, std::map<std::string, int64_t>> counts;
   for (const auto& f : module.functions()) {
     for (const auto& n : f->body()) {
-      const std::string steps = n->StringOr("steps", "");
-      if (steps.empty()) continue;
-      ASSIGN_OR_RETURN(const std::vector<ConversionStep> parsed, ParseSteps(steps, module.mesh()));
-      for (const ConversionStep& step : parsed) {
+      if (!ConvertsOne(*n)) continue;
+      ASSIGN_OR_RETURN(const std::vector<ConversionPart> parts, ConversionParts(*n, module.mesh()));
+      for (const ConversionStep& step : parts[0].steps) {
         if (!IsLocal(step.kind)) ++counts[step.kind][module.mesh().ShowSet(step.axes())];
       }
     }

@@ -2,7 +2,7 @@
 //
 //   %y = comm.convert(%x) {axes = [tp]} : f32[8, 16@tp]         // %x: f32[8, 16] partial(tp)
 //   ->
-//   %y = comm.reduce_scatter(%x) {axes = [tp], steps = "reduce_scatter tp:sum>1"} : f32[8, 16@tp]
+//   %y = comm.reduce_scatter(%x) {axes = [tp]} : f32[8, 16@tp]
 //
 // The planner is that of the shard pass (conversion.h): one node per phase, comm.reshard where the steps of a
 // phase have no placement in between. Conversions of one value share what they have in common: a placement

