@@ -192,30 +192,8 @@ class Planner {
   }
 
   absl::Status CheckMove(StepKind kind, const Move& m) {
-    const auto partial = [](int role) { return role == Placement::kSum || role == Placement::kMax; };
-    const auto dim = [](int role) { return role >= 0; };
-    const bool fits = [&] {
-      switch (kind) {
-        case StepKind::kZero:
-          return m.from == Placement::kNone && partial(m.to);
-        case StepKind::kSlice:
-          return m.from == Placement::kNone && dim(m.to);
-        case StepKind::kReduceScatter:
-          return partial(m.from) && dim(m.to);
-        case StepKind::kAllReduce:
-          return partial(m.from) && m.to == Placement::kNone;
-        case StepKind::kAllToAll:
-          return dim(m.from) && dim(m.to) && m.from != m.to;
-        case StepKind::kAllGather:
-          return dim(m.from) && m.to == Placement::kNone;
-        case StepKind::kPermute:
-        case StepKind::kRotate:
-          return false;  // a conversion of its own
-      }
-      return false;
-    }();
     const std::string text = PrintSteps({{kind, {m}}}, mesh_);
-    if (!fits) return Error(absl::StrCat("'", text, "' is no such step"));
+    if (!Performs(kind, m.from, m.to)) return Error(absl::StrCat("'", text, "' is no such step"));
     if (roles_[m.axis] != m.from) return Error(absl::StrCat("'", text, "' starts where the axis is not"));
     for (int role : {m.from, m.to}) {
       if (role >= 0 && (role >= src_.rank() || role == src_.ragged || Find(Subs(role), role, m.axis) < 0)) {

@@ -5,7 +5,7 @@
 // Iteration is in list order, which is topological. Nothing here is thread-safe; a Module is built and
 // rewritten by one thread.
 //
-//   Builder b(&function, &registry);
+//   Builder b(&function);
 //   ASSIGN_OR_RETURN(Value y, b.Create("math.add", {x, x}));
 #pragma once
 

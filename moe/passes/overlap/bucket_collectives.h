@@ -1,7 +1,7 @@
 // bucket-collectives: lets small collectives that could travel together travel together.
 //
-//   %a = comm.all_reduce(%x) {axes = [dp], ...}           %a, %b = comm.bucket(%x, %y) {axes = [dp],
-//   %b = comm.all_reduce(%y) {axes = [dp], ...}      ->       parts = ["all_reduce dp:sum>-", ...]}
+//   %a = comm.all_reduce(%x) {axes = [dp]}
+//   %b = comm.all_reduce(%y) {axes = [dp]}      ->      %a, %b = comm.bucket(%x, %y) {axes = [dp]}
 //
 // Taken together are reductions of gradients (to be accumulated, or in the update), scalars of the update,
 // gathers of updated parameters, and gathers of parameters that one layer needs: of one kind, over the same
