@@ -5,8 +5,7 @@
 //
 //   ASSIGN_OR_RETURN(AtomicFolder folder, AtomicFolder::Create("runs/7/checkpoint"));
 //   RETURN_IF_ERROR(WriteFile(JoinPath(folder.path(), "manifest.json"), manifest));
-//   RETURN_IF_ERROR(folder.Commit());                                     // readers see all of it, or
-//   nothing
+//   RETURN_IF_ERROR(folder.Commit());                                     // readers see all of it, or nothing
 //
 // Every error names the path and what the system said. The functions are safe to call from several threads on
 // different paths; FileWriter and AtomicFolder belong to one thread at a time, RandomAccessFile to any

@@ -1,7 +1,7 @@
 // Status macros: early return from functions that give absl::Status or absl::StatusOr.
 //
-//   RETURN_IF_ERROR(Write(path, bytes));
-//   ASSIGN_OR_RETURN(Module module, ParseModule(text));
+//   RETURN_IF_ERROR(WriteFile(path, text));
+//   ASSIGN_OR_RETURN(std::unique_ptr<Module> module, ParseModule(text));
 //
 // Annotate() prefixes an error with where it happened and keeps its code.
 #pragma once

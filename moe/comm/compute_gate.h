@@ -5,12 +5,11 @@
 // and never oversubscribed.
 //
 //   ComputeGate gate(2);
-//   void RankThread() {
-//     ComputeGate::Scope computing(&gate);
-//     Compute();
-//     absl::MutexLock lock(&mutex_);
-//     while (!arrived_) changed_.Wait(&mutex_);   // a ComputeGate::Condition: others compute meanwhile
-//   }
+//   // in every thread:
+//   ComputeGate::Scope computing(&gate);
+//   ... compute ...
+//   absl::MutexLock lock(&mutex);
+//   while (!arrived) changed.Wait(&mutex);   // a ComputeGate::Condition: others compute meanwhile
 //
 // The token belongs to the thread: code that blocks need not know the gate, only that a thread may hold one.
 //

@@ -2,11 +2,11 @@
 // each rank has, and the world between them.
 //
 //   DeviceWorldsOptions options;
-//   options.kind = DeviceKind::kCuda;
+//   options.kind = device::DeviceKind::kCuda;
 //   options.num_ranks = 8;
 //   ASSIGN_OR_RETURN(auto worlds, DeviceWorlds::Open(options));
 //   LOG(INFO) << worlds->Describe();                 // "8 ranks, a GPU each, by NCCL 2.28.9"
-//   for (int64_t i = 0; i < worlds->size(); ++i) { ... worlds->world(i), worlds->device(i) ... }
+//   World* first = worlds->world(0);                 // of the first rank here, on worlds->device(0)
 //
 // A rank with a GPU to itself goes by NCCL. More ranks than GPUs are possible in one process alone: they
 // share them, and go by the in-process world, as they do on the host. So do ranks with a GPU each in one

@@ -4,8 +4,7 @@
 //
 //   RecordedWorld world(in_process.rank(3));
 //   ... the rank uses `world` ...
-//   for (const RecordedCall& c : world.Calls()) { ... }          // from any thread, also while the rank
-//   hangs
+//   for (const RecordedCall& c : world.Calls()) { ... }          // from any thread, also while the rank hangs
 //
 // The inner world outlives it. Thread-safe as World is; calls allocate nothing.
 #pragma once

@@ -2,7 +2,7 @@
 // asks it for the group of each step and knows no back end.
 //
 //   ASSIGN_OR_RETURN(Communicator* tp, world->Group(mesh.Group(rank, tp_axes), "comm"));
-//   RETURN_IF_ERROR(tp->AllReduce(...));
+//   RETURN_IF_ERROR(tp->AllReduce(x, y, n, DType::kF32, Reduction::kSum, "layers.0.attn.out"));
 //
 // A World owns its communicators; they live as long as it does. Group and Abort may be called from any
 // thread. One communicator serves one thread of a rank at a time, hence the channels: queues that run

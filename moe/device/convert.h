@@ -1,8 +1,7 @@
 // Conversion between f32 and the narrower floats, over contiguous elements.
 //
 //   ToF32(DType::kBF16, x, wide, n);
-//   FromF32(DType::kF16, wide, y, n);   // nearest, ties to even; overflow of f16 becomes infinity, NaN stays
-//   NaN
+//   FromF32(DType::kF16, wide, y, n);   // nearest, ties to even; overflow becomes infinity, NaN stays NaN
 //
 // With the best instruction set that the machine has (Highway). f32 itself is copied. Nothing needs
 // alignment; input and output do not overlap. Stateless.

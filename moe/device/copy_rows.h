@@ -1,6 +1,6 @@
 // Boxes of elements from one layout to another, on the host.
 //
-//   CopyRows(layout.pack_row, rows, x, layout.row_in, packed, layout.row_block, ByteSize(x.dtype));
+//   CopyRows(layout.pack_row, rows, x, layout.row_in, packed, layout.row_block, ByteSize(dtype));
 //
 // Stateless.
 #pragma once

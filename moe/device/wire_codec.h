@@ -2,8 +2,7 @@
 //
 //   std::vector<char> wire(WireBytes(WireFormat::kF8, DType::kF32, n));
 //   EncodeWire(WireFormat::kF8, DType::kF32, x, n, wire.data());
-//   DecodeWire(WireFormat::kF8, wire.data(), n, begin, count, part);   // values [begin, begin + count) as
-//   f32
+//   DecodeWire(WireFormat::kF8, wire.data(), n, begin, count, part);   // values [begin, begin + count), f32
 //
 // Rounding is to nearest, ties to even. The error of a value x of a block whose largest magnitude is a:
 // bf16 |x| / 256; f8e4m3 max(|x| / 16, a / 448 / 1024). A value that is not finite makes its block NaN in

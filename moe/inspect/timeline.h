@@ -1,11 +1,11 @@
 // When each stage (or rank) does what in one training step: planned, from durations of the actions, or
 // measured, from the trace of a run.
 //
-//   Timeline t = PlanTimeline(program);                              // forward 1, backward 2
-//   Timeline t = PlanTimeline(program, CostDurations(program, Target()));   // seconds by the cost model
-//   ASSIGN_OR_RETURN(Timeline t, MeasuredTimeline(trace_json, mesh, {.step = -1}));
-//   std::cout << TimelineText(t);
-//   WriteFile("timeline.svg", TimelineSvg(t));
+//   Timeline units = PlanTimeline(program);                              // forward 1, backward 2
+//   Timeline seconds = PlanTimeline(program, CostDurations(program, cost::Target()));   // by the cost model
+//   ASSIGN_OR_RETURN(Timeline measured, MeasuredTimeline(trace_json, mesh, {.step = -1}));
+//   std::cout << TimelineText(measured);
+//   RETURN_IF_ERROR(WriteFile("timeline.svg", TimelineSvg(measured)));
 //
 // The bubble is what a pipeline leaves unused: from the start of the first to the end of the last forward or
 // backward on any row, the share of the rows' time in which they run none. Values, no ownership; thread-safe.

@@ -2,7 +2,7 @@
 // the reference and the CPU kernels of dispatch and combine.
 //
 //   const Dispatched d(c, c.out[0]);
-//   const int64_t row = d.Row(expert, b, g, slot);   // global expert; -1 when it is not here
+//   const int64_t row = d.Row(expert, group, slot);   // global expert; -1 when it is not here
 #pragma once
 
 #include <cstdint>

@@ -5,7 +5,9 @@
 // deterministic: the same inputs give the same bits on every rank. Scratch memory is asked for in advance
 // through `workspace`.
 //
-//   absl::Status Silu(KernelContext& c) { ... c.in[0].As<float>() ... }
+//   template <typename T>
+//   absl::Status Silu(KernelContext& c);   // reads c.in[0].As<T>(), writes c.out[0].As<T>()
+//
 //   registry.Add({"math.silu", Backend::kCpu, DType::kF32, &Silu<float>});
 #pragma once
 

@@ -4,7 +4,7 @@
 //   ASSIGN_OR_RETURN(const GroupedProduct p, GroupedProductOf(*c.rule));
 //   // "e b c p h, e h f -> e b c p f"    g = e   m = b c p   n = f   k = h
 //   // "e b c p f, e b c p h -> e h f"    g = e   m = f   n = h   k = b c p
-//   RETURN_IF_ERROR(RoundOperand(c, 0, copy));     // copy: what the product multiplies
+//   RETURN_IF_ERROR(RoundOperand(c, 0, copy));   // copy: what the product multiplies
 //
 // Along the summed side k of a group an operand is cut into runs of 128 values, the last one shorter; of
 // ragged rows these are the ones that are there. Runs are of the local shard. Each has a scale of its own for

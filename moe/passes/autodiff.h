@@ -1,6 +1,6 @@
 // autodiff: adds the backward phase to the logical, one-device graph, and writes the update.
 //
-//   program.module = *BuildModel(config, options);
+//   ASSIGN_OR_RETURN(program.module, model::BuildModel(config, options));
 //   RETURN_IF_ERROR(Autodiff(program, {}).status());      // @step: forward and backward; @update; @report
 //
 // Reverse mode over the gradient functions of the registry. The objective is the sum of all results of @step

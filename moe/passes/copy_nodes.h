@@ -1,7 +1,7 @@
 // Copying nodes between functions: what passes that cut functions apart, or repeat parts of them, share.
 //
 //   ValueMap map;                       // values of the source function -> values of the destination
-//   map[arg] = to->AddArg(...);
+//   map[arg->result()] = to->AddArg("x", arg->type());
 //   for (Node* n : from->Nodes()) CopyNode(*n, to, &map);
 //
 // Everything of a node is kept: types, attributes, names (made unique where taken), phase, queue, scope,

@@ -1,7 +1,7 @@
 // Compile: a logical module and a strategy become a Plan, by the default pipeline. What all tools use.
 //
-//   ASSIGN_OR_RETURN(Compiled c, Compile(*std::move(module), strategy, {.workspace = WorkspaceOf(...)}));
-//   for (const PassResult& r : c.passes) ...   // the table of what each pass did
+//   ASSIGN_OR_RETURN(Compiled c, Compile(*std::move(module), strategy, options));
+//   for (const passes::PassResult& r : c.passes) ...   // the table of what each pass did
 //   RETURN_IF_ERROR(SavePlan(c.plan, folder));
 //
 // One thread at a time; the results own all they hold.

@@ -1,8 +1,7 @@
 // Exchange: executes one comm.* conversion on local buffers, on one rank.
 //
-//   ASSIGN_OR_RETURN(std::unique_ptr<Exchange> e, Exchange::Create(x.type(), y.type(), steps, mesh, rank,
-//   world, "comm")); RETURN_IF_ERROR(e->Run(in, out, workspace, workspace_bytes, "layers.0.moe
-//   %dispatched"));
+//   ASSIGN_OR_RETURN(auto e, Exchange::Create(x.type(), y.type(), steps, mesh, rank, world, "comm"));
+//   RETURN_IF_ERROR(e->Run(in, out, workspace, workspace_bytes, "layers.0.moe %dispatched"));
 //
 // Built once per node and rank when a plan is loaded: copies, groups and counts are computed there
 // (conversion_layout.h) and Run only executes them. Blocks that lie in storage as they travel are neither

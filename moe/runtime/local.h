@@ -1,6 +1,6 @@
 // The local part of a placed graph: what one rank's kernels see of nodes and values.
 //
-//   ASSIGN_OR_RETURN(KernelContext c, LocalContext(node, mesh, rank));
+//   ASSIGN_OR_RETURN(kernels::KernelContext c, LocalContext(node, mesh, rank));
 //   c.in.push_back(LocalTensor(node.operand(0).type(), mesh, buffer, bytes, spill));
 //   RETURN_IF_ERROR(kernel->Run(c));
 //

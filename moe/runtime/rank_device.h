@@ -2,7 +2,7 @@
 // share these too, so that their work stays in one order and a communicator knows one stream.
 //
 //   RankDevice device(opened.get());
-//   ASSIGN_OR_RETURN(Stream* compute, device.StreamOf("compute"));
+//   ASSIGN_OR_RETURN(device::Stream* compute, device.StreamOf("compute"));
 //
 // Used by one thread at a time, the streams as moe/device/device.h says. Outlives the executors on it, and
 // the device it.

@@ -4,8 +4,7 @@
 // The tests are abstract (in conformance.cc, linked with alwayslink). A back end's own test instantiates
 // them:
 //
-//   INSTANTIATE_TEST_SUITE_P(InProcess, CommunicatorConformance, ::testing::Values(CommBackend{...}),
-//   CommBackendName);
+//   INSTANTIATE_TEST_SUITE_P(InProcess, CommunicatorConformance, ::testing::Values(CommBackend{}), CommBackendName);
 //
 // A back end that cannot run here (a stub, no device) says why in `unavailable`, and its tests report
 // themselves skipped. Expectations that are not the interface's but the in-process back end's own are tested

@@ -1,6 +1,6 @@
 // A device of the host whose streams really are late, for tests of what events must order.
 //
-//   std::unique_ptr<Device> device = NewDelayedDevice(/*ordinal=*/0, seed);
+//   std::unique_ptr<device::Device> delayed = NewDelayedDevice(/*ordinal=*/0, seed);
 //   ... hand its streams to what claims to work on any device; a missing Wait gives wrong results ...
 //
 // Its kind is kCuda, its memory the host's, so nothing but Stream's own work can be run on it (native() is

@@ -1,7 +1,7 @@
 // The plan-equivalence harness: a strategy, compiled and run on virtual devices, against the one-device
 // reference.
 //
-//   EquivalenceCase c{"tp2 sp", "small_test", "tp=2 sp"};
+//   EquivalenceCase c{"tp2 sp", LineModel("cap"), "tp=2 sp"};        // equivalence_lines.h
 //   ASSERT_OK_AND_ASSIGN(EquivalenceResult r, CheckEquivalence(c));
 //   EXPECT_LT(r.worst_gradient, 1e-9);
 //

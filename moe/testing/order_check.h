@@ -3,10 +3,10 @@
 // however the work happened to run.
 //
 //   OrderCheck check;
-//   std::unique_ptr<Device> device = check.Watch(NewHostDevice(), /*ordinal=*/0);
+//   std::unique_ptr<device::Device> watched = check.Watch(device::NewHostDevice(), /*ordinal=*/0);
 //   ... a run on it ...
-//   EXPECT_THAT(check.Races(), IsEmpty());
-//   for (const OrderCheck::Site& site : check.Sites()) ... check.Races(&site) ...   // without that wait
+//   EXPECT_THAT(check.Races(), ::testing::IsEmpty());
+//   for (const OrderCheck::Site& site : check.Sites()) check.Races(&site);   // without that wait
 //
 // A watched device passes everything on to the one inside and keeps a record of it. Its memory is not the
 // host's to touch, even where the inner device's is: a host device is then used as a GPU would be, with the

@@ -2,7 +2,7 @@
 //
 //   class RemoveDeadNodesTest : public PassTest {};
 //   TEST_F(RemoveDeadNodesTest, Chain) {
-//     ExpectRewrite(ForEachFunction(RemoveDeadNodes), R"(
+//     ExpectRewrite("remove-dead-nodes", R"(
 //       module @m
 //       func @f(%x: f32[8]) {
 //         // CHECK-NOT: math.silu

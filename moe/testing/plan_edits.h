@@ -2,7 +2,7 @@
 // must refuse, or what changes nothing that matters.
 //
 //   const std::string what = RandomEdit(&plan, seed);   // "drops train_step stage 1: F1.2"
-//   EXPECT_FALSE(Certify(plan.program, {}).ok()) << what;
+//   EXPECT_FALSE(passes::Certify(plan.program, {}).ok()) << what;
 //
 // The same seed gives the same edit of the same plan. Plain functions.
 #pragma once

@@ -1,7 +1,6 @@
 // Random data for a step of a module, for tests and checks: seeded, the same on every machine.
 //
-//   ASSERT_OK_AND_ASSIGN(const StepInputs in, RandomInputs(module, {.seed = 7}, step));   // step counts from
-//   1
+//   ASSERT_OK_AND_ASSIGN(const auto in, RandomInputs(module, {.seed = 7}, step));   // step counts from 1
 #pragma once
 
 #include <cstdint>

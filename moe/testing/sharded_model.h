@@ -1,7 +1,8 @@
 // A small model compiled up to insert-collectives, for tests of placement.
 //
 //   ASSERT_OK_AND_ASSIGN(auto m, CompileSharded(SmallMoe(), "tp=2 dp=4 ep=4 sp vp zero=1"));
-//   m->module().Find("chunk0")...     m->logical->Find("chunk0")   // the same before shard
+//   const Function* chunk = m->module().Find("chunk0");
+//   const Function* logical = m->logical->Find("chunk0");   // the same before shard
 #pragma once
 
 #include <cstdint>

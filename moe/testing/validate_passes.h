@@ -2,10 +2,10 @@
 // devices and names the first pass, node and rank that differ.
 //
 //   PassValidator validator({.seed = 1});
-//   PipelineOptions options;
+//   passes::PipelineOptions options;
 //   options.validate = validator.Hook();
-//   RunPipeline(Passes(), DefaultPipeline(), program, context, options);
-//   // Internal: pass shard changed the results: %h_3 = nn.matmul in @chunk0 (layers.0.mlp), microbatch 0:
+//   RETURN_IF_ERROR(passes::RunPipeline(passes::DefaultPipeline(), program, context, options).status());
+//   // Internal: pass shard changed the results: %h_3 = math.einsum in @chunk0 (layers.0.mlp), microbatch 0:
 //   // element 17 on rank 3 is 0.25, before the pass 0.5
 //
 // Both run one step in lockstep (virtual_cluster.h), with the same random data and initial states. What

@@ -2,7 +2,7 @@
 // ranks, node by node, in one thread. What validate_passes compares before and after a pass.
 //
 //   ASSIGN_OR_RETURN(ClusterRun run, RunOnVirtualCluster(program, inputs, {}));
-//   run.exports.at("state grad.layers.0.attn.wq")...
+//   run.exports.at("state grad.layers.0.attn.wq");
 //
 // It runs the logical @step (with or without its backward), @chunk<c> with both phases, or @forward<c> and
 // @backward<c> (or its halves @input_grad<c> and @weight_grad<c>); then @update<s> of all stages, meeting at

@@ -2,8 +2,8 @@
 // client.
 //
 //   ASSIGN_OR_RETURN(auto server, StoreServer::Start({.address = "127.0.0.1:0", .token = token}));
-//   ASSIGN_OR_RETURN(auto store, GrpcStore::Connect(absl::StrCat("127.0.0.1:", server->port()), token,
-//   timeout));
+//   const std::string address = absl::StrCat("127.0.0.1:", server->port());
+//   ASSIGN_OR_RETURN(auto store, GrpcStore::Connect(address, token, timeout));
 //
 // The service is unencrypted and meant for loopback or a network of the job's own. What it defends: a call
 // without the job's token is refused before anything is read of it; keys, values, their number and sum,

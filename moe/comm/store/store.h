@@ -3,8 +3,7 @@
 // little and seldom.
 //
 //   RETURN_IF_ERROR(store->Set("gloo/3", address));
-//   ASSIGN_OR_RETURN(std::string peer, store->Get("gloo/4", absl::Seconds(60)));     // waits until it is
-//   there
+//   ASSIGN_OR_RETURN(std::string peer, store->Get("gloo/4", absl::Seconds(60)));   // waits until it is there
 //
 // Keys are short printable names, values are any bytes of at most kMaxStoreValue. Thread-safe.
 // Implementations: MemoryStore (one process; tests), GrpcStore (a service of rank 0), DirectoryStore (a

@@ -5,8 +5,7 @@
 //   graph.AddEdge(0, 2, 1.5);
 //   graph.AddEdge(2, 1, kInfinite);
 //   const double cost = graph.Solve(/*source=*/0, /*sink=*/1);   // of the edges cut
-//   if (graph.OnSinkSide(2)) ...                                 // of all minimum cuts, the one with the
-//   smallest sink side
+//   if (graph.OnSinkSide(2)) ...   // in the one of all minimum cuts that has the smallest sink side
 //
 // O(V^2 E) at worst, close to linear on the shallow graphs that it is used for. Solve once. Not thread-safe.
 #pragma once

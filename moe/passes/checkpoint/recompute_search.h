@@ -8,8 +8,7 @@
 //   RecomputeProblem p;
 //   const int n = p.AddNode(/*cost=*/2e-5, /*may=*/true, /*reads=*/{});
 //   const int v = p.AddValue(n, /*bytes=*/4096, /*needed=*/true);
-//   const RecomputeChoice c = LeastRecomputation(p, /*budget=*/0);   // c.fits, c.recompute[n], c.cost,
-//   c.at_least
+//   const RecomputeChoice c = LeastRecomputation(p, /*budget=*/0);   // c.fits, c.recompute[n], c.cost, ...
 //
 // The algorithm. At a fixed price per byte, the cheapest choice is a minimum cut, exactly: a node is on the
 // sink side if it is computed again (an edge from the source has its cost), the "out" of a value if the

@@ -1,8 +1,7 @@
 // Pipeline schedules: generators of tables. Each gives one row per stage, the order of its cells; what runs
 // where is the schedule's chunk -> stage map (modulo, or folded into a V).
 //
-//   ScheduleTable t = ZeroBubbleH1Table(/*stages=*/4, /*microbatches=*/8);
-//   // t[0]: F0.0 F0.1 F0.2 F0.3 I0.0 W0.0 ...
+//   ScheduleTable t = ZeroBubbleH1Table(/*stages=*/4, /*microbatches=*/8);  // t[0]: F0.0 ... F0.3 I0.0 W0.0 ...
 //
 // p stages, m microbatches, v chunks per stage. In flight means: forwards whose residuals are still held.
 //

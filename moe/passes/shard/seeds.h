@@ -1,6 +1,6 @@
 // Seeds: the placements that a strategy fixes before anything is searched.
 //
-//   Seeds seeds(module, strategy, orders);
+//   Seeds seeds(module.mesh(), strategy, orders);
 //   Placement p = seeds.Compute(*module.FindState("layers.0.attn.wq"));   // [-, tp, -]
 //
 // A parameter has three placements: where it computes (by its role), where its optimizer state lives (from

@@ -1,9 +1,10 @@
 // The shard pass's view of one function: values and nodes by index, with what the seeds say about each.
 //
 //   ShardGraph g;
-//   RETURN_IF_ERROR(BuildShardGraph(function, seeds, states, &planner, &signatures, &g));
-//   ShardPlan plan = *ShardSearch(g, planner, policy, memo).Run();      // shard_search.h
-//   EmitPlan(g, plan, planner);                                         // shard_emit.h
+//   RETURN_IF_ERROR(BuildShardGraph(&function, seeds, states, &planner, &signatures, &g));
+//   ShardSearch search(g, &planner, policy, microbatches, &memo);      // shard_search.h
+//   ASSIGN_OR_RETURN(const ShardPlan plan, search.Run());
+//   RETURN_IF_ERROR(EmitPlan(g, plan, &planner).status());             // shard_emit.h
 //
 // A ShardGraph refers to the function and the planner; it is rebuilt for other seeds. Not thread-safe.
 #pragma once

@@ -1,7 +1,7 @@
 // Checkpoint <-> Session: which states of a module outlive a run, and how they are saved and restored.
 //
 //   RETURN_IF_ERROR(SaveSession("runs/7/checkpoint/step_00000300", meta, *program.module, session));
-//   ASSIGN_OR_RETURN(CheckpointMeta meta, RestoreSession(dir, model, *program.module, session));
+//   ASSIGN_OR_RETURN(CheckpointMeta found, RestoreSession(dir, model, *program.module, session));
 //
 // Saved are parameters and moments, as logical tensors in the dtype they train in, so restoring is exact and
 // any plan restores what any plan saved. One thread at a time; nothing is owned.

@@ -4,7 +4,7 @@
 //   RETURN_IF_ERROR(MergeRunConfigFile("my.textproto", config));   // flags.h puts flags on top
 //   config = ResolveRunConfig(config);
 //   RETURN_IF_ERROR(ValidateRunConfig(config));                    // validate.h
-//   Strategy strategy = StrategyOf(config);
+//   passes::Strategy strategy = StrategyOf(config);
 //
 // Plain functions over values; thread-safe.
 #pragma once

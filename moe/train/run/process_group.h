@@ -6,7 +6,7 @@
 //   options.host = group->host();                               // of the Executor
 //   group->StartReporting([&] { return executor->Flight(); });  // every second, for when this process cannot
 //   ...
-//   std::vector<FlightRecord> all = group->CollectFlight(executor->Flight());      // after a failure
+//   auto all = group->CollectFlight(executor->Flight(), mesh);  // after a failure
 //
 // Ranks are dealt to processes in order, the same number to each. The job outlives the group, and the group
 // whatever uses its connections. Used by one thread; reporting has its own.

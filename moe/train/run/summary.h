@@ -1,6 +1,6 @@
 // What a run says on the terminal: lines of "word  text", the table of passes, shares of a step's time.
 //
-//   std::cout << SummaryLine("model", DescribeModel(model));
+//   std::cout << SummaryLine("model", model::DescribeModel(model));
 //   std::cout << PassTable(compiled.passes, compiled.milliseconds);
 //
 // Plain functions over values; thread-safe.

@@ -4,8 +4,7 @@
 //   MicroBatchCosts costs;
 //   costs.Add(4, TimesOf(trace_at_4, mesh));
 //   costs.Add(1, TimesOf(trace_at_1, mesh));
-//   PlayStep(program_at_2, costs.At(2), /*cores=*/8).seconds;   // what a step with microbatches of 2 should
-//   take
+//   PlayStep(program_at_2, costs.At(2), /*cores=*/8).seconds;   // what a step should take
 //
 // What an action of the schedule computes and exchanges is taken as a + b m for microbatches of m samples: a
 // is what every kernel and message costs however small, b is the work of a sample. The schedule then says how
