@@ -8,11 +8,11 @@ packages=(
   bazel-bootstrap bazel-rules-java bazel-rules-proto bazel-platforms bazel-skylib
   # compiler and libraries
   g++ pkg-config libabsl-dev libprotobuf-dev protobuf-compiler libgoogle-glog-dev
-  libgrpc++-dev protobuf-compiler-grpc libhiredis-dev
+  libgrpc++-dev protobuf-compiler-grpc
   libboost-context-dev
   libdnnl-dev libopenblas-dev libhwy-dev libgloo-dev nlohmann-json3-dev libxxhash-dev libzstd-dev libre2-dev
-  # tests, benchmarks, drawings, formatting; redis-tools has a Redis server for tests and starts none
-  libgtest-dev libgmock-dev libbenchmark-dev graphviz clang-format redis-tools
+  # tests, benchmarks, drawings, formatting
+  libgtest-dev libgmock-dev libbenchmark-dev graphviz clang-format
   # the text: the King James Bible, 4 MB of plain English in the public domain
   bible-kjv bible-kjv-text
 )

@@ -70,9 +70,7 @@ ABSL_FLAG(int, spawn, 0,
           "process, or "
           "as torchrun, Slurm or Open MPI started it.");
 ABSL_FLAG(std::string, rendezvous, "",
-          "Where several processes meet instead of MASTER_ADDR:MASTER_PORT: a shared folder, fresh for each "
-          "run, or "
-          "redis://[:password@]host[:port]/job, the job a fresh name for each run.");
+          "A shared folder, fresh for each run, where processes meet instead of at MASTER_ADDR:MASTER_PORT.");
 ABSL_FLAG(std::string, bind_address, "",
           "The address where other processes reach this one; empty: that of the way to the rendezvous.");
 

@@ -8,13 +8,10 @@
 #include <utility>
 
 #include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "moe/base/status.h"
 #include "moe/comm/store/directory_store.h"
-#include "moe/comm/store/redis_store.h"
 
 namespace moe::comm {
 namespace {
@@ -58,37 +55,6 @@ absl::StatusOr<Endpoint> Reach(const std::string& host, int port) {
   return e;
 }
 
-struct RedisAddress {
-  std::string password, host, job;
-  int port = 6379;
-};
-
-absl::StatusOr<RedisAddress> ParseRedis(const std::string& url) {
-  absl::string_view rest = url;
-  absl::ConsumePrefix(&rest, "redis://");
-  RedisAddress a;
-  if (const size_t at = rest.rfind('@'); at != absl::string_view::npos) {
-    absl::string_view user = rest.substr(0, at);
-    const size_t colon = user.find(':');
-    a.password = std::string(user.substr(colon == absl::string_view::npos ? 0 : colon + 1));
-    rest.remove_prefix(at + 1);
-  }
-  const size_t slash = rest.find('/');
-  if (slash != absl::string_view::npos) a.job = std::string(rest.substr(slash + 1));
-  absl::string_view host = rest.substr(0, slash);
-  if (const size_t colon = host.rfind(':'); colon != absl::string_view::npos) {
-    if (!absl::SimpleAtoi(host.substr(colon + 1), &a.port) || a.port < 1 || a.port > 65535) a.port = 0;
-    host = host.substr(0, colon);
-  }
-  a.host = std::string(host);
-  if (a.host.empty() || a.job.empty() || a.port == 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a rendezvous in Redis is redis://[:password@]host[:port]/job; got a host '", a.host,
-                     "', a job '", a.job, "'"));
-  }
-  return a;
-}
-
 }  // namespace
 
 Job::~Job() {
@@ -99,13 +65,7 @@ Job::~Job() {
 absl::StatusOr<std::unique_ptr<Job>> Job::Join(const ProcessPlace& place, const JobOptions& options) {
   std::unique_ptr<Job> job(new Job(place, options));
   job->address_ = options.address.empty() ? kLoopback : options.address;
-  if (absl::StartsWith(options.rendezvous, "redis://")) {
-    ASSIGN_OR_RETURN(const RedisAddress redis, ParseRedis(options.rendezvous));
-    ASSIGN_OR_RETURN(const Endpoint way, Reach(redis.host, redis.port));
-    if (options.address.empty()) job->address_ = way.own;
-    ASSIGN_OR_RETURN(job->store_, RedisStore::Connect(way.numeric, redis.port, redis.job, redis.password,
-                                                      options.connect_timeout));
-  } else if (!options.rendezvous.empty()) {
+  if (!options.rendezvous.empty()) {
     ASSIGN_OR_RETURN(job->store_, DirectoryStore::Open(options.rendezvous));
   } else {
     if (place.master_address.empty()) {

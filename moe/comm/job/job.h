@@ -6,8 +6,7 @@
 //   RETURN_IF_ERROR(job->Finish());                                     // when all are done, and not before
 //
 // The rendezvous is MASTER_ADDR:MASTER_PORT, where rank 0 (or what spawned the processes) runs a StoreServer;
-// or, if told so, a shared folder or a Redis server. Anything but loopback wants a token of the job.
-// Thread-safe.
+// or, if told so, a shared folder. Anything but loopback wants a token of the job. Thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +24,6 @@ namespace moe::comm {
 
 struct JobOptions {
   // "": MASTER_ADDR:MASTER_PORT. A path: a shared folder, fresh for each run.
-  // "redis://[:password@]host[:port]/job": a Redis server; the name of the job is fresh for each run.
   std::string rendezvous;
   std::string
       address;  // of this process, where its peers reach it; "": that of the way to the master, else loopback

@@ -3,17 +3,23 @@
 #include <errno.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "absl/time/clock.h"
 #include "moe/base/file.h"
 #include "moe/base/status.h"
 
 namespace moe::comm {
 
 absl::StatusOr<std::unique_ptr<DirectoryStore>> DirectoryStore::Open(const std::string& path) {
-  if (path.empty()) return absl::InvalidArgumentError("the folder of the rendezvous has no name");
+  if (path.empty() || absl::StrContains(path, "://")) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a rendezvous is a folder that all processes see; got '", path, "'"));
+  }
   RETURN_IF_ERROR(Annotate(MakeFolders(path), "the folder of the rendezvous"));
   return std::unique_ptr<DirectoryStore>(new DirectoryStore(path));
 }
@@ -48,13 +54,24 @@ absl::StatusOr<std::string> DirectoryStore::Get(absl::string_view key, absl::Dur
                                                 Cancellation* cancel) {
   RETURN_IF_ERROR(CheckStoreEntry(key, ""));
   const std::string file = FileOf(key);
-  return PollStore(*this, key, timeout, cancel, [&]() -> absl::StatusOr<std::string> {
+  const absl::Time deadline = absl::Now() + timeout;
+  absl::Duration pause = absl::Milliseconds(2);
+  for (;;) {
     absl::StatusOr<std::string> value = ReadFile(file, kMaxStoreValue);
     if (!value.ok() && !IsFolder(path_)) {
       return absl::UnavailableError(absl::StrCat("the folder ", path_, " of the rendezvous is gone"));
     }
-    return value;
-  });
+    if (value.ok() || !absl::IsNotFound(value.status())) return value;
+    const absl::Duration left = deadline - absl::Now();
+    if (left <= absl::ZeroDuration()) return StoreTimeout(*this, key, timeout);
+    const absl::Duration nap = std::min(pause, left);
+    if (cancel == nullptr) {
+      absl::SleepFor(nap);
+    } else if (cancel->SleepFor(nap)) {
+      return absl::CancelledError("the wait was cancelled");
+    }
+    pause = std::min(pause * 2, absl::Milliseconds(50));
+  }
 }
 
 }  // namespace moe::comm

@@ -58,26 +58,6 @@ absl::Status StoreTimeout(const Store& store, absl::string_view key, absl::Durat
                                                   " within ", absl::FormatDuration(timeout)));
 }
 
-absl::StatusOr<std::string> PollStore(const Store& store, absl::string_view key, absl::Duration timeout,
-                                      Cancellation* cancel,
-                                      const std::function<absl::StatusOr<std::string>()>& ask) {
-  const absl::Time deadline = absl::Now() + timeout;
-  absl::Duration pause = absl::Milliseconds(2);
-  for (;;) {
-    absl::StatusOr<std::string> value = ask();
-    if (value.ok() || !absl::IsNotFound(value.status())) return value;
-    const absl::Duration left = deadline - absl::Now();
-    if (left <= absl::ZeroDuration()) return StoreTimeout(store, key, timeout);
-    const absl::Duration nap = std::min(pause, left);
-    if (cancel == nullptr) {
-      absl::SleepFor(nap);
-    } else if (cancel->SleepFor(nap)) {
-      return absl::CancelledError("the wait was cancelled");
-    }
-    pause = std::min(pause * 2, absl::Milliseconds(50));
-  }
-}
-
 absl::StatusOr<std::string> GetUnlessAborted(Store* store, absl::string_view key, absl::Duration timeout) {
   const absl::Time deadline = absl::Now() + timeout;
   for (;;) {

@@ -1,13 +1,13 @@
 // Store: a small key-value service through which the processes of one job find each other. It carries
-// addresses, the first error of a run, what each rank did last, and later the ids of NCCL communicators:
-// little and seldom.
+// addresses, the ids of NCCL communicators, the first error of a run and what each rank did last: little and
+// seldom.
 //
 //   RETURN_IF_ERROR(store->Set("gloo/3", address));
 //   ASSIGN_OR_RETURN(std::string peer, store->Get("gloo/4", absl::Seconds(60)));   // waits until it is there
 //
 // Keys are short printable names, values are any bytes of at most kMaxStoreValue. Thread-safe.
-// Implementations: MemoryStore (one process; tests), GrpcStore (a service of rank 0), DirectoryStore (a
-// shared folder), RedisStore.
+// Implementations: MemoryStore (one process), GrpcStore (a service of rank 0), DirectoryStore (a shared
+// folder).
 #pragma once
 
 #include <functional>
@@ -71,11 +71,6 @@ class Store {
 // InvalidArgument for what no store takes.
 absl::Status CheckStoreEntry(absl::string_view key, absl::string_view value);
 absl::Status StoreTimeout(const Store& store, absl::string_view key, absl::Duration timeout);
-
-// For stores that cannot wait: asks again until there is an answer, at first often, then every 50 ms.
-absl::StatusOr<std::string> PollStore(const Store& store, absl::string_view key, absl::Duration timeout,
-                                      Cancellation* cancel,
-                                      const std::function<absl::StatusOr<std::string>()>& ask);
 
 // The first error of a run, by whoever met it: "rank 3 ended the run: UNAVAILABLE: ...".
 inline constexpr char kAbortKey[] = "abort";

@@ -3,8 +3,6 @@
 #include "moe/comm/store/store.h"
 
 #include <gtest/gtest.h>
-#include <signal.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -20,7 +18,6 @@
 #include "moe/base/status_matchers.h"
 #include "moe/comm/store/directory_store.h"
 #include "moe/comm/store/grpc_store.h"
-#include "moe/comm/store/redis_store.h"
 
 namespace moe::comm {
 namespace {
@@ -71,55 +68,6 @@ Fixture Grpc() {
   const std::string address = absl::StrCat("127.0.0.1:", (*server)->port());
   return {[address] { return Upcast(GrpcStore::Connect(address, "secret", absl::Seconds(20))); },
           std::shared_ptr<StoreServer>(*std::move(server)), ""};
-}
-
-// A server of this test's own, if the machine has the program; Debian's redis-tools have it under another
-// name.
-struct RedisProcess {
-  pid_t pid = -1;
-  int port = 0;
-  ~RedisProcess() {
-    if (pid <= 0) return;
-    kill(pid, SIGKILL);
-    waitpid(pid, nullptr, 0);
-  }
-};
-
-std::shared_ptr<RedisProcess> StartRedis(const std::string& password, std::string* why) {
-  std::string program;
-  for (const char* candidate : {"/usr/bin/redis-server", "/usr/bin/redis-check-rdb"}) {
-    if (program.empty() && access(candidate, X_OK) == 0) program = candidate;
-  }
-  if (program.empty()) {
-    *why = "no redis-server on this machine";
-    return nullptr;
-  }
-  for (int attempt = 0; attempt < 5; ++attempt) {
-    auto redis = std::make_shared<RedisProcess>();
-    redis->port = 20000 + (getpid() * 7 + attempt * 1013) % 20000;
-    const std::string port = absl::StrCat(redis->port);
-    redis->pid = fork();
-    if (redis->pid == 0) {
-      execl(program.c_str(), "redis-server", "--port", port.c_str(), "--bind", "127.0.0.1", "--save", "",
-            "--dir", ::testing::TempDir().c_str(), "--loglevel", "warning", "--requirepass", password.c_str(),
-            static_cast<char*>(nullptr));
-      _exit(127);
-    }
-    if (RedisStore::Connect("127.0.0.1", redis->port, "probe", password, absl::Seconds(10)).ok())
-      return redis;
-  }
-  *why = "redis-server does not start";
-  return nullptr;
-}
-
-Fixture Redis() {
-  std::string why;
-  std::shared_ptr<RedisProcess> redis = StartRedis("sesame", &why);
-  if (redis == nullptr) return {nullptr, nullptr, why};
-  return {[port = redis->port] {
-            return Upcast(RedisStore::Connect("127.0.0.1", port, "job", "sesame", absl::Seconds(5)));
-          },
-          redis, ""};
 }
 
 void ExpectValue(const absl::StatusOr<std::string>& got, const std::string& want) {
@@ -210,7 +158,7 @@ TEST_P(StoreTest, RefusesWhatIsNoEntry) {
 
 INSTANTIATE_TEST_SUITE_P(Stores, StoreTest,
                          ::testing::Values(Kind{"Memory", Memory}, Kind{"Directory", Directory},
-                                           Kind{"Grpc", Grpc}, Kind{"Redis", Redis}),
+                                           Kind{"Grpc", Grpc}),
                          [](const auto& info) { return std::string(info.param.name); });
 
 TEST(GrpcStore, StrangersAndFloodsAreRefused) {
@@ -247,16 +195,6 @@ TEST(GrpcStore, AServerThatEndsFreesThoseWhoWait) {
   later.join();
   ExpectError(GrpcStore::Connect(address, "t", absl::Milliseconds(300)).status(),
               absl::StatusCode::kUnavailable, address);
-}
-
-TEST(RedisStore, PasswordsAndAddresses) {
-  std::string why;
-  const std::shared_ptr<RedisProcess> redis = StartRedis("sesame", &why);
-  if (redis == nullptr) GTEST_SKIP() << why;
-  ExpectError(RedisStore::Connect("127.0.0.1", redis->port, "job", "wrong", absl::Seconds(5)).status(),
-              absl::StatusCode::kPermissionDenied, "127.0.0.1");
-  ExpectError(RedisStore::Connect("127.0.0.1", 1, "job", "", absl::Milliseconds(300)).status(),
-              absl::StatusCode::kUnavailable, "127.0.0.1:1");
 }
 
 }  // namespace
