@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 #include <set>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -12,37 +13,15 @@
 namespace moe::comm {
 namespace {
 
-constexpr const char* kOpNames[] = {"all_reduce",   "reduce_scatter", "reduce_scatter_v",
-                                    "all_gather",   "all_gather_v",   "all_to_all",
-                                    "all_to_all_v", "broadcast",      "barrier"};
-
-bool Reduces(Call::Op op) {
-  return op == Call::kAllReduce || op == Call::kReduceScatter || op == Call::kReduceScatterV;
+int64_t Sum(absl::Span<const int64_t> counts) {
+  return std::accumulate(counts.begin(), counts.end(), int64_t{0});
 }
 
-}  // namespace
-
-std::string CallToString(const Call& call) {
-  std::vector<std::string> parts;
-  if (Reduces(call.op)) parts.push_back(call.kind == Reduction::kSum ? "sum" : "max");
-  if (call.op != Call::kBarrier) parts.push_back(std::string(DTypeName(call.dtype)));
-  if (call.op == Call::kAllToAllV) {
-    parts.push_back(absl::StrCat("send ", absl::StrJoin(call.counts, " ")));
-    parts.push_back(absl::StrCat("receive ", absl::StrJoin(call.receive_counts, " ")));
-  } else if (!call.counts.empty()) {
-    parts.push_back(absl::StrCat("counts ", absl::StrJoin(call.counts, " ")));
-  } else if (call.op != Call::kBarrier) {
-    parts.push_back(absl::StrCat("count ", call.count));
-  }
-  if (call.op == Call::kBroadcast) parts.push_back(absl::StrCat("root ", call.root));
-  return absl::StrCat(kOpNames[call.op], "(", absl::StrJoin(parts, ", "), ") for '", call.what, "'");
-}
-
-absl::Status CheckCall(const Call& call, int size) {
-  if (Reduces(call.op)) RETURN_IF_ERROR(device::CheckReducible(call.dtype, call.kind));
+absl::Status CheckCollective(const Call& call, int size) {
+  if (Reduces(call)) RETURN_IF_ERROR(device::CheckReducible(call.dtype, call.kind));
   if (call.count < 0) return absl::InvalidArgumentError("negative count");
-  if (call.op == Call::kBroadcast && (call.root < 0 || call.root >= size)) {
-    return absl::InvalidArgumentError(absl::StrCat("root ", call.root, " in a group of ", size));
+  if (call.op == Call::kBroadcast && (call.peer < 0 || call.peer >= size)) {
+    return absl::InvalidArgumentError(absl::StrCat("root ", call.peer, " in a group of ", size));
   }
   const bool v =
       call.op == Call::kAllGatherV || call.op == Call::kReduceScatterV || call.op == Call::kAllToAllV;
@@ -61,56 +40,126 @@ absl::Status CheckCall(const Call& call, int size) {
   return absl::OkStatus();
 }
 
-std::pair<int64_t, int64_t> CallExtents(const Call& call, int rank, int size) {
-  const auto sum = [](absl::Span<const int64_t> counts) {
-    return std::accumulate(counts.begin(), counts.end(), int64_t{0});
-  };
+// What member `member` of `size` reduces of an all_reduce.
+Range Segment(int64_t count, int member, int size) {
+  constexpr int64_t kLine = 64;
+  const int64_t each = ((count + size - 1) / size + kLine - 1) / kLine * kLine;
+  const int64_t begin = std::min(count, member * each);
+  return {begin, std::min(count, (member + 1) * each) - begin};
+}
+
+Range Block(absl::Span<const int64_t> counts, int member) {
+  return {Sum(counts.subspan(0, member)), counts[member]};
+}
+
+}  // namespace
+
+absl::string_view CallName(Call::Op op) {
+  constexpr absl::string_view kNames[] = {"all_reduce",   "reduce_scatter", "reduce_scatter_v", "all_gather",
+                                          "all_gather_v", "all_to_all",     "all_to_all_v",     "broadcast",
+                                          "barrier",      "send",           "receive"};
+  return kNames[op];
+}
+
+bool Reduces(const Call& call) {
+  return call.op == Call::kAllReduce || call.op == Call::kReduceScatter || call.op == Call::kReduceScatterV;
+}
+
+std::string CallToString(const Call& call) {
+  std::vector<std::string> parts;
+  if (Reduces(call)) parts.push_back(call.kind == Reduction::kSum ? "sum" : "max");
+  if (call.op != Call::kBarrier) parts.push_back(std::string(DTypeName(call.dtype)));
+  if (call.op == Call::kAllToAllV) {
+    parts.push_back(absl::StrCat("send ", absl::StrJoin(call.counts, " ")));
+    parts.push_back(absl::StrCat("receive ", absl::StrJoin(call.receive_counts, " ")));
+  } else if (!call.counts.empty()) {
+    parts.push_back(absl::StrCat("counts ", absl::StrJoin(call.counts, " ")));
+  } else if (call.op != Call::kBarrier) {
+    parts.push_back(absl::StrCat("count ", call.count));
+  }
+  if (call.op == Call::kBroadcast) parts.push_back(absl::StrCat("root ", call.peer));
+  return absl::StrCat(CallName(call.op), "(", absl::StrJoin(parts, ", "), ") for '", call.what, "'");
+}
+
+absl::Status CheckCall(const Call& call, absl::Span<const int64_t> ranks, int me) {
+  const int size = static_cast<int>(ranks.size());
+  if (!IsMessage(call)) {
+    const absl::Status status = CheckCollective(call, size);
+    return status.ok() ? status : Annotate(status, CallToString(call));
+  }
+  if (call.count >= 0 && call.peer >= 0 && call.peer < size && call.peer != me) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("rank ", ranks[me], " of ", GroupName(ranks), ", '",
+                                                 call.what, "': ", call.count,
+                                                 " bytes to or from group rank ", call.peer));
+}
+
+std::pair<int64_t, int64_t> CallExtents(const Call& call, int me, int size) {
   switch (call.op) {
     case Call::kReduceScatter:
       return {call.count * size, call.count};
     case Call::kReduceScatterV:
-      return {sum(call.counts), rank < static_cast<int>(call.counts.size()) ? call.counts[rank] : 0};
+      return {Sum(call.counts), call.counts[me]};
     case Call::kAllGather:
       return {call.count, call.count * size};
     case Call::kAllGatherV:
-      return {call.count, sum(call.counts)};
+      return {call.count, Sum(call.counts)};
     case Call::kAllToAll:
       return {call.count * size, call.count * size};
     case Call::kAllToAllV:
-      return {sum(call.counts), sum(call.receive_counts)};
+      return {Sum(call.counts), Sum(call.receive_counts)};
+    case Call::kSend:
+      return {call.count, 0};
+    case Call::kReceive:
+      return {0, call.count};
+    case Call::kAllReduce:
+    case Call::kBroadcast:
+    case Call::kBarrier:
+      break;
+  }
+  return {call.count, call.count};
+}
+
+Range SendRange(const Call& call, int me, int peer, int size) {
+  switch (call.op) {
+    case Call::kAllReduce:
+      return Segment(call.count, peer, size);
+    case Call::kReduceScatter:
+    case Call::kAllToAll:
+      return {peer * call.count, call.count};
+    case Call::kReduceScatterV:
+    case Call::kAllToAllV:
+      return Block(call.counts, peer);
+    case Call::kBroadcast:
+      return {0, me == call.peer ? call.count : 0};
     default:
-      return {call.count, call.count};
+      return {0, call.count};
   }
 }
 
-absl::Status ForwardCall(const Call& c, Communicator* to, const void* in, void* out) {
-  switch (c.op) {
+Range ReceiveRange(const Call& call, int me, int peer, int size) {
+  switch (call.op) {
     case Call::kAllReduce:
-      return to->AllReduce(in, out, c.count, c.dtype, c.kind, c.what);
-    case Call::kReduceScatter:
-      return to->ReduceScatter(in, out, c.count, c.dtype, c.kind, c.what);
+      return Segment(call.count, me, size);
     case Call::kReduceScatterV:
-      return to->ReduceScatterV(in, c.counts, out, c.dtype, c.kind, c.what);
+      return {0, call.counts[me]};
     case Call::kAllGather:
-      return to->AllGather(in, out, c.count, c.dtype, c.what);
-    case Call::kAllGatherV:
-      return to->AllGatherV(in, c.count, out, c.counts, c.dtype, c.what);
     case Call::kAllToAll:
-      return to->AllToAll(in, out, c.count, c.dtype, c.what);
+      return {peer * call.count, call.count};
+    case Call::kAllGatherV:
+      return Block(call.counts, peer);
     case Call::kAllToAllV:
-      return to->AllToAllV(in, c.counts, out, c.receive_counts, c.dtype, c.what);
+      return Block(call.receive_counts, peer);
     case Call::kBroadcast:
-      return to->Broadcast(out, c.count, c.dtype, c.root, c.what);
-    case Call::kBarrier:
-      return to->Barrier(c.what);
+      return {0, peer == call.peer ? call.count : 0};
+    default:
+      return {0, call.count};
   }
-  return absl::InternalError("no such call");
 }
 
 bool SameShape(const Call& a, const Call& b) {
   if (a.op != b.op || a.dtype != b.dtype || a.what != b.what) return false;
-  if (Reduces(a.op) && a.kind != b.kind) return false;
-  if (a.op == Call::kBroadcast && a.root != b.root) return false;
+  if (Reduces(a) && a.kind != b.kind) return false;
+  if (a.op == Call::kBroadcast && a.peer != b.peer) return false;
   if (a.op == Call::kAllToAllV) return true;
   if (a.op == Call::kAllGatherV || a.op == Call::kReduceScatterV) return a.counts == b.counts;
   return a.count == b.count;
@@ -143,10 +192,16 @@ absl::Status TimeoutError(absl::Span<const int64_t> ranks, absl::Duration timeou
                                                   "; never entered: ", absl::StrJoin(missing, ", ")));
 }
 
-std::string MessageToString(bool send, int64_t bytes, int64_t from, int64_t to, int64_t tag,
-                            absl::string_view what) {
-  return absl::StrCat(send ? "send" : "receive", " of ", bytes, " bytes from rank ", from, " to rank ", to,
-                      ", tag ", tag, ", for '", what, "'");
+std::string MessageToString(const Call& m, absl::Span<const int64_t> ranks, int me) {
+  const bool send = m.op == Call::kSend;
+  return absl::StrCat(CallName(m.op), " of ", m.count, " bytes from rank ", ranks[send ? me : m.peer],
+                      " to rank ", ranks[send ? m.peer : me], ", tag ", m.tag, ", for '", m.what, "'");
+}
+
+uint64_t StableHash(absl::string_view bytes) {
+  uint64_t h = 0xcbf29ce484222325;
+  for (const char c : bytes) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+  return h;
 }
 
 absl::StatusOr<int> PositionInGroup(int64_t rank, int64_t num_ranks, absl::Span<const int64_t> ranks) {
@@ -159,104 +214,6 @@ absl::StatusOr<int> PositionInGroup(int64_t rank, int64_t num_ranks, absl::Span<
                      "]; a group names its caller and each rank below ", num_ranks, " at most once"));
   }
   return static_cast<int>(at - ranks.begin());
-}
-
-std::pair<int64_t, int64_t> ReduceSegment(int64_t count, int n, int r) {
-  constexpr int64_t kLine = 64;
-  const int64_t each = ((count + n - 1) / n + kLine - 1) / kLine * kLine;
-  return {std::min(count, r * each), std::min(count, (r + 1) * each)};
-}
-
-absl::Status CallCommunicator::AllReduce(const void* in, void* out, int64_t count, DType dtype,
-                                         Reduction kind, absl::string_view what) {
-  return Run({.op = Call::kAllReduce,
-              .dtype = dtype,
-              .kind = kind,
-              .count = count,
-              .in = in,
-              .out = out,
-              .what = what});
-}
-
-absl::Status CallCommunicator::ReduceScatter(const void* in, void* out, int64_t count, DType dtype,
-                                             Reduction kind, absl::string_view what) {
-  return Run({.op = Call::kReduceScatter,
-              .dtype = dtype,
-              .kind = kind,
-              .count = count,
-              .in = in,
-              .out = out,
-              .what = what});
-}
-
-absl::Status CallCommunicator::ReduceScatterV(const void* in, absl::Span<const int64_t> counts, void* out,
-                                              DType dtype, Reduction kind, absl::string_view what) {
-  return Run({.op = Call::kReduceScatterV,
-              .dtype = dtype,
-              .kind = kind,
-              .counts = counts,
-              .in = in,
-              .out = out,
-              .what = what});
-}
-
-absl::Status CallCommunicator::AllGather(const void* in, void* out, int64_t count, DType dtype,
-                                         absl::string_view what) {
-  return Run({.op = Call::kAllGather, .dtype = dtype, .count = count, .in = in, .out = out, .what = what});
-}
-
-absl::Status CallCommunicator::AllGatherV(const void* in, int64_t count, void* out,
-                                          absl::Span<const int64_t> counts, DType dtype,
-                                          absl::string_view what) {
-  return Run({.op = Call::kAllGatherV,
-              .dtype = dtype,
-              .count = count,
-              .counts = counts,
-              .in = in,
-              .out = out,
-              .what = what});
-}
-
-absl::Status CallCommunicator::AllToAll(const void* in, void* out, int64_t count, DType dtype,
-                                        absl::string_view what) {
-  return Run({.op = Call::kAllToAll, .dtype = dtype, .count = count, .in = in, .out = out, .what = what});
-}
-
-absl::Status CallCommunicator::AllToAllV(const void* in, absl::Span<const int64_t> send_counts, void* out,
-                                         absl::Span<const int64_t> recv_counts, DType dtype,
-                                         absl::string_view what) {
-  return Run({.op = Call::kAllToAllV,
-              .dtype = dtype,
-              .counts = send_counts,
-              .receive_counts = recv_counts,
-              .in = in,
-              .out = out,
-              .what = what});
-}
-
-absl::Status CallCommunicator::Broadcast(void* data, int64_t count, DType dtype, int root,
-                                         absl::string_view what) {
-  return Run({.op = Call::kBroadcast,
-              .dtype = dtype,
-              .count = count,
-              .root = root,
-              .in = data,
-              .out = data,
-              .what = what});
-}
-
-absl::Status CallCommunicator::Barrier(absl::string_view what) {
-  return Run({.op = Call::kBarrier, .what = what});
-}
-
-absl::Status CallCommunicator::Send(const void* data, int64_t bytes, int peer, int64_t tag,
-                                    absl::string_view what) {
-  return Exchange(true, const_cast<void*>(data), bytes, peer, tag, what);
-}
-
-absl::Status CallCommunicator::Recv(void* data, int64_t bytes, int peer, int64_t tag,
-                                    absl::string_view what) {
-  return Exchange(false, data, bytes, peer, tag, what);
 }
 
 }  // namespace moe::comm

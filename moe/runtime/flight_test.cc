@@ -132,50 +132,16 @@ class StuckWorld : public comm::World {
     Stuck(comm::Communicator* c, std::atomic<bool>* stop) : c_(c), stop_(stop) {}
     int rank() const override { return c_->rank(); }
     int size() const override { return c_->size(); }
-    absl::Status AllReduce(const void* in, void* out, int64_t n, DType t, Reduction k,
-                           absl::string_view w) override {
-      return After(c_->AllReduce(in, out, n, t, k, w));
+    absl::Status Run(const comm::Call& call) override {
+      absl::Status status = c_->Run(call);
+      comm::ComputeGate::Released released;
+      while (*stop_ && call.op != comm::Call::kSend && call.op != comm::Call::kBarrier)
+        absl::SleepFor(absl::Milliseconds(10));
+      return status;
     }
-    absl::Status ReduceScatter(const void* in, void* out, int64_t n, DType t, Reduction k,
-                               absl::string_view w) override {
-      return After(c_->ReduceScatter(in, out, n, t, k, w));
-    }
-    absl::Status AllGather(const void* in, void* out, int64_t n, DType t, absl::string_view w) override {
-      return After(c_->AllGather(in, out, n, t, w));
-    }
-    absl::Status AllToAll(const void* in, void* out, int64_t n, DType t, absl::string_view w) override {
-      return After(c_->AllToAll(in, out, n, t, w));
-    }
-    absl::Status AllToAllV(const void* in, absl::Span<const int64_t> s, void* out,
-                           absl::Span<const int64_t> r, DType t, absl::string_view w) override {
-      return After(c_->AllToAllV(in, s, out, r, t, w));
-    }
-    absl::Status AllGatherV(const void* in, int64_t n, void* out, absl::Span<const int64_t> c, DType t,
-                            absl::string_view w) override {
-      return After(c_->AllGatherV(in, n, out, c, t, w));
-    }
-    absl::Status ReduceScatterV(const void* in, absl::Span<const int64_t> c, void* out, DType t, Reduction k,
-                                absl::string_view w) override {
-      return After(c_->ReduceScatterV(in, c, out, t, k, w));
-    }
-    absl::Status Broadcast(void* d, int64_t n, DType t, int root, absl::string_view w) override {
-      return After(c_->Broadcast(d, n, t, root, w));
-    }
-    absl::Status Send(const void* d, int64_t n, int p, int64_t tag, absl::string_view w) override {
-      return c_->Send(d, n, p, tag, w);
-    }
-    absl::Status Recv(void* d, int64_t n, int p, int64_t tag, absl::string_view w) override {
-      return After(c_->Recv(d, n, p, tag, w));
-    }
-    absl::Status Barrier(absl::string_view w) override { return c_->Barrier(w); }
     void Abort(absl::Status reason) override { c_->Abort(std::move(reason)); }
 
    private:
-    absl::Status After(absl::Status status) {
-      comm::ComputeGate::Released released;
-      while (*stop_) absl::SleepFor(absl::Milliseconds(10));
-      return status;
-    }
     comm::Communicator* const c_;
     std::atomic<bool>* const stop_;
   };

@@ -6,7 +6,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -133,7 +132,7 @@ class Connection {
   const int socket_;
 };
 
-class RemoteCommunicator : public comm::CallCommunicator {
+class RemoteCommunicator : public comm::Communicator {
  public:
   RemoteCommunicator(int rank, int control) : connection_(rank, control) {}
   absl::Status Connect(absl::Span<const int64_t> ranks, absl::string_view channel) {
@@ -142,18 +141,17 @@ class RemoteCommunicator : public comm::CallCommunicator {
                                      {"ranks", std::vector<int64_t>(ranks.begin(), ranks.end())},
                                      {"channel", std::string(channel)}},
                                     nullptr, 0, &answer));
+    ranks_.assign(ranks.begin(), ranks.end());
     rank_ = answer.at("rank").get<int>();
-    size_ = answer.at("size").get<int>();
     return absl::OkStatus();
   }
   int rank() const override { return rank_; }
-  int size() const override { return size_; }
+  int size() const override { return static_cast<int>(ranks_.size()); }
   void Abort(absl::Status) override {}  // worlds are aborted here, not groups
 
- protected:
   absl::Status Run(const comm::Call& call) override {
-    if (absl::Status s = comm::CheckCall(call, size_); !s.ok()) return Annotate(s, comm::CallToString(call));
-    const auto [in, out] = comm::CallExtents(call, rank_, size_);
+    RETURN_IF_ERROR(comm::CheckCall(call, ranks_, rank_));
+    const auto [in, out] = comm::CallExtents(call, rank_, size());
     const auto list = [](absl::Span<const int64_t> x) { return std::vector<int64_t>(x.begin(), x.end()); };
     json answer;
     return connection_.Ask({{"do", "call"},
@@ -161,27 +159,19 @@ class RemoteCommunicator : public comm::CallCommunicator {
                             {"dtype", static_cast<int>(call.dtype)},
                             {"kind", static_cast<int>(call.kind)},
                             {"count", call.count},
-                            {"root", call.root},
+                            {"peer", call.peer},
+                            {"tag", call.tag},
                             {"counts", list(call.counts)},
                             {"receive_counts", list(call.receive_counts)},
                             {"in_place", call.in == call.out},
                             {"what", std::string(call.what)}},
                            call.in, in * ByteSize(call.dtype), &answer, call.out, out * ByteSize(call.dtype));
   }
-  absl::Status Exchange(bool send, void* data, int64_t bytes, int peer, int64_t tag,
-                        absl::string_view what) override {
-    json answer;
-    return connection_.Ask({{"do", send ? "send" : "receive"},
-                            {"bytes", bytes},
-                            {"peer", peer},
-                            {"tag", tag},
-                            {"what", std::string(what)}},
-                           data, send ? std::max<int64_t>(0, bytes) : 0, &answer, data, send ? 0 : bytes);
-  }
 
  private:
   Connection connection_;
-  int rank_ = 0, size_ = 0;
+  std::vector<int64_t> ranks_;
+  int rank_ = 0;
 };
 
 class RemoteWorld : public comm::World {
@@ -291,16 +281,17 @@ absl::Status DoCall(comm::Communicator* c, const json& q, std::vector<char>& in,
   call.dtype = static_cast<DType>(q.at("dtype").get<int>());
   call.kind = static_cast<Reduction>(q.at("kind").get<int>());
   call.count = q.at("count");
-  call.root = q.at("root");
+  call.peer = q.at("peer");
+  call.tag = q.at("tag");
   call.counts = counts;
   call.receive_counts = receive_counts;
   call.what = what;
-  if (q.at("in_place").get<bool>()) {
-    out = in;
-    return comm::ForwardCall(call, c, out.data(), out.data());
-  }
+  const bool in_place = q.at("in_place").get<bool>();
+  if (in_place) out = in;
   out.resize(comm::CallExtents(call, c->rank(), c->size()).second * ByteSize(call.dtype));
-  return comm::ForwardCall(call, c, in.data(), out.data());
+  call.in = in_place ? out.data() : in.data();
+  call.out = out.data();
+  return c->Run(call);
 }
 
 // One connection: of a group, or of the world.
@@ -315,18 +306,9 @@ void ServeConnection(int socket, comm::World* world) {
       const std::vector<int64_t> ranks = q.at("ranks");
       const auto group = world->Group(ranks, q.at("channel").get<std::string>());
       if (group.ok()) c = *group;
-      Answer(socket, group.status(),
-             {{"rank", c == nullptr ? 0 : c->rank()}, {"size", c == nullptr ? 0 : c->size()}});
+      Answer(socket, group.status(), {{"rank", c == nullptr ? 0 : c->rank()}});
     } else if (what == "call") {
       const absl::Status status = DoCall(c, q, in, out);
-      Answer(socket, status, json::object(), out);
-    } else if (what == "send") {
-      Answer(socket,
-             c->Send(in.data(), q.at("bytes"), q.at("peer"), q.at("tag"), q.at("what").get<std::string>()));
-    } else if (what == "receive") {
-      out.resize(std::max<int64_t>(0, q.at("bytes")));
-      const absl::Status status =
-          c->Recv(out.data(), q.at("bytes"), q.at("peer"), q.at("tag"), q.at("what").get<std::string>());
       Answer(socket, status, json::object(), out);
     } else if (what == "failure") {
       Answer(socket, world->Failure());

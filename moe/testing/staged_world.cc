@@ -50,7 +50,7 @@ class Staged {
   int64_t bytes_ = 0, before_ = 0;
 };
 
-class StagedCommunicator : public comm::CallCommunicator {
+class StagedCommunicator : public comm::Communicator {
  public:
   StagedCommunicator(comm::World* world, device::Device* device, std::unique_ptr<device::Stream> stream)
       : world_(world), device_(device), stream_(std::move(stream)) {}
@@ -62,7 +62,6 @@ class StagedCommunicator : public comm::CallCommunicator {
   int size() const override { return inner_->size(); }
   void Abort(absl::Status reason) override { inner_->Abort(std::move(reason)); }
 
- protected:
   absl::Status Run(const comm::Call& call) override {
     const auto [in, out] = comm::CallExtents(call, rank(), size());
     const int64_t element = ByteSize(call.dtype);
@@ -70,22 +69,14 @@ class StagedCommunicator : public comm::CallCommunicator {
     const bool in_place = call.in == call.out;
     RETURN_IF_ERROR(from.Place(device_, stream_.get(), call.in, in * element, element));
     if (!in_place) RETURN_IF_ERROR(to.Place(device_, stream_.get(), call.out, out * element, element));
-    const absl::Status status =
-        comm::ForwardCall(call, inner_, from.data(), in_place ? from.data() : to.data());
+    comm::Call staged = call;
+    staged.in = from.data();
+    staged.out = in_place ? from.data() : to.data();
+    const absl::Status status = inner_->Run(staged);
     // Also after an error: the stream may still use the buffers.
     RETURN_IF_ERROR(Finish(status));
     RETURN_IF_ERROR(from.Fetch(stream_.get(), const_cast<void*>(call.in)));
     return in_place ? absl::OkStatus() : to.Fetch(stream_.get(), call.out);
-  }
-
-  absl::Status Exchange(bool send, void* data, int64_t bytes, int peer, int64_t tag,
-                        absl::string_view what) override {
-    Staged buffer;
-    RETURN_IF_ERROR(buffer.Place(device_, stream_.get(), data, bytes, 1));
-    const absl::Status status = send ? inner_->Send(buffer.data(), bytes, peer, tag, what)
-                                     : inner_->Recv(buffer.data(), bytes, peer, tag, what);
-    RETURN_IF_ERROR(Finish(status));
-    return buffer.Fetch(stream_.get(), data);
   }
 
  private:

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <numeric>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -20,13 +19,8 @@ constexpr int kKindBits = 4, kTagBits = 20;
 constexpr uint32_t kMagic = 0x6d6f6531;
 constexpr int kNameBytes = 128;
 
-int64_t Sum(absl::Span<const int64_t> counts) {
-  return std::accumulate(counts.begin(), counts.end(), int64_t{0});
-}
-
-uint64_t Hash(const void* data, size_t bytes, uint64_t h = 0xcbf29ce484222325) {
-  for (size_t i = 0; i < bytes; ++i) h = (h ^ static_cast<const unsigned char*>(data)[i]) * 0x100000001b3;
-  return h;
+uint64_t HashCounts(absl::Span<const int64_t> counts) {
+  return StableHash({reinterpret_cast<const char*>(counts.data()), counts.size() * sizeof(int64_t)});
 }
 
 const char* At(const void* p, int64_t bytes) { return static_cast<const char*>(p) + bytes; }
@@ -43,11 +37,11 @@ struct Name {
   char text[kNameBytes];
 
   void Set(absl::string_view name) {
-    hash = Hash(name.data(), name.size());
+    hash = StableHash(name);
     bytes = static_cast<uint32_t>(std::min<size_t>(name.size(), kNameBytes));
     std::memcpy(text, name.data(), bytes);
   }
-  bool Is(absl::string_view name) const { return hash == Hash(name.data(), name.size()); }
+  bool Is(absl::string_view name) const { return hash == StableHash(name); }
   absl::string_view view() const { return absl::string_view(text, std::min<size_t>(bytes, kNameBytes)); }
 };
 
@@ -126,7 +120,8 @@ char* GlooGroup::Scratch(int64_t bytes) {
 }
 
 absl::Status GlooGroup::Run(const Call& call) {
-  if (absl::Status wrong = CheckCall(call, size()); !wrong.ok()) return Annotate(wrong, CallToString(call));
+  RETURN_IF_ERROR(CheckCall(call, ranks_, me_));
+  if (IsMessage(call)) return Exchange(call);
   if (!failed_.ok()) return failed_;
   RETURN_IF_ERROR(transport_->failed());
   absl::Status status = Collective(call);
@@ -137,52 +132,13 @@ absl::Status GlooGroup::Run(const Call& call) {
 
 // What goes where in the first round, straight into the result or, to be reduced, into scratch memory.
 void GlooGroup::LayOut(const Call& call) {
-  const int n = size();
   const int64_t element = ByteSize(call.dtype);
-  const auto bytes_before = [&](absl::Span<const int64_t> counts, int p) {
-    return Sum(counts.subspan(0, p)) * element;
-  };
-  for (int p = 0; p < n; ++p) {
-    Block& b = blocks_[p];
-    b = Block();
-    const int64_t bytes = call.count * element;
-    switch (call.op) {
-      case Call::kAllReduce: {
-        if (bytes <= transport_->options().eager_bytes) {
-          b = {call.in, nullptr, bytes, bytes};
-        } else {
-          const auto [begin, end] = ReduceSegment(call.count, n, p);
-          const auto [mine, mine_end] = ReduceSegment(call.count, n, me_);
-          b = {At(call.in, begin * element), nullptr, (end - begin) * element, (mine_end - mine) * element};
-        }
-        break;
-      }
-      case Call::kReduceScatter:
-        b = {At(call.in, p * bytes), nullptr, bytes, bytes};
-        break;
-      case Call::kReduceScatterV:
-        b = {At(call.in, bytes_before(call.counts, p)), nullptr, call.counts[p] * element,
-             call.counts[me_] * element};
-        break;
-      case Call::kAllGather:
-        b = {call.in, At(call.out, p * bytes), bytes, bytes};
-        break;
-      case Call::kAllGatherV:
-        b = {call.in, At(call.out, bytes_before(call.counts, p)), bytes, call.counts[p] * element};
-        break;
-      case Call::kAllToAll:
-        b = {At(call.in, p * bytes), At(call.out, p * bytes), bytes, bytes};
-        break;
-      case Call::kAllToAllV:
-        b = {At(call.in, bytes_before(call.counts, p)), At(call.out, bytes_before(call.receive_counts, p)),
-             call.counts[p] * element, call.receive_counts[p] * element};
-        break;
-      case Call::kBroadcast:
-        b = {call.in, call.out, me_ == call.root ? bytes : 0, p == call.root ? bytes : 0};
-        break;
-      case Call::kBarrier:
-        break;
-    }
+  const bool whole = call.op == Call::kAllReduce && call.count * element <= transport_->options().eager_bytes;
+  for (int p = 0; p < size(); ++p) {
+    const Range from = whole ? Range{0, call.count} : SendRange(call, me_, p, size());
+    const Range to = whole ? Range{0, call.count} : ReceiveRange(call, me_, p, size());
+    blocks_[p] = {At(call.in, from.begin * element), At(call.out, to.begin * element), from.count * element,
+                  to.count * element};
   }
 }
 
@@ -193,9 +149,9 @@ void GlooGroup::FillHeader(const Call& call, int peer, Header* h) const {
   h->expects = blocks_[peer].receive_bytes;
   h->counts_hash = 0;
   if (call.op == Call::kAllGatherV || call.op == Call::kReduceScatterV) {
-    h->counts_hash = Hash(call.counts.data(), call.counts.size() * sizeof(int64_t));
+    h->counts_hash = HashCounts(call.counts);
   }
-  h->root = call.root;
+  h->root = call.peer;
   h->op = call.op;
   h->dtype = static_cast<uint8_t>(call.dtype);
   h->kind = static_cast<uint8_t>(call.kind);
@@ -211,10 +167,10 @@ Call GlooGroup::CallOf(const Header& h, const Call& mine) const {
   c.dtype = static_cast<DType>(h.dtype);
   c.kind = static_cast<Reduction>(h.kind);
   c.count = h.count;
-  c.root = h.root;
+  c.peer = h.root;
   c.what = h.what.view();
   if (mine.op == c.op && (c.op == Call::kAllGatherV || c.op == Call::kReduceScatterV) &&
-      h.counts_hash == Hash(mine.counts.data(), mine.counts.size() * sizeof(int64_t))) {
+      h.counts_hash == HashCounts(mine.counts)) {
     c.counts = mine.counts;
   }
   return c;
@@ -339,8 +295,7 @@ absl::Status GlooGroup::Collective(const Call& call) {
   const int64_t element = ByteSize(call.dtype);
   ++sequence_;
   LayOut(call);
-  const bool reduces =
-      call.op == Call::kAllReduce || call.op == Call::kReduceScatter || call.op == Call::kReduceScatterV;
+  const bool reduces = Reduces(call);
   const int64_t block = blocks_[me_].receive_bytes;  // what this member reduces
   if (reduces) {
     char* scratch = Scratch(block * size());
@@ -368,54 +323,57 @@ absl::Status GlooGroup::Collective(const Call& call) {
   }
   const bool in_segments =
       call.op == Call::kAllReduce && call.count * element > transport_->options().eager_bytes;
-  const int64_t begin = in_segments ? ReduceSegment(call.count, size(), me_).first : 0;
+  const int64_t begin = in_segments ? ReceiveRange(call, me_, me_, size()).begin : 0;
   char* const reduced = At(call.out, begin * element);
   device::ReduceInOrder(inputs_, reduced, block / element, call.dtype, call.kind);
   if (!in_segments) return absl::OkStatus();
   for (int p = 0; p < size(); ++p) {
-    const auto [first, last] = ReduceSegment(call.count, size(), p);
-    blocks_[p] = {reduced, At(call.out, first * element), block, (last - first) * element};
+    const Range segment = SendRange(call, me_, p, size());
+    blocks_[p] = {reduced, At(call.out, segment.begin * element), block, segment.count * element};
   }
   ComputeGate::Released released;
   return Move(call, kSecondSlot, /*inlined=*/false, absl::Now() + transport_->options().timeout);
 }
 
-absl::Status GlooGroup::Exchange(bool send, void* data, int64_t bytes, int peer, int64_t tag,
-                                 absl::string_view what) {
-  if (peer < 0 || peer >= size() || peer == me_ || bytes < 0 || tag < 0 || tag >= int64_t{1} << kTagBits) {
-    return absl::InvalidArgumentError(absl::StrCat("rank ", ranks_[me_], " of ", GroupName(ranks_), ", '",
-                                                   what, "': ", bytes, " bytes, tag ", tag,
-                                                   ", to or from group rank ", peer));
+absl::Status GlooGroup::Exchange(const Call& call) {
+  const int64_t tag = call.tag, bytes = call.count;
+  if (tag < 0 || tag >= int64_t{1} << kTagBits) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(MessageToString(call, ranks_, me_), ": legal tags are 0 to ", (1 << kTagBits) - 1));
   }
-  const int64_t from = ranks_[send ? me_ : peer], to = ranks_[send ? peer : me_];
+  const bool send = call.op == Call::kSend;
+  const int64_t peer = ranks_[call.peer];
   const absl::Time deadline = absl::Now() + transport_->options().timeout;
   const auto explain = [&](const absl::Status& status, bool came) {
     if (absl::IsDeadlineExceeded(status)) {
       return absl::DeadlineExceededError(
-          absl::StrCat(MessageToString(send, bytes, from, to, tag, what), " in ", GroupName(ranks_),
-                       " waited ", absl::FormatDuration(transport_->options().timeout), "; rank ",
-                       ranks_[peer], came ? " stopped in it" : " never came"));
+          absl::StrCat(MessageToString(call, ranks_, me_), " in ", GroupName(ranks_), " waited ",
+                       absl::FormatDuration(transport_->options().timeout), "; rank ", peer,
+                       came ? " stopped in it" : " never came"));
     }
-    return absl::IsUnavailable(status) ? Annotate(status, MessageToString(send, bytes, from, to, tag, what))
-                                       : status;
+    return absl::IsUnavailable(status) ? Annotate(status, MessageToString(call, ranks_, me_)) : status;
   };
   ComputeGate::Released released;
   Offer mine{bytes, {}}, theirs{};
-  mine.what.Set(what);
-  GlooTransport::Message outgoing(transport_, ranks_[peer], &mine, sizeof(mine)),
-      incoming(transport_, ranks_[peer], &theirs, sizeof(theirs));
+  mine.what.Set(call.what);
+  GlooTransport::Message outgoing(transport_, peer, &mine, sizeof(mine)),
+      incoming(transport_, peer, &theirs, sizeof(theirs));
   if (!incoming.Receive(Slot(send ? kReceiverSlot : kSenderSlot, tag)))
     return explain(incoming.Lost(), false);
   RETURN_IF_ERROR(explain(outgoing.Send(Slot(send ? kSenderSlot : kReceiverSlot, tag), sizeof(mine)), false));
   RETURN_IF_ERROR(explain(incoming.WaitReceived(deadline), false));
   RETURN_IF_ERROR(explain(outgoing.WaitSent(deadline), true));
   if (theirs.bytes != bytes) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(MessageToString(send, bytes, from, to, tag, what), " meets ",
-                     MessageToString(!send, theirs.bytes, from, to, tag, theirs.what.view())));
+    Call other = call;
+    other.op = send ? Call::kReceive : Call::kSend;
+    other.what = theirs.what.view();
+    other.count = theirs.bytes;
+    other.peer = me_;
+    return absl::FailedPreconditionError(absl::StrCat(MessageToString(call, ranks_, me_), " meets ",
+                                                      MessageToString(other, ranks_, call.peer)));
   }
   if (bytes == 0) return absl::OkStatus();
-  GlooTransport::Message message(transport_, ranks_[peer], data, bytes);
+  GlooTransport::Message message(transport_, peer, send ? const_cast<void*>(call.in) : call.out, bytes);
   if (send) {
     RETURN_IF_ERROR(explain(message.Send(Slot(kMessageSlot, tag), bytes), true));
     return explain(message.WaitSent(deadline), true);

@@ -18,7 +18,7 @@
 
 namespace moe::comm {
 
-class GlooGroup : public CallCommunicator {
+class GlooGroup : public Communicator {
  public:
   // `id`: below 2^40, the same on all members and of no other group of the world.
   GlooGroup(GlooTransport* transport, std::vector<int64_t> ranks, int me, uint64_t id);
@@ -26,12 +26,8 @@ class GlooGroup : public CallCommunicator {
 
   int rank() const override { return me_; }
   int size() const override { return static_cast<int>(ranks_.size()); }
-  void Abort(absl::Status reason) override;
-
- protected:
   absl::Status Run(const Call& call) override;
-  absl::Status Exchange(bool send, void* data, int64_t bytes, int peer, int64_t tag,
-                        absl::string_view what) override;
+  void Abort(absl::Status reason) override;
 
  private:
   struct Header;
@@ -43,6 +39,7 @@ class GlooGroup : public CallCommunicator {
     int64_t send_bytes = 0, receive_bytes = 0;
   };
   absl::Status Collective(const Call& call);
+  absl::Status Exchange(const Call& message);
   absl::Status ExchangeHeaders(const Call& call, absl::Time deadline);
   absl::Status Compare(const Call& call);
   absl::Status Move(const Call& call, int slot, bool inlined, absl::Time deadline);

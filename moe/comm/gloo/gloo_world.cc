@@ -13,7 +13,9 @@ absl::StatusOr<std::unique_ptr<GlooWorld>> GlooWorld::Connect(int64_t rank, int6
                                                               const GlooOptions& options) {
   std::unique_ptr<GlooWorld> w(new GlooWorld(rank, num_ranks, store, options));
   ASSIGN_OR_RETURN(w->transport_, GlooTransport::Connect(rank, num_ranks, store, options));
-  w->watcher_ = std::thread([p = w.get()] { p->WatchForAbort(); });
+  w->watcher_ = std::thread([p = w.get()] {
+    if (absl::Status ended = AwaitAbort(p->store_, &p->stop_); !ended.ok()) p->transport_->Fail(ended);
+  });
   return w;
 }
 
@@ -40,8 +42,7 @@ absl::StatusOr<Communicator*> GlooWorld::Group(absl::Span<const int64_t> ranks, 
     // The members agree on the number of a group without talking. Of two groups with one number that share a
     // rank pair, both ranks see both.
     const std::string name = absl::StrCat(absl::StrJoin(ranks, ","), "/", channel);
-    uint64_t id = 0xcbf29ce484222325;
-    for (const char c : name) id = (id ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+    uint64_t id = StableHash(name);
     id = (id ^ (id >> 40)) & ((uint64_t{1} << 40) - 1);
     const auto [it, fresh] = ids_.emplace(id, name);
     if (!fresh) {
@@ -59,22 +60,7 @@ absl::Status GlooWorld::Ended() { return transport_->failed(); }
 void GlooWorld::Abort(absl::Status reason) {
   if (reason.ok()) reason = absl::AbortedError("no reason given");
   transport_->Fail(absl::AbortedError(reason.ToString()));
-  // The first error of all is the one that counts. Best effort: without the store the others see connections
-  // close.
-  const std::string text = absl::StrCat("rank ", rank_, " ended the run: ", reason.ToString());
-  store_->SetOnce(kAbortKey, absl::string_view(text).substr(0, kMaxStoreValue)).IgnoreError();
-}
-
-void GlooWorld::WatchForAbort() {
-  while (!stop_.cancelled()) {
-    const absl::StatusOr<std::string> text = store_->Get(kAbortKey, absl::Seconds(30), &stop_);
-    if (text.ok()) return transport_->Fail(absl::AbortedError(*text));
-    if (absl::IsCancelled(text.status())) return;
-    if (!absl::IsDeadlineExceeded(text.status())) {
-      return transport_->Fail(absl::UnavailableError(
-          absl::StrCat("the rendezvous at ", store_->Describe(), " is gone: ", text.status().message())));
-    }
-  }
+  AnnounceAbort(store_, rank_, reason);
 }
 
 }  // namespace moe::comm

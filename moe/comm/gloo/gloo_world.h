@@ -66,7 +66,6 @@ class GlooWorld : public World {
 
  private:
   GlooWorld(int64_t rank, int64_t num_ranks, Store* store, const GlooOptions& options);
-  void WatchForAbort();
 
   const int64_t rank_, num_ranks_;
   Store* const store_;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 #include <utility>
 
 #include "absl/container/inlined_vector.h"
@@ -43,23 +42,13 @@ struct StreamWork {  // after the first error nothing more is done
   absl::Status status;
 };
 
-int64_t Sum(absl::Span<const int64_t> counts) {
-  return std::accumulate(counts.begin(), counts.end(), int64_t{0});
-}
-
-class Member : public CallCommunicator {
+class Member : public Communicator {
  public:
   Member(InProcessGroup* group, int rank) : group_(group), rank_(rank) {}
   int rank() const override { return rank_; }
   int size() const override { return group_->size(); }
-  void Abort(absl::Status reason) override { group_->Abort(std::move(reason)); }
-
- protected:
   absl::Status Run(const Call& call) override { return group_->Run(rank_, call); }
-  absl::Status Exchange(bool send, void* data, int64_t bytes, int peer, int64_t tag,
-                        absl::string_view what) override {
-    return group_->Exchange(rank_, send, data, bytes, peer, tag, what);
-  }
+  void Abort(absl::Status reason) override { group_->Abort(std::move(reason)); }
 
  private:
   InProcessGroup* const group_;
@@ -98,54 +87,17 @@ template <typename Work>
 void InProcessGroup::Share(int rank, Work& work) const {
   const Call& me = calls_[rank];
   const DType dtype = me.dtype;
-  const auto reduce = [&](int64_t begin, int64_t count, void* out) {
+  if (Reduces(me)) {
+    const Range from = SendRange(me, rank, rank, size());
     Pointers in;
-    for (const Call& call : calls_) in.push_back(At(call.in, begin, dtype));
-    work.Reduce(in, out, count, dtype, me.kind);
-  };
-  switch (me.op) {
-    case Call::kAllReduce: {
-      const auto [begin, end] = ReduceSegment(me.count, size(), rank);
-      reduce(begin, end - begin, At(me.out, begin, dtype));
-      break;
-    }
-    case Call::kReduceScatter:
-      reduce(rank * me.count, me.count, me.out);
-      break;
-    case Call::kReduceScatterV:
-      reduce(Sum(me.counts.subspan(0, rank)), me.counts[rank], me.out);
-      break;
-    case Call::kAllGather:
-      for (int p = 0; p < size(); ++p)
-        work.Copy(At(me.out, p * me.count, dtype), calls_[p].in, me.count, dtype);
-      break;
-    case Call::kAllGatherV: {
-      int64_t at = 0;
-      for (int p = 0; p < size(); ++p) {
-        work.Copy(At(me.out, at, dtype), calls_[p].in, me.counts[p], dtype);
-        at += me.counts[p];
-      }
-      break;
-    }
-    case Call::kAllToAll:
-      for (int p = 0; p < size(); ++p) {
-        work.Copy(At(me.out, p * me.count, dtype), At(calls_[p].in, rank * me.count, dtype), me.count, dtype);
-      }
-      break;
-    case Call::kAllToAllV: {
-      int64_t at = 0;
-      for (int p = 0; p < size(); ++p) {
-        const int64_t from = Sum(calls_[p].counts.subspan(0, rank));
-        work.Copy(At(me.out, at, dtype), At(calls_[p].in, from, dtype), me.receive_counts[p], dtype);
-        at += me.receive_counts[p];
-      }
-      break;
-    }
-    case Call::kBroadcast:
-      work.Copy(me.out, calls_[me.root].in, me.count, dtype);
-      break;
-    case Call::kBarrier:
-      break;
+    for (const Call& call : calls_) in.push_back(At(call.in, from.begin, dtype));
+    work.Reduce(in, At(me.out, ReceiveRange(me, rank, rank, size()).begin, dtype), from.count, dtype,
+                me.kind);
+    return;
+  }
+  for (int p = 0; p < size(); ++p) {
+    const Range from = SendRange(calls_[p], p, rank, size()), to = ReceiveRange(me, rank, p, size());
+    work.Copy(At(me.out, to.begin, dtype), At(calls_[p].in, from.begin, dtype), to.count, dtype);
   }
 }
 
@@ -154,18 +106,24 @@ void InProcessGroup::Gather(int rank, Work& work) const {
   const Call& me = calls_[rank];
   for (int p = 0; p < size(); ++p) {
     if (p == rank) continue;
-    const auto [begin, end] = ReduceSegment(me.count, size(), p);
-    work.Copy(At(me.out, begin, me.dtype), At(calls_[p].out, begin, me.dtype), end - begin, me.dtype);
+    const Range segment = SendRange(me, rank, p, size());
+    work.Copy(At(me.out, segment.begin, me.dtype), At(calls_[p].out, segment.begin, me.dtype), segment.count,
+              me.dtype);
   }
 }
 
 absl::Status InProcessGroup::Run(int rank, const Call& call) {
-  if (absl::Status wrong = CheckCall(call, size()); !wrong.ok()) return Annotate(wrong, CallToString(call));
+  RETURN_IF_ERROR(CheckCall(call, ranks_, rank));
+  const Side& side = sides_[rank];
+  if (side.stream != nullptr) RETURN_IF_ERROR(side.stream->Record(side.entered.get()));
+  return IsMessage(call) ? Exchange(rank, call) : Collective(rank, call);
+}
+
+absl::Status InProcessGroup::Collective(int rank, const Call& call) {
   uint64_t epoch;
   bool last, split;
   absl::Status status;
   const Side& side = sides_[rank];
-  if (side.stream != nullptr) RETURN_IF_ERROR(side.stream->Record(side.entered.get()));
   {
     absl::MutexLock lock(&mutex_);
     if (!failed_.ok()) return failed_;
@@ -327,27 +285,10 @@ absl::Status InProcessGroup::CheckCalls() const {
 }
 
 int64_t InProcessGroup::RoundBytes() const {
-  const int64_t n = size();
   int64_t elements = 0;
-  for (const Call& call : calls_) {
-    switch (call.op) {
-      case Call::kAllReduce:
-      case Call::kBroadcast:
-        elements += call.count;
-        break;
-      case Call::kReduceScatter:
-      case Call::kAllGather:
-      case Call::kAllToAll:
-        elements += n * call.count;
-        break;
-      case Call::kReduceScatterV:
-      case Call::kAllGatherV:
-      case Call::kAllToAllV:
-        elements += Sum(call.counts);
-        break;
-      case Call::kBarrier:
-        break;
-    }
+  for (int r = 0; r < size(); ++r) {
+    const auto [in, out] = CallExtents(calls_[r], r, size());
+    elements += std::max(in, out);
   }
   return elements * ByteSize(calls_[0].dtype);
 }
@@ -372,45 +313,34 @@ void InProcessGroup::DoAllOnHost() const {
   }
 }
 
-absl::Status InProcessGroup::Exchange(int rank, bool send, void* data, int64_t bytes, int peer, int64_t tag,
-                                      absl::string_view what) {
-  if (peer < 0 || peer >= size() || peer == rank || bytes < 0) {
-    return absl::InvalidArgumentError(absl::StrCat("rank ", ranks_[rank], " of ", Name(), ", '", what,
-                                                   "': ", bytes, " bytes to or from group rank ", peer));
-  }
-  const int from = send ? rank : peer, to = send ? peer : rank;
-  const auto describe = [&](bool send, int64_t bytes, absl::string_view what) {
-    return MessageToString(send, bytes, ranks_[from], ranks_[to], tag, what);
-  };
-  const std::tuple<int, int, int64_t> key(from, to, tag);
+absl::Status InProcessGroup::Exchange(int rank, const Call& message) {
+  const bool send = message.op == Call::kSend;
+  const auto describe = [&](const Call& call, int rank) { return MessageToString(call, ranks_, rank); };
+  const std::tuple<int, int, int64_t> key(send ? rank : message.peer, send ? message.peer : rank,
+                                          message.tag);
   Post* other = nullptr;
   Post mine;
-  if (sides_[rank].stream != nullptr)
-    RETURN_IF_ERROR(sides_[rank].stream->Record(sides_[rank].entered.get()));
   {
     absl::MutexLock lock(&mutex_);
     if (!failed_.ok()) return failed_;
     auto& queue = posts_[key];
-    if (!queue.empty() && queue.front()->send != send) {
+    if (!queue.empty() && queue.front()->call->op != message.op) {
       other = queue.front();
       queue.erase(queue.begin());
       other->taken = true;
     } else {
+      mine.call = &message;
       mine.rank = rank;
-      mine.send = send;
-      mine.data = data;
-      mine.bytes = bytes;
-      mine.what = what;
       queue.push_back(&mine);
     }
   }
   if (other != nullptr) {
     absl::Status status;
-    if (other->bytes == bytes) {
-      if (bytes > 0) status = CopyMessage(send, rank, data, *other, bytes);
+    if (other->call->count == message.count) {
+      if (message.count > 0) status = CopyMessage(rank, message, *other);
     } else {
       status = absl::FailedPreconditionError(
-          absl::StrCat(describe(send, bytes, what), " meets ", describe(!send, other->bytes, other->what)));
+          absl::StrCat(describe(message, rank), " meets ", describe(*other->call, other->rank)));
     }
     absl::MutexLock lock(&mutex_);
     other->status = status;
@@ -432,25 +362,26 @@ absl::Status InProcessGroup::Exchange(int rank, bool send, void* data, int64_t b
     }
     const bool timed_out = mine.changed.WaitWithDeadline(&mutex_, deadline);
     if (timed_out && !mine.taken && failed_.ok()) {
-      Fail(absl::DeadlineExceededError(absl::StrCat(describe(send, bytes, what), " in ", Name(), " waited ",
+      Fail(absl::DeadlineExceededError(absl::StrCat(describe(message, rank), " in ", Name(), " waited ",
                                                     absl::FormatDuration(options_.timeout), "; rank ",
-                                                    ranks_[peer], " never came")));
+                                                    ranks_[message.peer], " never came")));
     }
   }
   return mine.status;
 }
 
-absl::Status InProcessGroup::CopyMessage(bool send, int rank, void* data, const Post& other, int64_t bytes) {
-  void* const to = send ? other.data : data;
-  const void* const from = send ? data : other.data;
+absl::Status InProcessGroup::CopyMessage(int rank, const Call& message, const Post& other) {
+  const bool send = message.op == Call::kSend;
+  void* const to = send ? other.call->out : message.out;
+  const void* const from = send ? message.in : other.call->in;
   const Side& mine = sides_[rank];
   const Side& theirs = sides_[other.rank];
   if (mine.stream == nullptr) {
-    std::memcpy(to, from, bytes);
+    std::memcpy(to, from, message.count);
     return absl::OkStatus();
   }
   RETURN_IF_ERROR(mine.stream->Wait(theirs.entered.get()));
-  RETURN_IF_ERROR(mine.stream->Copy(to, from, bytes));
+  RETURN_IF_ERROR(mine.stream->Copy(to, from, message.count));
   RETURN_IF_ERROR(mine.stream->Record(mine.done.get()));
   return theirs.stream->Wait(mine.done.get());
 }

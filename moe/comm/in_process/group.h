@@ -47,24 +47,21 @@ class InProcessGroup {
   absl::Status Bind(int rank, device::Stream* stream);
 
   absl::Status Run(int rank, const Call& call);
-  absl::Status Exchange(int rank, bool send, void* data, int64_t bytes, int peer, int64_t tag,
-                        absl::string_view what);
   void Abort(absl::Status reason);
 
  private:
   // One side of a message, on the stack of the thread that waits.
   struct Post {
-    bool send = false;
-    void* data = nullptr;
-    int64_t bytes = 0;
-    absl::string_view what;
-    bool taken = false;  // the other side copies now
+    const Call* call = nullptr;
     int rank = 0;
+    bool taken = false;  // the other side copies now
     bool done = false;
     absl::Status status;
     ComputeGate::Condition changed;
   };
 
+  absl::Status Collective(int rank, const Call& call);
+  absl::Status Exchange(int rank, const Call& message);
   // Waits until the round of `epoch` is over or handed out (*split), or, if it is not formed yet, the group
   // fails.
   absl::Status WaitForRound(int rank, uint64_t epoch, bool* split) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -82,7 +79,7 @@ class InProcessGroup {
   absl::Status DoAllOnStream(int rank) const;
   absl::Status ShareOnStreams(int rank);
   bool on_streams() const { return sides_[0].stream != nullptr; }
-  absl::Status CopyMessage(bool send, int rank, void* data, const Post& other, int64_t bytes);
+  absl::Status CopyMessage(int rank, const Call& message, const Post& other);
   absl::Status WaitedTooLong() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Fail(absl::Status reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::string Name() const;  // "group [0, 2, 4]"

@@ -116,10 +116,7 @@ absl::StatusOr<std::string> Job::Agree(const std::string& what, const std::strin
   return mine;
 }
 
-void Job::GiveUp(const absl::Status& reason) {
-  const std::string text = absl::StrCat("rank ", place_.rank, " ended the run: ", reason.ToString());
-  store_->SetOnce(kAbortKey, absl::string_view(text).substr(0, kMaxStoreValue)).IgnoreError();
-}
+void Job::GiveUp(const absl::Status& reason) { AnnounceAbort(store_.get(), place_.rank, reason); }
 
 bool Job::RankZeroSays(absl::string_view error) {
   error = error.substr(0, kMaxStoreValue);

@@ -1,7 +1,6 @@
 #include "moe/comm/nccl/nccl_group.h"
 
 #include <algorithm>
-#include <numeric>
 #include <thread>
 #include <utility>
 
@@ -18,9 +17,6 @@ namespace {
 constexpr size_t kTracked = 64;  // calls that are watched at once; of more the oldest
 constexpr absl::Duration kLastWork = absl::Seconds(5);
 
-int64_t Sum(absl::Span<const int64_t> counts) {
-  return std::accumulate(counts.begin(), counts.end(), int64_t{0});
-}
 const char* At(const void* p, int64_t bytes) { return static_cast<const char*>(p) + bytes; }
 char* At(void* p, int64_t bytes) { return static_cast<char*>(p) + bytes; }
 
@@ -289,7 +285,7 @@ absl::StatusOr<char*> NcclGroup::Scratch(int64_t bytes) {
 }
 
 absl::Status NcclGroup::Run(const Call& call) {
-  if (absl::Status wrong = CheckCall(call, size()); !wrong.ok()) return Annotate(wrong, CallToString(call));
+  RETURN_IF_ERROR(CheckCall(call, ranks_, me_));
   if (size() == 1) {
     {
       absl::MutexLock lock(&mutex_);
@@ -298,18 +294,23 @@ absl::Status NcclGroup::Run(const Call& call) {
     return RunAlone(call);
   }
   absl::Status status = AwaitTaken(absl::Now() + options_.connect_timeout);
-  const bool met = status.ok();
-  ++number_;
+  const bool met = status.ok(), message = IsMessage(call);
+  if (!message) ++number_;
   deadline_ = absl::Now() + options_.timeout;
-  if (met) status = Collective(call);
+  if (met) status = GiveCall(call);
+  const std::string text = message ? MessageToString(call, ranks_, me_) : CallToString(call);
   if (absl::IsDeadlineExceeded(status) && status.message().empty()) {
-    absl::Status why =
-        ExplainTimeout(CallToString(call), number_, met ? options_.timeout : options_.connect_timeout);
+    const absl::Duration waited = met ? options_.timeout : options_.connect_timeout;
+    absl::Status why = message
+                           ? absl::DeadlineExceededError(absl::StrCat(
+                                 text, " in ", GroupName(ranks_), " waited ", absl::FormatDuration(waited),
+                                 "; rank ", ranks_[call.peer], " never came, or came with another size"))
+                           : ExplainTimeout(text, number_, waited);
     absl::MutexLock lock(&mutex_);
     return Fail(std::move(why));
   }
   RETURN_IF_ERROR(status);
-  Track(CallToString(call));
+  Track(text);
   return absl::OkStatus();
 }
 
@@ -327,9 +328,8 @@ void NcclGroup::Track(const std::string& text) {
 }
 
 absl::Status NcclGroup::RunAlone(const Call& call) {
-  int64_t count = call.count;
   if (call.op == Call::kBarrier) return stream_->Synchronize();
-  if (call.op == Call::kReduceScatterV || call.op == Call::kAllToAllV) count = call.counts[0];
+  const int64_t count = CallExtents(call, me_, size()).second;
   if (count == 0 || call.in == call.out) return absl::OkStatus();
   return stream_->Copy(call.out, call.in, count * ByteSize(call.dtype));
 }
@@ -366,147 +366,88 @@ absl::Status NcclGroup::ExchangeParts(DType dtype) {
 absl::Status NcclGroup::ReduceInOrder(const Call& call) {
   const int64_t element = ByteSize(call.dtype);
   const bool all = call.op == Call::kAllReduce;
-  const auto begin = [&](int p) {
-    if (call.op == Call::kReduceScatterV) return Sum(call.counts.subspan(0, p));
-    return all ? ReduceSegment(call.count, size(), p).first : p * call.count;
-  };
-  const auto count = [&](int p) {
-    if (call.op == Call::kReduceScatterV) return call.counts[p];
-    return all ? ReduceSegment(call.count, size(), p).second - begin(p) : call.count;
-  };
-  const int64_t mine = count(me_), stride = (mine * element + 255) / 256 * 256;
+  const auto part = [&](int p) { return SendRange(call, me_, p, size()); };  // what `p` adds
+  const int64_t mine = part(me_).count, stride = (mine * element + 255) / 256 * 256;
   ASSIGN_OR_RETURN(char* const scratch, Scratch(std::max<int64_t>(1, stride * size())));
   for (int p = 0; p < size(); ++p) {
-    parts_[p] = {At(call.in, begin(p) * element), count(p), scratch + p * stride, mine};
+    parts_[p] = {At(call.in, part(p).begin * element), part(p).count, scratch + p * stride, mine};
     sources_[p] = p == me_ ? parts_[p].send : parts_[p].receive;
   }
   parts_[me_] = {};
   RETURN_IF_ERROR(ExchangeParts(call.dtype));
-  char* const sum = all ? At(call.out, begin(me_) * element) : static_cast<char*>(call.out);
+  char* const sum = At(call.out, ReceiveRange(call, me_, me_, size()).begin * element);
   if (mine > 0) RETURN_IF_ERROR(stream_->Reduce(sources_, sum, mine, call.dtype, call.kind));
-  if (!all) return absl::OkStatus();
-  for (int p = 0; p < size(); ++p) parts_[p] = {sum, mine, At(call.out, begin(p) * element), count(p)};
+  if (call.op != Call::kAllReduce) return absl::OkStatus();
+  for (int p = 0; p < size(); ++p)
+    parts_[p] = {sum, mine, At(call.out, part(p).begin * element), part(p).count};
   return ExchangeParts(call.dtype);
 }
 
-absl::Status NcclGroup::Collective(const Call& call) {
+absl::Status NcclGroup::GiveCall(const Call& call) {
+  if (call.op == Call::kBarrier) return Barrier(call);
   const int n = size();
+  const auto [in, out] = CallExtents(call, me_, n);
+  if (in + out == 0) return absl::OkStatus();
   const int64_t element = ByteSize(call.dtype);
   const ncclDataType_t type = NcclType(call.dtype);
   const ncclRedOp_t op = call.kind == Reduction::kMax ? ncclMax : ncclSum;
   // One addition of two is rounded once wherever it is done.
   const bool rounds =
       (call.dtype == DType::kBF16 || call.dtype == DType::kF16) && call.kind == Reduction::kSum && n > 2;
-  const bool in_order = rounds || options_.canonical_order;
-  const int64_t bytes = call.count * element;
-  switch (call.op) {
-    case Call::kAllReduce:
-      if (call.count == 0) return absl::OkStatus();
-      if (in_order) return ReduceInOrder(call);
-      return Give({{call.in, bytes, false}, {call.out, bytes, true}},
-                  [&](ncclComm_t comm, cudaStream_t stream) {
-                    return nccl_->AllReduce(call.in, call.out, call.count, type, op, comm, stream);
-                  });
-    case Call::kReduceScatter:
-      if (call.count == 0) return absl::OkStatus();
-      if (in_order) return ReduceInOrder(call);
-      return Give({{call.in, n * bytes, false}, {call.out, bytes, true}},
-                  [&](ncclComm_t comm, cudaStream_t stream) {
-                    return nccl_->ReduceScatter(call.in, call.out, call.count, type, op, comm, stream);
-                  });
-    case Call::kReduceScatterV:
-      return ReduceInOrder(call);
-    case Call::kAllGather:
-      if (call.count == 0) return absl::OkStatus();
-      return Give({{call.in, bytes, false}, {call.out, n * bytes, true}},
-                  [&](ncclComm_t comm, cudaStream_t stream) {
-                    return nccl_->AllGather(call.in, call.out, call.count, type, comm, stream);
-                  });
-    case Call::kAllGatherV: {
-      int64_t at = 0;
-      for (int p = 0; p < n; ++p) {
-        parts_[p] = {call.in, call.count, At(call.out, at * element), call.counts[p]};
-        at += call.counts[p];
-      }
-      return ExchangeParts(call.dtype);
-    }
-    case Call::kAllToAll:
-      for (int p = 0; p < n; ++p) {
-        const int64_t at = p * call.count * element;
-        parts_[p] = {At(call.in, at), call.count, At(call.out, at), call.count};
-      }
-      return ExchangeParts(call.dtype);
-    case Call::kAllToAllV: {
-      int64_t from = 0, to = 0;
-      for (int p = 0; p < n; ++p) {
-        parts_[p] = {At(call.in, from * element), call.counts[p], At(call.out, to * element),
-                     call.receive_counts[p]};
-        from += call.counts[p];
-        to += call.receive_counts[p];
-      }
-      return ExchangeParts(call.dtype);
-    }
-    case Call::kBroadcast:
-      if (call.count == 0) return absl::OkStatus();
-      return Give({{call.in, bytes, false}, {call.out, bytes, true}},
-                  [&](ncclComm_t comm, cudaStream_t stream) {
-                    return nccl_->Broadcast(call.in, call.out, call.count, type, call.root, comm, stream);
-                  });
-    case Call::kBarrier: {
-      ASSIGN_OR_RETURN(char* const word, Scratch(sizeof(int32_t)));
-      RETURN_IF_ERROR(stream_->Fill(word, 0, sizeof(int32_t)));
-      RETURN_IF_ERROR(Give({{word, sizeof(int32_t), true}}, [&](ncclComm_t comm, cudaStream_t stream) {
-        return nccl_->AllReduce(word, word, 1, ncclInt32, ncclSum, comm, stream);
-      }));
-      if (IsCapturing(native())) return absl::OkStatus();
-      // Nobody passes before all are there: the host waits for the work itself.
-      Track(CallToString(call));
-      Patience patience;
-      for (;;) {
-        const cudaError_t e = cudaStreamQuery(native());
-        if (e != cudaErrorNotReady) return cuda::StatusOf(e, "barrier");
-        bool in_progress;
-        {
-          absl::MutexLock lock(&mutex_);
-          RETURN_IF_ERROR(Poll(&in_progress));
-        }
-        if (absl::Now() > deadline_) return absl::DeadlineExceededError("");
-        patience.Wait();
-      }
-    }
+  if (Reduces(call) && (rounds || options_.canonical_order || call.op == Call::kReduceScatterV)) {
+    return ReduceInOrder(call);
   }
-  return absl::InternalError("no such call");
+  if (call.op == Call::kAllGatherV || call.op == Call::kAllToAll || call.op == Call::kAllToAllV) {
+    for (int p = 0; p < n; ++p) {
+      const Range from = SendRange(call, me_, p, n), to = ReceiveRange(call, me_, p, n);
+      parts_[p] = {At(call.in, from.begin * element), from.count, At(call.out, to.begin * element), to.count};
+    }
+    return ExchangeParts(call.dtype);
+  }
+  uses_.clear();
+  if (in > 0) uses_.push_back({call.in, in * element, false});
+  if (out > 0) uses_.push_back({call.out, out * element, true});
+  return Give(uses_, [&](ncclComm_t comm, cudaStream_t stream) {
+    switch (call.op) {
+      case Call::kAllReduce:
+        return nccl_->AllReduce(call.in, call.out, call.count, type, op, comm, stream);
+      case Call::kReduceScatter:
+        return nccl_->ReduceScatter(call.in, call.out, call.count, type, op, comm, stream);
+      case Call::kAllGather:
+        return nccl_->AllGather(call.in, call.out, call.count, type, comm, stream);
+      case Call::kBroadcast:
+        return nccl_->Broadcast(call.in, call.out, call.count, type, call.peer, comm, stream);
+      case Call::kSend:
+        return nccl_->Send(call.in, call.count, type, call.peer, comm, stream);
+      case Call::kReceive:
+        return nccl_->Recv(call.out, call.count, type, call.peer, comm, stream);
+      default:
+        return ncclInvalidUsage;
+    }
+  });
 }
 
-absl::Status NcclGroup::Exchange(bool send, void* data, int64_t bytes, int peer, int64_t tag,
-                                 absl::string_view what) {
-  if (peer < 0 || peer >= size() || peer == me_ || bytes < 0) {
-    return absl::InvalidArgumentError(absl::StrCat("rank ", ranks_[me_], " of ", GroupName(ranks_), ", '",
-                                                   what, "': ", bytes, " bytes to or from group rank ",
-                                                   peer));
+// Nobody passes before all are there: the host waits for the work itself.
+absl::Status NcclGroup::Barrier(const Call& call) {
+  ASSIGN_OR_RETURN(char* const word, Scratch(sizeof(int32_t)));
+  RETURN_IF_ERROR(stream_->Fill(word, 0, sizeof(int32_t)));
+  RETURN_IF_ERROR(Give({{word, sizeof(int32_t), true}}, [&](ncclComm_t comm, cudaStream_t stream) {
+    return nccl_->AllReduce(word, word, 1, ncclInt32, ncclSum, comm, stream);
+  }));
+  if (IsCapturing(native())) return absl::OkStatus();
+  Track(CallToString(call));
+  Patience patience;
+  for (;;) {
+    const cudaError_t e = cudaStreamQuery(native());
+    if (e != cudaErrorNotReady) return cuda::StatusOf(e, "barrier");
+    bool in_progress;
+    {
+      absl::MutexLock lock(&mutex_);
+      RETURN_IF_ERROR(Poll(&in_progress));
+    }
+    if (absl::Now() > deadline_) return absl::DeadlineExceededError("");
+    patience.Wait();
   }
-  absl::Status status = AwaitTaken(absl::Now() + options_.connect_timeout);
-  const bool met = status.ok();
-  deadline_ = absl::Now() + options_.timeout;
-  if (bytes == 0) return status;  // the other side knows, too
-  if (status.ok()) {
-    status = Give({{data, bytes, !send}}, [&](ncclComm_t comm, cudaStream_t stream) {
-      return send ? nccl_->Send(data, bytes, ncclUint8, peer, comm, stream)
-                  : nccl_->Recv(data, bytes, ncclUint8, peer, comm, stream);
-    });
-  }
-  const std::string text =
-      MessageToString(send, bytes, ranks_[send ? me_ : peer], ranks_[send ? peer : me_], tag, what);
-  if (absl::IsDeadlineExceeded(status) && status.message().empty()) {
-    absl::MutexLock lock(&mutex_);
-    return Fail(absl::DeadlineExceededError(
-        absl::StrCat(text, " in ", GroupName(ranks_), " waited ",
-                     absl::FormatDuration(met ? options_.timeout : options_.connect_timeout), "; rank ",
-                     ranks_[peer], " never came, or came with another size")));
-  }
-  RETURN_IF_ERROR(status);
-  Track(text);
-  return absl::OkStatus();
 }
 
 }  // namespace moe::comm

@@ -32,7 +32,7 @@ namespace moe::comm {
 // f8 and pred travel as bytes; a maximum of pred is one of bytes.
 ncclDataType_t NcclType(DType dtype);
 
-class NcclGroup : public CallCommunicator {
+class NcclGroup : public Communicator {
  public:
   // `name`: of the group in the store, the same on all members and of no other group.
   NcclGroup(const NcclApi* nccl, Store* store, std::string name, std::vector<int64_t> ranks, int me,
@@ -46,16 +46,12 @@ class NcclGroup : public CallCommunicator {
 
   int rank() const override { return me_; }
   int size() const override { return static_cast<int>(ranks_.size()); }
+  absl::Status Run(const Call& call) override;
   void Abort(absl::Status reason) override;
 
   absl::Status Check();  // what went wrong, as NCCL knows it now
   // Also ends what takes too long, and gives that error.
   absl::Status Watch();
-
- protected:
-  absl::Status Run(const Call& call) override;
-  absl::Status Exchange(bool send, void* data, int64_t bytes, int peer, int64_t tag,
-                        absl::string_view what) override;
 
  private:
   // A call that was given and may not be done yet.
@@ -75,7 +71,8 @@ class NcclGroup : public CallCommunicator {
   };
 
   absl::Status RunAlone(const Call& call);
-  absl::Status Collective(const Call& call);
+  absl::Status GiveCall(const Call& call);
+  absl::Status Barrier(const Call& call);
   absl::Status ReduceInOrder(const Call& call);
   // Between all members at once; the own part is copied.
   absl::Status ExchangeParts(DType dtype);

@@ -30,12 +30,6 @@ const NcclBackendRegistration registration({
     },
 });
 
-uint64_t Hash(absl::string_view text) {
-  uint64_t h = 0xcbf29ce484222325;
-  for (const char c : text) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001b3;
-  return h;
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<NcclWorld>> NcclWorld::Connect(int64_t rank, int64_t num_ranks, Store* store,
@@ -43,7 +37,9 @@ absl::StatusOr<std::unique_ptr<NcclWorld>> NcclWorld::Connect(int64_t rank, int6
   ASSIGN_OR_RETURN(const NcclApi* nccl, LoadNccl());
   std::unique_ptr<NcclWorld> w(new NcclWorld(nccl, rank, num_ranks, store, host, options));
   w->group_watcher_ = std::thread([p = w.get()] { p->WatchGroups(); });
-  w->abort_watcher_ = std::thread([p = w.get()] { p->WatchForAbort(); });
+  w->abort_watcher_ = std::thread([p = w.get()] {
+    if (absl::Status ended = AwaitAbort(p->store_, &p->stop_); !ended.ok()) p->AbortHere(ended);
+  });
   return w;
 }
 
@@ -74,7 +70,7 @@ absl::StatusOr<Communicator*> NcclWorld::Group(absl::Span<const int64_t> ranks, 
     }
   }
   const std::string text = absl::StrCat(absl::StrJoin(ranks, ","), "/", channel);
-  const std::string name = absl::StrCat("nccl/", absl::Hex(Hash(text), absl::kZeroPad16));
+  const std::string name = absl::StrCat("nccl/", absl::Hex(StableHash(text), absl::kZeroPad16));
   auto group = std::make_unique<NcclGroup>(nccl_, store_, name, key.first, at, options_);
   RETURN_IF_ERROR(group->Bind(stream));
   if (group->size() > 1) {
@@ -138,8 +134,7 @@ void NcclWorld::Abort(absl::Status reason) {
   if (reason.ok()) reason = absl::AbortedError("no reason given");
   AbortHere(reason);
   if (host_ != nullptr) host_->Abort(reason);
-  const std::string text = absl::StrCat("rank ", rank_, " ended the run: ", reason.ToString());
-  store_->SetOnce(kAbortKey, absl::string_view(text).substr(0, kMaxStoreValue)).status().IgnoreError();
+  AnnounceAbort(store_, rank_, reason);
 }
 
 void NcclWorld::WatchGroups() {
@@ -147,18 +142,6 @@ void NcclWorld::WatchGroups() {
     for (NcclGroup* group : Groups()) {
       // Who waits for the stream may never wake up, here and on the other ranks.
       if (const absl::Status late = group->Watch(); !late.ok()) Abort(late);
-    }
-  }
-}
-
-void NcclWorld::WatchForAbort() {
-  while (!stop_.cancelled()) {
-    const absl::StatusOr<std::string> text = store_->Get(kAbortKey, absl::Seconds(30), &stop_);
-    if (text.ok()) return AbortHere(absl::AbortedError(*text));
-    if (absl::IsCancelled(text.status())) return;
-    if (!absl::IsDeadlineExceeded(text.status())) {
-      return AbortHere(absl::UnavailableError(
-          absl::StrCat("the rendezvous at ", store_->Describe(), " is gone: ", text.status().message())));
     }
   }
 }

@@ -83,7 +83,6 @@ class NcclWorld : public World {
   void AbortHere(const absl::Status& reason);
   std::vector<NcclGroup*> Groups();  // which live as long as the world
   void WatchGroups();
-  void WatchForAbort();
 
   const NcclApi* const nccl_;
   const int64_t rank_, num_ranks_;

@@ -58,6 +58,23 @@ absl::Status StoreTimeout(const Store& store, absl::string_view key, absl::Durat
                                                   " within ", absl::FormatDuration(timeout)));
 }
 
+void AnnounceAbort(Store* store, int64_t rank, const absl::Status& reason) {
+  const std::string text = absl::StrCat("rank ", rank, " ended the run: ", reason.ToString());
+  store->SetOnce(kAbortKey, absl::string_view(text).substr(0, kMaxStoreValue)).IgnoreError();
+}
+
+absl::Status AwaitAbort(Store* store, Cancellation* stop) {
+  while (!stop->cancelled()) {
+    const absl::StatusOr<std::string> text = store->Get(kAbortKey, absl::Seconds(30), stop);
+    if (text.ok()) return absl::AbortedError(*text);
+    if (!absl::IsDeadlineExceeded(text.status()) && !absl::IsCancelled(text.status())) {
+      return absl::UnavailableError(
+          absl::StrCat("the rendezvous at ", store->Describe(), " is gone: ", text.status().message()));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::string> GetUnlessAborted(Store* store, absl::string_view key, absl::Duration timeout) {
   const absl::Time deadline = absl::Now() + timeout;
   for (;;) {

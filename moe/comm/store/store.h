@@ -74,6 +74,10 @@ absl::Status StoreTimeout(const Store& store, absl::string_view key, absl::Durat
 
 // The first error of a run, by whoever met it: "rank 3 ended the run: UNAVAILABLE: ...".
 inline constexpr char kAbortKey[] = "abort";
+// Gives the run up, if nobody has before. Best effort: without the store the others see connections close.
+void AnnounceAbort(Store* store, int64_t rank, const absl::Status& reason);
+// Waits until the run is given up: Aborted with that error; Unavailable if the store is gone. OK once `stop`.
+absl::Status AwaitAbort(Store* store, Cancellation* stop);
 // As Get; Aborted with that error as soon as there is one.
 absl::StatusOr<std::string> GetUnlessAborted(Store* store, absl::string_view key, absl::Duration timeout);
 
