@@ -35,10 +35,8 @@ constexpr char kSmall[] =
 // The same over GPUs that are emulated, by NCCL: eight for each process to see.
 #ifdef ON_EMULATED_GPUS
 constexpr bool kGpus = true;
-constexpr char kProgram[] = "moe/tools/compile_and_train_emulated";
 #else
 constexpr bool kGpus = false;
-constexpr char kProgram[] = "moe/tools/compile_and_train";
 #endif
 
 struct Outcome {
@@ -51,7 +49,11 @@ class ProcessesTest : public ::testing::Test {
   void SetUp() override {
     for (const char* name : {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"})
       unsetenv(name);
-    if (kGpus) setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7", 1);
+    if (kGpus) {
+      setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7", 1);
+      // Where the program finds the library that --device=cuda loads.
+      setenv("LD_LIBRARY_PATH", JoinPath(std::getenv("TEST_SRCDIR"), "moe/tools/gpu/emulated").c_str(), 1);
+    }
     folder_ =
         JoinPath(::testing::TempDir(),
                  absl::StrCat("processes_", ::testing::UnitTest::GetInstance()->current_test_info()->name()));
@@ -66,8 +68,8 @@ class ProcessesTest : public ::testing::Test {
   // The command line of a run named `name`; `before` are variables and wrappers.
   std::string Command(const std::string& name, const std::string& flags,
                       const std::string& before = "") const {
-    return absl::StrCat(before, " ", JoinPath(std::getenv("TEST_SRCDIR"), kProgram), kSmall,
-                        kGpus ? " --device=cuda" : "", " --data_path=", Path("text.txt"),
+    return absl::StrCat(before, " ", JoinPath(std::getenv("TEST_SRCDIR"), "moe/tools/compile_and_train"),
+                        kSmall, kGpus ? " --device=cuda" : "", " --data_path=", Path("text.txt"),
                         " --run_dir=", Path(name), " ", flags);
   }
   // Starts a command in the background; its streams go to files beside the run.

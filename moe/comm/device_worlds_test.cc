@@ -54,7 +54,7 @@ TEST(PlaceRanks, WhatCannotBeIsExplained) {
 }
 
 TEST(DeviceWorlds, WithoutABackEndSaysSo) {
-  ExpectError(DeviceWorlds::Open(Ranks(2)), absl::StatusCode::kUnavailable, "without cuda");
+  ExpectError(DeviceWorlds::Open(Ranks(2)), absl::StatusCode::kUnavailable, "not built");
 }
 
 TEST(DeviceWorlds, TheHostIsOneDeviceForAll) {

@@ -2,7 +2,10 @@
 
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "glog/logging.h"
+#include "moe/base/dynamic_library.h"
 #include "moe/device/host_device.h"
 
 namespace moe::device {
@@ -22,6 +25,14 @@ const DeviceBackend* Find(DeviceKind kind) {
   return nullptr;
 }
 
+constexpr char kCudaLibrary[] = "libswitchyard_cuda.so";
+
+absl::Status NotBuilt() {
+  return absl::UnavailableError(
+      "the CUDA back end is not built; legal: bazel run --config=cuda //tools:compile_and_train, where there is a "
+      "CUDA toolkit, or --device=cpu");
+}
+
 }  // namespace
 
 absl::string_view DeviceKindName(DeviceKind kind) { return kind == DeviceKind::kHost ? "cpu" : "cuda"; }
@@ -31,6 +42,15 @@ absl::StatusOr<DeviceKind> ParseDeviceKind(absl::string_view word) {
     if (word == DeviceKindName(kind)) return kind;
   }
   return absl::InvalidArgumentError(absl::StrCat("no device is called '", word, "'; there are cpu and cuda"));
+}
+
+absl::Status LoadBackend(DeviceKind kind) {
+  if (Find(kind) != nullptr) return absl::OkStatus();
+  const absl::Status loaded = DynamicLibrary::Open({kCudaLibrary}).status();
+  // Another error is of something that the library needs, which the linker names.
+  if (absl::StartsWith(loaded.message(), absl::StrCat(kCudaLibrary, ": cannot open"))) return NotBuilt();
+  if (loaded.ok()) CHECK(Find(kind) != nullptr) << kCudaLibrary << " has no devices";
+  return loaded;
 }
 
 int CountDevices(DeviceKind kind) {
@@ -44,10 +64,7 @@ absl::Status CheckDevices(DeviceKind kind) {
 
 absl::StatusOr<std::unique_ptr<Device>> OpenDevice(DeviceKind kind, int ordinal) {
   const DeviceBackend* backend = Find(kind);
-  if (backend == nullptr) {
-    return absl::UnavailableError(absl::StrCat("this binary was built without ", DeviceKindName(kind),
-                                               ": no toolkit was found when it was built"));
-  }
+  if (backend == nullptr) return NotBuilt();
   const int count = backend->count();
   if (count > 0 && (ordinal < 0 || ordinal >= count)) {
     return absl::InvalidArgumentError(absl::StrCat("no ", DeviceKindName(kind), " device ", ordinal,

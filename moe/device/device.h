@@ -139,15 +139,23 @@ class Device {
   virtual void HostUses(absl::string_view what, absl::Span<const MemoryUse> uses) {}
 };
 
-// Devices of a kind that this process can use; 0 if there are none or the back end is not linked in.
+// Makes the back end of a kind known to a program that does not link it: for kCuda it loads
+// libswitchyard_cuda.so, which brings devices, kernels and NCCL. It does nothing for the host, for a back end
+// that is linked in, and the second time. The caller must come before the first use of Kernels(), and before
+// other threads ask for devices. Error: Unavailable where the library was not built, with how to build it, and
+// where something that the library needs is missing.
+absl::Status LoadBackend(DeviceKind kind);
+
+// Devices of a kind that this process can use; 0 if there are none, or the back end is neither linked in nor
+// loaded.
 int CountDevices(DeviceKind kind);
 // Ok if there is one; else Unavailable as of OpenDevice. Opens none.
 absl::Status CheckDevices(DeviceKind kind);
-// Errors: Unavailable where there is no such device, or the driver is too old, or the back end is not linked
-// in, saying which; InvalidArgument for an ordinal beyond CountDevices.
+// Errors: Unavailable where there is no such device, or the driver is too old, or the back end is neither
+// linked in nor loaded, saying which; InvalidArgument for an ordinal beyond CountDevices.
 absl::StatusOr<std::unique_ptr<Device>> OpenDevice(DeviceKind kind, int ordinal);
 
-// How a back end makes itself known, when it is linked in (alwayslink): one object at namespace scope.
+// How a back end makes itself known, when it is linked in (alwayslink) or loaded: one object at namespace scope.
 struct DeviceBackend {
   DeviceKind kind;
   int (*count)();

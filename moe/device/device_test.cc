@@ -22,9 +22,12 @@ TEST(Device, WordsAreParsed) {
   ExpectError(ParseDeviceKind("tpu"), absl::StatusCode::kInvalidArgument, "'tpu'", "cpu and cuda");
 }
 
-TEST(Device, WhatIsNotLinkedInSaysSo) {
+TEST(Device, WhatIsNotBuiltSaysSo) {
+  ASSERT_OK(LoadBackend(DeviceKind::kHost));
+  ExpectError(LoadBackend(DeviceKind::kCuda), absl::StatusCode::kUnavailable, "not built", "--config=cuda",
+              "--device=cpu");
   EXPECT_EQ(CountDevices(DeviceKind::kCuda), 0);
-  ExpectError(OpenDevice(DeviceKind::kCuda, 0), absl::StatusCode::kUnavailable, "without cuda");
+  ExpectError(OpenDevice(DeviceKind::kCuda, 0), absl::StatusCode::kUnavailable, "not built");
   ExpectError(OpenDevice(DeviceKind::kHost, 1), absl::StatusCode::kInvalidArgument, "no cpu device 1");
 }
 

@@ -137,16 +137,24 @@ std::vector<const Kernel*> KernelRegistry::All() const {
 }
 
 namespace {
-std::vector<void (*)(KernelRegistry&)>& Linked() {
-  static auto& linked = *new std::vector<void (*)(KernelRegistry&)>;
+struct LinkedKernels {
+  std::vector<void (*)(KernelRegistry&)> add;
+  bool added = false;
+};
+LinkedKernels& Linked() {
+  static auto& linked = *new LinkedKernels;
   return linked;
 }
 }  // namespace
 
-KernelRegistration::KernelRegistration(void (*add)(KernelRegistry&)) { Linked().push_back(add); }
+KernelRegistration::KernelRegistration(void (*add)(KernelRegistry&)) {
+  CHECK(!Linked().added) << "kernels were loaded after the first use of Kernels()";
+  Linked().add.push_back(add);
+}
 
 void RegisterLinkedKernels(KernelRegistry& r) {
-  for (const auto add : Linked()) add(r);
+  for (const auto add : Linked().add) add(r);
+  Linked().added = true;
 }
 
 }  // namespace moe::kernels

@@ -172,10 +172,10 @@ void RegisterBlasKernels(KernelRegistry& r);       // f64, f32
 void RegisterCpuKernels(KernelRegistry& r);        // f32, f64
 // bf16 and f16, for every op that has a kernel of the host in f32 and none of its own in them.
 void RegisterWidenedKernels(KernelRegistry& r);
-const KernelRegistry& Kernels();  // all that are linked in; built once
+const KernelRegistry& Kernels();  // all that are linked in or loaded; built once
 
-// How kernels that a binary may or may not have make themselves known, when they are linked in (alwayslink):
-// one object at namespace scope. Kernels() calls it.
+// How kernels that a program may or may not have make themselves known, when they are linked in (alwayslink)
+// or loaded before the first use of Kernels(): one object at namespace scope. Kernels() calls it.
 struct KernelRegistration {
   explicit KernelRegistration(void (*add)(KernelRegistry&));
 };

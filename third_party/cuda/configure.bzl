@@ -1,12 +1,12 @@
-"""Finds a CUDA toolkit. Without one the repository is empty but loads, so that everything else builds.
+"""Finds a CUDA toolkit where the build is to use one. Else the repository is empty but loads, so that all else builds.
 
     load("//third_party/cuda:configure.bzl", "cuda_configure")
 
     cuda_configure(name = "local_cuda")
 
-Looks in $CUDA_HOME, then /usr/local/cuda. `@local_cuda//:defs.bzl` gives HAVE_CUDA and CUDA_HOME; with a toolkit there
-are also the targets headers, cudart, cublas, cublaslt, cudnn, nccl and nvrtc. To build as if there were none:
-`--repo_env=CUDA_HOME=/nonexistent`.
+A build uses CUDA with `--config=cuda`, which sets SWITCHYARD_CUDA=1 (.bazelrc); the toolkit is that of $CUDA_HOME, or
+/usr/local/cuda. `@local_cuda//:defs.bzl` gives HAVE_CUDA and CUDA_HOME; with HAVE_CUDA there are also the targets headers,
+cudart, cublas, cublaslt, cudnn, nccl and nvrtc.
 """
 
 # Target -> library. The runtime is linked statically, so that a binary needs only the driver to say "no device".
@@ -19,7 +19,9 @@ _LIBRARIES = {
 
 def _cuda_configure_impl(ctx):
     home = ctx.os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    have = ctx.path(home + "/bin/nvcc").exists
+    have = ctx.os.environ.get("SWITCHYARD_CUDA", "0") == "1"
+    if have and not ctx.path(home + "/bin/nvcc").exists:
+        fail("--config=cuda: there is no %s/bin/nvcc; CUDA_HOME names the folder of a toolkit" % home)
     ctx.file("defs.bzl", "HAVE_CUDA = %r\nCUDA_HOME = %r\n" % (have, home))
 
     lines = ['package(default_visibility = ["//visibility:public"])']
@@ -43,6 +45,6 @@ def _cuda_configure_impl(ctx):
 
 cuda_configure = repository_rule(
     implementation = _cuda_configure_impl,
-    environ = ["CUDA_HOME"],
+    environ = ["CUDA_HOME", "SWITCHYARD_CUDA"],
     local = True,
 )

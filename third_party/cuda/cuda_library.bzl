@@ -9,14 +9,20 @@
         cuda_libs = ["cublaslt"],                # of the toolkit: targets of @local_cuda and of moe/testing/emulated
     )
 
-makes `scale`, by nvcc (.cu) and the host's compiler (.cc) against the toolkit, only where there is one; and
+makes `scale`, by nvcc (.cu) and the host's compiler (.cc) against the toolkit, only with --config=cuda; and
 `scale_emulated`, by the host's compiler against moe/testing/emulated, always. A binary links one of the two worlds.
 cuda_test makes `name`, tagged gpu, and `name_emulated` likewise; `if_cuda` chooses in other rules.
+
+cuda_shared_library makes a library of both worlds that a program loads when it runs (moe/device/device.h, LoadBackend):
+lib`name`.so, only with --config=cuda, and emulated/lib`name`.so, for tests. It has the code of the packages that it names,
+and of the toolkit; all other code is the program's, so that there is one registry of kernels, of devices, of ops. The
+program exports its symbols and looks beside itself: linkopts = CUDA_PROGRAM_LINKOPTS, data = if_cuda([the library]).
 
 Objects are linked statically: in a shared library the static CUDA runtime would be lost, and with it symbols that
 nvcc's own stubs need.
 """
 
+load("@bazel_tools//tools/cpp:toolchain_utils.bzl", "find_cpp_toolchain")
 load("//third_party/cc:cc.bzl", "cc_library")
 load("@local_cuda//:defs.bzl", "CUDA_HOME", "HAVE_CUDA")
 
@@ -40,8 +46,14 @@ _COPTS = [
 _EMULATED = "//moe/testing/emulated:"
 
 def if_cuda(then, otherwise = []):
-    """`then` where there is a toolkit."""
+    """`then` with --config=cuda."""
     return then if HAVE_CUDA else otherwise
+
+# Of programs that load a cuda_shared_library of //tools/gpu.
+CUDA_PROGRAM_LINKOPTS = ["-rdynamic"] + if_cuda([
+    "-Wl,--enable-new-dtags",  # LD_LIBRARY_PATH goes before
+    "-Wl,-rpath,$$ORIGIN:$$ORIGIN/gpu:%s/lib64" % CUDA_HOME,
+])
 
 def emulated(label):
     """The emulated library of a cuda library."""
@@ -170,3 +182,51 @@ def cuda_test(name, srcs, deps = [], cuda_deps = [], cuda_libs = [], tags = [], 
     if HAVE_CUDA:
         native.cc_test(name = name, deps = [name + "_lib"] + main, tags = tags + ["gpu"], linkstatic = True, **kwargs)
     native.cc_test(name = name + "_emulated", deps = [name + "_lib_emulated"] + main, tags = tags, linkstatic = True, **kwargs)
+
+def _shared_library_impl(ctx):
+    toolchain = find_cpp_toolchain(ctx)
+    features = cc_common.configure_features(ctx = ctx, cc_toolchain = toolchain)
+    inputs = []
+    for dep in ctx.attr.deps:
+        for i in dep[CcInfo].linking_context.linker_inputs.to_list():
+            if i.owner.package in ctx.attr.packages or i.owner.workspace_name == "local_cuda" or not i.libraries:
+                inputs.append(i)
+    linked = cc_common.link(
+        name = ctx.label.name,
+        actions = ctx.actions,
+        feature_configuration = features,
+        cc_toolchain = toolchain,
+        output_type = "dynamic_library",
+        linking_contexts = [cc_common.create_linking_context(linker_inputs = depset(inputs, order = "topological"))],
+        user_link_flags = ["-Wl,--as-needed"],
+    )
+    library = linked.library_to_link.resolved_symlink_dynamic_library
+    if ctx.attr.alias:
+        alias = ctx.actions.declare_file(ctx.attr.alias)
+        ctx.actions.symlink(output = alias, target_file = library)
+        library = alias
+    return [DefaultInfo(files = depset([library]), runfiles = ctx.runfiles([library]))]
+
+_shared_library = rule(
+    implementation = _shared_library_impl,
+    attrs = {
+        "deps": attr.label_list(providers = [CcInfo]),
+        "packages": attr.string_list(),
+        "alias": attr.string(doc = "Its path in the package; empty: lib`name`.so."),
+        "_cc_toolchain": attr.label(default = "@bazel_tools//tools/cpp:current_cc_toolchain"),
+    },
+    toolchains = ["@bazel_tools//tools/cpp:toolchain_type"],
+    fragments = ["cpp"],
+)
+
+def cuda_shared_library(name, cuda_deps, packages):
+    """See above. packages: whose code is the library's."""
+    if HAVE_CUDA:
+        _shared_library(name = name, deps = cuda_deps, packages = packages)
+    _shared_library(
+        name = name + "_emulated",
+        alias = "emulated/lib%s.so" % name,
+        testonly = True,
+        deps = [emulated(d) for d in cuda_deps],
+        packages = packages,
+    )

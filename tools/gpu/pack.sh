@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Packs the GPU bundle: pack.sh ARCHIVE.tar.xz KIND=FILE...
 #
-# KIND is bin (an ELF program), test (one that is a test), or file (anything, to the top folder; "file/SUB=..."
-# to a folder of that name). Programs are stripped; the shared libraries that they load go to lib/, except
-# those of glibc and CUDA, which the target machine has. Same inputs, same archive.
+# KIND is bin (an ELF program), test (one that is a test), lib (a library that programs load by name), or file (anything, to
+# the top folder; "file/SUB=..." to a folder of that name). All are stripped; the shared libraries that they are linked to go
+# to lib/, too, except those of glibc and CUDA, which the target machine has. Same inputs, same archive.
 set -euo pipefail
 
 archive=$1
@@ -23,7 +23,13 @@ add_program() {
   cp -L "$1" "$top/bin/$name"
   chmod 755 "$top/bin/$name"
   strip --strip-all "$top/bin/$name"
-  echo "$name" >>"$stage/programs"
+  echo "$top/bin/$name" >>"$stage/linked"
+}
+add_library() {
+  local name
+  name=$(basename "$1")
+  cp -L "$1" "$top/lib/$name"
+  echo "$top/lib/$name" >>"$stage/linked"
 }
 
 for entry in "$@"; do
@@ -31,6 +37,7 @@ for entry in "$@"; do
   file=${entry#*=}
   case $kind in
     bin) add_program "$file" ;;
+    lib) add_library "$file" ;;
     test)
       add_program "$file"
       basename "$file" >>"$top/tests.txt"
@@ -41,7 +48,7 @@ for entry in "$@"; do
       cp -L "$file" "$folder/"
       ;;
     *)
-      echo "pack.sh: '$entry' is neither bin, test nor file" >&2
+      echo "pack.sh: '$entry' is neither bin, test, lib nor file" >&2
       exit 1
       ;;
   esac
@@ -61,7 +68,7 @@ while read -r name path; do
     fi
     [[ -e $top/lib/$base ]] || cp -L "$path" "$top/lib/$base"
   fi
-done < <(while read -r program; do ldd "$top/bin/$program"; done <"$stage/programs" |
+done < <(while read -r file; do ldd "$file"; done <"$stage/linked" |
   sed -nE 's/^\s*(\S+) => (not found|\S+).*/\1 \2/p' | sort -u)
 chmod 644 "$top"/lib/*
 strip --strip-unneeded "$top"/lib/*

@@ -106,6 +106,7 @@ absl::Status Check(RunState& run) {
   const RunOptions& options = run.options;
   RETURN_IF_ERROR(CheckRun(run.config, options));
   if (TargetOf(run.config).device == "cuda") {
+    RETURN_IF_ERROR(Annotate(device::LoadBackend(device::DeviceKind::kCuda), "--device=cuda"));
     RETURN_IF_ERROR(Annotate(device::CheckDevices(device::DeviceKind::kCuda), "--device=cuda"));
   }
   ASSIGN_OR_RETURN(run.lengths, LengthsOf(run.config));
