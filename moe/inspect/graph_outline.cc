@@ -12,6 +12,7 @@
 #include "moe/cost/node_cost.h"
 #include "moe/inspect/quantities.h"
 #include "moe/inspect/stage_view.h"
+#include "moe/ir/scope.h"
 #include "moe/ir/state.h"
 
 namespace moe::inspect {
@@ -79,7 +80,7 @@ class Outliner {
     nodes_.clear();
     for (const auto& n : f.body()) {
       if (n->phase != options_.phase) continue;
-      if (options_.layer >= 0 && LayerOfScope(n->scope) != options_.layer) continue;
+      if (options_.layer >= 0 && ParseScope(n->scope).layer != options_.layer) continue;
       nodes_.push_back(n.get());
     }
     if (nodes_.empty()) return;
@@ -99,7 +100,7 @@ class Outliner {
     std::set<const Node*> needed;
     std::vector<const Node*> stack;
     for (const Node* n : nodes_) {
-      if (IsResidualStream(*n) || n->scope == "head" || LayerOfScope(n->scope) < 0) stack.push_back(n);
+      if (IsResidualStream(*n) || ParseScope(n->scope).kind != Scope::kLayer) stack.push_back(n);
     }
     for (int i = 0; i < f.num_results(); ++i) {
       if (f.result_binding(i).kind == Binding::kBoundary) stack.push_back(f.result(i).node);
@@ -122,7 +123,7 @@ class Outliner {
     first_of_run_.clear(), twin_.clear();
     std::map<int64_t, std::vector<const Node*>> layers;
     for (const Node* n : nodes_) {
-      if (const int64_t l = LayerOfScope(n->scope); l >= 0) layers[l].push_back(n);
+      if (const int64_t l = ParseScope(n->scope).layer; l >= 0) layers[l].push_back(n);
     }
     int64_t first = -1, previous = -2;
     std::string signature;
@@ -147,7 +148,7 @@ class Outliner {
     for (size_t i = 0; i < nodes.size(); ++i) {
       const Node& n = *nodes[i];
       index[&n] = i;
-      absl::StrAppend(&out, n.op_name(), " ", PartOfScope(n.scope), " ", side_.count(&n));
+      absl::StrAppend(&out, n.op_name(), " ", ParseScope(n.scope).part, " ", side_.count(&n));
       for (const Value& v : n.operands()) {
         auto it = index.find(v.node);
         absl::StrAppend(&out, " ",
@@ -171,9 +172,9 @@ class Outliner {
     GraphBox box;
     box.kind = kind;
     box.stage = stage_;
-    const int64_t layer = LayerOfScope(n.scope);
-    box.layer = layer < 0 ? -1 : first_of_run_.at(layer);
-    box.part = PartOfScope(n.scope);
+    const Scope scope = ParseScope(n.scope);
+    box.layer = scope.kind == Scope::kLayer ? first_of_run_.at(scope.layer) : -1;
+    box.part = std::string(scope.part);
     out_.boxes.push_back(std::move(box));
     return static_cast<int>(out_.boxes.size()) - 1;
   }
@@ -255,7 +256,9 @@ class Outliner {
       if (!v.node->Is("arg") || v.node->binding.kind != Binding::kState) continue;
       std::string name = LocalName(v.name(), n.scope);
       // "layers.0.mlp_norm" in scope layers.0.moe
-      if (const int64_t l = LayerOfScope(n.scope); l >= 0) name = LocalName(name, absl::StrCat("layers.", l));
+      if (const Scope scope = ParseScope(n.scope); scope.kind == Scope::kLayer) {
+        name = LocalName(name, scope.layer_text);
+      }
       out_.boxes[box].notes.push_back(absl::StrCat(name, " ", DimsText(v.type().LocalDims(mesh_))));
     }
   }
@@ -267,14 +270,14 @@ class Outliner {
 
   void AddEdges(const Node& n) {
     const int to = BoxOf(Value{const_cast<Node*>(&n), 0});
-    const int64_t layer = LayerOfScope(n.scope);
+    const int64_t layer = ParseScope(n.scope).layer;
     const bool copy = &Drawn(n) != &n;
     for (const Value& v : n.operands()) {
       if (v.node->Is("arg")) {
         if (!copy) AddEdge(ArgBox(*v.node, n), to);
         continue;
       }
-      const int64_t from_layer = LayerOfScope(v.node->scope);
+      const int64_t from_layer = ParseScope(v.node->scope).layer;
       // Between the layers of a run that is drawn once there is no edge; into it, only that of its first
       // layer.
       if (copy && from_layer != layer) continue;

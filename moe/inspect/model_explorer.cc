@@ -8,6 +8,7 @@
 #include "moe/inspect/quantities.h"
 #include "moe/inspect/stage_view.h"
 #include "moe/ir/registry.h"
+#include "moe/ir/scope.h"
 #include "moe/ir/state.h"
 
 namespace moe::inspect {
@@ -73,10 +74,9 @@ Json GraphOf(const Program& program, const Function& f, int stage) {
         attrs.push_back(Pair(name, absl::StrCat(*number)));
     }
     std::string path = absl::StrCat(stage_name, "/", PhaseName(n->phase));
-    if (const int64_t layer = LayerOfScope(n->scope); layer >= 0) absl::StrAppend(&path, "/layer ", layer);
-    if (const std::string part = PartOfScope(n->scope); !part.empty()) {
-      absl::StrAppend(&path, "/", absl::StrReplaceAll(part, {{".", "/"}}));
-    }
+    const Scope scope = ParseScope(n->scope);
+    if (scope.kind == Scope::kLayer) absl::StrAppend(&path, "/layer ", scope.layer);
+    if (!scope.part.empty()) absl::StrAppend(&path, "/", absl::StrReplaceAll(scope.part, {{".", "/"}}));
     nodes.push_back({{"id", id(*n)},
                      {"label", n->op_name()},
                      {"namespace", path},

@@ -12,6 +12,7 @@
 #include "moe/inspect/buffers.h"
 #include "moe/inspect/quantities.h"
 #include "moe/inspect/timeline.h"
+#include "moe/ir/scope.h"
 #include "moe/ir/state.h"
 
 namespace moe::inspect {
@@ -258,7 +259,7 @@ std::string NodesText(const Program& program, const StageView& view, const Repor
       run.clear();
     };
     for (const auto& n : f.function->body()) {
-      if (options.layer >= 0 && LayerOfScope(n->scope) != options.layer) continue;
+      if (options.layer >= 0 && ParseScope(n->scope).layer != options.layer) continue;
       if (!run.empty() && (run[0]->scope != n->scope || run[0]->phase != n->phase)) flush();
       run.push_back(n.get());
     }

@@ -6,6 +6,7 @@
 #include "moe/inspect/buffers.h"
 #include "moe/inspect/report.h"
 #include "moe/inspect/timeline.h"
+#include "moe/ir/scope.h"
 #include "moe/ir/state.h"
 
 namespace moe::inspect {
@@ -62,7 +63,7 @@ Json StageJson(const Program& program, const StageView& view, const ReportOption
     if (!options.function.empty() && f.function->name() != options.function) continue;
     Json nodes = Json::array();
     for (const auto& n : f.function->body()) {
-      if (options.layer >= 0 && LayerOfScope(n->scope) != options.layer) continue;
+      if (options.layer >= 0 && ParseScope(n->scope).layer != options.layer) continue;
       nodes.push_back(NodeJson(program, *f.function, *n));
     }
     functions.push_back({{"name", f.function->name()}, {"chunk", f.chunk}, {"nodes", nodes}});

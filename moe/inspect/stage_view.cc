@@ -7,12 +7,12 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "moe/cost/node_cost.h"
 #include "moe/inspect/quantities.h"
 #include "moe/ir/conversion_parts.h"
 #include "moe/ir/registry.h"
+#include "moe/ir/scope.h"
 #include "moe/ir/state.h"
 
 namespace moe::inspect {
@@ -44,18 +44,6 @@ FunctionPlace PlaceOf(const Program& program, FunctionRole role) {
   return place;
 }
 
-int64_t LayerOfScope(absl::string_view scope) {
-  if (!absl::ConsumePrefix(&scope, "layers.")) return -1;
-  int64_t layer = -1;
-  return absl::SimpleAtoi(scope.substr(0, scope.find('.')), &layer) ? layer : -1;
-}
-
-std::string PartOfScope(absl::string_view scope) {
-  if (LayerOfScope(scope) < 0) return std::string(scope);
-  const std::vector<absl::string_view> parts = absl::StrSplit(scope, absl::MaxSplits('.', 2));
-  return parts.size() > 2 ? std::string(parts[2]) : "";
-}
-
 StageView ViewStage(const Program& program, int stage) {
   StageView view;
   view.stage = stage;
@@ -75,9 +63,10 @@ StageView ViewStage(const Program& program, int stage) {
          : n->phase == Phase::kBackward ? view.backward_nodes
                                         : view.update_nodes);
       if (n->phase == Phase::kUpdate) continue;
-      embedding |= n->scope == "embedding";
-      head |= n->scope == "head";
-      if (const int64_t layer = LayerOfScope(n->scope); layer >= 0) layers.insert(layer);
+      const Scope scope = ParseScope(n->scope);
+      embedding |= scope.kind == Scope::kEmbedding;
+      head |= scope.kind == Scope::kHead;
+      if (scope.kind == Scope::kLayer) layers.insert(scope.layer);
     }
   }
   // Forwards, backwards, then what a step does once: the order of the kinds.
@@ -141,7 +130,7 @@ std::string NameAxes(absl::Span<const AxisId> axes, const Mesh& mesh, bool exper
   return absl::StrJoin(parts, ".");
 }
 
-bool IsMoeScope(absl::string_view scope) { return absl::StartsWith(PartOfScope(scope), "moe"); }
+bool IsMoeScope(absl::string_view scope) { return absl::StartsWith(ParseScope(scope).part, "moe"); }
 
 }  // namespace
 

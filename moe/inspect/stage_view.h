@@ -45,11 +45,6 @@ struct FunctionPlace {
 };
 FunctionPlace PlaceOf(const Program& program, FunctionRole role);
 
-// Layer number of a scope ("layers.2.moe" -> 2), or -1.
-int64_t LayerOfScope(absl::string_view scope);
-// "moe" of "layers.2.moe"; the scope itself where there is no layer.
-std::string PartOfScope(absl::string_view scope);
-
 // How often a step runs a function of this phase.
 int64_t RunsPerStep(const Program& program, Phase phase);
 

@@ -4,6 +4,7 @@
 #include "moe/ir/builder.h"
 #include "moe/ir/graph.h"
 #include "moe/ir/registry.h"
+#include "moe/ir/scope.h"
 
 namespace moe {
 namespace {
@@ -22,6 +23,28 @@ TEST(Mesh, RanksAreRowMajor) {
   EXPECT_EQ(m.Show(AxisList{1}), "tp");
   EXPECT_EQ(m.Show(AxisList{1, 0}), "a.b");
   ExpectError(m.ParseAxes("dp.x"), absl::StatusCode::kInvalidArgument, "'x'", "dp, tp");
+}
+
+TEST(ScopeTest, NamesAPartOfTheModel) {
+  const Scope moe = ParseScope("layers.12.moe.experts");
+  EXPECT_EQ(moe.kind, Scope::kLayer);
+  EXPECT_EQ(moe.layer, 12);
+  EXPECT_EQ(moe.layer_text, "layers.12");
+  EXPECT_EQ(moe.part, "moe.experts");
+  const Scope layer = ParseScope("layers.3");
+  EXPECT_EQ(layer.kind, Scope::kLayer);
+  EXPECT_EQ(layer.layer_text, "layers.3");
+  EXPECT_EQ(layer.part, "");
+  EXPECT_EQ(ParseScope("embedding.words").kind, Scope::kEmbedding);
+  EXPECT_EQ(ParseScope("head").kind, Scope::kHead);
+  for (const char* other :
+       {"", "header", "layers.", "layers.x.moe", "layers.-1", "layers.9999999999", "optimizer"}) {
+    const Scope scope = ParseScope(other);
+    EXPECT_EQ(scope.kind, Scope::kOther) << other;
+    EXPECT_EQ(scope.layer, -1) << other;
+    EXPECT_EQ(scope.layer_text, other);
+    EXPECT_EQ(scope.part, other);
+  }
 }
 
 TEST(Types, LocalShapeAndText) {

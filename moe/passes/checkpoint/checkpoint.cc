@@ -10,11 +10,11 @@
 #include "absl/strings/str_format.h"
 #include "moe/base/status.h"
 #include "moe/ir/registry.h"
+#include "moe/ir/scope.h"
 #include "moe/passes/checkpoint/checkpoint_auto.h"
 #include "moe/passes/checkpoint/recompute.h"
 #include "moe/passes/checkpoint_policy.h"
 #include "moe/passes/schedule/split_phases.h"
-#include "moe/passes/stages/layer_cuts.h"
 
 namespace moe::passes {
 namespace {
@@ -81,7 +81,7 @@ class Choice {
   }
 
   static bool SamePart(absl::string_view a, absl::string_view b) {
-    const ScopePart x = PartOfScope(a), y = PartOfScope(b);
+    const Scope x = ParseScope(a), y = ParseScope(b);
     return x.kind == y.kind && x.layer == y.layer;
   }
 
@@ -108,7 +108,7 @@ class Choice {
     while (!work.empty()) {
       Node* n = work.back();
       work.pop_back();
-      if (bound_.count(n) || recompute_.count(n) || PartOfScope(n->scope).kind != ScopePart::kLayer ||
+      if (bound_.count(n) || recompute_.count(n) || ParseScope(n->scope).kind != Scope::kLayer ||
           LayerInput(n)) {
         continue;
       }

@@ -17,6 +17,7 @@
 #include "moe/ir/builder.h"
 #include "moe/ir/conversion_parts.h"
 #include "moe/ir/registry.h"
+#include "moe/ir/scope.h"
 #include "moe/ir/state.h"
 #include "moe/passes/overlap/node_order.h"
 
@@ -130,7 +131,7 @@ class Bucketing {
     for (const Use& u : n.uses()) {
       if (order_.Has(u.user)) first = std::min(first, order_.index(u.user));
     }
-    return first == order_.size() ? "" : LayerOfScope(order_.node(first)->scope);
+    return first == order_.size() ? "" : std::string(ParseScope(order_.node(first)->scope).layer_text);
   }
 
   int64_t BytesOf(const Node& n) const {
@@ -232,7 +233,7 @@ class Bucketing {
       names.push_back(n->result_name());
     }
     Builder b = Builder::Before(bucket.members[0]);
-    b.scope = LayerOfScope(bucket.members[0]->scope);
+    b.scope = std::string(ParseScope(bucket.members[0]->scope).layer_text);
     b.provenance = {"bucket-collectives",
                     absl::StrCat(bucket.members.size(), " in one, ", bucket.bytes, " bytes")};
     Attributes attributes = {{"axes", bucket.members[0]->axes()}};

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <string>
 
-#include "absl/strings/match.h"
 #include "moe/ir/registry.h"
 #include "moe/ir/state.h"
 
@@ -49,12 +48,6 @@ NodeOrder::NodeOrder(const Function& f) {
     b.erase(std::unique(b.begin(), b.end()), b.end());
     for (const int j : b) after_[j].push_back(i);
   }
-}
-
-std::string LayerOfScope(const std::string& scope) {
-  if (!absl::StartsWith(scope, "layers.")) return scope;
-  const size_t dot = scope.find('.', 7);
-  return dot == std::string::npos ? scope : scope.substr(0, dot);
 }
 
 void Rearrange(Function& f, absl::Span<Node* const> order) {

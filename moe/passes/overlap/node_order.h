@@ -35,9 +35,6 @@ class NodeOrder {
   std::vector<std::vector<int>> before_, after_;
 };
 
-// "layers.3" of the scope "layers.3.attn"; other scopes as they are.
-std::string LayerOfScope(const std::string& scope);
-
 // Puts the body of `f` in this order, which holds each of its nodes once, operands before users.
 void Rearrange(Function& f, absl::Span<Node* const> order);
 

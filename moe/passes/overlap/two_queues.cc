@@ -1,9 +1,11 @@
 #include "moe/passes/overlap/two_queues.h"
 
 #include <algorithm>
-#include <string>
 
+#include "absl/strings/string_view.h"
 #include "moe/ir/conversion_parts.h"
+#include "moe/ir/scope.h"
+
 namespace moe::passes {
 namespace {
 
@@ -16,14 +18,14 @@ class Scheduler {
     placed_.assign(n, false);
     end_.assign(n, 0);
     layer_.assign(n, 0);
-    std::string layer;
+    absl::string_view layer;
     int number = 0;
     for (int i = 0; i < n; ++i) {
       if (IsComm(i)) {
         (order.before(i).empty() ? fetches_ : exchanges_).push_back(i);
       } else {
         compute_.push_back(i);
-        const std::string here = LayerOfScope(order.node(i)->scope);
+        const absl::string_view here = ParseScope(order.node(i)->scope).layer_text;
         if (!here.empty() && here != layer) layer = here, ++number;
       }
       layer_[i] = number;

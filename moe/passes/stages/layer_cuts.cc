@@ -4,10 +4,7 @@
 #include <limits>
 #include <utility>
 
-#include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/strip.h"
 
 namespace moe::passes {
 
@@ -44,20 +41,6 @@ absl::StatusOr<std::vector<int>> CutLayers(absl::Span<const double> cost, int ch
   std::vector<int> cuts = {0};
   for (int c = chunks; c > 0; --c) cuts.push_back(next[c][cuts.back()]);
   return cuts;
-}
-
-ScopePart PartOfScope(absl::string_view scope) {
-  const auto is = [&](absl::string_view name) {
-    return scope == name || (absl::StartsWith(scope, name) && scope[name.size()] == '.');
-  };
-  if (is("embedding")) return {ScopePart::kEmbedding, -1};
-  if (is("head")) return {ScopePart::kHead, -1};
-  if (absl::ConsumePrefix(&scope, "layers.")) {
-    int layer = 0;
-    if (absl::SimpleAtoi(scope.substr(0, scope.find('.')), &layer) && layer >= 0)
-      return {ScopePart::kLayer, layer};
-  }
-  return {};
 }
 
 }  // namespace moe::passes

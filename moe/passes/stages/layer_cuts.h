@@ -6,11 +6,9 @@
 // Pure functions.
 #pragma once
 
-#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 
 namespace moe::passes {
@@ -18,12 +16,5 @@ namespace moe::passes {
 // Chunk c is layers [cuts[c], cuts[c + 1]); none is empty. Exact, by dynamic programming over layers; among
 // equals, the more even one. Error: more chunks than layers.
 absl::StatusOr<std::vector<int>> CutLayers(absl::Span<const double> cost, int chunks);
-
-// Which part of the model a scope names.
-struct ScopePart {
-  enum Kind { kUnknown, kEmbedding, kLayer, kHead } kind = kUnknown;
-  int layer = -1;
-};
-ScopePart PartOfScope(absl::string_view scope);  // "embedding", "layers.3.moe", "head"
 
 }  // namespace moe::passes

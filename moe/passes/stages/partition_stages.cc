@@ -12,6 +12,7 @@
 #include "moe/cost/node_cost.h"
 #include "moe/ir/builder.h"
 #include "moe/ir/registry.h"
+#include "moe/ir/scope.h"
 #include "moe/ir/state.h"
 #include "moe/ir/state_layout.h"
 #include "moe/passes/copy_nodes.h"
@@ -96,11 +97,11 @@ class Cutter {
     double embedding = 0, head = 0;
     std::vector<double> layers;
     for (const auto& n : step_->body()) {
-      const ScopePart part = PartOfScope(n->scope);
+      const Scope part = ParseScope(n->scope);
       const double seconds = cost::NodeSeconds(*n, Mesh(), context_.target);
-      if (part.kind == ScopePart::kEmbedding) embedding += seconds;
-      if (part.kind == ScopePart::kHead) head += seconds;
-      if (part.kind != ScopePart::kLayer) continue;
+      if (part.kind == Scope::kEmbedding) embedding += seconds;
+      if (part.kind == Scope::kHead) head += seconds;
+      if (part.kind != Scope::kLayer) continue;
       if (part.layer >= static_cast<int>(layers.size())) layers.resize(part.layer + 1, 0.0);
       layers[part.layer] += seconds;
     }
@@ -152,10 +153,10 @@ class Cutter {
   // -1 where the scope says nothing.
   int ChunkOfScope(absl::string_view scope) const {
     if (chunks() == 1) return 0;
-    const ScopePart part = PartOfScope(scope);
-    if (part.kind == ScopePart::kEmbedding) return 0;
-    if (part.kind == ScopePart::kHead) return chunks() - 1;
-    if (part.kind != ScopePart::kLayer) return -1;
+    const Scope part = ParseScope(scope);
+    if (part.kind == Scope::kEmbedding) return 0;
+    if (part.kind == Scope::kHead) return chunks() - 1;
+    if (part.kind != Scope::kLayer) return -1;
     return static_cast<int>(std::upper_bound(cuts_.begin(), cuts_.end(), part.layer) - cuts_.begin()) - 1;
   }
 
