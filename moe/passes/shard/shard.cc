@@ -166,8 +166,8 @@ class ModuleSharder {
       ++parameters;
       sharded += !p.compute.IsReplicated() || !p.placement.IsReplicated();
     }
-    context_.Note(absl::StrCat(parameters, " of ", parameters, " parameters placed, ", sharded, " sharded; ",
-                               counts.placed, " nodes, ", counts.conversions, " conversions, ", counts.clones,
+    context_.Note(absl::StrCat(parameters, " parameters, ", sharded, " of them sharded; ", counts.placed,
+                               " nodes, ", counts.conversions, " conversions, ", counts.clones,
                                " producers placed anew",
                                best.orders.reverse_ep || best.orders.regroup_dp
                                    ? absl::StrCat("; axis order: ", best.orders.ToString())
