@@ -372,7 +372,7 @@ std::vector<FlightRecord> Executor::Flight() const {
   for (size_t i = 0; i < ranks_.size(); ++i) {
     FlightRecord r;
     r.rank = ranks_[i]->rank();
-    r.place = PlaceOf(program_.module->mesh(), r.rank);
+    r.place = CoordinatesText(program_.module->mesh(), r.rank);
     r.host = host;
     r.pid = getpid();
     r.step = step_;

@@ -82,7 +82,7 @@ bool FlightRecord::Waits() const {
   return std::any_of(calls.begin(), calls.end(), [](const comm::RecordedCall& c) { return c.Waits(); });
 }
 
-std::string PlaceOf(const Mesh& mesh, int64_t rank) {
+std::string CoordinatesText(const Mesh& mesh, int64_t rank) {
   std::vector<std::string> parts = {absl::StrCat("stage ", mesh.Stage(rank))};
   // By the names that users give, where the mesh has them; its own axes may be finer.
   bool named = false;

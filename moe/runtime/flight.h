@@ -65,8 +65,8 @@ struct FlightRecord {
   bool Waits() const;
 };
 
-// "stage 1, dp 0, tp 1"
-std::string PlaceOf(const Mesh& mesh, int64_t rank);
+// Where a rank stands in the mesh: "stage 1, dp 0, tp 1".
+std::string CoordinatesText(const Mesh& mesh, int64_t rank);
 
 std::string FlightJson(const FlightRecord& record);
 absl::StatusOr<FlightRecord> ParseFlight(absl::string_view json);

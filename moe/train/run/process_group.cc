@@ -188,7 +188,7 @@ std::vector<runtime::FlightRecord> ProcessGroup::CollectFlight(const std::vector
       }
       runtime::FlightRecord unknown;
       unknown.rank = rank;
-      unknown.place = runtime::PlaceOf(mesh, rank);
+      unknown.place = runtime::CoordinatesText(mesh, rank);
       unknown.unknown = true;
       all.push_back(unknown);
     }
