@@ -2,7 +2,7 @@
 // program of the default pipeline has all of it; one of a pipeline that a user wrote may lack anything.
 //
 //   RETURN_IF_ERROR(CheckTrainable(program));
-//   ASSIGN_OR_RETURN(std::unique_ptr<Executor> executor, Executor::Create(program, options));
+//   ASSIGN_OR_RETURN(const auto executor, runtime::Executor::Create(program, options));
 //
 // These checks find what is absent, in the order in which passes give it; whether what is there is right is
 // for certify to say. Errors are FailedPrecondition. Pure functions.

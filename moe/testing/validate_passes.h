@@ -4,7 +4,8 @@
 //   PassValidator validator({.seed = 1});
 //   passes::PipelineOptions options;
 //   options.validate = validator.Hook();
-//   RETURN_IF_ERROR(passes::RunPipeline(passes::DefaultPipeline(), program, context, options).status());
+//   RETURN_IF_ERROR(
+//       passes::RunPipeline(passes::Passes(), passes::DefaultPipeline(), program, context, options).status());
 //   // Internal: pass shard changed the results: %h_3 = math.einsum in @chunk0 (layers.0.mlp), microbatch 0:
 //   // element 17 on rank 3 is 0.25, before the pass 0.5
 //

@@ -2,8 +2,8 @@
 // reads what the ones before it found and adds its own. Private to run.cc and report.cc.
 //
 //   RunState run(config, options, std::cout, meeting);
-//   RETURN_IF_ERROR(Check(run));
-//   RETURN_IF_ERROR(Plan(run));
+//   ...  // the phases before
+//   RETURN_IF_ERROR(Report(run));
 //
 // Owns all but `options`, `meeting` and the stream, which outlive it. One thread.
 #pragma once

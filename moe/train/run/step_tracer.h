@@ -1,8 +1,10 @@
 // Records two steps after the warm-up of the caches, on all ranks of all processes, for trace.json.
 //
 //   StepTracer tracer(executors, /*done=*/0, train_iters);
-//   tracer.Before(step);  ...the step...  tracer.After(step);      // of every step
-//   if (tracer.trace().ok()) ...
+//   tracer.Before(step);
+//   ...  // the step
+//   tracer.After(step);
+//   if (tracer.trace().ok()) std::cout << tracer.trace()->num_events();
 //
 // The executors outlive the tracer. One thread.
 #pragma once
