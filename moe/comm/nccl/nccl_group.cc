@@ -365,7 +365,6 @@ absl::Status NcclGroup::ExchangeParts(DType dtype) {
 // Every member gets the others' contributions to its part, and adds them in ascending rank.
 absl::Status NcclGroup::ReduceInOrder(const Call& call) {
   const int64_t element = ByteSize(call.dtype);
-  const bool all = call.op == Call::kAllReduce;
   const auto part = [&](int p) { return SendRange(call, me_, p, size()); };  // what `p` adds
   const int64_t mine = part(me_).count, stride = (mine * element + 255) / 256 * 256;
   ASSIGN_OR_RETURN(char* const scratch, Scratch(std::max<int64_t>(1, stride * size())));
