@@ -35,8 +35,8 @@ struct CompiledProgram {
 absl::StatusOr<CompiledProgram> CompileForBench(const model::ModelConfig& model,
                                                 const passes::Strategy& strategy, int64_t global_batch);
 
-// Bytes that a rank gives to others in a step, by the cost model.
-double WireBytesPerStep(const Program& program, int64_t microbatches);
+// Bytes that a rank gives to others in a step, by the cost model; of the stage that gives most.
+double WireBytesPerStep(const Program& program);
 
 // The step of the configured model: tokens/s, time by category, the longest ops.
 absl::Status BenchStep(const BenchOptions& options);

@@ -9,7 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "moe/base/status.h"
-#include "moe/cost/node_cost.h"
+#include "moe/cost/step_runs.h"
 #include "moe/ir/builder.h"
 #include "moe/kernels/cpu/threads.h"
 #include "moe/kernels/kernel.h"
@@ -108,16 +108,12 @@ absl::Status BenchProducts(const BenchOptions& options) {
 
 }  // namespace
 
-double WireBytesPerStep(const Program& program, int64_t microbatches) {
-  double bytes = 0;
-  for (const auto& f : program.module->functions()) {
-    for (const auto& n : f->body()) {
-      if (!absl::StartsWith(n->op_name(), "comm.")) continue;
-      bytes += cost::CommunicationCost(*n, program.module->mesh()).bytes *
-               static_cast<double>(n->phase == Phase::kUpdate ? 1 : microbatches);
-    }
+double WireBytesPerStep(const Program& program) {
+  double most = 0;
+  for (int64_t stage = 0; stage < program.module->mesh().num_stages(); ++stage) {
+    most = std::max(most, cost::SentPerStep(program, static_cast<int>(stage)).bytes);
   }
-  return bytes;
+  return most;
 }
 
 namespace {
@@ -149,7 +145,7 @@ absl::StatusOr<Trained> Train(const BenchOptions& options, const std::string& wo
   ASSIGN_OR_RETURN(const train::TrainResult result, trainer.Train());
   t.cpu_seconds = (ProcessCpuSeconds() - begin) / static_cast<double>(steps);
   t.losses = result.losses;
-  t.wire_bytes = WireBytesPerStep(compiled.program, strategy.microbatches);
+  t.wire_bytes = WireBytesPerStep(compiled.program);
   for (const StageMemory& s : compiled.program.memory.stages) t.peak = std::max(t.peak, s.peak_bytes());
   return t;
 }

@@ -279,7 +279,7 @@ absl::Status CompareVariants(const BenchOptions& options, const model::ModelConf
     int64_t peak = 0;
     for (const StageMemory& stage : program.memory.stages) peak = std::max(peak, stage.peak_bytes());
     peaks.push_back(peak);
-    bytes.push_back(WireBytesPerStep(program, strategy.microbatches));
+    bytes.push_back(WireBytesPerStep(program));
   }
   for (int i = 0; i < options.warm_up + options.repeats; ++i) {
     for (auto& r : runs) {

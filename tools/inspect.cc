@@ -44,10 +44,10 @@ ABSL_FLAG(std::string, svg, "",
 ABSL_FLAG(std::string, phase, "forward", "What --svg draws: forward, backward or update.");
 ABSL_FLAG(bool, collapse_layers, true, "Draw equal neighbouring layers once.");
 ABSL_FLAG(std::string, timeline, "", "Write a picture of the schedule to this file.");
-ABSL_FLAG(std::string, times, "unit",
-          "Durations for the timeline: unit (forward 1, backward 2), estimated (by the cost model), or "
-          "measured (the "
-          "run's trace.json, or --trace).");
+ABSL_FLAG(
+    std::string, times, "estimated",
+    "Durations for --timeline: estimated (by the cost model), unit (forward 1, backward 2), or measured (the "
+    "run's trace.json, or --trace).");
 ABSL_FLAG(std::string, trace, "", "Trace for --times=measured; default: trace.json of --run.");
 ABSL_FLAG(int, step, -1, "Which step of the trace; -1: its last whole one.");
 ABSL_FLAG(std::string, buffers, "",
@@ -97,18 +97,18 @@ absl::Status Diff(const std::vector<char*>& args) {
     plans[i] = model.empty() ? plan::LoadPlan(names[i]) : CompileModel(model, names[i]);
     if (!plans[i].ok()) return Annotate(plans[i].status(), names[i]);
   }
-  std::cout << inspect::DiffText({names[0], &plans[0]->program}, {names[1], &plans[1]->program});
+  std::cout << inspect::DiffText({names[0], &plans[0]->program, plans[0]->target},
+                                 {names[1], &plans[1]->program, plans[1]->target});
   return absl::OkStatus();
 }
 
 absl::StatusOr<inspect::Timeline> ChosenTimeline(const plan::Plan& plan) {
   const std::string times = absl::GetFlag(FLAGS_times);
   if (times == "unit") return inspect::PlanTimeline(plan.program);
-  if (times == "estimated")
-    return inspect::PlanTimeline(plan.program, inspect::CostDurations(plan.program, plan.target));
+  if (times == "estimated") return inspect::EstimatedTimeline(plan.program, plan.target);
   if (times != "measured") {
     return absl::InvalidArgumentError(
-        absl::StrCat("--times=", times, ": legal are unit, estimated and measured"));
+        absl::StrCat("--times=", times, ": legal are estimated, unit and measured"));
   }
   std::string trace = absl::GetFlag(FLAGS_trace);
   if (trace.empty() && !absl::GetFlag(FLAGS_run).empty())
@@ -180,6 +180,7 @@ absl::Status Inspect(const std::vector<char*>& args) {
   options.layer = absl::GetFlag(FLAGS_layer);
   options.function = absl::GetFlag(FLAGS_function);
   options.nodes = absl::GetFlag(FLAGS_nodes);
+  options.target = plan.target;
   RETURN_IF_ERROR(inspect::CheckReportOptions(plan.program, options));
   bool written = false;
   RETURN_IF_ERROR(Pictures(plan, &written));

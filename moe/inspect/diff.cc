@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "moe/cost/step_runs.h"
 #include "moe/inspect/buffers.h"
 #include "moe/inspect/quantities.h"
 #include "moe/inspect/stage_view.h"
@@ -59,7 +60,12 @@ std::string RowText(const Schedule& s, size_t stage) {
 class Differ {
  public:
   Differ(const DiffSide& a, const DiffSide& b)
-      : name_a_(a.name), name_b_(b.name), a_(*a.program), b_(*b.program) {}
+      : name_a_(a.name),
+        name_b_(b.name),
+        a_(*a.program),
+        b_(*b.program),
+        target_a_(a.target),
+        target_b_(b.target) {}
 
   std::string Text() {
     out_ = absl::StrCat("A   ", name_a_, "\nB   ", name_b_, "\n");
@@ -89,7 +95,7 @@ class Differ {
       return absl::StrCat(p.schedule.name.empty() ? "none" : p.schedule.name, ", ", NumStages(p), " stages, ",
                           p.schedule.microbatches, " microbatches, bubble ", ShareText(t.bubble));
     };
-    const Timeline ta = PlanTimeline(a_), tb = PlanTimeline(b_);
+    const Timeline ta = EstimatedTimeline(a_, target_a_), tb = EstimatedTimeline(b_, target_b_);
     Same("plan", describe(a_, ta), describe(b_, tb));
     for (size_t s = 0; s < std::max(a_.schedule.table.size(), b_.schedule.table.size()); ++s) {
       const std::string row_a = RowText(a_.schedule, s), row_b = RowText(b_.schedule, s);
@@ -144,17 +150,20 @@ class Differ {
     for (int side = 0; side < 2; ++side) {
       const Program& p = side == 0 ? a_ : b_;
       for (int s = 0; s < NumStages(p); ++s) {
+        std::map<Key, double> of_stage;
         for (const CollectiveTotal& t : TotalCollectives(p, ViewStage(p, s))) {
           const Key key(t.phase, t.kind, t.axes);
-          double& most = side == 0 ? bytes[key].first : bytes[key].second;
-          most = std::max(most, t.bytes_per_step);
+          of_stage[key] += t.bytes_per_step();
           (side == 0 ? nodes[key].first : nodes[key].second) += t.nodes;
         }
-        for (const BoundarySend& b : BoundariesSentBy(p, ViewStage(p, s))) {
+        for (const cost::BoundarySend& b : cost::BoundariesSentBy(p, s)) {
           const Key key(b.phase, "send", "pp");
-          double& most = side == 0 ? bytes[key].first : bytes[key].second;
-          most = std::max(most, b.bytes * static_cast<double>(RunsPerStep(p, b.phase)));
+          of_stage[key] += b.bytes * static_cast<double>(b.runs);
           ++(side == 0 ? nodes[key].first : nodes[key].second);
+        }
+        for (const auto& [key, sent] : of_stage) {
+          double& most = side == 0 ? bytes[key].first : bytes[key].second;
+          most = std::max(most, sent);
         }
       }
     }
@@ -203,6 +212,7 @@ class Differ {
 
   const std::string &name_a_, &name_b_;
   const Program &a_, &b_;
+  const cost::Target &target_a_, &target_b_;
   std::string out_;
 };
 

@@ -9,6 +9,7 @@
 #include "absl/strings/str_split.h"
 #include "moe/base/status.h"
 #include "moe/cost/node_cost.h"
+#include "moe/cost/step_runs.h"
 #include "moe/inspect/buffers.h"
 #include "moe/inspect/quantities.h"
 #include "moe/inspect/timeline.h"
@@ -273,19 +274,19 @@ std::string CollectivesText(const Program& program, const StageView& view) {
   double total = 0;
   for (const CollectiveTotal& t : TotalCollectives(program, view)) {
     table.Row({std::string(PhaseName(t.phase)), t.kind, t.axes, absl::StrCat(t.nodes, " x"),
-               BytesText(t.bytes), BytesText(t.bytes_per_step),
+               BytesText(t.bytes), BytesText(t.bytes_per_step()),
                t.across > 0 ? absl::StrCat(BytesText(t.across), " leave the node") : ""});
-    total += t.bytes_per_step;
+    total += t.bytes_per_step();
   }
-  for (const BoundarySend& s : BoundariesSentBy(program, view)) {
-    const double per_step = s.bytes * RunsPerStep(program, s.phase);
+  for (const cost::BoundarySend& s : cost::BoundariesSentBy(program, view.stage)) {
+    const double per_step = s.bytes * static_cast<double>(s.runs);
     table.Row({std::string(PhaseName(s.phase)), absl::StrCat("send ", s.name),
                absl::StrCat("to stage ", s.to_stage), "1 x", BytesText(s.bytes), BytesText(per_step)});
     total += per_step;
   }
   if (table.empty()) return "collectives   none\n";
   return absl::StrCat(Spread("collectives", absl::StrCat("sent by each rank: ", BytesText(total), " a step")),
-                      "\n", table.Text(), "  (nodes, bytes each microbatch or update, bytes each step)\n");
+                      "\n", table.Text(), "  (nodes, bytes each time that they run, bytes each step)\n");
 }
 
 absl::StatusOr<std::string> ReportText(const Program& program, const ReportOptions& options) {
@@ -298,7 +299,8 @@ absl::StatusOr<std::string> ReportText(const Program& program, const ReportOptio
                     program.schedule.microbatches == 1 ? " microbatch" : " microbatches", "\n");
   }
   if (!filtered && options.stage < 0) {
-    if (const std::string timeline = TimelineText(PlanTimeline(program)); !timeline.empty()) {
+    if (const std::string timeline = TimelineText(EstimatedTimeline(program, options.target));
+        !timeline.empty()) {
       absl::StrAppend(&out, "\n", timeline);
     }
   }

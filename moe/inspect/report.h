@@ -15,6 +15,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "moe/cost/target.h"
 #include "moe/inspect/stage_view.h"
 #include "moe/ir/program.h"
 
@@ -26,6 +27,7 @@ struct ReportOptions {
   std::string function;  // only this function; empty: all
   // List the nodes. Without a filter that is long, and the overview leaves them out unless asked.
   bool nodes = false;
+  cost::Target target;  // that the program was compiled for: the timeline is by its costs
 };
 
 // Mesh, then per stage: header, nodes where asked or filtered, collectives, schedule, memory.

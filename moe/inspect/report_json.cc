@@ -3,6 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "moe/base/status.h"
 #include "moe/cost/node_cost.h"
+#include "moe/cost/step_runs.h"
 #include "moe/inspect/buffers.h"
 #include "moe/inspect/report.h"
 #include "moe/inspect/timeline.h"
@@ -75,11 +76,13 @@ Json StageJson(const Program& program, const StageView& view, const ReportOption
                            {"axes", t.axes},
                            {"nodes", t.nodes},
                            {"bytes", t.bytes},
-                           {"bytes_per_step", t.bytes_per_step}});
+                           {"runs_per_step", t.runs},
+                           {"bytes_per_step", t.bytes_per_step()}});
   }
   Json sends = Json::array();
-  for (const BoundarySend& s : BoundariesSentBy(program, view)) {
-    sends.push_back({{"value", s.name}, {"to_stage", s.to_stage}, {"bytes", s.bytes}});
+  for (const cost::BoundarySend& s : cost::BoundariesSentBy(program, view.stage)) {
+    sends.push_back(
+        {{"value", s.name}, {"to_stage", s.to_stage}, {"bytes", s.bytes}, {"runs_per_step", s.runs}});
   }
   Json out = {{"stage", view.stage},         {"first_rank", view.first_rank},
               {"last_rank", view.last_rank}, {"contents", view.contents},
@@ -116,7 +119,7 @@ absl::StatusOr<std::string> ReportJson(const Program& program, const ReportOptio
       {"program", program.module->name()},
       {"mesh", program.module->mesh().ToString()},
       {"schedule", {{"name", program.schedule.name}, {"microbatches", program.schedule.microbatches}}},
-      {"timeline", TimelineJson(PlanTimeline(program))},
+      {"timeline", TimelineJson(EstimatedTimeline(program, options.target))},
       {"expert_maps", maps},
       {"passes", notes},
       {"stages", stages}};

@@ -9,6 +9,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "moe/cost/node_cost.h"
+#include "moe/cost/step_runs.h"
 #include "moe/inspect/quantities.h"
 #include "moe/ir/conversion_parts.h"
 #include "moe/ir/registry.h"
@@ -82,10 +83,6 @@ StageView ViewStage(const Program& program, int stage) {
   if (head) contents.push_back("head");
   view.contents = absl::StrJoin(contents, ", ");
   return view;
-}
-
-int64_t RunsPerStep(const Program& program, Phase phase) {
-  return phase == Phase::kUpdate ? 1 : std::max(1, program.schedule.microbatches);
 }
 
 bool IsPlacementChange(const Node& node) { return absl::StartsWith(node.op_name(), "comm."); }
@@ -175,11 +172,17 @@ std::vector<CollectiveLevel> LevelsOfCollective(const Node& node, const Mesh& me
         {AxesText(step.axes(), mesh, node.scope), c.sent.across > 0 ? " across nodes" : " in nodes", c.sent});
     bytes = c.bytes_after;
   }
+  // In the format that travels.
+  double values = 0;
+  for (const CollectiveLevel& level : out) values += level.cost.bytes;
+  const double scale = values > 0 ? cost::CommunicationCost(node, mesh).bytes / values : 1;
+  for (CollectiveLevel& level : out) level.cost.bytes *= scale, level.cost.across *= scale;
   return out;
 }
 
 std::vector<CollectiveUse> CollectivesOf(const Program& program, const StageView& view) {
   const Mesh& mesh = program.module->mesh();
+  const cost::StepRuns runs(program);
   std::vector<CollectiveUse> out;
   for (const StageFunction& f : view.functions) {
     for (const auto& n : f.function->body()) {
@@ -188,11 +191,12 @@ std::vector<CollectiveUse> CollectivesOf(const Program& program, const StageView
       const std::vector<CollectiveLevel> levels = LevelsOfCollective(*n, mesh);
       for (const CollectiveLevel& level : levels) {
         out.push_back({n.get(), f.function, n->phase, absl::StrCat(kind, level.where), level.axes,
-                       level.cost.bytes, level.cost.across});
+                       level.cost.bytes, level.cost.across, runs.Of(*n)});
       }
       if (!levels.empty()) continue;
       const cost::CommCost cost = cost::CommunicationCost(*n, mesh);
-      out.push_back({n.get(), f.function, n->phase, kind, CollectiveAxes(*n, mesh), cost.bytes, cost.across});
+      out.push_back({n.get(), f.function, n->phase, kind, CollectiveAxes(*n, mesh), cost.bytes, cost.across,
+                     runs.Of(*n)});
     }
   }
   return out;
@@ -202,39 +206,17 @@ std::vector<CollectiveTotal> TotalCollectives(const Program& program, const Stag
   std::vector<CollectiveTotal> totals;
   for (const CollectiveUse& use : CollectivesOf(program, view)) {
     auto it = std::find_if(totals.begin(), totals.end(), [&](const CollectiveTotal& t) {
-      return t.phase == use.phase && t.kind == use.kind && t.axes == use.axes;
+      return t.phase == use.phase && t.kind == use.kind && t.axes == use.axes && t.runs == use.runs;
     });
-    if (it == totals.end()) it = totals.insert(totals.end(), {use.phase, use.kind, use.axes});
+    if (it == totals.end()) it = totals.insert(totals.end(), {use.phase, use.kind, use.axes, use.runs});
     ++it->nodes;
     it->bytes += use.bytes;
     it->across += use.across;
-    it->bytes_per_step += use.bytes * RunsPerStep(program, use.phase);
   }
   std::stable_sort(totals.begin(), totals.end(), [](const CollectiveTotal& a, const CollectiveTotal& b) {
-    return std::tie(a.phase, a.kind, a.axes) < std::tie(b.phase, b.kind, b.axes);
+    return std::tie(a.phase, a.kind, a.axes, a.runs) < std::tie(b.phase, b.kind, b.axes, b.runs);
   });
   return totals;
-}
-
-std::vector<BoundarySend> BoundariesSentBy(const Program& program, const StageView& view) {
-  std::vector<BoundarySend> out;
-  for (const StageFunction& f : view.functions) {
-    for (int i = 0; i < f.function->num_results(); ++i) {
-      const Binding& binding = f.function->result_binding(i);
-      if (binding.kind != Binding::kBoundary) continue;
-      const Value v = f.function->result(i);
-      BoundarySend send;
-      send.name = binding.name;
-      send.from_chunk = f.chunk;
-      send.to_chunk = binding.peer;
-      send.to_stage = StageOfChunk(program, send.to_chunk);
-      send.phase = absl::StartsWith(send.name, "grad.") ? Phase::kBackward : Phase::kForward;
-      send.type = v.type();
-      send.bytes = static_cast<double>(StorageOf(v.type(), program.module->mesh()).bytes);
-      if (send.to_stage != view.stage) out.push_back(std::move(send));
-    }
-  }
-  return out;
 }
 
 int64_t ValueBytes(const Program& program, const Function& function, const Value& value) {

@@ -45,9 +45,6 @@ struct FunctionPlace {
 };
 FunctionPlace PlaceOf(const Program& program, FunctionRole role);
 
-// How often a step runs a function of this phase.
-int64_t RunsPerStep(const Program& program, Phase phase);
-
 bool IsCollective(const Node& node);       // comm.* that talks to other ranks, also over stages
 bool IsPlacementChange(const Node& node);  // any comm.*, local ones too
 // "all_to_all"; of a reshard its steps, "reduce_scatter+all_gather".
@@ -75,29 +72,21 @@ struct CollectiveUse {
   std::string kind, axes;
   double bytes = 0;   // that one rank sends, each time the node runs
   double across = 0;  // of these, bytes that leave the node of ranks
+  int64_t runs = 0;   // of the node in a step
 };
 // All collectives of a stage in order of its functions.
 std::vector<CollectiveUse> CollectivesOf(const Program& program, const StageView& view);
 
-// Collectives of a stage that agree in phase, kind and axes, added up.
+// Collectives of a stage that agree in phase, kind, axes and runs, added up.
 struct CollectiveTotal {
   Phase phase = Phase::kForward;
   std::string kind, axes;
+  int64_t runs = 0;  // of each node in a step
   int64_t nodes = 0;
-  double bytes = 0, across = 0;  // per run of the phase
-  double bytes_per_step = 0;     // with all microbatches
+  double bytes = 0, across = 0;  // when each node runs once
+  double bytes_per_step() const { return bytes * static_cast<double>(runs); }
 };
 std::vector<CollectiveTotal> TotalCollectives(const Program& program, const StageView& view);
-
-// Boundary values that a stage sends to others: name, destination and bytes of one rank per microbatch.
-struct BoundarySend {
-  std::string name;
-  int from_chunk = -1, to_chunk = -1, to_stage = -1;
-  Phase phase = Phase::kForward;
-  Type type;
-  double bytes = 0;
-};
-std::vector<BoundarySend> BoundariesSentBy(const Program& program, const StageView& view);
 
 // Bytes of a value on one rank: its buffer in the memory plan where there is one, else what its type asks
 // for.

@@ -146,12 +146,12 @@ absl::StatusOr<Timeline> MeasuredTimeline(absl::string_view chrome_trace, const 
                          ranks->size() == 1 ? " rank" : " ranks");
   t.source = absl::StrCat("measured: step ", chosen, " of the trace");
   // Time counts from the first action.
-  Measure(&t);
+  cost::Measure(&t);
   const double zero = t.begin;
   for (auto& row : t.spans) {
     for (TimelineSpan& s : row) s.begin -= zero, s.end -= zero;
   }
-  Measure(&t);
+  cost::Measure(&t);
   return t;
 }
 

@@ -4,13 +4,13 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "glog/logging.h"
 #include "moe/base/clock.h"
 #include "moe/base/status.h"
+#include "moe/cost/step_runs.h"
 #include "moe/ir/conversion_parts.h"
 #include "moe/ir/state.h"
 #include "moe/runtime/graph_segments.h"
@@ -46,6 +46,11 @@ std::string BoundaryOf(Value v) {
     }
   }
   return "";
+}
+
+// That a rank of a ring sends to reduce the value.
+int64_t BytesInRing(const kernels::Tensor& t, int ranks) {
+  return 2 * t.elements() / ranks * (ranks - 1) * ByteSize(t.dtype);
 }
 
 constexpr char kQueue[] = "compute";
@@ -151,11 +156,9 @@ absl::Status RankExecutor::Bind() {
         return RunExchange(*static_cast<const Job*>(job));
       },
       options_.gate, collectives + left_behind);
-  for (auto& [_, steps] : programs_) {
-    std::set<const Function*> seen;
-    for (auto s = steps.rbegin(); s != steps.rend(); ++s) {
-      if (s->function != nullptr) s->last = seen.insert(s->function->function).second;
-    }
+  for (auto& [name, steps] : programs_) {
+    const std::vector<bool> last = cost::LastRuns(program_.schedule.actions.at(name)[stage_]);
+    for (size_t i = 0; i < steps.size(); ++i) steps[i].last = last[i];
   }
   for (auto& [_, steps] : programs_) {  // an action waits for the pending sends of the slots that it writes
     for (Step& s : steps) {
@@ -386,8 +389,8 @@ void RankExecutor::BindFutures(const Node& n, BoundNode* b) {
   if (n.Is("comm.done") && n.operand(0).node->Is("arg")) {
     b->awaits = &in_flight_[n.operand(0).node->binding.name];
   }
+  b->last = !cost::RunsIn(n, /*last_run=*/false);
   if (!CrossesFunctions(n)) return;
-  b->last = n.BoolOr("last", false);
   for (int i = 0; i < f.num_results(); ++i) {
     if (f.result(i).node == &n) b->gives.push_back(&in_flight_[f.result_binding(i).name]);
   }
@@ -642,9 +645,10 @@ absl::Status RankExecutor::RunNode(BoundNode& n, int microbatch) {
   }
   if (!status.ok()) return Annotate(status, n.what);
   if (tracing_) {
-    const int64_t sent = n.exchange != nullptr ? n.exchange->bytes_sent()
-                         : n.bucket != nullptr ? n.bucket->bytes_sent()
-                                               : 0;
+    const int64_t sent = n.exchange != nullptr      ? n.exchange->bytes_sent()
+                         : n.bucket != nullptr      ? n.bucket->bytes_sent()
+                         : n.stage_group != nullptr ? BytesInRing(c.in[0], n.stage_group->size())
+                                                    : 0;
     const int64_t cpu = ThreadCpuNanos() - cpu_begin;
     ASSIGN_OR_RETURN(const int64_t end, recorder_->Mark(stream));
     recorder_->Add({n.node->op_name().c_str(), &n.node->result_name(), 0, 0, microbatch,
@@ -787,7 +791,8 @@ absl::Status RankExecutor::Run(const std::string& program_name, const StepInputs
     }
     if (tracing_ && a.kind != Action::kReset) {
       ASSIGN_OR_RETURN(const int64_t end, recorder_->Mark(TraceRecorder::kCompute));
-      recorder_->Add({step.name.c_str(), nullptr, 0, 0, a.microbatch, 2, Category::kOther, 0},
+      const int64_t sent = a.kind == Action::kSend ? step.buffer.elements() * ByteSize(step.buffer.dtype) : 0;
+      recorder_->Add({step.name.c_str(), nullptr, 0, 0, a.microbatch, 2, Category::kOther, sent},
                      TraceRecorder::kCompute, begin, end);
     }
   }

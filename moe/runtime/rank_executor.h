@@ -182,7 +182,7 @@ class RankExecutor {
     comm::Communicator* peer = nullptr;
     SendQueue* queue = nullptr;
     std::vector<std::pair<SendQueue*, int>> wait_for;  // slots that this action writes
-    bool last = false;                                 // of its function in the program
+    bool last = false;                                 // of its function in the program (cost::LastRuns)
     std::string name;
     int64_t staging = 0;  // offset
   };

@@ -40,7 +40,7 @@ struct TraceEvent {
   int32_t microbatch;
   int32_t lane;  // 0 compute, 1 communication, 2 pipeline actions
   Category category;
-  int64_t bytes;       // collectives: bytes this rank sends
+  int64_t bytes;       // collectives and sends: bytes this rank sends
   int64_t cpu_ns = 0;  // of a node: CPU time of its thread, which leaves out waiting
 };
 

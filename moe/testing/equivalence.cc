@@ -17,6 +17,7 @@
 #include "moe/runtime/executor.h"
 #include "moe/runtime/interpreter.h"
 #include "moe/testing/random_inputs.h"
+#include "moe/testing/trace_check.h"
 
 namespace moe::testing {
 namespace {
@@ -155,7 +156,14 @@ absl::StatusOr<EquivalenceResult> CheckEquivalence(const model::ModelConfig& con
       // Routers that started at zero are moved alike, so their ties are broken by rounding from then on.
       const bool replay = f32 || (c.one_expert && step > 0);
       plan->ReplayDecisions(replay ? &ref->decisions[step] : nullptr);
+      const bool traced = run == 0 && step == 0;
+      if (traced) RETURN_IF_ERROR(plan->StartTrace(/*steps=*/1));
       ASSIGN_OR_RETURN(runtime::Reports reports, plan->TrainStep(ref->inputs[step]));
+      if (traced) {
+        plan->StopTrace();
+        ASSIGN_OR_RETURN(const runtime::Trace trace, plan->GatherTrace());
+        result.unlike_counted = UnlikeCounted(program, trace);
+      }
       const double loss = reports.at("lm loss").at(0);
       if (run == 1) {
         if (loss != result.losses[step]) result.repeated_bitwise = false;

@@ -10,7 +10,7 @@
 // parameters and see the same batches (with padding). Compared are the gradients of the first step and the
 // losses of all steps; the error of a tensor is ||out - ref|| / max(||ref||, 1e-6 x global gradient norm). In
 // f32 the reference's routing decisions are replayed. Also: planned against measured peak memory per stage,
-// and bitwise repetition.
+// bitwise repetition, and what the trace of the first step shows against what the cost model counts.
 //
 // References are computed once per model and batch and kept for the process. Not thread-safe.
 #pragma once
@@ -56,6 +56,7 @@ struct EquivalenceResult {
   std::vector<int64_t> planned_peak, measured_peak;  // per stage
   bool may_spill = false;
   bool repeated_bitwise = true;
+  std::string unlike_counted;  // of the first step, see UnlikeCounted
   int64_t ranks = 0;
   // Every stage used what was planned to the byte. A buffer that spills leaves its planned room empty: where
   // some may, no stage used more.

@@ -22,6 +22,7 @@ TEST_P(StarvedTest, MatchesTheReference) {
   EXPECT_LT(r.worst_gradient, 1e-9);
   EXPECT_LT(r.worst_loss, 1e-9);
   EXPECT_TRUE(r.MemoryIsAsPlanned()) << r.ToString();
+  EXPECT_EQ(r.unlike_counted, "");
 }
 
 INSTANTIATE_TEST_SUITE_P(Workloads, StarvedTest,
@@ -39,6 +40,7 @@ TEST_P(EquivalenceTest, MatchesTheReferenceInF64) {
   EXPECT_LT(r.worst_parameter, 1e-7);  // AdamW's first steps amplify gradient error
   EXPECT_TRUE(r.repeated_bitwise);
   EXPECT_TRUE(r.MemoryIsAsPlanned()) << r.ToString();
+  EXPECT_EQ(r.unlike_counted, "");
   RecordProperty("result", r.ToString());
 }
 
@@ -62,6 +64,7 @@ TEST_P(NarrowTest, LossesAreNearTheReference) {
   EXPECT_GT(r.worst_loss, 1e-7);  // it did compute narrow
   EXPECT_TRUE(r.repeated_bitwise);
   EXPECT_TRUE(r.MemoryIsAsPlanned()) << r.ToString();
+  EXPECT_EQ(r.unlike_counted, "");
   RecordProperty("result", r.ToString());
 }
 

@@ -14,6 +14,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "moe/base/status.h"
+#include "moe/cost/play_actions.h"
 #include "moe/ir/state.h"
 #include "moe/passes/schedule/schedule_table.h"
 
@@ -94,8 +95,6 @@ class Resolver {
     RETURN_IF_ERROR(Simulate());
     return actions_;
   }
-  double makespan() const { return makespan_; }
-  double busy() const { return busy_; }
   int residual_slots() const {
     int most = 0;
     for (const auto& [_, slots] : residuals_) most = std::max(most, slots.count());
@@ -239,7 +238,6 @@ class Resolver {
       if (stage < 0) return Stuck();
       Execute(stage, start);
     }
-    for (const double t : clock_) makespan_ = std::max(makespan_, t);
     return absl::OkStatus();
   }
 
@@ -267,7 +265,6 @@ class Resolver {
       case Action::kInputGrad:
       case Action::kWeightGrad: {
         const double end = start + TimeOf(a.kind);
-        busy_ += end - start;
         clock_[s] = end;
         int& residual = residual_of_[{a.chunk, a.microbatch}];
         if (a.kind == Action::kForward) residual = residuals_[a.chunk].Take(start, 1);
@@ -334,7 +331,6 @@ class Resolver {
   std::map<std::pair<int, int>, int> residual_of_;           // (chunk, microbatch) -> slot
   std::map<int, Slots> weights_;                             // by chunk: from I to W
   std::map<std::pair<int, int>, int> weight_of_;
-  double makespan_ = 0, busy_ = 0;
 };
 
 }  // namespace
@@ -347,16 +343,17 @@ absl::StatusOr<bool> ResolveSchedule(Program& program, const PassContext& contex
     RETURN_IF_ERROR(Annotate(ValidateTable(schedule), absl::StrCat("schedule ", schedule.name)));
   }
   schedule.actions.clear();
+  int in_flight = 0;
   for (const bool train : {true, false}) {
     Resolver resolver(*program.module, schedule, train);
     ASSIGN_OR_RETURN(schedule.actions[train ? "train_step" : "eval"], resolver.Run());
-    if (!train) continue;
-    const double whole = resolver.makespan() * static_cast<double>(schedule.table.size());
-    context.Note(absl::StrFormat(
-        "%s: %d chunks on %d stages x %d microbatches, %.1f%% bubble, at most %d in flight", schedule.name,
-        schedule.chunk_stage.size(), schedule.table.size(), schedule.microbatches,
-        whole > 0 ? 100 * (1 - resolver.busy() / whole) : 0.0, resolver.residual_slots()));
+    if (train) in_flight = resolver.residual_slots();
   }
+  const cost::StepTimeline played = cost::PlayActions(program, cost::CostDurations(program, context.target));
+  context.Note(absl::StrFormat(
+      "%s: %d chunks on %d stages x %d microbatches, %.1f%% bubble by cost, at most %d in flight",
+      schedule.name, schedule.chunk_stage.size(), schedule.table.size(), schedule.microbatches,
+      100 * played.bubble, in_flight));
   return true;
 }
 

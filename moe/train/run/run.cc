@@ -142,11 +142,10 @@ absl::Status Check(RunState& run) {
   return absl::OkStatus();
 }
 
-absl::Status WritePictures(const Program& program, const std::string& dir, Speaker& speaker) {
-  const inspect::Timeline planned =
-      inspect::PlanTimeline(program, inspect::CostDurations(program, cost::Target()));
+absl::Status WritePictures(const plan::Plan& plan, const std::string& dir, Speaker& speaker) {
+  const inspect::Timeline planned = inspect::EstimatedTimeline(plan.program, plan.target);
   RETURN_IF_ERROR(WriteFile(JoinPath(dir, "timeline.svg"), inspect::TimelineSvg(planned)));
-  const absl::Status drawn = inspect::WriteGraphSvg(program, {}, JoinPath(dir, "graph.svg"));
+  const absl::Status drawn = inspect::WriteGraphSvg(plan.program, {}, JoinPath(dir, "graph.svg"));
   if (!drawn.ok()) speaker.Say("note", absl::StrCat("no graph.svg: ", drawn.message()));
   return absl::OkStatus();
 }
@@ -160,7 +159,7 @@ absl::Status WritePlans(RunState& run) {
       const std::string folder = is_main ? run.dir : JoinPath(JoinPath(run.dir, "plans"), PlanName(p.config));
       RETURN_IF_ERROR(MakeFolders(folder));
       RETURN_IF_ERROR(plan::SavePlan(p.compiled.plan, folder));
-      RETURN_IF_ERROR(WritePictures(p.compiled.plan.program, folder, run.speaker));
+      RETURN_IF_ERROR(WritePictures(p.compiled.plan, folder, run.speaker));
     }
   }
   return absl::OkStatus();
@@ -351,8 +350,8 @@ absl::Status Open(RunState& run) {
     run.peak_flops = *peak;
     run.speaker.Say("peak", absl::StrFormat("%.5g TFLOP/s of a device, for MFU", *peak / 1e12));
   } else if (cuda) {
-    run.speaker.Say("peak",
-                    absl::StrCat("no MFU: ", peak.status().message(), "; --peak_tflops gives the rate that MFU is a share of"));
+    run.speaker.Say("peak", absl::StrCat("no MFU: ", peak.status().message(),
+                                         "; --peak_tflops gives the rate that MFU is a share of"));
   }
   RETURN_IF_ERROR(executor.InitializeState(run.train.seed()));
   if (ProcessGroup* group = run.meeting.group.get(); group != nullptr) {

@@ -8,7 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "moe/base/status.h"
-#include "moe/inspect/timeline.h"
+#include "moe/cost/play_actions.h"
 #include "moe/ir/runnable.h"
 #include "moe/ir/state_layout.h"
 #include "moe/model/config.h"
@@ -112,6 +112,7 @@ class Search {
     RETURN_IF_ERROR(CheckTrainable(program));
     const inspect::Timeline t =
         inspect::PlanTimeline(program, inspect::CostDurations(program, options.target));
+    const cost::StepTimeline t = cost::PlayActions(program, cost::CostDurations(program, options.target));
     step.predicted_seconds = t.end - t.begin;
     return step;
   }

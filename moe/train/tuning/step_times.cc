@@ -11,7 +11,7 @@
 #include "absl/strings/string_view.h"
 #include "moe/base/clock.h"
 #include "moe/base/status.h"
-#include "moe/inspect/timeline.h"
+#include "moe/cost/play_actions.h"
 
 namespace moe::train {
 namespace {
@@ -249,14 +249,14 @@ StepPrediction PlayStep(const Program& program, const StepTimes& times, int64_t 
     return it == times.actions.end() ? ActionTime() : it->second;
   };
   double work = 0;  // of all ranks
-  inspect::Durations durations;
-  durations.action = [&](const Action& a, int stage) {
-    const ActionTime t = find(stage, KindAndChunk(ActionToString(a)));
+  cost::Durations durations;
+  durations.action = [&](const cost::ActionRun& run, cost::CommQueueState*) {
+    const ActionTime t = find(run.stage, KindAndChunk(ActionToString(run.action)));
     work += t.all + t.exchange;
     return std::max(t.slowest, t.all / of_stage) + t.exchange;
   };
-  durations.transfer = [&](const Action& send, int) { return find(send.peer_stage, "recv").exchange; };
-  const inspect::Timeline played = inspect::PlanTimeline(program, durations);
+  durations.transfer = [&](const Action& send) { return find(send.peer_stage, "recv").exchange; };
+  const cost::StepTimeline played = cost::PlayActions(program, durations);
   StepPrediction out = {played.end - played.begin, played.bubble};
   if (cores < mesh.num_ranks()) {
     const double n = static_cast<double>(std::max<int64_t>(1, cores));
