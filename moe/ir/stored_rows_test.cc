@@ -83,7 +83,7 @@ TEST_F(StateTest, AttributesThatDoNotFitAreProblems) {
     s->attributes = was;
     return problem;
   };
-  EXPECT_THAT(broken(w_, "expert_map", std::string("w")), HasSubstr("no expert map"));
+  EXPECT_THAT(broken(w_, "expert_map", std::string("w")), HasSubstr("not an expert map"));
   EXPECT_THAT(broken(w_, "logical_rows", int64_t{5}), HasSubstr("logical_rows = 5 of 4"));
   EXPECT_THAT(broken(table_, "slots", std::vector<int64_t>{0, 1, 2}), HasSubstr("with n numbers"));
   EXPECT_THAT(broken(table_, "slots", std::vector<int64_t>{0, 1, 9, 2}), HasSubstr("slot 2 holds 9"));
