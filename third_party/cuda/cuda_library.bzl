@@ -52,7 +52,7 @@ def if_cuda(then, otherwise = []):
 # Of programs that load a cuda_shared_library of //tools/gpu.
 CUDA_PROGRAM_LINKOPTS = ["-rdynamic"] + if_cuda([
     "-Wl,--enable-new-dtags",  # LD_LIBRARY_PATH goes before
-    "-Wl,-rpath,$$ORIGIN:$$ORIGIN/gpu:%s/lib64" % CUDA_HOME,
+    "-Wl,-rpath,$$ORIGIN/gpu:%s/lib64" % CUDA_HOME,
 ])
 
 def emulated(label):
@@ -189,7 +189,8 @@ def _shared_library_impl(ctx):
     inputs = []
     for dep in ctx.attr.deps:
         for i in dep[CcInfo].linking_context.linker_inputs.to_list():
-            if i.owner.package in ctx.attr.packages or i.owner.workspace_name == "local_cuda" or not i.libraries:
+            own = i.owner.package in ctx.attr.packages or i.owner.package + ":" + i.owner.name in ctx.attr.packages
+            if own or i.owner.workspace_name == "local_cuda" or not i.libraries:
                 inputs.append(i)
     linked = cc_common.link(
         name = ctx.label.name,
@@ -220,7 +221,7 @@ _shared_library = rule(
 )
 
 def cuda_shared_library(name, cuda_deps, packages):
-    """See above. packages: whose code is the library's."""
+    """See above. packages: whose code is the library's; "package:target" is one target, which no program has."""
     if HAVE_CUDA:
         _shared_library(name = name, deps = cuda_deps, packages = packages)
     _shared_library(

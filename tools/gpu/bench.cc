@@ -12,7 +12,6 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "moe/base/status.h"
-#include "moe/device/device.h"
 #include "tools/gpu/bench_ops.h"
 
 ABSL_FLAG(std::string, device, "cuda", "cuda, or cpu to see that it works.");
@@ -30,7 +29,6 @@ namespace {
 
 absl::Status Run() {
   ASSIGN_OR_RETURN(const device::DeviceKind kind, device::ParseDeviceKind(absl::GetFlag(FLAGS_device)));
-  RETURN_IF_ERROR(device::LoadBackend(kind));
   ASSIGN_OR_RETURN(const std::unique_ptr<device::Device> device,
                    device::OpenDevice(kind, absl::GetFlag(FLAGS_ordinal)));
   GpuBench bench;
