@@ -5,7 +5,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "moe/inspect/quantities.h"
+#include "moe/base/quantities.h"
 #include "moe/inspect/stage_view.h"
 #include "moe/ir/state.h"
 

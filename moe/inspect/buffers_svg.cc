@@ -4,9 +4,10 @@
 #include <tuple>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "moe/base/quantities.h"
 #include "moe/base/status.h"
 #include "moe/inspect/buffers.h"
-#include "moe/inspect/quantities.h"
 #include "moe/inspect/stage_view.h"
 #include "moe/inspect/svg.h"
 #include "moe/ir/state.h"
@@ -29,6 +30,7 @@ constexpr Hue kCounters = {"#b9bec6", "#8d939c", "counters"};
 constexpr Hue kInputs = {"#d8d2a8", "#a79f68", "inputs"};
 constexpr Hue kResiduals = {"#7fb58a", "#4f8a5b", "residual slots"};
 constexpr Hue kBoundaries = {"#d98c8c", "#a85656", "boundary slots"};
+constexpr Hue kFutures = {"#79bdbb", "#3f8583", "exchanges in flight"};
 constexpr Hue kFrameValue = {"#f0cda9", "#c08a52", "frame values"};
 constexpr Hue kScratch = {"#8f8577", "#6a6154", "scratch"};
 
@@ -66,6 +68,7 @@ class BufferPicture {
     Inputs();
     Residuals();
     Boundaries();
+    Futures();
     Frames();
     SpaceLabels();
     Legend();
@@ -202,6 +205,48 @@ class BufferPicture {
     }
   }
 
+  // What an exchange writes and works in, from the action that starts it to the one that waits for it.
+  void Futures() {
+    const int64_t base = SpaceBase(memory_, Space::kFuture);
+    std::map<const Function*, size_t> last_run;
+    for (size_t i = 0; i < actions_.size(); ++i) {
+      if (const Function* f = FunctionOf(*program_.module, actions_[i], stage_); f != nullptr)
+        last_run[f] = i;
+    }
+    for (size_t i = 0; i < actions_.size(); ++i) {
+      const Function* f = FunctionOf(*program_.module, actions_[i], stage_);
+      if (f == nullptr || program_.memory.functions.count(f->name()) == 0) continue;
+      const FunctionMemory& memory = program_.memory.functions.at(f->name());
+      for (int r = 0; r < f->num_results(); ++r) {
+        const Value future = f->result(r);
+        if (f->result_binding(r).kind != Binding::kFuture) continue;
+        if (future.node->BoolOr("last", false) && last_run.at(f) != i) continue;
+        const std::string& name = f->result_binding(r).name;
+        const Stay stay{i, AwaitedAt(name, i)};
+        const auto draw = [&](const std::map<std::string, BufferRef>& refs, const std::string& key,
+                              absl::string_view what) {
+          const auto ref = refs.find(key);
+          if (ref == refs.end() || ref->second.space != Space::kFuture) return;
+          Slot(base + ref->second.offset, ref->second.bytes, stay, kFutures, absl::StrCat(what, name));
+        };
+        draw(memory.values, f->result(r).name(), "in flight: ");
+        if (future.index == 0) draw(memory.workspace, future.node->result_name(0), "scratch of ");
+      }
+    }
+  }
+
+  // The action after `from` whose function takes that future; the last of the step where none does.
+  size_t AwaitedAt(const std::string& future, size_t from) const {
+    for (size_t i = from; i < actions_.size(); ++i) {
+      const Function* f = FunctionOf(*program_.module, actions_[i], stage_);
+      if (f == nullptr) continue;
+      for (const Node* arg : f->args()) {
+        if (arg->binding == Binding(Binding::kFuture, future)) return i;
+      }
+    }
+    return actions_.size() - 1;
+  }
+
   void Slot(int64_t address, int64_t bytes, const Stay& stay, const Hue& hue, const std::string& what) {
     const double x = begin_[stay.first], width = std::max(end_[stay.last] - x, 1.0);
     const double y = Y(address), height = Y(address + bytes) - y;
@@ -210,11 +255,12 @@ class BufferPicture {
                .stroke = hue.edge,
                .stroke_width = 0.7,
                .title = absl::StrCat(what, ", ", BytesText(static_cast<double>(bytes)))});
-    const std::string number = what.substr(what.rfind(' ') + 1);
-    if (height < 10 || width < 12) return;
-    const bool roomy = width > 6.2 * static_cast<double>(what.size()) + 8;
-    svg_.Text(x + width / 2, y + height / 2 + 4, roomy ? what : number,
-              {.anchor = "middle", .fill = "#1f2328"});
+    // All of it, or its last word: the number of the microbatch.
+    for (const std::string& text : {what, what.substr(what.rfind(' ') + 1)}) {
+      if (height < 10 || width < 6.2 * static_cast<double>(text.size()) + 6) continue;
+      svg_.Text(x + width / 2, y + height / 2 + 4, text, {.anchor = "middle", .fill = "#1f2328"});
+      return;
+    }
   }
 
   // The values of a frame are drawn once per function and reused wherever the schedule runs it.
@@ -226,8 +272,9 @@ class BufferPicture {
       auto memory =
           f == nullptr ? program_.memory.functions.end() : program_.memory.functions.find(f->name());
       if (memory == program_.memory.functions.end() || memory->second.frame_bytes == 0) continue;
-      const double width = end_[i] - begin_[i],
-                   height = static_cast<double>(memory->second.frame_bytes) * scale_;
+      const double width = end_[i] - begin_[i];
+      if (width <= 0) continue;  // of a function without nodes
+      const double height = static_cast<double>(memory->second.frame_bytes) * scale_;
       std::string& id = drawn[f];
       if (id.empty()) {
         id = absl::StrCat("frame-", EscapeXml(f->name()));
@@ -235,7 +282,8 @@ class BufferPicture {
             absl::StrCat("<defs><g id=\"", id, "\">\n", FrameShapes(*f, memory->second), "</g></defs>\n"));
       }
       svg_.Raw(absl::StrCat("<use href=\"#", id, "\" transform=\"translate(", SvgNumber(begin_[i]), " ",
-                            SvgNumber(Y(base)), ") scale(", SvgNumber(width / 100), " 1)\"/>\n"));
+                            SvgNumber(Y(base)), ") scale(", absl::StrFormat("%.4g", width / 100),
+                            " 1)\"/>\n"));
       svg_.Rect(begin_[i], Y(base), width, height, {.stroke = kFrameValue.edge, .stroke_width = 0.7});
     }
   }
@@ -293,7 +341,7 @@ class BufferPicture {
     double x = kLeft;
     const double y = kTop + kPlotHeight + 22;
     for (const Hue* hue : {&kParameters, &kCopies, &kGradients, &kOptimizer, &kCounters, &kInputs,
-                           &kResiduals, &kBoundaries, &kFrameValue, &kScratch}) {
+                           &kResiduals, &kBoundaries, &kFutures, &kFrameValue, &kScratch}) {
       svg_.Rect(x, y, 18, 12, {.fill = hue->fill, .stroke = hue->edge, .radius = 2});
       svg_.Text(x + 24, y + 10, hue->name, {});
       x += 24 + 6.2 * static_cast<double>(absl::string_view(hue->name).size()) + 20;

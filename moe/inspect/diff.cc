@@ -8,9 +8,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "moe/base/quantities.h"
 #include "moe/cost/step_runs.h"
 #include "moe/inspect/buffers.h"
-#include "moe/inspect/quantities.h"
 #include "moe/inspect/stage_view.h"
 #include "moe/inspect/timeline.h"
 

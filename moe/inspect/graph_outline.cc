@@ -8,9 +8,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
+#include "moe/base/quantities.h"
 #include "moe/base/status.h"
 #include "moe/cost/node_cost.h"
-#include "moe/inspect/quantities.h"
 #include "moe/inspect/stage_view.h"
 #include "moe/ir/scope.h"
 #include "moe/ir/state.h"
@@ -72,6 +72,11 @@ class Outliner {
     }
     out_.subtitle = absl::StrCat(mesh.num_ranks(), mesh.num_ranks() == 1 ? " rank" : " ranks",
                                  sizes.empty() ? "" : "  \u00b7  ", absl::StrJoin(sizes, ", "));
+    const AxisList axes = mesh.SpmdAxes();
+    if (std::any_of(axes.begin(), axes.end(),
+                    [&](AxisId axis) { return AxesText({axis}, mesh, "") == mesh.name(axis); })) {
+      absl::StrAppend(&out_.subtitle, "  \u00b7  ", AxesMeaning(mesh));
+    }
     return std::move(out_);
   }
 
@@ -287,19 +292,10 @@ class Outliner {
 
   // Boxes for what comes from other stages and from the data; -1 for all else.
   int ArgBox(const Node& arg, const Node& user) {
-    const auto& [kind, name, peer] = arg.binding;
-    const bool data = kind == Binding::kBatch && (user.scope == "embedding" || name == "labels");
-    if (kind != Binding::kBoundary && !data) return -1;
-    auto [it, fresh] = arg_box_.insert({absl::StrCat(data ? absl::StrCat(stage_, "/") : "", name), 0});
-    if (!fresh) return it->second;
-    GraphBox box;
-    box.kind = data ? GraphBox::kInput : GraphBox::kBoundary;
-    box.stage = data ? stage_ : -1;
-    box.title = name;
-    box.type = TypeText(arg.type(), mesh_, "");
-    box.bytes = static_cast<double>(StorageOf(arg.type(), mesh_).bytes);
-    out_.boxes.push_back(std::move(box));
-    return it->second = static_cast<int>(out_.boxes.size()) - 1;
+    const Binding& binding = arg.binding;
+    if (binding.kind == Binding::kBoundary) return BoundaryBox("receive", "from", binding, arg.type());
+    if (binding.kind != Binding::kBatch || (user.scope != "embedding" && binding.name != "labels")) return -1;
+    return EdgeBox(GraphBox::kInput, binding.name, arg.type());
   }
 
   void AddResults(const Function& f) {
@@ -308,21 +304,37 @@ class Outliner {
       if (binding.kind != Binding::kBoundary || f.result(i).node->Is("arg")) continue;
       if (f.result(i).node->phase != options_.phase) continue;
       const int from = BoxOf(f.result(i));
-      if (from < 0) continue;
-      const std::string name(binding.name);
-      auto [it, fresh] = arg_box_.insert({name, 0});
-      if (fresh) {
-        GraphBox box;
-        box.kind = GraphBox::kBoundary;
-        box.stage = -1;
-        box.title = name;
-        box.type = TypeText(f.result(i).type(), mesh_, "");
-        box.bytes = static_cast<double>(StorageOf(f.result(i).type(), mesh_).bytes);
-        out_.boxes.push_back(std::move(box));
-        it->second = static_cast<int>(out_.boxes.size()) - 1;
-      }
-      AddEdge(from, it->second);
+      if (from >= 0) AddEdge(from, BoundaryBox("send", "to", binding, f.result(i).type()));
     }
+  }
+
+  // Each stage has a box of its own for what it sends or receives: lines between stages that stand side by side
+  // would run back to the top. A value that one chunk of a stage gives to another has one box for both.
+  int BoundaryBox(absl::string_view verb, absl::string_view preposition, const Binding& binding,
+                  const Type& type) {
+    const int index = EdgeBox(GraphBox::kBoundary, binding.name, type);
+    GraphBox& box = out_.boxes[index];
+    const int chunk = binding.peer;
+    const std::vector<int>& stages = program_.schedule.chunk_stage;
+    const int peer = chunk >= 0 && chunk < static_cast<int>(stages.size()) ? stages[chunk] : stage_;
+    box.op = peer == stage_ ? "pass on" : std::string(verb);
+    if (peer != stage_) box.axes = absl::StrCat(preposition, " stage ", peer);
+    return index;
+  }
+
+  // A box at the edge of the stage, once for each name.
+  int EdgeBox(GraphBox::Kind kind, const std::string& name, const Type& type) {
+    const auto [it, fresh] = edge_box_.insert({{stage_, name}, static_cast<int>(out_.boxes.size())});
+    if (fresh) {
+      GraphBox box;
+      box.kind = kind;
+      box.stage = stage_;
+      box.title = name;
+      box.type = TypeText(type, mesh_, "");
+      box.bytes = static_cast<double>(StorageOf(type, mesh_).bytes);
+      out_.boxes.push_back(std::move(box));
+    }
+    return it->second;
   }
 
   const Program& program_;
@@ -337,7 +349,7 @@ class Outliner {
   std::map<const Node*, int> box_of_;
   std::map<int, const Node*> chains_;  // boxes of elementwise nodes
   std::map<std::pair<int, std::string>, int> reports_;
-  std::map<std::string, int> arg_box_;
+  std::map<std::pair<int, std::string>, int> edge_box_;  // by stage and name
   std::set<std::pair<int, int>> edges_;
 };
 

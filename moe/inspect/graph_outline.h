@@ -33,8 +33,8 @@ struct GraphBox {
   int64_t layer = -1;              // first of the run of layers it stands for
   std::string part;                // "attn", "moe", "embedding", ...
   std::string title;               // name of the value: "q"
-  std::string op;                  // "einsum"; of a collective its kind, "all_to_all"
-  std::string axes;                // collectives: "ep"
+  std::string op;                  // "einsum"; of a collective its kind, "all_to_all"; "send", "receive"
+  std::string axes;                // collectives: "ep"; boundaries: "to stage 1"
   std::string type;                // "f32[8@dp,128,8@tp,16]"
   double bytes = 0;                // collectives and boundaries: sent by one rank; else of the result
   std::vector<std::string> notes;  // parameters read, gradients fed: "wq 128x4x16"

@@ -14,8 +14,8 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "moe/base/file.h"
+#include "moe/base/quantities.h"
 #include "moe/base/status.h"
-#include "moe/inspect/quantities.h"
 
 extern char** environ;
 
@@ -94,9 +94,8 @@ void AppendBox(size_t i, const GraphBox& b, const std::string& indent, std::stri
   switch (b.kind) {
     case GraphBox::kCollective:
     case GraphBox::kBoundary: {
-      const std::string what = b.kind == GraphBox::kBoundary
-                                   ? absl::StrCat("send ", b.title)
-                                   : absl::StrCat(b.op, b.axes.empty() ? "" : " ", b.axes);
+      const std::string what = absl::StrCat(b.op, b.kind == GraphBox::kBoundary ? " " + b.title : "",
+                                            b.axes.empty() ? "" : " ", b.axes);
       label = absl::StrCat("<b>", EscapeXml(absl::StrCat(what, " \u00b7 ", BytesText(b.bytes))), "</b>");
       style = absl::StrCat("style=\"rounded,filled\", fillcolor=\"", ColourOf(b), "\", color=\"", ColourOf(b),
                            "\", fontcolor=\"#ffffff\", margin=\"0.1,0.035\"");
@@ -185,7 +184,6 @@ std::string GraphDot(const GraphOutline& outline) {
   for (size_t i = 0; i < outline.boxes.size(); ++i) stages[outline.boxes[i].stage].push_back(i);
   int cluster = 0;
   for (const auto& [stage, boxes] : stages) {
-    if (stage < 0) continue;
     absl::StrAppend(&out, "  subgraph cluster_", cluster++, " {\n    label=<<b>stage ", stage,
                     "</b>>; fontsize=13; style=\"rounded,filled\"; fillcolor=\"#f3f4f6\"; color=\"#c5cad1\"; "
                     "margin=10;\n");
@@ -232,12 +230,11 @@ std::string GraphDot(const GraphOutline& outline) {
   // From left to right in order: their first boxes stand on one line.
   std::vector<std::string> firsts;
   for (const auto& [stage, boxes] : stages) {
-    if (stage >= 0) firsts.push_back(absl::StrCat("n", boxes[0]));
+    firsts.push_back(absl::StrCat("n", boxes[0]));
   }
   if (firsts.size() > 1) {
     absl::StrAppend(&out, "  { rank=same; ", absl::StrJoin(firsts, " -> "), " [style=invis]; }\n");
   }
-  for (const size_t i : stages[-1]) AppendBox(i, outline.boxes[i], "  ", &out);
   for (const GraphEdge& e : outline.edges) {
     const GraphBox &from = outline.boxes[e.from], &to = outline.boxes[e.to];
     std::vector<std::string> style;
@@ -249,8 +246,6 @@ std::string GraphDot(const GraphOutline& outline) {
     }
     if (from.kind == GraphBox::kReports || to.kind == GraphBox::kReports)
       style = {"style=dashed", "color=\"#c5cad1\""};
-    // Stages stand side by side: what arrives from another one does not push it down.
-    if (from.kind == GraphBox::kBoundary && firsts.size() > 1) style.push_back("constraint=false");
     absl::StrAppend(&out, "  n", e.from, " -> n", e.to,
                     style.empty() ? "" : absl::StrCat(" [", absl::StrJoin(style, ", "), "]"), ";\n");
   }

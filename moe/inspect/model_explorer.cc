@@ -4,8 +4,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "moe/base/quantities.h"
 #include "moe/cost/node_cost.h"
-#include "moe/inspect/quantities.h"
 #include "moe/inspect/stage_view.h"
 #include "moe/ir/registry.h"
 #include "moe/ir/scope.h"

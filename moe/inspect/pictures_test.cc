@@ -1,10 +1,15 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdlib>
+#include <set>
 #include <string>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "moe/base/file.h"
 #include "moe/base/status_matchers.h"
 #include "moe/inspect/buffers.h"
@@ -63,6 +68,49 @@ void ExpectWellFormed(const std::string& xml) {
   }
 }
 
+// The values of an attribute, such as width, wherever it stands.
+std::vector<std::string> Values(const std::string& svg, absl::string_view attribute) {
+  const std::string key = absl::StrCat(" ", attribute, "=\"");
+  std::vector<std::string> out;
+  for (size_t at = svg.find(key); at != std::string::npos; at = svg.find(key, at + 1)) {
+    const size_t from = at + key.size();
+    out.push_back(svg.substr(from, svg.find('"', from) - from));
+  }
+  return out;
+}
+
+// What a viewer needs besides tags that nest: numbers, scales that are not zero, references that lead somewhere.
+void ExpectDrawable(const std::string& svg) {
+  ExpectWellFormed(svg);
+  for (const char* attribute :
+       {"x", "y", "x1", "y1", "x2", "y2", "width", "height", "rx", "stroke-width", "font-size"}) {
+    const bool extent = absl::string_view(attribute) == "width" || absl::string_view(attribute) == "height";
+    for (const std::string& text : Values(svg, attribute)) {
+      double value = 0;
+      if (extent && text == "100%") continue;
+      ASSERT_TRUE(absl::SimpleAtod(text, &value) && std::isfinite(value)) << attribute << " = " << text;
+      if (extent) {
+        EXPECT_GE(value, 0) << attribute;
+      }
+    }
+  }
+  for (const std::string& transform : Values(svg, "transform")) {
+    const size_t at = transform.find("scale(");
+    if (at == std::string::npos) continue;
+    const std::string inside = transform.substr(at + 6, transform.find(')', at) - at - 6);
+    for (const absl::string_view text : absl::StrSplit(inside, ' ')) {
+      double value = 0;
+      ASSERT_TRUE(absl::SimpleAtod(text, &value) && std::isfinite(value)) << transform;
+      EXPECT_GT(value, 0) << transform;
+    }
+  }
+  const std::vector<std::string> ids = Values(svg, "id");
+  EXPECT_EQ(std::set<std::string>(ids.begin(), ids.end()).size(), ids.size()) << "an id stands twice";
+  for (const std::string& reference : Values(svg, "href")) {
+    EXPECT_EQ(std::count(ids.begin(), ids.end(), reference.substr(1)), 1) << reference;
+  }
+}
+
 // A schedule alone, as a user's table gives it: no functions, no resolved actions.
 Program Table(std::vector<std::vector<Schedule::Cell>> table, std::vector<int> chunk_stage,
               int microbatches) {
@@ -82,7 +130,7 @@ TEST(TimelineTest, OneForwardOneBackward) {
   EXPECT_THAT(TimelineText(t), HasSubstr("stage 0  F0|F1|......B0===|F2|B1===|F3|B2===|...B3===|"));
   EXPECT_THAT(TimelineText(t), HasSubstr("stage 1  ...F0|B0===|F1|B1===|F2|B2===|F3|B3===|......"));
   const std::string svg = TimelineSvg(t);
-  ExpectWellFormed(svg);
+  ExpectDrawable(svg);
   for (const char* label :
        {"bubble 20.0%", ">stage 1<", ">forward<", ">backward<", ">update<", "idle (bubble)"}) {
     EXPECT_THAT(svg, HasSubstr(label));
@@ -102,7 +150,7 @@ TEST(TimelineTest, SplitBackwardFillsTheBubble) {
   EXPECT_EQ(t.spans[0].size(), 6u);
   EXPECT_DOUBLE_EQ(t.end, 7);
   const std::string svg = TimelineSvg(t);
-  ExpectWellFormed(svg);
+  ExpectDrawable(svg);
   EXPECT_THAT(svg, HasSubstr("weight gradient"));
 }
 
@@ -145,7 +193,7 @@ TEST(TimelineTest, MeasuredFromATrace) {
 TEST(BuffersTest, PictureShowsSlotsAndSpaces) {
   const Program p = CompileSmall("pp=2 dp=2 tp=2 ep=2 microbatches=4");
   ASSERT_OK_AND_ASSIGN(const std::string svg, BuffersSvg(p, 0));
-  ExpectWellFormed(svg);
+  ExpectDrawable(svg);
   for (const char* label :
        {"parameters", "optimizer", "residuals of microbatch 3", "F0.0", "update", "residual: "}) {
     EXPECT_THAT(svg, HasSubstr(label));
@@ -155,6 +203,26 @@ TEST(BuffersTest, PictureShowsSlotsAndSpaces) {
   ASSERT_EQ(largest.size(), 5u);
   for (size_t i = 0; i + 1 < 5; ++i) EXPECT_GE(largest[i].bytes, largest[i + 1].bytes);
   for (const BufferUse& u : largest) EXPECT_LE(u.address + u.bytes, p.memory.stages[0].peak_bytes());
+}
+
+TEST(BuffersTest, NarrowColumnsAndEmptyFunctionsAreDrawable) {
+  const Program p = CompileSmall("pp=2 dp=2 microbatches=256");
+  for (int s = 0; s < 2; ++s) {
+    ASSERT_OK_AND_ASSIGN(const std::string svg, BuffersSvg(p, s));
+    ExpectDrawable(svg);
+  }
+}
+
+TEST(BuffersTest, PictureShowsExchangesInFlight) {
+  const Program p = CompileSmall("dp=4 zero=1 microbatches=2 overlap=on");
+  const StageMemory& memory = p.memory.stages[0];
+  ASSERT_GT(memory.future_bytes, 0);
+  ASSERT_OK_AND_ASSIGN(const std::string svg, BuffersSvg(p, 0));
+  ExpectDrawable(svg);
+  for (const auto& [name, ref] : memory.futures) {
+    if (name.find("scratch of") != std::string::npos) continue;
+    EXPECT_THAT(svg, HasSubstr(absl::StrCat("in flight: ", name, ", ")));
+  }
 }
 
 TEST(GraphTest, BoxesStandForEveryCollective) {
@@ -172,6 +240,10 @@ TEST(GraphTest, BoxesStandForEveryCollective) {
        {"stage 0", "stage 1", "mixture of experts", "send act.0", "all_reduce", "labels"}) {
     EXPECT_THAT(dot, HasSubstr(label));
   }
+  EXPECT_THAT(dot, HasSubstr("send act.0 to stage 1"));
+  EXPECT_THAT(dot, HasSubstr("receive act.0 from stage 0"));
+  // No line leads from one stage to another.
+  for (const GraphEdge& e : all.edges) EXPECT_EQ(all.boxes[e.from].stage, all.boxes[e.to].stage);
   ExpectError(OutlineGraph(p, {.layer = 99}), absl::StatusCode::kNotFound, "no layer 99");
 }
 
@@ -194,6 +266,17 @@ TEST(GraphTest, EqualLayersAreDrawnOnce) {
   }
 }
 
+// Where a text of Graphviz' stands: <text ... x="76.5" ...>stage 0</text>.
+double LeftOf(const std::string& svg, const std::string& text) {
+  const size_t at = svg.find(absl::StrCat(">", text, "</text>"));
+  EXPECT_NE(at, std::string::npos) << text;
+  if (at == std::string::npos) return 0;
+  const std::vector<std::string> x = Values(svg.substr(svg.rfind("<text", at), 200), "x");
+  double left = 0;
+  EXPECT_TRUE(!x.empty() && absl::SimpleAtod(x[0], &left));
+  return left;
+}
+
 TEST(GraphTest, DrawsThroughGraphvizOrSaysWhatToInstall) {
   const Program p = CompileSmall("dp=2 tp=2");
   const std::string path = JoinPath(::testing::TempDir(), "graph.svg");
@@ -202,6 +285,13 @@ TEST(GraphTest, DrawsThroughGraphvizOrSaysWhatToInstall) {
     ASSERT_OK_AND_ASSIGN(const std::string svg, ReadFile(path));
     ExpectWellFormed(svg);
     EXPECT_THAT(svg, HasSubstr("all_reduce tp"));
+    // Stages stand from left to right, whichever way the data goes.
+    const Program staged = CompileSmall("pp=2 dp=2 microbatches=2", 4);
+    for (const Phase phase : {Phase::kForward, Phase::kBackward}) {
+      ASSERT_OK(WriteGraphSvg(staged, {.phase = phase}, path));
+      ASSERT_OK_AND_ASSIGN(const std::string picture, ReadFile(path));
+      EXPECT_LT(LeftOf(picture, "stage 0"), LeftOf(picture, "stage 1")) << PhaseName(phase);
+    }
   }
   const std::string old_path = std::getenv("PATH") == nullptr ? "" : std::getenv("PATH");
   setenv("PATH", "/nowhere", 1);

@@ -7,11 +7,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "moe/base/quantities.h"
 #include "moe/base/status.h"
 #include "moe/cost/node_cost.h"
 #include "moe/cost/step_runs.h"
 #include "moe/inspect/buffers.h"
-#include "moe/inspect/quantities.h"
 #include "moe/inspect/timeline.h"
 #include "moe/ir/scope.h"
 #include "moe/ir/state.h"
@@ -156,7 +156,7 @@ class NodeLines {
   const Mesh& mesh_;
 };
 
-std::string MeshLine(const Program& program) {
+std::string MeshLines(const Program& program) {
   const Mesh& mesh = program.module->mesh();
   std::string out =
       absl::StrCat("mesh      ", mesh.num_ranks(), mesh.num_ranks() == 1 ? " rank   " : " ranks   ");
@@ -170,7 +170,13 @@ std::string MeshLine(const Program& program) {
   for (const char* name : {"edp", "ep", "etp"}) {
     if (mesh.aliases().count(name)) aliases.push_back(absl::StrCat(name, " ", mesh.Size(mesh.Alias(name))));
   }
-  return absl::StrCat(out, absl::StrJoin(aliases, " x "));
+  absl::StrAppend(&out, absl::StrJoin(aliases, " x "), "\n");
+  if (const std::string axes = AxesMeaning(mesh); !axes.empty()) {
+    std::string lines;
+    AppendWrapped(axes, 10, &lines);
+    absl::StrAppend(&out, lines.replace(0, 4, "axes"));
+  }
+  return out;
 }
 
 // "experts   7 in 8 slots of each MoE layer: 0 1 2 3 | 4 5 6 -" per ep part, one line per different map; and
@@ -270,30 +276,34 @@ std::string NodesText(const Program& program, const StageView& view, const Repor
 }
 
 std::string CollectivesText(const Program& program, const StageView& view) {
-  Columns table("lllrrrl");
+  const std::vector<CollectiveTotal> totals = TotalCollectives(program, view);
+  const std::vector<cost::BoundarySend> sends = cost::BoundariesSentBy(program, view.stage);
+  if (totals.empty() && sends.empty()) return "collectives   none\n";
+  const bool nodes = std::any_of(totals.begin(), totals.end(), [](const auto& t) { return t.across > 0; });
+  Columns table("lllrrrr");
+  table.Row({"", "", "", "nodes", "each run", "each step", nodes ? "of it leaves the node" : ""});
   double total = 0;
-  for (const CollectiveTotal& t : TotalCollectives(program, view)) {
-    table.Row({std::string(PhaseName(t.phase)), t.kind, t.axes, absl::StrCat(t.nodes, " x"),
-               BytesText(t.bytes), BytesText(t.bytes_per_step()),
-               t.across > 0 ? absl::StrCat(BytesText(t.across), " leave the node") : ""});
+  for (const CollectiveTotal& t : totals) {
+    table.Row({std::string(PhaseName(t.phase)), t.kind, t.axes, absl::StrCat(t.nodes), BytesText(t.bytes),
+               BytesText(t.bytes_per_step()), t.across > 0 ? BytesText(t.across_per_step()) : ""});
     total += t.bytes_per_step();
   }
-  for (const cost::BoundarySend& s : cost::BoundariesSentBy(program, view.stage)) {
+  for (const cost::BoundarySend& s : sends) {
     const double per_step = s.bytes * static_cast<double>(s.runs);
     table.Row({std::string(PhaseName(s.phase)), absl::StrCat("send ", s.name),
-               absl::StrCat("to stage ", s.to_stage), "1 x", BytesText(s.bytes), BytesText(per_step)});
+               absl::StrCat("to stage ", s.to_stage), "", BytesText(s.bytes), BytesText(per_step)});
     total += per_step;
   }
-  if (table.empty()) return "collectives   none\n";
   return absl::StrCat(Spread("collectives", absl::StrCat("sent by each rank: ", BytesText(total), " a step")),
-                      "\n", table.Text(), "  (nodes, bytes each time that they run, bytes each step)\n");
+                      "\n", table.Text(),
+                      "  (bytes of all these nodes together; a run is one microbatch, or the update)\n");
 }
 
 absl::StatusOr<std::string> ReportText(const Program& program, const ReportOptions& options) {
   RETURN_IF_ERROR(CheckReportOptions(program, options));
   const bool filtered = options.layer >= 0 || !options.function.empty();
-  std::string out = absl::StrCat("program   ", program.module->name(), "\n", MeshLine(program), "\n",
-                                 StoredRowsLines(program));
+  std::string out =
+      absl::StrCat("program   ", program.module->name(), "\n", MeshLines(program), StoredRowsLines(program));
   if (!program.schedule.name.empty()) {
     absl::StrAppend(&out, "schedule  ", program.schedule.name, ", ", program.schedule.microbatches,
                     program.schedule.microbatches == 1 ? " microbatch" : " microbatches", "\n");

@@ -1,3 +1,4 @@
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
@@ -14,6 +15,9 @@ namespace moe::inspect {
 namespace {
 
 using Json = nlohmann::ordered_json;
+
+// Costs are means over ranks; nobody sends a part of a byte.
+int64_t Whole(double bytes) { return std::llround(bytes); }
 
 Json NodeJson(const Program& program, const Function& f, const Node& n) {
   const Mesh& mesh = program.module->mesh();
@@ -36,8 +40,8 @@ Json NodeJson(const Program& program, const Function& f, const Node& n) {
   if (IsPlacementChange(n)) {
     out["collective"] = {{"kind", CollectiveKind(n, mesh)},
                          {"axes", CollectiveAxes(n, mesh)},
-                         {"bytes_sent", cost::CommunicationCost(n, mesh).bytes},
-                         {"bytes_across_nodes", cost::CommunicationCost(n, mesh).across},
+                         {"bytes_sent", Whole(cost::CommunicationCost(n, mesh).bytes)},
+                         {"bytes_across_nodes", Whole(cost::CommunicationCost(n, mesh).across)},
                          {"local", !IsCollective(n)}};
   }
   return out;
@@ -75,14 +79,15 @@ Json StageJson(const Program& program, const StageView& view, const ReportOption
                            {"kind", t.kind},
                            {"axes", t.axes},
                            {"nodes", t.nodes},
-                           {"bytes", t.bytes},
+                           {"bytes", Whole(t.bytes)},
                            {"runs_per_step", t.runs},
-                           {"bytes_per_step", t.bytes_per_step()}});
+                           {"bytes_per_step", Whole(t.bytes_per_step())},
+                           {"bytes_across_nodes_per_step", Whole(t.across_per_step())}});
   }
   Json sends = Json::array();
   for (const cost::BoundarySend& s : cost::BoundariesSentBy(program, view.stage)) {
     sends.push_back(
-        {{"value", s.name}, {"to_stage", s.to_stage}, {"bytes", s.bytes}, {"runs_per_step", s.runs}});
+        {{"value", s.name}, {"to_stage", s.to_stage}, {"bytes", Whole(s.bytes)}, {"runs_per_step", s.runs}});
   }
   Json out = {{"stage", view.stage},         {"first_rank", view.first_rank},
               {"last_rank", view.last_rank}, {"contents", view.contents},

@@ -8,12 +8,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "moe/base/quantities.h"
 #include "moe/base/status_matchers.h"
 #include "moe/cost/step_runs.h"
 #include "moe/inspect/buffers.h"
 #include "moe/inspect/diff.h"
 #include "moe/inspect/model_explorer.h"
-#include "moe/inspect/quantities.h"
 #include "moe/inspect/timeline.h"
 #include "moe/ir/text.h"
 #include "moe/model/transformer.h"
@@ -63,18 +63,6 @@ void ExpectNarrow(const std::string& text) {
   for (absl::string_view line : absl::StrSplit(text, '\n')) EXPECT_LE(line.size(), 100u) << line;
 }
 
-TEST(QuantitiesTest, NumbersReadWell) {
-  EXPECT_EQ(BytesText(0), "0 B");
-  EXPECT_EQ(BytesText(640 * 1024), "640 KiB");
-  EXPECT_EQ(BytesText(1300000), "1.24 MiB");
-  EXPECT_EQ(BytesText(1023 * 1024), "1 MiB");
-  EXPECT_EQ(SecondsText(0.00125), "1.25 ms");
-  EXPECT_EQ(CountText(1234567), "1,234,567");
-  EXPECT_EQ(CountText(-1234), "-1,234");
-  EXPECT_EQ(RangesText({0, 1, 2, 5}), "0-2, 5");
-  EXPECT_EQ(EscapeXml("a<b>&\"\n"), "a&lt;b&gt;&amp;&quot; ");
-}
-
 TEST(ReportTest, SaysPlacementLocalShapeBytesAndReason) {
   const Program p = ParseProgram(kBlock);
   ASSERT_OK_AND_ASSIGN(const std::string text, ReportText(p, {.layer = 0}));
@@ -115,6 +103,8 @@ TEST(ReportTest, OverviewAddsUp) {
   EXPECT_THAT(text, HasSubstr("all_reduce"));
   EXPECT_THAT(text, HasSubstr("send act.0"));
   EXPECT_THAT(text, HasSubstr("bubble"));
+  EXPECT_THAT(text, HasSubstr("\naxes      "));
+  EXPECT_THAT(text, HasSubstr("nodes  each run  each step\n"));
   for (int s = 0; s < 2; ++s) {
     int64_t sum = 0;
     for (const MemoryShare& share : MemoryShares(p, s)) sum += share.bytes;
@@ -123,6 +113,9 @@ TEST(ReportTest, OverviewAddsUp) {
     // Every collective is in exactly one total.
     const StageView view = ViewStage(p, s);
     double of_uses = 0, of_totals = 0;
+    for (const CollectiveTotal& total : TotalCollectives(p, view)) {
+      EXPECT_DOUBLE_EQ(total.across_per_step() * total.bytes, total.across * total.bytes_per_step());
+    }
     for (const CollectiveUse& use : CollectivesOf(p, view)) of_uses += use.bytes;
     for (const CollectiveTotal& total : TotalCollectives(p, view)) of_totals += total.bytes;
     EXPECT_GT(of_uses, 0);
@@ -130,6 +123,13 @@ TEST(ReportTest, OverviewAddsUp) {
     const std::string sent = BytesText(cost::SentPerStep(p, s).bytes);
     EXPECT_THAT(CollectivesText(p, view), HasSubstr(absl::StrCat("sent by each rank: ", sent, " a step")));
   }
+}
+
+TEST(ReportTest, SaysWhatAxesStandFor) {
+  EXPECT_EQ(AxesMeaning(Mesh({{"b", 2}, {"c", 4}, {"a", 2}},
+                             {{"dp", {0, 1}}, {"edp", {0}}, {"ep", {1}}, {"tp", {2}}, {"etp", {2}}})),
+            "b of 2 is edp; c of 4 is ep; a of 2 is tp, etp; dp is b.c");
+  EXPECT_EQ(AxesMeaning(Mesh()), "");
 }
 
 TEST(ReportTest, ShowsWhichSlotsHoldWhichExperts) {

@@ -8,9 +8,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
+#include "moe/base/quantities.h"
 #include "moe/cost/node_cost.h"
 #include "moe/cost/step_runs.h"
-#include "moe/inspect/quantities.h"
 #include "moe/ir/conversion_parts.h"
 #include "moe/ir/registry.h"
 #include "moe/ir/scope.h"
@@ -133,6 +133,29 @@ bool IsMoeScope(absl::string_view scope) { return absl::StartsWith(ParseScope(sc
 
 std::string AxesText(absl::Span<const AxisId> axes, const Mesh& mesh, absl::string_view scope) {
   return NameAxes(axes, mesh, IsMoeScope(scope));
+}
+
+std::string AxesMeaning(const Mesh& mesh) {
+  const auto aliases = [&](const AxisList& axes) {
+    std::vector<std::string> names;
+    for (const char* name : {"dp", "cp", "tp", "edp", "ep", "etp", "kvh"}) {
+      if (mesh.Alias(name) == axes) names.push_back(name);
+    }
+    return absl::StrJoin(names, ", ");
+  };
+  std::vector<std::string> parts;
+  for (const AxisId axis : mesh.SpmdAxes()) {
+    const std::string names = aliases({axis});
+    parts.push_back(
+        absl::StrCat(mesh.name(axis), " of ", mesh.size(axis), names.empty() ? "" : " is ", names));
+  }
+  std::set<AxisList> said;
+  for (const auto& [name, axes] : mesh.aliases()) {
+    if (axes.size() < 2 || aliases(axes).empty() || !said.insert(axes).second) continue;
+    const auto one = [&](std::string* out, AxisId axis) { *out += mesh.name(axis); };
+    parts.push_back(absl::StrCat(aliases(axes), " is ", absl::StrJoin(axes, ".", one)));
+  }
+  return absl::StrJoin(parts, "; ");
 }
 
 std::string TypeText(const Type& type, const Mesh& mesh, absl::string_view scope) {

@@ -52,6 +52,9 @@ std::string CollectiveKind(const Node& node, const Mesh& mesh);
 // Axes in words: an alias where one fits, or aliases side by side ("dp.tp"). Where the same axes have two
 // names, the experts' (ep, etp, edp) are meant in an MoE block and attention's (dp, cp, tp) elsewhere.
 std::string AxesText(absl::Span<const AxisId> axes, const Mesh& mesh, absl::string_view scope);
+// What the axes of the mesh stand for: "a of 2 is tp, etp; b of 2 is edp; c of 2 is ep; dp is b.c". Empty for a
+// mesh of one rank.
+std::string AxesMeaning(const Mesh& mesh);
 // A type on one line: "f32[8@dp,1,128,128] partial(tp)".
 std::string TypeText(const Type& type, const Mesh& mesh, absl::string_view scope);
 // "ep"; "stages 0,1" for reductions over stages.
@@ -83,8 +86,9 @@ struct CollectiveTotal {
   std::string kind, axes;
   int64_t runs = 0;  // of each node in a step
   int64_t nodes = 0;
-  double bytes = 0, across = 0;  // when each node runs once
+  double bytes = 0, across = 0;  // when each node runs once; `across`: what leaves the node of a rank
   double bytes_per_step() const { return bytes * static_cast<double>(runs); }
+  double across_per_step() const { return across * static_cast<double>(runs); }
 };
 std::vector<CollectiveTotal> TotalCollectives(const Program& program, const StageView& view);
 

@@ -5,7 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "moe/inspect/quantities.h"
+#include "moe/base/quantities.h"
 
 namespace moe::inspect {
 namespace {

@@ -3,7 +3,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "moe/inspect/quantities.h"
+#include "moe/base/quantities.h"
 #include "moe/inspect/svg.h"
 #include "moe/inspect/timeline.h"
 

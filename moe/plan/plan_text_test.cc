@@ -86,7 +86,7 @@ TEST(PlanText, Certificate) {
   const absl::StatusOr<std::string> refused = PlanText("pp=2 microbatches=4", options);
   ASSERT_FALSE(refused.ok());
   const absl::Status matched = testing::CheckLines(R"(
-    // CHECK: certify: stage {{[01]}} (rank {{[01]}}): the peak of {{.*}} MiB is over the limit of 0.0 MiB
+    // CHECK: certify: stage {{[01]}} (rank {{[01]}}): the peak of {{.*}} is over the limit of 0.98 KiB
   )",
                                                    refused.status().message());
   EXPECT_TRUE(matched.ok()) << matched.message();

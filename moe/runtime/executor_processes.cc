@@ -90,7 +90,7 @@ class EventPacker {
     Name(e.detail != nullptr ? *e.detail : "");
     for (const int64_t v :
          {e.begin_ns, e.end_ns, static_cast<int64_t>(e.microbatch), static_cast<int64_t>(e.lane),
-          static_cast<int64_t>(e.category), e.bytes, e.cpu_ns}) {
+          static_cast<int64_t>(e.category), e.bytes, e.cpu_ns, e.group}) {
       packer_->Int(v);
     }
   }
@@ -115,12 +115,12 @@ void UnpackEvents(Unpacker* in, int64_t rank, int64_t ahead, Trace* trace) {
   };
   for (int64_t left = in->Int(); left > 0 && in->ok(); --left) {
     const std::string *op = name(), *detail = name();
-    int64_t v[7];
+    int64_t v[8];
     for (int64_t& field : v) field = in->Int();
     if (op == nullptr || detail == nullptr || !in->ok()) return in->Fail();
     trace->Add(rank, {op->c_str(), detail->empty() ? nullptr : detail, v[0] - ahead, v[1] - ahead,
                       static_cast<int32_t>(v[2]), static_cast<int32_t>(v[3]), static_cast<Category>(v[4]),
-                      v[5], v[6]});
+                      v[5], v[6], v[7]});
   }
 }
 

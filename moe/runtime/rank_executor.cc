@@ -53,6 +53,18 @@ int64_t BytesInRing(const kernels::Tensor& t, int ranks) {
   return 2 * t.elements() / ranks * (ranks - 1) * ByteSize(t.dtype);
 }
 
+// The lowest rank of those that the steps of an exchange bring together with `rank`; -1 if none does.
+int64_t FirstRankOf(absl::Span<const ConversionPart> parts, const Mesh& mesh, int64_t rank) {
+  std::set<AxisId> axes;
+  for (const ConversionPart& part : parts) {
+    for (const ConversionStep& step : part.steps) {
+      if (IsLocal(step.kind)) continue;
+      for (const AxisId axis : step.axes()) axes.insert(axis);
+    }
+  }
+  return axes.empty() ? -1 : mesh.Group(rank, AxisList(axes.begin(), axes.end())).front();
+}
+
 constexpr char kQueue[] = "compute";
 
 }  // namespace
@@ -121,6 +133,7 @@ absl::Status RankExecutor::Bind() {
           ASSIGN_OR_RETURN(step.buffer, BoundaryTensor(a.boundary, *type, a.slot));
           const int64_t peer = rank_ + (a.peer_stage - stage_) * mesh_.ranks_per_stage();
           std::vector<int64_t> pair = {std::min(rank_, peer), std::max(rank_, peer)};
+          step.first_rank = pair[0];
           device::Stream* stream = compute_;  // what arrives is wanted next
           if (a.kind == Action::kSend) {
             ASSIGN_OR_RETURN(stream, options_.device->StreamOf("copy", a.boundary));
@@ -314,9 +327,11 @@ absl::Status RankExecutor::BindNode(const Node& n, const FunctionMemory& memory,
       std::vector<int64_t> group;
       for (int64_t s : n.Ints("stages")) group.push_back(rank_ + (s - stage_) * mesh_.ranks_per_stage());
       ASSIGN_OR_RETURN(b.stage_group, world_->Group(group, kQueue, MeetingStream(comm_)));
+      b.first_rank = *std::min_element(group.begin(), group.end());
     } else {
       ASSIGN_OR_RETURN(const std::vector<ConversionPart> parts, ConversionParts(n, mesh_));
       const std::string key = absl::StrCat(n.function()->name(), "/", n.result_name());
+      b.first_rank = FirstRankOf(parts, mesh_, rank_);
       if (parts.size() > 1) {
         std::unique_ptr<BucketExchange>& e = buckets_[key];
         if (e == nullptr) {
@@ -651,8 +666,8 @@ absl::Status RankExecutor::RunNode(BoundNode& n, int microbatch) {
                                                     : 0;
     const int64_t cpu = ThreadCpuNanos() - cpu_begin;
     ASSIGN_OR_RETURN(const int64_t end, recorder_->Mark(stream));
-    recorder_->Add({n.node->op_name().c_str(), &n.node->result_name(), 0, 0, microbatch,
-                    n.category == Category::kCollective ? 1 : 0, n.category, sent, cpu},
+    recorder_->Add({n.node->op_name().c_str(), &n.node->result_name(), 0, 0, microbatch, stream, n.category,
+                    sent, cpu, n.first_rank},
                    stream, begin, end);
   }
   for (const kernels::Tensor& t : c.out) {
@@ -792,7 +807,8 @@ absl::Status RankExecutor::Run(const std::string& program_name, const StepInputs
     if (tracing_ && a.kind != Action::kReset) {
       ASSIGN_OR_RETURN(const int64_t end, recorder_->Mark(TraceRecorder::kCompute));
       const int64_t sent = a.kind == Action::kSend ? step.buffer.elements() * ByteSize(step.buffer.dtype) : 0;
-      recorder_->Add({step.name.c_str(), nullptr, 0, 0, a.microbatch, 2, Category::kOther, sent},
+      recorder_->Add({step.name.c_str(), step.first_rank < 0 ? nullptr : &a.boundary, 0, 0, a.microbatch, 2,
+                      Category::kOther, sent, 0, step.first_rank},
                      TraceRecorder::kCompute, begin, end);
     }
   }

@@ -120,7 +120,8 @@ class RankExecutor {
     comm::Communicator* stage_group = nullptr;
     std::string what;  // "layers.0.moe %dispatch"
     Category category = Category::kOther;
-    int expert_result = -1;  // of a node that chooses experts
+    int64_t first_rank = -1;  // of a collective: the lowest rank of its group
+    int expert_result = -1;   // of a node that chooses experts
     Block decision_block;
     // Queues: nodes of the other queue that must be done first (a count), and for a collective whether the
     // compute thread would wait for it at once.
@@ -181,6 +182,7 @@ class RankExecutor {
     kernels::Tensor buffer;  // send, recv
     comm::Communicator* peer = nullptr;
     SendQueue* queue = nullptr;
+    int64_t first_rank = -1;                           // send, recv: the lower of the two ranks
     std::vector<std::pair<SendQueue*, int>> wait_for;  // slots that this action writes
     bool last = false;                                 // of its function in the program (cost::LastRuns)
     std::string name;

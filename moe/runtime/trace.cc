@@ -4,11 +4,15 @@
 
 #include <algorithm>
 #include <map>
+#include <tuple>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "moe/base/status.h"
+#include "moe/ir/registry.h"
 
 namespace moe::runtime {
 
@@ -36,7 +40,7 @@ Category CategoryOf(const Node& n) {
   if (absl::StartsWith(op, "nn.head_stats")) return Category::kGemm;
   if (absl::StartsWith(op, "nn.attention")) return Category::kAttention;
   if (absl::StartsWith(op, "moe.")) return Category::kRouting;
-  if (absl::StartsWith(op, "comm.")) return Category::kCollective;
+  if (n.op().Has(kCollective)) return Category::kCollective;
   if (absl::StartsWith(op, "optim.") || n.phase == Phase::kUpdate) return Category::kOptimizer;
   return Category::kOther;
 }
@@ -144,14 +148,53 @@ CommunicationTime CommunicationOf(const Trace& trace) {
   return {static_cast<double>(all) / 1e9, static_cast<double>(hidden) / 1e9};
 }
 
+namespace {
+
+// One rank's part in what several ranks do together.
+struct Part {
+  int64_t rank;
+  const TraceEvent* event;
+};
+
+// What belongs together: all parts of one run of a collective, or a send and its receive. The k-th of a name
+// on one rank belongs to the k-th on its peers, since all of a group do the same in the same order.
+using Meeting = std::tuple<std::string, int32_t, int64_t, int>;  // name, microbatch, group, k
+
+std::map<Meeting, std::vector<Part>> MeetingsOf(const Trace& trace) {
+  std::map<Meeting, std::vector<Part>> meetings;
+  for (int64_t rank = 0; rank < trace.ranks(); ++rank) {
+    std::map<Meeting, int> seen;
+    for (const TraceEvent& e : trace.events(rank)) {
+      if (e.group < 0 || e.detail == nullptr) continue;
+      Meeting meeting(*e.detail, e.microbatch, e.group, 0);
+      std::get<3>(meeting) = seen[meeting]++;
+      meetings[meeting].push_back({rank, &e});
+    }
+  }
+  return meetings;
+}
+
+// The part that the arrows start at: what is sent starts at its sender, anything else at whoever came first.
+const Part& StartOf(const std::vector<Part>& parts) {
+  return *std::min_element(parts.begin(), parts.end(), [](const Part& a, const Part& b) {
+    const auto key = [](const Part& p) {
+      return std::pair(!absl::StartsWith(p.event->name, "send "), p.event->begin_ns);
+    };
+    return key(a) < key(b);
+  });
+}
+
+}  // namespace
+
 std::string ChromeTrace(const Trace& trace) {
   int64_t start = INT64_MAX;
   for (int64_t rank = 0; rank < trace.ranks(); ++rank) {
     for (const TraceEvent& e : trace.events(rank)) start = std::min(start, e.begin_ns);
   }
+  const auto microseconds = [](int64_t ns) { return static_cast<double>(ns) / 1e3; };
   std::string out = "{\"traceEvents\":[\n";
   bool first = true;
-  auto add = [&](const std::string& event) {
+  const auto add = [&](const std::string& event) {
     absl::StrAppend(&out, first ? "" : ",\n", event);
     first = false;
   };
@@ -163,24 +206,32 @@ std::string ChromeTrace(const Trace& trace) {
       add(absl::StrFormat(R"({"ph":"M","pid":%d,"tid":%d,"name":"thread_name","args":{"name":"%s"}})", rank,
                           lane, kLanes[lane]));
     }
-    // The k-th run of a collective on one rank and on its peers is one event: an arrow from the first to the
-    // others.
-    std::map<std::string, int> seen;
     for (const TraceEvent& e : trace.events(rank)) {
-      const double ts = (e.begin_ns - start) / 1e3, dur = (e.end_ns - e.begin_ns) / 1e3;
       std::string args = absl::StrFormat(R"("microbatch":%d)", e.microbatch);
       if (e.detail) absl::StrAppend(&args, ",\"value\":\"", *e.detail, "\"");
       if (e.bytes > 0) absl::StrAppend(&args, ",\"bytes\":", e.bytes);
       add(absl::StrFormat(
           R"({"ph":"X","pid":%d,"tid":%d,"name":"%s","cat":"%s","ts":%.3f,"dur":%.3f,"args":{%s}})", rank,
-          e.lane, e.name, std::string(CategoryName(e.category)), ts, dur, args));
-      if (e.category == Category::kCollective && e.detail != nullptr) {
-        const std::string key = absl::StrCat(*e.detail, "/", e.microbatch);
-        const std::string id = absl::StrCat(key, "/", seen[key]++);
-        add(absl::StrFormat(
-            R"({"ph":"%s","pid":%d,"tid":%d,"name":"collective","cat":"flow","id":"%s","ts":%.3f%s})",
-            rank == 0 ? "s" : "f", rank, e.lane, id, ts, rank == 0 ? "" : R"(,"bp":"e")"));
-      }
+          e.lane, e.name, std::string(CategoryName(e.category)), microseconds(e.begin_ns - start),
+          microseconds(e.end_ns - e.begin_ns), args));
+    }
+  }
+  // An end of an arrow belongs to the slice that its time falls into, so each lies where its slice begins, or
+  // later where the arrow would run back in time.
+  int64_t id = 0;
+  for (const auto& [meeting, parts] : MeetingsOf(trace)) {
+    const Part& from = StartOf(parts);
+    for (const Part& to : parts) {
+      const int64_t at = std::max(from.event->begin_ns, to.event->begin_ns);
+      if (to.rank == from.rank || at > to.event->end_ns) continue;  // clocks of machines agree roughly only
+      const char* const name = to.event->category == Category::kCollective ? "collective" : "transfer";
+      const auto end = [&](const char* phase, const Part& part, int64_t ns, const char* binding) {
+        add(absl::StrFormat(R"({"ph":"%s","pid":%d,"tid":%d,"name":"%s","cat":"flow","id":%d,"ts":%.3f%s})",
+                            phase, part.rank, part.event->lane, name, id, microseconds(ns - start), binding));
+      };
+      end("s", from, from.event->begin_ns, "");
+      end("f", to, at, R"(,"bp":"e")");
+      ++id;
     }
   }
   out += "\n],\"displayTimeUnit\":\"ms\"}\n";

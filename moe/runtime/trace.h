@@ -35,13 +35,14 @@ int64_t ThreadCpuNanos();  // CPU time of the calling thread
 
 struct TraceEvent {
   const char* name;           // owned by the plan, or by a Trace: op or action
-  const std::string* detail;  // result name, may be null
+  const std::string* detail;  // result name, or the boundary value of a send or receive; may be null
   int64_t begin_ns, end_ns;   // by NowNanos()
   int32_t microbatch;
-  int32_t lane;  // 0 compute, 1 communication, 2 pipeline actions
+  int32_t lane;  // 0 compute queue, 1 communication queue, 2 pipeline actions
   Category category;
   int64_t bytes;       // collectives and sends: bytes this rank sends
   int64_t cpu_ns = 0;  // of a node: CPU time of its thread, which leaves out waiting
+  int64_t group = -1;  // the lowest of the ranks that do this together; -1: this rank alone
 };
 
 // What a rank's streams do in its steps.
@@ -127,7 +128,9 @@ struct CommunicationTime {
 };
 CommunicationTime CommunicationOf(const Trace& trace);
 
-// Chrome trace format (opens in Perfetto): pid = rank, tid = lane; ts and dur in microseconds.
+// Trace Event Format (opens in Perfetto and chrome://tracing): pid = rank, tid = lane; ts and dur in
+// microseconds. Arrows go from the rank that comes first to a collective to each of the others, and from a
+// send to its receive.
 std::string ChromeTrace(const Trace& trace);
 
 }  // namespace moe::runtime

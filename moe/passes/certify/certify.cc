@@ -6,6 +6,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
+#include "moe/base/quantities.h"
 #include "moe/base/status.h"
 #include "moe/ir/conversion_parts.h"
 #include "moe/ir/registry.h"
@@ -18,16 +19,6 @@ namespace moe::passes {
 namespace {
 
 constexpr int kMaxCount = 1 << 20;  // chunks, microbatches, slots
-
-std::string WithCommas(int64_t n) {
-  const std::string digits = absl::StrCat(n);
-  std::string out;
-  for (size_t i = 0; i < digits.size(); ++i) {
-    if (i > 0 && (digits.size() - i) % 3 == 0) out.push_back(',');
-    out.push_back(digits[i]);
-  }
-  return out;
-}
 
 ProgramFrame::Ports PortsOf(const Function& f) {
   ProgramFrame::Ports p;
@@ -319,7 +310,7 @@ absl::Status CheckCollectives(const ProgramFrame& f) {
 }
 
 std::string Certificate::ToString() const {
-  return absl::StrCat(WithCommas(actions), " actions on ", WithCommas(ranks), ranks == 1 ? " rank" : " ranks",
+  return absl::StrCat(CountText(actions), " actions on ", CountText(ranks), ranks == 1 ? " rank" : " ranks",
                       ": no cyclic wait, each action once, every node covered");
 }
 

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
+#include "moe/base/quantities.h"
 #include "moe/base/status.h"
 #include "moe/ir/conversion_parts.h"
 #include "moe/ir/registry.h"
@@ -109,8 +110,8 @@ absl::Status CheckStage(const ProgramFrame& f, int s, const CertifyOptions& opti
   RETURN_IF_ERROR(CheckRegion(where, "spill", spill, m.spill_bytes, alignment));
   RETURN_IF_ERROR(CheckRegion(where, "frame", {}, m.frame_bytes, alignment));
   if (options.memory_limit > 0 && m.peak_bytes() > options.memory_limit) {
-    return Uncertified(where, ": the peak of ", MiB(m.peak_bytes()), " MiB is over the limit of ",
-                       MiB(options.memory_limit), " MiB");
+    return Uncertified(where, ": the peak of ", BytesText(m.peak_bytes()), " is over the limit of ",
+                       BytesText(options.memory_limit));
   }
   return absl::OkStatus();
 }

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "moe/base/quantities.h"
 #include "moe/base/status.h"
 #include "moe/cost/node_cost.h"
 #include "moe/ir/state.h"
@@ -54,9 +55,9 @@ class Chooser {
       Choose(&stages_[s]);
       if (stages_[s].choice.fits) continue;
       return absl::InvalidArgumentError(absl::StrFormat(
-          "checkpoint auto: stage %d keeps at least %s MiB for its backwards, whatever is computed again; "
-          "checkpoint_budget is %s MiB",
-          s, MiB(stages_[s].choice.bytes), MiB(budget)));
+          "checkpoint auto: stage %d keeps at least %s for its backwards, whatever is computed again; "
+          "checkpoint_budget is %s",
+          s, BytesText(stages_[s].choice.bytes), BytesText(budget)));
     }
     if (context_.memory_limit > 0) RETURN_IF_ERROR(FitMemory());
     return Result();
@@ -140,18 +141,17 @@ class Chooser {
         Choose(&stage);
         if (stage.choice.fits) continue;
         if (before.bytes > stage.choice.bytes) continue;  // not tried yet: it may just do
-        return absl::InvalidArgumentError(
-            absl::StrFormat("checkpoint auto: stage %d takes %s MiB even with the fewest bytes kept for its "
-                            "backwards (%s MiB); "
-                            "memory_limit is %s MiB",
-                            s, MiB(peaks[s]), MiB(before.bytes), MiB(context_.memory_limit)));
+        return absl::InvalidArgumentError(absl::StrFormat(
+            "checkpoint auto: stage %d takes %s even with the fewest bytes kept for its "
+            "backwards (%s); memory_limit is %s",
+            s, BytesText(peaks[s]), BytesText(before.bytes), BytesText(context_.memory_limit)));
       }
       if (fits) return absl::OkStatus();
     }
     return absl::InvalidArgumentError(absl::StrFormat(
-        "checkpoint auto: after %d attempts the plan still does not fit memory_limit = %s MiB; give "
+        "checkpoint auto: after %d attempts the plan still does not fit memory_limit = %s; give "
         "checkpoint_budget=, or another policy",
-        kRounds, MiB(context_.memory_limit)));
+        kRounds, BytesText(context_.memory_limit)));
   }
 
   AutoChoice Result() const {
@@ -168,8 +168,8 @@ class Chooser {
       double forward = 0;
       for (const RecomputeProblem::Node& n : stage.problem.nodes) forward += n.cost;
       parts.push_back(absl::StrFormat(
-          "stage %d keeps %s%s MiB (%s in flight), %.1f%% of its forward again (at least %.1f%%)", s,
-          MiB(stage.choice.bytes), bounded ? absl::StrCat(" of ", MiB(stage.budget)) : "",
+          "stage %d keeps %s%s (%s in flight), %.1f%% of its forward again (at least %.1f%%)", s,
+          BytesText(stage.choice.bytes), bounded ? absl::StrCat(" of ", BytesText(stage.budget)) : "",
           absl::StrJoin(held, " + "), forward > 0 ? 100 * stage.choice.cost / forward : 0,
           forward > 0 ? 100 * stage.choice.at_least / forward : 0));
     }

@@ -184,7 +184,7 @@ TEST(Checkpoint, AutoWantsABudgetThatSomethingFits) {
   ExpectError(Place("", absl::StrCat(kBefore, ",checkpoint{mode=auto}")), absl::StatusCode::kInvalidArgument,
               "checkpoint_budget=", "memory_limit=");
   ExpectError(Place("checkpoint_budget=64", absl::StrCat(kBefore, ",checkpoint{mode=auto}")),
-              absl::StatusCode::kInvalidArgument, "stage 0 keeps at least", "checkpoint_budget is 0.0 MiB");
+              absl::StatusCode::kInvalidArgument, "stage 0 keeps at least", "checkpoint_budget is 64 B");
   ExpectError(Place("memory_limit=1GiB", absl::StrCat(kBefore, ",checkpoint{mode=auto}")),
               absl::StatusCode::kFailedPrecondition, "plan-memory");
 }

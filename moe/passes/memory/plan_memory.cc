@@ -13,6 +13,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "moe/base/integers.h"
+#include "moe/base/quantities.h"
 #include "moe/base/status.h"
 #include "moe/ir/conversion_parts.h"
 #include "moe/ir/registry.h"
@@ -25,7 +26,6 @@ namespace moe::passes {
 namespace {
 
 constexpr int64_t kAlignment = 64;
-
 
 // (kind of binding, name) -> place within a residual set.
 using SavedValues = std::map<std::pair<Binding::Kind, std::string>, BufferRef>;
@@ -509,7 +509,7 @@ class Planner {
     const int64_t named = state("parameter") + state("working_copy") + state("gradient") + state("moment");
     std::vector<std::string> parts;
     const auto add = [&](absl::string_view what, int64_t bytes) {
-      if (bytes > 0) parts.push_back(absl::StrCat(what, " ", MiB(bytes)));
+      if (bytes > 0) parts.push_back(absl::StrCat(what, " ", BytesText(bytes)));
     };
     add("parameters", state("parameter"));
     add("working copies", state("working_copy"));
@@ -525,9 +525,9 @@ class Planner {
       if (f.live_bytes > 0) fragmentation = std::max(fragmentation, 1.0 * f.frame_bytes / f.live_bytes);
     }
     context_.Note(absl::StrFormat(
-        "peak per rank %s MiB (%s), frames within %.1f%% of live bytes%s", MiB(worst->peak_bytes()),
+        "peak per rank %s (%s), frames within %.1f%% of live bytes%s", BytesText(worst->peak_bytes()),
         absl::StrJoin(parts, ", "), 100 * (fragmentation - 1),
-        worst->spill_bytes > 0 ? absl::StrCat(", ", MiB(worst->spill_bytes), " MiB reserved for overflow")
+        worst->spill_bytes > 0 ? absl::StrCat(", ", BytesText(worst->spill_bytes), " reserved for overflow")
                                : ""));
   }
 
@@ -543,8 +543,6 @@ class Planner {
 std::string FutureScratchName(const Function& f, const Node& start) {
   return absl::StrCat("scratch of @", f.name(), " %", start.result_name());
 }
-
-std::string MiB(int64_t bytes) { return absl::StrFormat("%.1f", static_cast<double>(bytes) / (1 << 20)); }
 
 absl::StatusOr<bool> PlanMemory(Program& program, const PassContext& context) {
   if (program.schedule.actions.empty()) {

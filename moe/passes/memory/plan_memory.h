@@ -23,6 +23,4 @@ absl::StatusOr<bool> PlanMemory(Program& program, const PassContext& context);
 // StageMemory::futures has the scratch of exchanges whose futures cross functions by this name.
 std::string FutureScratchName(const Function& f, const Node& start);
 
-std::string MiB(int64_t bytes);  // "38.2"
-
 }  // namespace moe::passes

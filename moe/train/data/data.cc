@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "moe/base/file.h"
+#include "moe/base/quantities.h"
 #include "moe/base/status.h"
 
 namespace moe::train {
@@ -21,15 +22,6 @@ uint64_t Mix(uint64_t x) {
   x ^= x >> 33;
   x *= 0xc4ceb9fe1a85ec53ULL;
   return x ^ (x >> 33);
-}
-
-std::string WithCommas(int64_t n) {
-  std::string digits = absl::StrCat(n), out;
-  for (size_t i = 0; i < digits.size(); ++i) {
-    if (i > 0 && (digits.size() - i) % 3 == 0) out += ',';
-    out += digits[i];
-  }
-  return out;
 }
 
 }  // namespace
@@ -172,7 +164,7 @@ std::string DescribeText(const TextOptions& options, size_t size) {
   const std::string shown = bytes >= 1e6   ? absl::StrFormat("%.1f MB", bytes / 1e6)
                             : bytes >= 1e3 ? absl::StrFormat("%.1f kB", bytes / 1e3)
                                            : absl::StrCat(size, " bytes");
-  return absl::StrFormat("%s  %s, %s tokens (%.3g%% held out)", name, shown, WithCommas(size),
+  return absl::StrFormat("%s  %s, %s tokens (%.3g%% held out)", name, shown, CountText(size),
                          100 * options.held_out);
 }
 

@@ -9,8 +9,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "moe/base/file.h"
+#include "moe/base/quantities.h"
 #include "moe/base/status.h"
-#include "moe/inspect/quantities.h"
 #include "moe/inspect/timeline.h"
 #include "moe/runtime/trace.h"
 #include "moe/train/run/generator.h"
@@ -175,7 +175,7 @@ absl::Status Report(RunState& run) {
   if (!run.leads) return absl::OkStatus();
   std::string end = absl::StrFormat("%.0f s", absl::ToDoubleSeconds(absl::Now() - run.start));
   if (StepsRun(run) > 0) {
-    absl::StrAppend(&end, "   ", inspect::CountText(std::llround(run.result.tokens_per_second)), " tok/s");
+    absl::StrAppend(&end, "   ", CountText(std::llround(run.result.tokens_per_second)), " tok/s");
   }
   RETURN_IF_ERROR(WriteTrace(run, &training, &end));
   if (StepsRun(run) > 0) {

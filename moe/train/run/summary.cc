@@ -7,7 +7,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
-#include "moe/inspect/quantities.h"
+#include "moe/base/quantities.h"
 
 namespace moe::train {
 namespace {
@@ -108,12 +108,11 @@ std::string SharesText(const StepShares& shares) {
 std::string PeakMemoryText(const std::vector<int64_t>& planned, const std::vector<int64_t>& measured) {
   const int64_t peak = planned.empty() ? 0 : *std::max_element(planned.begin(), planned.end());
   if (planned == measured)
-    return absl::StrCat("peak memory ", inspect::BytesText(static_cast<double>(peak)),
-                        " per rank, as planned");
+    return absl::StrCat("peak memory ", BytesText(static_cast<double>(peak)), " per rank, as planned");
   std::vector<std::string> stages;
   for (size_t i = 0; i < planned.size() && i < measured.size(); ++i) {
-    stages.push_back(absl::StrCat("stage ", i, " planned ", inspect::CountText(planned[i]), " measured ",
-                                  inspect::CountText(measured[i]), " bytes"));
+    stages.push_back(absl::StrCat("stage ", i, " planned ", CountText(planned[i]), " measured ",
+                                  CountText(measured[i]), " bytes"));
   }
   return absl::StrCat("peak memory per rank: ", absl::StrJoin(stages, ", "));
 }

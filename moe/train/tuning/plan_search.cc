@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "moe/base/quantities.h"
 #include "moe/base/status.h"
 #include "moe/cost/play_actions.h"
 #include "moe/ir/runnable.h"
@@ -21,8 +22,6 @@ namespace moe::train {
 namespace {
 
 constexpr double kShareOfLimit = 0.9;
-
-std::string MiB(int64_t bytes) { return absl::StrFormat("%.1f MiB", static_cast<double>(bytes) / (1 << 20)); }
 
 int64_t DataRanks(const RunConfig& c) { return c.strategy().data_parallel_size(); }
 
@@ -64,8 +63,8 @@ class Search {
            static_cast<double>(step.peak_bytes()) <= kShareOfLimit * static_cast<double>(limit_);
   }
   std::string OverLimit(const PlannedStep& step) const {
-    return absl::StrFormat("%s per rank is over %.0f%% of the limit, %s", MiB(step.peak_bytes()),
-                           100 * kShareOfLimit, MiB(limit_));
+    return absl::StrFormat("%s per rank is over %.0f%% of the limit, %s", BytesText(step.peak_bytes()),
+                           100 * kShareOfLimit, BytesText(limit_));
   }
   int64_t least() const { return least_; }
   void Share(const StateLayout* layout, std::vector<passes::Strategy> alongside) {
@@ -110,8 +109,6 @@ class Search {
     ASSIGN_OR_RETURN(step.compiled, plan::Compile(std::move(module), strategy, mine));
     const Program& program = step.compiled.plan.program;
     RETURN_IF_ERROR(CheckTrainable(program));
-    const inspect::Timeline t =
-        inspect::PlanTimeline(program, inspect::CostDurations(program, options.target));
     const cost::StepTimeline t = cost::PlayActions(program, cost::CostDurations(program, options.target));
     step.predicted_seconds = t.end - t.begin;
     return step;
@@ -127,9 +124,9 @@ class Search {
 absl::Status NothingFits(const Search& search, const RunConfig& config, int64_t limit) {
   return absl::ResourceExhaustedError(absl::StrCat(
       "no plan for sequences of ", config.model().seq_length(), " tokens takes at most ",
-      absl::StrFormat("%.0f%%", 100 * kShareOfLimit), " of the memory limit of ", MiB(limit),
+      absl::StrFormat("%.0f%%", 100 * kShareOfLimit), " of the memory limit of ", BytesText(limit),
       " per rank; the smallest that was found takes ",
-      search.least() == std::numeric_limits<int64_t>::max() ? "more" : MiB(search.least()),
+      search.least() == std::numeric_limits<int64_t>::max() ? "more" : BytesText(search.least()),
       ". More ranks, recompute_granularity=full, a zero_stage above ", config.strategy().zero_stage(),
       config.train().allow_shorter_sequences() ? "" : ", or --allow_shorter_sequences", " would take less"));
 }
@@ -161,7 +158,7 @@ absl::StatusOr<PlannedBucket> PlanOne(Search& search, RunConfig config, int64_t 
       }
       if (size != sizes[0]) {
         said->push_back(absl::StrCat("micro_batch_size ", sizes[0], " -> ", size, ": ", why, "; now ",
-                                     MiB(step->peak_bytes())));
+                                     BytesText(step->peak_bytes())));
       }
       PlannedBucket bucket;
       bucket.plans.push_back(*std::move(step));
@@ -346,7 +343,7 @@ absl::StatusOr<PlannedRun> PlanRun(
         // Longer samples are cut to the lengths that do fit.
         run.said.push_back(absl::StrCat("length ", lengths[b], " and above are cut to ", lengths[b - 1],
                                         ": no plan takes at most ", kShareOfLimit * 100,
-                                        "% of the memory limit of ", MiB(limit)));
+                                        "% of the memory limit of ", BytesText(limit)));
         break;
       }
       size_t best = 0;
@@ -359,8 +356,8 @@ absl::StatusOr<PlannedRun> PlanRun(
           "length %d: %s, %d %s of %d samples, recompute %s; %s per rank, %.3g s by the cost model, of %d "
           "plans",
           lengths[b], Layout(p.config), s.microbatches, s.microbatches == 1 ? "microbatch" : "microbatches",
-          p.config.train().micro_batch_size() * s.dp, s.checkpoint, MiB(p.peak_bytes()), p.predicted_seconds,
-          bucket.tried));
+          p.config.train().micro_batch_size() * s.dp, s.checkpoint, BytesText(p.peak_bytes()),
+          p.predicted_seconds, bucket.tried));
       const std::string layout_of_best = Layout(p.config);
       if (adaptive) {
         for (size_t i = 0; i < fitting.size(); ++i) {

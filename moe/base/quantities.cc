@@ -1,4 +1,4 @@
-#include "moe/inspect/quantities.h"
+#include "moe/base/quantities.h"
 
 #include <algorithm>
 #include <cmath>
@@ -7,7 +7,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 
-namespace moe::inspect {
+namespace moe {
 namespace {
 
 // Three digits that count, no trailing zeros.
@@ -24,6 +24,7 @@ std::string ThreeDigits(double x) {
 
 std::string BytesText(double bytes) {
   static constexpr const char* kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+  if (bytes < 1000) return absl::StrCat(std::llround(bytes), " B");
   int unit = 0;
   while (bytes >= 1000 && unit < 4) bytes /= 1024, ++unit;
   return absl::StrCat(ThreeDigits(bytes), " ", kUnits[unit]);
@@ -111,4 +112,4 @@ std::string Columns::Text() const {
   return out;
 }
 
-}  // namespace moe::inspect
+}  // namespace moe

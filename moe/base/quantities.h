@@ -1,4 +1,4 @@
-// How numbers and tables look in reports: bytes, seconds, shapes, columns that line up.
+// How numbers and tables look in reports and notes: bytes, seconds, shapes, columns that line up.
 //
 //   BytesText(655360)         "640 KiB"
 //   SecondsText(0.00125)      "1.25 ms"
@@ -18,9 +18,9 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 
-namespace moe::inspect {
+namespace moe {
 
-std::string BytesText(double bytes);                   // three digits that count, in B, KiB, MiB, GiB, TiB
+std::string BytesText(double bytes);                   // whole B; three digits that count of KiB .. TiB
 std::string SecondsText(double seconds);               // likewise in us, ms, s
 std::string CountText(int64_t count);                  // 12,345
 std::string ShareText(double share);                   // 0.2 -> "20.0%"
@@ -49,4 +49,4 @@ class Columns {
   std::vector<std::vector<std::string>> rows_;
 };
 
-}  // namespace moe::inspect
+}  // namespace moe
