@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "moe/base/status.h"
 #include "moe/base/status_matchers.h"
@@ -68,8 +69,9 @@ TEST_P(BucketTest, GivesWhatItsPartsGiveAlone) {
     std::string text = "module @m mesh<dp=4, tp=2>\nfunc @f(", body, results;
     for (int i = 0; i < 3; ++i) {
       absl::StrAppend(&text, i ? ", " : "", "%x", i, ": ", c.dtype, c.from[i]);
-      absl::StrAppend(&body, "  %y", i, " = comm.reshard(%x", i, ") {axes = [dp], steps = \"", c.steps[i],
-                      "\"} : ", c.dtype, c.to[i], "\n");
+      const char* const axes = absl::StrContains(c.steps[i], "tp") ? "dp, tp" : "dp";
+      absl::StrAppend(&body, "  %y", i, " = comm.reshard(%x", i, ") {axes = [", axes, "], steps = \"",
+                      c.steps[i], "\"} : ", c.dtype, c.to[i], "\n");
       absl::StrAppend(&results, i ? ", " : "", "%y", i);
     }
     absl::StrAppend(&text, ") {\n", body, "  return ", results, "\n}\n");
