@@ -23,12 +23,20 @@ function Filled(line,    code, rest) {
   return code rest
 }
 
+# Every folder but base and ir has a namespace of its own under moe.
+function Namespace(path,    parts) {
+  split(path, parts, "/")
+  if (parts[1] == "tools") return "moe::tools"
+  return parts[2] == "base" || parts[2] == "ir" ? "moe" : "moe::" parts[2]
+}
+
 function EndBlock(    i, code) {
   code = 0
   for (i = 1; i <= lines; ++i) {
     if (Code(block[i]) ~ /[;{]$/) code = 1
   }
   if (block[1] ~ /^(%|- |func |module |state |mesh<|[^ ("]+  +[^ ])/) code = 0
+  if (block[1] ~ /override [{]/) code = 0  # of a class that is not shown
   if (code) {
     text = text "#line " first " \"" header "\"\n"
     for (i = 1; i <= lines; ++i) text = text Filled(block[i]) "\n"
@@ -49,6 +57,7 @@ function EndHeader(    name, context, type) {
     name = header
     gsub(/[^a-z0-9]/, "_", name)
     type = text ~ /(ASSERT|EXPECT)_/ ? "void" : "Anything"
+    if (header in contexts) examples = examples "#line " place[header] " \"docs/examples/contexts.txt\"\n"
     examples = examples "[[maybe_unused]] static " type " Example_" name "(" context ") {\n" text
     if (type != "void") examples = examples "  return Anything();\n"
     examples = examples "}\n"
@@ -60,6 +69,7 @@ function EndHeader(    name, context, type) {
 FILENAME ~ /contexts\.txt$/ {
   if (match($0, /^[a-z0-9_\/]+\.h: /)) {
     contexts[substr($0, 1, RLENGTH - 2)] = substr($0, RLENGTH + 1)
+    place[substr($0, 1, RLENGTH - 2)] = FNR
   } else {
     front = front $0 "\n"  # C++ that stands in front
   }
@@ -70,12 +80,10 @@ FNR == 1 {
   if (header != "") EndHeader()
   header = FILENAME
   text = ""
-  space = "moe"
+  space = Namespace(header)
   opening = 1
 }
 /^#pragma once/ { opening = 0 }
-# The namespace follows the opening comment; what is collected is printed at the end of the file.
-/^namespace moe[a-z:_]* \{/ && !seen[header]++ { space = $2 }
 opening && /^\/\/   +[^ ]/ {
   if (lines++ == 0) first = FNR
   block[lines] = substr($0, 3)

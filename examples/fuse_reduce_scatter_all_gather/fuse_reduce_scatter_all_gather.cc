@@ -1,8 +1,10 @@
-// fuse-rs-ag: a reduce_scatter followed by an all_gather over the same axes is an all_reduce. A pass that lives outside
-// moe/passes; docs/writing_a_pass.md shows it, and linking this library registers it.
+// fuse-rs-ag: a reduce_scatter followed by an all_gather over the same axes is an all_reduce. A pass that
+// lives outside moe/passes; docs/writing_a_pass.md shows it, and linking this library registers it.
 //
 //   %a = comm.reduce_scatter(%x) {axes = [tp]} : f32[8@tp, 8]
-//   %b = comm.all_gather(%a) {axes = [tp]} : f32[8, 8]         ->   %b = comm.all_reduce(%x) {axes = [tp]} : f32[8, 8]
+//   %b = comm.all_gather(%a) {axes = [tp]} : f32[8, 8]
+//   ->
+//   %b = comm.all_reduce(%x) {axes = [tp]} : f32[8, 8]
 #include "moe/base/status.h"
 #include "moe/ir/builder.h"
 #include "moe/passes/pass.h"

@@ -1,7 +1,7 @@
 // Writes SVG: shapes in user units, text, patterns. Fonts are those every machine has; colours are given by
 // the caller.
 //
-//   SvgWriter svg(640, 200);
+//   SvgWriter svg(640, 200, "a step");
 //   svg.Rect(10, 10, 80, 24, {.fill = "#4e79a7"});
 //   svg.Text(50, 26, "F0", {.size = 11, .anchor = "middle", .fill = "#ffffff"});
 //   std::string text = std::move(svg).Finish();

@@ -1,7 +1,7 @@
 // Binding: what an argument of a function reads, or where a result of a function goes.
 //
-//   Value w = f->AddArg("wq", type, {Binding::kState, "layers.0.wq"});
-//   f->AddResult(y, {Binding::kBoundary, "act.0", /*peer=*/1});
+//   Value w = f.AddArg("wq", type, {Binding::kState, "layers.0.wq"});
+//   f.AddResult(y, {Binding::kBoundary, "act.0", /*peer=*/1});
 //   if (w.node->binding.kind == Binding::kState) ...
 //
 // In the text form: %wq: f32[64] {kind = "state", name = "layers.0.wq"}. Plain data.

@@ -3,7 +3,7 @@
 //
 //   MinCut graph(4);
 //   graph.AddEdge(0, 2, 1.5);
-//   graph.AddEdge(2, 1, kInfinite);
+//   graph.AddEdge(2, 1, MinCut::kInfinite);
 //   const double cost = graph.Solve(/*source=*/0, /*sink=*/1);   // of the edges cut
 //   if (graph.OnSinkSide(2)) ...   // in the one of all minimum cuts that has the smallest sink side
 //
