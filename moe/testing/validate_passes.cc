@@ -14,45 +14,18 @@
 #include "moe/ir/diff.h"
 #include "moe/ir/state.h"
 #include "moe/runtime/executor.h"
-#include "moe/runtime/local.h"
+#include "moe/testing/cluster_step.h"
 #include "moe/testing/random_inputs.h"
-#include "moe/testing/virtual_cluster.h"
 
 namespace moe::testing {
 namespace {
+
+constexpr char kBefore[] = "before the pass";
 
 double Largest(const std::vector<double>& x) {
   double most = 0;
   for (const double v : x) most = std::max(most, std::abs(v));
   return most;
-}
-
-bool Differs(double x, double y, double tolerance, double scale) {
-  return !(std::abs(x - y) <= tolerance * scale + 1e-13);
-}
-
-// Where `got` differs from the global values `want`: "element 17 on rank 3 is 0.25, before the pass 0.5";
-// else empty.
-std::string Difference(const Snapshot& got, const std::vector<double>& want, const Mesh& mesh,
-                       double tolerance) {
-  const double scale = Largest(want);
-  std::string what;
-  if (static_cast<int64_t>(want.size()) != got.type.num_elements()) {
-    return absl::StrCat("it has ", got.type.num_elements(), " elements, before the pass ", want.size());
-  }
-  for (size_t r = 0; r < got.local.size() && what.empty(); ++r) {
-    const int64_t rank = got.stage * static_cast<int64_t>(got.local.size()) + static_cast<int64_t>(r);
-    runtime::ForEachRun(runtime::LocalBlock(got.type, mesh, rank), [&](int64_t global, int64_t local,
-                                                                       int64_t n) {
-      for (int64_t i = 0; i < n && what.empty(); ++i) {
-        const double x = got.local[r][local + i], y = want[global + i];
-        if (Differs(x, y, tolerance, scale)) {
-          what = absl::StrCat("element ", global + i, " on rank ", rank, " is ", x, ", before the pass ", y);
-        }
-      }
-    });
-  }
-  return what;
 }
 
 std::vector<double> Sum(const ClusterExport& e, const Mesh& mesh) {
@@ -77,11 +50,11 @@ std::string Difference(const ClusterExport& got, const Mesh& got_mesh, const Clu
     s.stage = got.copies[0].stage;
     const std::vector<double> sum = Sum(got, got_mesh);
     s.local.assign(got.copies[0].local.size(), sum);
-    return Difference(s, Sum(want, want_mesh), got_mesh, tolerance);
+    return Difference(s, Sum(want, want_mesh), got_mesh, tolerance, kBefore);
   }
   const std::vector<double> global = want.summed ? Sum(want, want_mesh) : want.copies[0].Global(want_mesh);
   for (const Snapshot& s : got.copies) {
-    std::string what = Difference(s, global, got_mesh, tolerance);
+    std::string what = Difference(s, global, got_mesh, tolerance, kBefore);
     if (!what.empty()) return what;
   }
   return "";
@@ -149,7 +122,7 @@ absl::StatusOr<std::string> FirstDifference(const Program& before, const Program
     trace.Add(v, microbatch, s, mesh_before);
     return absl::OkStatus();
   };
-  RETURN_IF_ERROR(RunOnVirtualCluster(before, inputs, options).status());
+  RETURN_IF_ERROR(RunStep(before, inputs, options).status());
   std::string first;
   std::map<const Node*, std::string> stands_for;  // conversions: the name of what they convert
   options.observer = [&](const Value& v, int microbatch, const Snapshot& s) -> absl::Status {
@@ -164,7 +137,7 @@ absl::StatusOr<std::string> FirstDifference(const Program& before, const Program
       stands_for[&n] = name;
     }
     if (want == nullptr) return absl::OkStatus();
-    const std::string what = Difference(s, *want, mesh_after, tolerance);
+    const std::string what = Difference(s, *want, mesh_after, tolerance, kBefore);
     if (what.empty()) return absl::OkStatus();
     first = absl::StrCat("%", v.name(), " = ", n.op_name(), " in @", n.function()->name(),
                          n.scope.empty() ? "" : absl::StrCat(" (", n.scope, ")"),
@@ -172,7 +145,7 @@ absl::StatusOr<std::string> FirstDifference(const Program& before, const Program
                          n.provenance.reason.empty() ? "" : absl::StrCat("; ", n.provenance.reason));
     return absl::AbortedError(first);
   };
-  const absl::Status status = RunOnVirtualCluster(after, inputs, options).status();
+  const absl::Status status = RunStep(after, inputs, options).status();
   if (!status.ok() && first.empty()) return status;
   return first;
 }
@@ -202,7 +175,7 @@ absl::Status CheckGradients(const std::string& pass, const Program& before, cons
       std::vector<double>& values = moved.states[of] =
           InitialValues(*before.module, *parameter, options.seed);
       for (size_t i = 0; i < values.size(); ++i) values[i] += (side ? kStep : -kStep) * direction[i];
-      ASSIGN_OR_RETURN(const ClusterRun run, RunOnVirtualCluster(before, inputs, moved));
+      ASSIGN_OR_RETURN(const ClusterRun run, RunStep(before, inputs, moved));
       objective[side] = run.objective;
     }
     const double slope = (objective[1] - objective[0]) / (2 * kStep);
@@ -248,12 +221,12 @@ absl::Status PassValidator::Compare(const std::string& pass, const Program& befo
   cluster.seed = options_.seed;
   cluster.microbatches = options_.microbatches;
   if (last_ == nullptr || !DiffModules(*last_->module, *before.module).empty()) {
-    absl::StatusOr<ClusterRun> run = RunOnVirtualCluster(was, inputs, cluster);
+    absl::StatusOr<ClusterRun> run = RunStep(was, inputs, cluster);
     if (!run.ok()) return in(run.status(), "before it");
     last_ = std::make_unique<Last>();
     last_->run = *std::move(run);
   }
-  absl::StatusOr<ClusterRun> now = RunOnVirtualCluster(is, inputs, cluster);
+  absl::StatusOr<ClusterRun> now = RunStep(is, inputs, cluster);
   if (!now.ok()) return in(now.status(), "after it");
 
   const Mesh &mesh_was = was.module->mesh(), &mesh_is = is.module->mesh();
@@ -329,7 +302,7 @@ absl::Status CompareWithExecutor(const Program& plan, const ValidateOptions& opt
   // What one rank after the other gives, in the same dtypes and formats: nothing is left to rounding. Against
   // f64 the bounds would have to be as wide as the formats are coarse: parameters gathered as f8 alone move
   // gradients by a tenth of their norm.
-  ASSIGN_OR_RETURN(const ClusterRun same, RunOnVirtualCluster(plan, inputs, cluster));
+  ASSIGN_OR_RETURN(const ClusterRun same, RunStep(plan, inputs, cluster));
   ASSIGN_OR_RETURN(const Executed executed, Execute(plan, inputs, same.decisions, options));
   const Mesh& mesh = plan.module->mesh();
   const auto compare = [&](const std::string& what, const std::vector<double>& got) -> absl::Status {
@@ -354,7 +327,7 @@ absl::Status CompareWithExecutor(const Program& plan, const ValidateOptions& opt
 
   // And how far its dtypes lead from f64, with the routing of f64.
   const Program promoted = Promoted(plan);
-  ASSIGN_OR_RETURN(const ClusterRun exact, RunOnVirtualCluster(promoted, inputs, cluster));
+  ASSIGN_OR_RETURN(const ClusterRun exact, RunStep(promoted, inputs, cluster));
   ASSIGN_OR_RETURN(const Executed replayed, Execute(plan, inputs, exact.decisions, options));
   bool narrow = false, single = false;
   for (const auto& f : plan.module->functions()) {

@@ -9,7 +9,7 @@
 //   // Internal: pass shard changed the results: %h_3 = math.einsum in @chunk0 (layers.0.mlp), microbatch 0:
 //   // element 17 on rank 3 is 0.25, before the pass 0.5
 //
-// Both run one step in lockstep (virtual_cluster.h), with the same random data and initial states. What
+// Both run one step in lockstep (cluster_step.h), with the same random data and initial states. What
 // leaves functions must agree: states after the step, reports, boundary values. If something differs, both
 // run again and the values of equal name are compared in order of execution, so the culprit is where the
 // difference begins and not where it comes out. f32, bf16 and f16 run as f64, and no exchange is compressed:

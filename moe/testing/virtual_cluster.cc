@@ -3,685 +3,19 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <memory>
 #include <new>
-#include <set>
-#include <thread>
 #include <utility>
 
 #include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/strip.h"
 #include "moe/base/status.h"
-#include "moe/comm/in_process/in_process.h"
-#include "moe/device/reduce.h"
-#include "moe/ir/conversion_parts.h"
-#include "moe/ir/conversion_steps.h"
-#include "moe/ir/state.h"
-#include "moe/ir/stored_rows.h"
-#include "moe/passes/shard/conversion.h"
-#include "moe/passes/stages/partition_stages.h"
-#include "moe/runtime/bucket_exchange.h"
-#include "moe/runtime/exchange.h"
-#include "moe/runtime/init.h"
 #include "moe/runtime/local.h"
 
 namespace moe::testing {
 namespace {
 
-class Bytes {
- public:
-  explicit Bytes(int64_t size)
-      : size_(size), data_(::operator new(std::max<int64_t>(size, 64), std::align_val_t(64))) {
-    std::memset(data_, 0xff, size);  // not a number
-  }
-  ~Bytes() { ::operator delete(data_, std::align_val_t(64)); }
-  Bytes(const Bytes&) = delete;
-  Bytes& operator=(const Bytes&) = delete;
-  void* data() const { return data_; }
-  int64_t size() const { return size_; }
-
- private:
-  const int64_t size_;
-  void* const data_;
-};
-using Placed = std::vector<std::shared_ptr<Bytes>>;  // one per rank of a stage
-
-double NormalNumber(uint64_t seed, uint64_t stream, uint64_t i) {
-  const double u = (static_cast<double>(runtime::CounterBits(seed, stream, 2 * i) >> 11) + 1) * 0x1p-53;
-  const double v = static_cast<double>(runtime::CounterBits(seed, stream, 2 * i + 1) >> 11) * 0x1p-53;
-  return std::sqrt(-2 * std::log(u)) * std::cos(2 * M_PI * v);
-}
-
-class Cluster {
- public:
-  Cluster(const Program& program, const runtime::StepInputs& inputs, const ClusterOptions& options)
-      : program_(program),
-        module_(*program.module),
-        mesh_(module_.mesh()),
-        inputs_(inputs),
-        options_(options),
-        ranks_(mesh_.ranks_per_stage()),
-        planner_(mesh_) {}
-
-  absl::StatusOr<ClusterRun> Run() {
-    for (const auto& s : module_.states()) {
-      RETURN_IF_ERROR(CheckDType(s->type, s->name));
-      const auto given = options_.states.find(s->name);
-      std::vector<double> global =
-          given == options_.states.end() ? InitialValues(module_, *s, options_.seed) : given->second;
-      if (const std::optional<StoredRows> rows = StoredRowsOf(module_, *s)) {
-        global = rows->ToStored(global, /*once=*/false);
-      }
-      for (const int64_t stage : passes::StagesOf(*s)) {
-        if (stage >= mesh_.num_stages()) continue;
-        states_[{stage, s->name}] = Distribute(s->type, global, stage);
-      }
-    }
-    int microbatches = static_cast<int>(AttrInt(module_.attributes(), "microbatches", 1));
-    if (options_.microbatches > 0) microbatches = std::min(microbatches, options_.microbatches);
-    microbatches_ = microbatches;
-    std::vector<const Function*> chunks, forwards, backwards, weights, updates, reports, others;
-    for (const auto& f : module_.functions()) {
-      switch (f->role().kind) {
-        case FunctionKind::kStep:
-        case FunctionKind::kChunk:
-          chunks.push_back(f.get());
-          break;
-        case FunctionKind::kForward:
-          forwards.push_back(f.get());
-          break;
-        case FunctionKind::kBackward:
-        case FunctionKind::kInputGrad:
-          backwards.push_back(f.get());
-          break;
-        case FunctionKind::kWeightGrad:
-          weights.push_back(f.get());
-          break;
-        case FunctionKind::kUpdate:
-          updates.push_back(f.get());
-          break;
-        case FunctionKind::kReport:
-          reports.push_back(f.get());
-          break;
-        case FunctionKind::kOther:
-          others.push_back(f.get());
-          break;
-      }
-    }
-    const auto by_number = [&](std::vector<const Function*>* list) {
-      std::sort(list->begin(), list->end(),
-                [](const Function* a, const Function* b) { return Number(*a) < Number(*b); });
-    };
-    for (auto* list : {&chunks, &forwards, &backwards, &weights, &updates, &reports}) by_number(list);
-    for (int j = 0; j < microbatches; ++j) {
-      boundaries_.clear();
-      residuals_.clear();
-      std::map<const Function*, Frame> frames;
-      // Of a model that is there twice, the copy that the microbatch goes through.
-      const Schedule& schedule = program_.schedule;
-      const int copy = schedule.CopyOfMicrobatch(j);
-      const auto mine = [&](const std::vector<const Function*>& list) {
-        std::vector<const Function*> out;
-        for (const Function* f : list) {
-          if (schedule.copies == 1 || schedule.CopyOfChunk(Number(*f)) == copy) out.push_back(f);
-        }
-        return out;
-      };
-      const std::vector<const Function*> through = mine(chunks), back = mine(backwards);
-      for (const Function* f : through) RETURN_IF_ERROR(RunPhase(*f, Phase::kForward, j, &frames[f]));
-      for (const Function* f : mine(forwards)) RETURN_IF_ERROR(RunWhole(*f, j));
-      for (auto f = through.rbegin(); f != through.rend(); ++f) {
-        RETURN_IF_ERROR(RunPhase(**f, Phase::kBackward, j, &frames[*f]));
-      }
-      for (auto f = back.rbegin(); f != back.rend(); ++f) RETURN_IF_ERROR(RunWhole(**f, j));
-      for (const Function* f : mine(weights)) RETURN_IF_ERROR(RunWhole(*f, j));
-    }
-    RETURN_IF_ERROR(RunTogether(updates));
-    for (const Function* f : reports) RETURN_IF_ERROR(RunWhole(*f, -1));
-    for (const Function* f : others) RETURN_IF_ERROR(RunWhole(*f, -1));
-    RETURN_IF_ERROR(ExportStates());
-    return std::move(run_);
-  }
-
- private:
-  struct Frame {
-    std::map<Value, Placed> values;
-    std::map<Value, size_t> unused;  // uses that are still to come
-  };
-
-  static int Number(const Function& f) { return std::max(0, f.role().index); }
-  // The key under which a value is kept from one function to another.
-  static std::string KeptAs(const Binding& binding, const Function& f, int64_t stage) {
-    if (binding.kind == Binding::kBoundary) return binding.name;
-    const bool future = binding.kind == Binding::kFuture;
-    return absl::StrCat(future ? stage : Number(f), " ", BindingKindName(binding.kind), " ", binding.name);
-  }
-  int64_t StageOf(const Function& f) const {
-    const int n = Number(f);
-    if (f.role().kind == FunctionKind::kUpdate || f.role().kind == FunctionKind::kReport) return n;
-    const auto& stage = program_.schedule.chunk_stage;
-    return n < static_cast<int>(stage.size()) ? stage[n] : 0;
-  }
-  int64_t RankOf(int64_t stage, int64_t r) const { return stage * ranks_ + r; }
-
-  static absl::Status CheckDType(const Type& type, absl::string_view name) {
-    if (type.dtype == DType::kF64 || type.dtype == DType::kF32 || type.dtype == DType::kBF16 ||
-        type.dtype == DType::kF16 || type.dtype == DType::kS32) {
-      return absl::OkStatus();
-    }
-    return absl::UnimplementedError(
-        absl::StrCat("the virtual cluster has no ", DTypeName(type.dtype), ", the dtype of ", name));
-  }
-
-  Placed Allocate(const Type& type) const {
-    Placed p;
-    for (int64_t r = 0; r < ranks_; ++r) p.push_back(std::make_shared<Bytes>(StorageOf(type, mesh_).bytes));
-    return p;
-  }
-  kernels::Tensor TensorOf(const Type& type, const Bytes& b) const {
-    return runtime::LocalTensor(type, mesh_, b.data(), b.size());
-  }
-
-  // A global dense value on every rank; of a partial, the first rank has all and the others zero.
-  Placed Distribute(const Type& type, const std::vector<double>& global, int64_t stage) const {
-    Placed p = Allocate(type);
-    for (int64_t r = 0; r < ranks_; ++r) {
-      bool zero = false;
-      for (const Partial& partial : type.placement.partial) {
-        zero |= mesh_.Coordinate(RankOf(stage, r), partial.axis) != 0 && partial.kind == Reduction::kSum;
-      }
-      runtime::ForEachRun(
-          runtime::LocalBlock(type, mesh_, RankOf(stage, r)), [&](int64_t from, int64_t to, int64_t n) {
-            for (int64_t i = 0; i < n; ++i)
-              kernels::StoreElement(type.dtype, p[r]->data(), to + i, zero ? 0 : global[from + i]);
-          });
-    }
-    return p;
-  }
-
-  Snapshot Read(const Type& type, const Placed& p, int64_t stage) const {
-    Snapshot s;
-    s.stage = stage;
-    s.type = type;
-    s.type.placement.partial.clear();
-    if (type.ragged >= 0) {
-      s.type.dims[type.ragged] = type.ragged_bound;
-      s.type.ragged = -1;
-    }
-    std::vector<std::vector<double>> own(ranks_);
-    for (int64_t r = 0; r < ranks_; ++r) {
-      own[r].assign(s.type.LocalElements(mesh_), 0);
-      kernels::Tensor t = TensorOf(type, *p[r]);
-      if (!t.is_ragged()) {
-        for (size_t i = 0; i < own[r].size(); ++i)
-          own[r][i] = kernels::LoadElement(type.dtype, t.data, static_cast<int64_t>(i));
-        continue;
-      }
-      const int64_t padded = static_cast<int64_t>(own[r].size()) / std::max<int64_t>(t.cells, 1);
-      int64_t at = 0;
-      for (int64_t c = 0; c < t.cells; ++c) {
-        for (int64_t i = 0; i < t.sizes[c] * t.row_elements; ++i) {
-          own[r][c * padded + i] = kernels::LoadElement(type.dtype, t.arena_rows, at++);
-        }
-      }
-    }
-    if (type.placement.partial.empty()) {
-      s.local = std::move(own);
-      return s;
-    }
-    AxisList axes;
-    for (const Partial& partial : type.placement.partial) axes.push_back(partial.axis);
-    const bool max = type.placement.partial[0].kind == Reduction::kMax;
-    for (int64_t r = 0; r < ranks_; ++r) {
-      std::vector<double> sum;
-      for (const int64_t q : mesh_.Group(RankOf(stage, r), axes)) {
-        const std::vector<double>& part = own[q - stage * ranks_];
-        if (sum.empty()) {
-          sum = part;
-          continue;
-        }
-        for (size_t i = 0; i < sum.size(); ++i) sum[i] = max ? std::max(sum[i], part[i]) : sum[i] + part[i];
-      }
-      s.local.push_back(std::move(sum));
-    }
-    return s;
-  }
-
-  // One argument. States are read when the phase that first uses them begins.
-  absl::StatusOr<Placed> Argument(const Node& arg, int64_t stage, int microbatch) {
-    const auto& [kind, name, peer] = arg.binding;
-    const Type& type = arg.type();
-    RETURN_IF_ERROR(CheckDType(type, absl::StrCat("%", arg.result_name())));
-    if (kind == Binding::kState) {
-      const auto it = states_.find({stage, name});
-      if (it == states_.end()) {
-        return absl::FailedPreconditionError(absl::StrCat("argument %", arg.result_name(), " of @",
-                                                          arg.function()->name(), ": no state '", name,
-                                                          "' on stage ", stage));
-      }
-      return it->second;
-    }
-    if (kind == Binding::kBoundary || kind == Binding::kResidual || kind == Binding::kWeightResidual ||
-        kind == Binding::kFuture) {
-      const auto& from = kind == Binding::kBoundary ? boundaries_ : residuals_;
-      const auto it = from.find(KeptAs(arg.binding, *arg.function(), stage));
-      if (it == from.end()) {
-        return absl::FailedPreconditionError(absl::StrCat("argument %", arg.result_name(), " of @",
-                                                          arg.function()->name(), ": nothing gives the ",
-                                                          BindingKindName(kind), " value '", name, "'"));
-      }
-      if (!(it->second.first == type)) {
-        return absl::FailedPreconditionError(absl::StrCat(
-            "argument %", arg.result_name(), " of @", arg.function()->name(), " is ",
-            TypeToString(type, mesh_), ", what comes is ", TypeToString(it->second.first, mesh_)));
-      }
-      return it->second.second;
-    }
-    const int64_t n = type.num_elements();
-    std::vector<double> global(n);
-    if (kind == Binding::kScalar) {
-      const auto it = inputs_.scalars.find(name);
-      if (it == inputs_.scalars.end()) {
-        return absl::InvalidArgumentError(absl::StrCat("step inputs: scalar '", name, "' is missing"));
-      }
-      global.assign(n, it->second);
-    } else if (kind == Binding::kBatch && microbatch >= 0) {
-      const auto part = [&](const auto& all) {
-        const int64_t begin = name == "positions" ? 0 : microbatch * n;
-        for (int64_t i = 0; i < n && begin + i < static_cast<int64_t>(all.size()); ++i)
-          global[i] = all[begin + i];
-      };
-      if (name == "mask") {
-        part(inputs_.mask);
-      } else {
-        part(name == "tokens" ? inputs_.tokens : name == "labels" ? inputs_.labels : inputs_.positions);
-      }
-    } else {  // of a function that is no part of a training step
-      for (int64_t i = 0; i < n; ++i) {
-        global[i] =
-            type.dtype == DType::kS32
-                ? static_cast<double>(
-                      runtime::CounterBits(options_.seed, runtime::StreamOf(arg.result_name()), i) % 2)
-                : 0.4 * NormalNumber(options_.seed, runtime::StreamOf(arg.result_name()), i);
-      }
-    }
-    return Distribute(type, global, stage);
-  }
-
-  absl::Status LoadArguments(const Function& f, int microbatch,
-                             const std::function<bool(const Node*)>& wanted, Frame* frame) {
-    for (Node* arg : f.args()) {
-      if (frame->values.count(arg->result())) continue;
-      bool used = false;
-      for (const Use& use : arg->uses()) used |= use.user != f.return_node() && wanted(use.user);
-      if (!used) continue;
-      ASSIGN_OR_RETURN(frame->values[arg->result()], Argument(*arg, StageOf(f), microbatch));
-    }
-    return absl::OkStatus();
-  }
-
-  absl::Status RunPhase(const Function& f, Phase phase, int microbatch, Frame* frame) {
-    const auto wanted = [&](const Node* n) {
-      return (n->phase == Phase::kForward) == (phase == Phase::kForward);
-    };
-    RETURN_IF_ERROR(LoadArguments(f, microbatch, wanted, frame));
-    for (const auto& n : f.body()) {
-      if (wanted(n.get())) RETURN_IF_ERROR(RunNode(n.get(), StageOf(f), microbatch, frame));
-    }
-    return Commit(f, microbatch, wanted, frame);
-  }
-
-  absl::Status RunWhole(const Function& f, int microbatch) {
-    Frame frame;
-    const auto all = [](const Node*) { return true; };
-    RETURN_IF_ERROR(LoadArguments(f, microbatch, all, &frame));
-    for (const auto& n : f.body()) RETURN_IF_ERROR(RunNode(n.get(), StageOf(f), microbatch, &frame));
-    return Commit(f, microbatch, all, &frame);
-  }
-
-  // Functions of all stages at once: each runs to its next stage reduction, and these run when all have come.
-  absl::Status RunTogether(const std::vector<const Function*>& functions) {
-    struct Part {
-      const Function* f;
-      std::vector<Node*> nodes;
-      size_t at = 0;
-      Frame frame;
-    };
-    std::map<int64_t, Part> parts;  // by stage
-    const auto all = [](const Node*) { return true; };
-    for (const Function* f : functions) {
-      Part& p = parts[StageOf(*f)];
-      p.f = f;
-      p.nodes = f->Nodes();
-      RETURN_IF_ERROR(LoadArguments(*f, -1, all, &p.frame));
-    }
-    for (bool moved = true; moved;) {
-      moved = false;
-      for (auto& [stage, p] : parts) {
-        for (; p.at < p.nodes.size() && !p.nodes[p.at]->Is("comm.stage_reduce"); ++p.at) {
-          RETURN_IF_ERROR(RunNode(p.nodes[p.at], stage, -1, &p.frame));
-          moved = true;
-        }
-      }
-      for (auto& [stage, p] : parts) {
-        if (p.at == p.nodes.size()) continue;
-        const std::vector<int64_t>& stages = p.nodes[p.at]->Ints("stages");
-        bool ready = true;
-        for (const int64_t s : stages) {
-          const auto it = parts.find(s);
-          ready &= it != parts.end() && it->second.at < it->second.nodes.size() &&
-                   it->second.nodes[it->second.at]->Is("comm.stage_reduce") &&
-                   it->second.nodes[it->second.at]->Ints("stages") == stages;
-        }
-        if (!ready) continue;
-        std::vector<std::pair<Node*, Frame*>> members;
-        for (const int64_t s : stages)
-          members.push_back({parts.at(s).nodes[parts.at(s).at++], &parts.at(s).frame});
-        RETURN_IF_ERROR(StageReduce(stages, members));
-        moved = true;
-        break;
-      }
-    }
-    for (auto& [stage, p] : parts) {
-      if (p.at < p.nodes.size()) {
-        return absl::InternalError(absl::StrCat("%", p.nodes[p.at]->result_name(), " of @", p.f->name(),
-                                                " waits for stages that never reduce with it"));
-      }
-      RETURN_IF_ERROR(Commit(*p.f, -1, all, &p.frame));
-    }
-    return absl::OkStatus();
-  }
-
-  absl::Status StageReduce(const std::vector<int64_t>& stages,
-                           const std::vector<std::pair<Node*, Frame*>>& members) {
-    const Type& type = members[0].first->type();
-    const Reduction kind = members[0].first->String("reduction") == "max" ? Reduction::kMax : Reduction::kSum;
-    RETURN_IF_ERROR(device::CheckReducible(type.dtype, kind));
-    Placed sum = Allocate(type);
-    for (int64_t r = 0; r < ranks_; ++r) {
-      std::vector<const void*> in;
-      for (const auto& [node, frame] : members) {
-        if (!(node->type() == type)) {
-          return absl::InternalError(
-              absl::StrCat("%", node->result_name(), ": stages reduce values of different types"));
-        }
-        in.push_back(frame->values.at(node->operand(0))[r]->data());
-      }
-      device::ReduceInOrder(in, sum[r]->data(), type.LocalElements(mesh_), type.dtype, kind);
-    }
-    for (size_t m = 0; m < members.size(); ++m) {
-      members[m].second->values[members[m].first->result()] = sum;
-      RETURN_IF_ERROR(Observe(members[m].first, stages[m], -1, members[m].second));
-    }
-    return absl::OkStatus();
-  }
-
-  absl::Status RunNode(Node* n, int64_t stage, int microbatch, Frame* frame) {
-    if (n->BoolOr("last", false) && microbatch + 1 < microbatches_) return absl::OkStatus();
-    const auto where = [&](const absl::Status& s) {
-      return Annotate(
-          s, absl::StrCat("%", n->result_name(), " = ", n->op_name(), " in @", n->function()->name()));
-    };
-    for (int i = 0; i < n->num_results(); ++i) RETURN_IF_ERROR(where(CheckDType(n->type(i), "its result")));
-    std::vector<Placed> out;
-    for (int i = 0; i < n->num_results(); ++i) out.push_back(Allocate(n->type(i)));
-    if (n->Is("comm.stage_reduce")) {
-      return where(absl::UnimplementedError("a stage reduction outside of the update"));
-    }
-    if (n->Is("comm.done")) {
-      out[0] = frame->values.at(n->operand(0));  // lies where the future does
-    } else if (HasConversionParts(*n) && !ConvertsOne(*n)) {
-      RETURN_IF_ERROR(where(ExchangeParts(*n, *frame, stage, &out)));
-    } else if (absl::StartsWith(n->op_name(), "comm.")) {
-      RETURN_IF_ERROR(where(Communicate(*n, frame->values.at(n->operand(0)), stage, &out[0])));
-    } else {
-      ASSIGN_OR_RETURN(const kernels::Kernel* kernel, kernels::Kernels().Lookup(*n, options_.backend));
-      for (int64_t r = 0; r < ranks_; ++r) {
-        ASSIGN_OR_RETURN(kernels::KernelContext c, runtime::LocalContext(*n, mesh_, RankOf(stage, r)));
-        for (const Value& v : n->operands()) {
-          const auto it = frame->values.find(v);
-          if (it == frame->values.end()) {
-            return where(absl::InternalError(absl::StrCat("its operand %", v.name(), " was never computed")));
-          }
-          c.in.push_back(TensorOf(v.type(), *it->second[r]));
-          if (c.in.back().is_ragged()) RETURN_IF_ERROR(where(c.in.back().PlaceRows()));
-        }
-        for (int i = 0; i < n->num_results(); ++i) c.out.push_back(TensorOf(n->type(i), *out[i][r]));
-        c.workspace_bytes = kernel->WorkspaceBytes(*n, *c.rule, c.extent, c.in, c.out);
-        if (c.workspace_bytes > 0) {
-          if (workspace_ == nullptr || workspace_->size() < c.workspace_bytes) {
-            workspace_ = std::make_shared<Bytes>(c.workspace_bytes);
-          }
-          c.workspace = workspace_->data();
-        }
-        RETURN_IF_ERROR(where(kernel->Run(c)));
-      }
-    }
-    for (int i = 0; i < n->num_results(); ++i) frame->values[n->result(i)] = std::move(out[i]);
-    RETURN_IF_ERROR(Observe(n, stage, microbatch, frame));
-    // What nobody will read any more goes.
-    for (const Value& v : n->operands()) {
-      if (v.node->Is("arg")) continue;
-      auto [left, first] = frame->unused.emplace(v, v.node->uses(v.index).size());
-      if (--left->second == 0) frame->values.erase(v);
-    }
-    for (int i = 0; i < n->num_results(); ++i) {
-      if (n->uses(i).empty()) frame->values.erase(n->result(i));
-    }
-    return absl::OkStatus();
-  }
-
-  absl::Status Observe(Node* n, int64_t stage, int microbatch, Frame* frame) {
-    const int expert = n->op().Has(kDecision) ? n->op().FindResult("expert") : -1;
-    if (expert >= 0) {
-      const Snapshot s = Read(n->type(expert), frame->values.at(n->result(expert)), stage);
-      const std::vector<double> global = s.Global(mesh_);
-      run_.decisions[{n->result_name(expert), microbatch}].assign(global.begin(), global.end());
-    }
-    if (!options_.observer) return absl::OkStatus();
-    for (int i = 0; i < n->num_results(); ++i) {
-      const Value v = n->result(i);
-      RETURN_IF_ERROR(options_.observer(v, microbatch, Read(v.type(), frame->values.at(v), stage)));
-    }
-    return absl::OkStatus();
-  }
-
-  // A conversion by its steps, on one thread per rank.
-  absl::Status Communicate(const Node& n, const Placed& in, int64_t stage, Placed* out) {
-    const Type& from = n.operand(0).type();
-    struct Phase {
-      Type type;
-      std::vector<ConversionStep> steps;
-    };
-    std::vector<Phase> phases;
-    if (HasConversionParts(n)) {
-      ASSIGN_OR_RETURN(std::vector<ConversionPart> parts, ConversionParts(n, mesh_));
-      phases.push_back({n.type(), std::move(parts[0].steps)});
-    } else {
-      const passes::Conversion& conversion = planner_.Plan(from.placement, n.type().placement);
-      if (!conversion.legal) {
-        return absl::InternalError(absl::StrCat("no conversion from ", TypeToString(from, mesh_), " to ",
-                                                TypeToString(n.type(), mesh_)));
-      }
-      for (const passes::ConversionPhase& p : conversion.phases) {
-        Type type = from;
-        type.placement = p.to;
-        phases.push_back({std::move(type), p.steps});
-      }
-      if (phases.empty()) {
-        *out = in;
-        return absl::OkStatus();
-      }
-    }
-    Type type = from;
-    Placed value = in;
-    for (size_t i = 0; i < phases.size(); ++i) {
-      Placed next = i + 1 == phases.size() ? *out : Allocate(phases[i].type);
-      RETURN_IF_ERROR(OnAllRanks(
-          [&](int64_t r, comm::World* world) -> absl::Status {
-            ASSIGN_OR_RETURN(std::unique_ptr<runtime::Exchange> e,
-                             runtime::Exchange::Create(type, phases[i].type, phases[i].steps, mesh_,
-                                                       RankOf(stage, r), world, "comm", runtime::WireOf(n)));
-            kernels::Tensor x = TensorOf(type, *value[r]), y = TensorOf(phases[i].type, *next[r]);
-            if (x.is_ragged()) RETURN_IF_ERROR(x.PlaceRows());
-            const Bytes workspace(e->WorkspaceBytes());
-            return e->Run(x, y, workspace.size() > 0 ? workspace.data() : nullptr, workspace.size(),
-                          n.result_name());
-          },
-          stage));
-      type = phases[i].type;
-      value = std::move(next);
-    }
-    return absl::OkStatus();
-  }
-
-  // Calls run(r, world of that rank) for the ranks of a stage, each on a thread of its own.
-  absl::Status OnAllRanks(const std::function<absl::Status(int64_t, comm::World*)>& run, int64_t stage) {
-    comm::InProcessWorld world(mesh_.num_ranks());
-    std::vector<absl::Status> statuses(ranks_);
-    const auto run_one = [&](int64_t r) {
-      statuses[r] = run(r, world.rank(RankOf(stage, r)));
-      if (!statuses[r].ok()) world.Abort(statuses[r]);
-    };
-    std::vector<std::thread> threads;
-    for (int64_t r = 1; r < ranks_; ++r) threads.emplace_back([&, r] { run_one(r); });
-    run_one(0);
-    for (std::thread& t : threads) t.join();
-    for (const absl::Status& s : statuses) RETURN_IF_ERROR(s);
-    return absl::OkStatus();
-  }
-
-  // A bucket, or the start of an exchange: one part as Communicate does it, several together.
-  absl::Status ExchangeParts(const Node& n, const Frame& frame, int64_t stage, std::vector<Placed>* out) {
-    ASSIGN_OR_RETURN(const std::vector<ConversionPart> parts, ConversionParts(n, mesh_));
-    return OnAllRanks(
-        [&](int64_t r, comm::World* world) -> absl::Status {
-          std::vector<kernels::Tensor> x, y;
-          for (size_t i = 0; i < parts.size(); ++i) {
-            x.push_back(TensorOf(parts[i].from.type(), *frame.values.at(parts[i].from)[r]));
-            y.push_back(TensorOf(parts[i].to, *(*out)[i][r]));
-            if (x.back().is_ragged()) RETURN_IF_ERROR(x.back().PlaceRows());
-          }
-          if (parts.size() > 1) {
-            ASSIGN_OR_RETURN(std::unique_ptr<runtime::BucketExchange> e,
-                             runtime::BucketExchange::Create(parts, mesh_, RankOf(stage, r), world, "comm",
-                                                             runtime::WireOf(n)));
-            ASSIGN_OR_RETURN(const int64_t bytes,
-                             runtime::BucketExchange::WorkspaceBytes(parts, mesh_, runtime::WireOf(n)));
-            const Bytes workspace(bytes);
-            return e->Run(x, y, workspace.data(), workspace.size(), n.result_name());
-          }
-          ASSIGN_OR_RETURN(std::unique_ptr<runtime::Exchange> e,
-                           runtime::Exchange::Create(parts[0].from.type(), parts[0].to, parts[0].steps, mesh_,
-                                                     RankOf(stage, r), world, "comm", runtime::WireOf(n)));
-          const Bytes workspace(e->WorkspaceBytes());
-          return e->Run(x[0], y[0], workspace.size() > 0 ? workspace.data() : nullptr, workspace.size(),
-                        n.result_name());
-        },
-        stage);
-  }
-
-  // Results of the nodes that just ran go to where they are bound.
-  absl::Status Commit(const Function& f, int microbatch, const std::function<bool(const Node*)>& ran,
-                      Frame* frame) {
-    const int64_t stage = StageOf(f);
-    for (int i = 0; i < f.num_results(); ++i) {
-      const Value v = f.result(i);
-      if (!v.node->Is("arg") && !ran(v.node)) continue;
-      const auto it = frame->values.find(v);
-      if (it == frame->values.end()) {
-        if (v.node->Is("arg")) continue;  // given back as it came
-        if (v.type().future) continue;    // begins in the last microbatch
-        return absl::InternalError(
-            absl::StrCat("@", f.name(), " returns %", v.name(), ", which was never computed"));
-      }
-      const auto& [kind, name, peer] = f.result_binding(i);
-      const std::string producer = absl::StrCat("%", v.name(), " = ", v.node->op_name(), " in @", f.name());
-      if (kind == Binding::kState) {
-        states_[{stage, name}] = it->second;
-        producers_[{stage, name}] = producer;
-        continue;
-      }
-      if (kind == Binding::kFuture || kind == Binding::kResidual || kind == Binding::kWeightResidual) {
-        residuals_[KeptAs(f.result_binding(i), f, stage)] = {v.type(), it->second};
-        continue;
-      }
-      Snapshot s = Read(v.type(), it->second, stage);
-      if (kind == Binding::kBoundary) {
-        boundaries_[name] = {v.type(), it->second};
-        run_.exports[absl::StrCat("boundary ", name, ", microbatch ", microbatch)] = {
-            producer, {std::move(s)}, false};
-      } else if (kind == Binding::kLoss) {
-        run_.objective += s.local[0][0];
-        run_.has_objective = true;
-      } else if (kind == Binding::kReport) {
-        ClusterExport& e = run_.exports[absl::StrCat("report ", name)];
-        e.producer = producer;
-        e.summed = true;
-        e.copies.push_back(std::move(s));
-      } else {
-        run_.exports[absl::StrCat("result ", i, " of @", f.name())] = {producer, {std::move(s)}, false};
-      }
-    }
-    return absl::OkStatus();
-  }
-
-  // By logical rows, on every rank: with its own part of the stored rows, and those of the others around it.
-  absl::StatusOr<Snapshot> Logical(const State& state, Snapshot s) const {
-    const std::optional<StoredRows> rows = StoredRowsOf(module_, state);
-    if (!rows) return s;
-    const std::vector<double> global = s.Global(mesh_);
-    for (int64_t r = 0; r < ranks_; ++r) {
-      std::vector<double> stored = global;
-      runtime::ForEachRun(runtime::LocalBlock(s.type, mesh_, RankOf(s.stage, r)),
-                          [&](int64_t to, int64_t from, int64_t n) {
-                            std::copy_n(s.local[r].begin() + from, n, stored.begin() + to);
-                          });
-      ASSIGN_OR_RETURN(s.local[r],
-                       rows->ToLogical(stored, AttrString(state.attributes, "kind") == "gradient"));
-    }
-    s.type = LogicalType(module_, state);
-    return s;
-  }
-
-  absl::Status ExportStates() {
-    for (const auto& s : module_.states()) {
-      ClusterExport e;
-      e.summed = AttrString(s->attributes, "kind") == "gradient";
-      for (const int64_t stage : passes::StagesOf(*s)) {
-        const auto it = states_.find({stage, s->name});
-        if (it == states_.end()) continue;
-        absl::StatusOr<Snapshot> copy = Logical(*s, Read(s->type, it->second, stage));
-        if (!copy.ok()) return Annotate(copy.status(), absl::StrCat("state ", s->name));
-        e.copies.push_back(*std::move(copy));
-        const auto producer = producers_.find({stage, s->name});
-        if (producer != producers_.end()) e.producer = producer->second;
-      }
-      run_.exports[absl::StrCat("state ", s->name)] = std::move(e);
-    }
-    return absl::OkStatus();
-  }
-
-  const Program& program_;
-  const Module& module_;
-  const Mesh& mesh_;
-  const runtime::StepInputs& inputs_;
-  const ClusterOptions& options_;
-  const int64_t ranks_;  // of one stage
-  int microbatches_ = 1;
-  passes::ConversionPlanner planner_;
-  std::map<std::pair<int64_t, std::string>, Placed> states_;  // (stage, name)
-  std::map<std::pair<int64_t, std::string>, std::string> producers_;
-  std::map<std::string, std::pair<Type, Placed>> boundaries_, residuals_;  // of the microbatch that runs
-  std::shared_ptr<Bytes> workspace_;
-  ClusterRun run_;
-};
-
-}  // namespace
-
-std::vector<double> Snapshot::Global(const Mesh& mesh) const {
+std::vector<double> GlobalOf(const Type& type, const std::vector<std::vector<double>>& local, int64_t stage,
+                             const Mesh& mesh) {
   std::vector<double> global(type.num_elements());
   for (size_t r = local.size(); r-- > 0;) {  // where there are replicas, the first one's
     const int64_t rank = stage * static_cast<int64_t>(local.size()) + static_cast<int64_t>(r);
@@ -692,50 +26,233 @@ std::vector<double> Snapshot::Global(const Mesh& mesh) const {
   return global;
 }
 
-std::vector<double> InitialValues(const Module& module, const State& state, uint64_t seed) {
-  if (AttrString(state.attributes, "kind") == "working_copy")
-    return InitialValues(module, *module.FindState(AttrString(state.attributes, "of")), seed);
-  State logical = state;  // the values of a parameter are a function of its logical elements
-  logical.type = LogicalType(module, state);
-  logical.attributes.erase("expert_map");
-  logical.attributes.erase("logical_rows");
-  std::vector<double> values(logical.type.num_elements(), 0);
-  const std::string kind = AttrString(state.attributes, "kind");
-  if (kind == "parameter" || kind == "expert_map") {
-    const runtime::Initializer init(module, logical, seed);
-    for (size_t i = 0; i < values.size(); ++i) values[i] = init(static_cast<int64_t>(i));
-  } else if (kind == "moment") {
-    const bool second = absl::StartsWith(state.name, "adam.v.");
-    for (size_t i = 0; i < values.size(); ++i) {
-      const double x = NormalNumber(seed, runtime::StreamOf(state.name), i);
-      values[i] = second ? 1e-4 + 1e-3 * x * x : 1e-2 * x;
-    }
+// A ragged value as it is padded; others as they are.
+Type Padded(Type type) {
+  if (type.ragged >= 0) {
+    type.dims[type.ragged] = type.ragged_bound;
+    type.ragged = -1;
   }
-  return values;
+  return type;
 }
 
-void PromoteToF64(Module* module) {
-  const auto promote = [](Type type) {
-    if (IsFloat(type.dtype)) type.dtype = DType::kF64;
-    return type;
-  };
-  for (const auto& s : module->states()) s->type = promote(s->type);
-  for (const auto& f : module->functions()) {
-    for (Node* a : f->args()) a->SetType(0, promote(a->type()));
-    for (const auto& n : f->body()) {
-      for (int i = 0; i < n->num_results(); ++i) n->SetType(i, promote(n->type(i)));
-      const std::optional<DType> dtype = ParseDType(n->StringOr("dtype", ""));
-      if (dtype && IsFloat(*dtype)) n->Set("dtype", std::string("f64"));
-      for (const char* narrower : {"wire", "multiply"}) {  // exchanged and multiplied as it is
-        if (n->Has(narrower)) n->Set(narrower, std::string());
+// What the cells of a ragged value are a tensor of.
+Type CellsOf(Type type) {
+  type.dims.resize(type.ragged);
+  type.placement.dims.resize(type.ragged);
+  type.placement.partial.clear();
+  type.ragged = -1;
+  type.dtype = DType::kS32;
+  return type;
+}
+
+}  // namespace
+
+Bytes::Bytes(int64_t size)
+    : size_(size), data_(::operator new(std::max<int64_t>(size, 64), std::align_val_t(64))) {
+  std::memset(data_, 0xff, size);
+}
+Bytes::~Bytes() { ::operator delete(data_, std::align_val_t(64)); }
+
+std::vector<double> Snapshot::Global(const Mesh& mesh) const { return GlobalOf(type, local, stage, mesh); }
+
+std::vector<double> Snapshot::GlobalSizes(const Mesh& mesh) const {
+  return sizes.empty() ? std::vector<double>() : GlobalOf(cells, sizes, stage, mesh);
+}
+
+std::string Difference(const Snapshot& got, const std::vector<double>& want, const Mesh& mesh,
+                       double tolerance, absl::string_view elsewhere) {
+  if (static_cast<int64_t>(want.size()) != got.type.num_elements()) {
+    return absl::StrCat("it has ", got.type.num_elements(), " elements, ", elsewhere, " ", want.size());
+  }
+  double largest = 0;
+  for (const double v : want) largest = std::max(largest, std::abs(v));
+  std::string what;
+  for (size_t r = 0; r < got.local.size() && what.empty(); ++r) {
+    const int64_t rank = got.stage * static_cast<int64_t>(got.local.size()) + static_cast<int64_t>(r);
+    runtime::ForEachRun(runtime::LocalBlock(got.type, mesh, rank), [&](int64_t global, int64_t local,
+                                                                       int64_t n) {
+      for (int64_t i = 0; i < n && what.empty(); ++i) {
+        const double x = got.local[r][local + i], y = want[global + i];
+        if (std::abs(x - y) <= tolerance * largest + 1e-13) continue;
+        what = absl::StrCat("element ", global + i, " on rank ", rank, " is ", x, ", ", elsewhere, " ", y);
       }
-    }
+    });
   }
+  return what;
 }
 
-absl::StatusOr<ClusterRun> RunOnVirtualCluster(const Program& program, const runtime::StepInputs& inputs,
-                                               const ClusterOptions& options) {
-  return Cluster(program, inputs, options).Run();
+VirtualCluster::VirtualCluster(const Mesh& mesh, kernels::Backend backend, Conversions conversions)
+    : mesh_(mesh),
+      ranks_(mesh.ranks_per_stage()),
+      backend_(backend),
+      conversions_(conversions),
+      planner_(mesh) {}
+
+absl::Status VirtualCluster::CheckDType(const Type& type, absl::string_view name) {
+  if (type.dtype == DType::kF64 || type.dtype == DType::kF32 || type.dtype == DType::kBF16 ||
+      type.dtype == DType::kF16 || type.dtype == DType::kS32) {
+    return absl::OkStatus();
+  }
+  return absl::UnimplementedError(
+      absl::StrCat("the virtual cluster has no ", DTypeName(type.dtype), ", the dtype of ", name));
+}
+
+Placed VirtualCluster::Allocate(const Type& type) const {
+  Placed p;
+  for (int64_t r = 0; r < ranks_; ++r) p.push_back(std::make_shared<Bytes>(StorageOf(type, mesh_).bytes));
+  return p;
+}
+
+kernels::Tensor VirtualCluster::TensorOf(const Type& type, const Bytes& bytes) const {
+  return runtime::LocalTensor(type, mesh_, bytes.data(), bytes.size());
+}
+
+void VirtualCluster::PlaceBlock(const Type& type, const std::vector<double>& global, int64_t rank,
+                                const Bytes& bytes) const {
+  runtime::ForEachRun(runtime::LocalBlock(type, mesh_, rank), [&](int64_t from, int64_t to, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) kernels::StoreElement(type.dtype, bytes.data(), to + i, global[from + i]);
+  });
+}
+
+bool VirtualCluster::HoldsNothing(const Type& type, int64_t rank) const {
+  bool nothing = false;
+  for (const Partial& partial : type.placement.partial) {
+    nothing |= mesh_.Coordinate(rank, partial.axis) != 0 && partial.kind == Reduction::kSum;
+  }
+  return nothing;
+}
+
+Placed VirtualCluster::Distribute(const Type& type, const std::vector<double>& global, int64_t stage) const {
+  Placed p = Allocate(type);
+  const std::vector<double> nothing(type.placement.partial.empty() ? 0 : global.size(), 0.0);
+  for (int64_t r = 0; r < ranks_; ++r) {
+    const int64_t rank = RankOf(stage, r);
+    PlaceBlock(type, HoldsNothing(type, rank) ? nothing : global, rank, *p[r]);
+  }
+  return p;
+}
+
+Placed VirtualCluster::DistributeSummands(const Type& type, const std::vector<std::vector<double>>& summands,
+                                          int64_t stage) const {
+  AxisList axes;
+  for (const Partial& p : type.placement.partial) axes.push_back(p.axis);
+  Placed p = Allocate(type);
+  for (int64_t r = 0; r < ranks_; ++r) {
+    const int64_t rank = RankOf(stage, r);
+    PlaceBlock(type, summands[mesh_.Index(rank, axes)], rank, *p[r]);
+  }
+  return p;
+}
+
+VirtualCluster::Local VirtualCluster::ReadLocal(const Type& type, const Bytes& bytes) const {
+  Local l;
+  l.data.assign(Padded(type).LocalElements(mesh_), 0);
+  const kernels::Tensor t = TensorOf(type, bytes);
+  if (!t.is_ragged()) {
+    for (size_t i = 0; i < l.data.size(); ++i)
+      l.data[i] = kernels::LoadElement(type.dtype, t.data, static_cast<int64_t>(i));
+    return l;
+  }
+  l.sizes.assign(t.sizes, t.sizes + t.cells);
+  const int64_t padded = static_cast<int64_t>(l.data.size()) / std::max<int64_t>(t.cells, 1);
+  int64_t at = 0;
+  for (int64_t c = 0; c < t.cells; ++c) {
+    for (int64_t i = 0; i < t.sizes[c] * t.row_elements; ++i) {
+      l.data[c * padded + i] = kernels::LoadElement(type.dtype, t.arena_rows, at++);
+    }
+  }
+  return l;
+}
+
+absl::Status VirtualCluster::WriteLocal(const Type& type, const Local& local, const Bytes& bytes) const {
+  kernels::Tensor t = TensorOf(type, bytes);
+  if (!t.is_ragged()) {
+    for (size_t i = 0; i < local.data.size(); ++i)
+      kernels::StoreElement(type.dtype, t.data, static_cast<int64_t>(i), local.data[i]);
+    return absl::OkStatus();
+  }
+  std::copy(local.sizes.begin(), local.sizes.end(), t.sizes);
+  RETURN_IF_ERROR(t.PlaceRows());
+  const int64_t padded = static_cast<int64_t>(local.data.size()) / std::max<int64_t>(t.cells, 1);
+  int64_t at = 0;
+  for (int64_t c = 0; c < t.cells; ++c) {
+    for (int64_t i = 0; i < t.sizes[c] * t.row_elements; ++i) {
+      kernels::StoreElement(type.dtype, t.data, at++, local.data[c * padded + i]);
+    }
+  }
+  return absl::OkStatus();
+}
+
+Snapshot VirtualCluster::Read(const Type& type, const Placed& value, int64_t stage) const {
+  Snapshot s;
+  s.stage = stage;
+  s.type = Padded(type);
+  s.type.placement.partial.clear();
+  if (type.ragged >= 0) s.cells = CellsOf(type);
+  std::vector<std::vector<double>> own;
+  for (int64_t r = 0; r < ranks_; ++r) {
+    Local l = ReadLocal(type, *value[r]);
+    own.push_back(std::move(l.data));
+    if (type.ragged >= 0) s.sizes.push_back(std::move(l.sizes));
+  }
+  if (type.placement.partial.empty()) {
+    s.local = std::move(own);
+    return s;
+  }
+  AxisList axes;
+  for (const Partial& partial : type.placement.partial) axes.push_back(partial.axis);
+  const bool max = type.placement.partial[0].kind == Reduction::kMax;
+  for (int64_t r = 0; r < ranks_; ++r) {
+    std::vector<double> sum;
+    for (const int64_t q : mesh_.Group(RankOf(stage, r), axes)) {
+      const std::vector<double>& part = own[q - stage * ranks_];
+      if (sum.empty()) {
+        sum = part;
+        continue;
+      }
+      for (size_t i = 0; i < sum.size(); ++i) sum[i] = max ? std::max(sum[i], part[i]) : sum[i] + part[i];
+    }
+    s.local.push_back(std::move(sum));
+  }
+  return s;
+}
+
+absl::StatusOr<std::vector<Placed>> VirtualCluster::Run(const Node& n, absl::Span<const Placed> in,
+                                                        int64_t stage) {
+  std::vector<Placed> out;
+  const absl::Status status = [&]() -> absl::Status {
+    for (int i = 0; i < n.num_results(); ++i) {
+      RETURN_IF_ERROR(CheckDType(n.type(i), "its result"));
+      out.push_back(Allocate(n.type(i)));
+    }
+    return absl::StartsWith(n.op_name(), "comm.") ? Convert(n, in, stage, &out)
+                                                  : RunKernels(n, in, stage, &out);
+  }();
+  if (status.ok()) return out;
+  return Annotate(status,
+                  absl::StrCat("%", n.result_name(), " = ", n.op_name(), " in @", n.function()->name()));
+}
+
+absl::Status VirtualCluster::RunKernels(const Node& n, absl::Span<const Placed> in, int64_t stage,
+                                        std::vector<Placed>* out) {
+  ASSIGN_OR_RETURN(const kernels::Kernel* kernel, kernels::Kernels().Lookup(n, backend_));
+  for (int64_t r = 0; r < ranks_; ++r) {
+    ASSIGN_OR_RETURN(kernels::KernelContext c, runtime::LocalContext(n, mesh_, RankOf(stage, r)));
+    for (int i = 0; i < n.num_operands(); ++i) {
+      c.in.push_back(TensorOf(n.operand(i).type(), *in[i][r]));
+      if (c.in.back().is_ragged()) RETURN_IF_ERROR(c.in.back().PlaceRows());
+    }
+    for (int i = 0; i < n.num_results(); ++i) c.out.push_back(TensorOf(n.type(i), *(*out)[i][r]));
+    c.workspace_bytes = kernel->WorkspaceBytes(n, *c.rule, c.extent, c.in, c.out);
+    if (c.workspace_bytes > 0) {
+      if (workspace_ == nullptr || workspace_->size() < c.workspace_bytes) {
+        workspace_ = std::make_shared<Bytes>(c.workspace_bytes);
+      }
+      c.workspace = workspace_->data();
+    }
+    RETURN_IF_ERROR(kernel->Run(c));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace moe::testing

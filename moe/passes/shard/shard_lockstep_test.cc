@@ -10,7 +10,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "moe/base/status_matchers.h"
-#include "moe/testing/lockstep.h"
+#include "moe/testing/compare_functions.h"
 #include "moe/testing/sharded_model.h"
 
 namespace moe::passes {
@@ -23,7 +23,7 @@ void ExpectSame(const model::ModelConfig& config, const std::string& strategy, i
     const Function* placed = m->module().Find(f->name());
     ASSERT_NE(placed, nullptr);
     const absl::Status same =
-        testing::Lockstep({.seed = 3, .vocab = config.vocab_size()}).Compare(*f, *placed);
+        testing::CompareWithOneDevice(*f, *placed, {.seed = 3, .vocab = config.vocab_size()});
     EXPECT_TRUE(same.ok()) << "@" << f->name() << ": " << same.ToString();
   }
 }

@@ -1,4 +1,4 @@
-#include "moe/testing/lockstep.h"
+#include "moe/testing/compare_functions.h"
 
 #include <gtest/gtest.h>
 
@@ -8,18 +8,18 @@
 namespace moe::testing {
 namespace {
 
-TEST(Lockstep, NamesTheNodeThatDiffers) {
+TEST(CompareFunctions, NamesTheNodeThatDiffers) {
   ASSERT_OK_AND_ASSIGN(const auto m, CompileSharded(SmallMoe(), "tp=2 dp=2 ep=2 sp"));
   Function* placed = m->module().Find("chunk0");
   const Function& logical = *m->logical->Find("chunk0");
-  EXPECT_OK(Lockstep().Compare(logical, *placed));
+  EXPECT_OK(CompareWithOneDevice(logical, *placed));
   Node* scale = placed->NodesOf("math.scale")[0];
   scale->Set("by", 2 * scale->Float("by"));
-  ExpectError(Lockstep().Compare(logical, *placed), absl::StatusCode::kInternal, "%" + scale->result_name(),
+  ExpectError(CompareWithOneDevice(logical, *placed), absl::StatusCode::kInternal, "%" + scale->result_name(),
               "on rank", "on one device");
 }
 
-TEST(Lockstep, CatchesAReductionThatIsMissing) {
+TEST(CompareFunctions, CatchesAReductionThatIsMissing) {
   ASSERT_OK_AND_ASSIGN(const auto m, CompileSharded(SmallDense(), "tp=2 dp=2"));
   Function* placed = m->module().Find("chunk0");
   Node* reduce = nullptr;
@@ -28,7 +28,7 @@ TEST(Lockstep, CatchesAReductionThatIsMissing) {
   }
   ASSERT_NE(reduce, nullptr);
   placed->ReplaceAllUses(reduce->result(), reduce->operand(0));
-  ExpectError(Lockstep().Compare(*m->logical->Find("chunk0"), *placed), absl::StatusCode::kInternal,
+  ExpectError(CompareWithOneDevice(*m->logical->Find("chunk0"), *placed), absl::StatusCode::kInternal,
               "on rank");
 }
 
