@@ -2,7 +2,7 @@
 // and beside the calls of others, and the words in which all say what is wrong.
 //
 //   RETURN_IF_ERROR(CheckCall(call, ranks, me));
-//   for (int peer = 0; peer < size; ++peer) Send(peer, call.in, SendRange(call, me, peer, size));
+//   const Range part = SendRange(call, me, peer, size);     // of call.in, what goes to `peer`
 //
 // Plain functions; `ranks` are those of the group, and members are numbered by their position in it.
 #pragma once
