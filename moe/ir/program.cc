@@ -108,4 +108,14 @@ int Schedule::StageOf(FunctionRole role) const {
   return of_stage && within(role.index, table.size()) ? role.index : -1;
 }
 
+Program CloneProgram(const Program& program) {
+  Program clone;
+  clone.module = CloneModule(*program.module);
+  clone.schedule = program.schedule;
+  clone.memory = program.memory;
+  clone.notes = program.notes;
+  clone.inventory = program.inventory;
+  return clone;
+}
+
 }  // namespace moe

@@ -169,4 +169,6 @@ struct Program {
   std::vector<LogicalNode> inventory;  // from partition-stages on
 };
 
+Program CloneProgram(const Program& program);
+
 }  // namespace moe

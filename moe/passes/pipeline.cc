@@ -51,16 +51,6 @@ int64_t CountNodes(const Program& program) {
   return nodes;
 }
 
-Program CloneProgram(const Program& program) {
-  Program clone;
-  clone.module = CloneModule(*program.module);
-  clone.schedule = program.schedule;
-  clone.memory = program.memory;
-  clone.inventory = program.inventory;
-  clone.notes = program.notes;
-  return clone;
-}
-
 // The error with the pass's name in front, where the pass has not put it there.
 absl::Status ErrorOf(const absl::Status& status, const std::string& pass) {
   return absl::StartsWith(status.message(), absl::StrCat(pass, ": ")) ? status : Annotate(status, pass);

@@ -404,18 +404,12 @@ absl::StatusOr<Plan> LoadPlan(const std::string& path) {
 }
 
 Plan ClonePlan(const Plan& plan) {
-  Plan copy;
-  copy.program.module = CloneModule(*plan.program.module);
-  copy.program.schedule = plan.program.schedule;
-  copy.program.memory = plan.program.memory;
-  copy.program.notes = plan.program.notes;
-  copy.program.inventory = plan.program.inventory;
-  copy.strategy = plan.strategy;
-  copy.target = plan.target;
-  copy.model_text = plan.model_text;
-  copy.train_text = plan.train_text;
-  copy.pipeline = plan.pipeline;
-  return copy;
+  return {CloneProgram(plan.program),
+          plan.strategy,
+          plan.target,
+          plan.model_text,
+          plan.train_text,
+          plan.pipeline};
 }
 
 }  // namespace moe::plan

@@ -95,10 +95,8 @@ class Trace {
 };
 
 Program Promoted(const Program& program) {
-  Program p;
-  p.module = CloneModule(*program.module);
+  Program p = CloneProgram(program);
   PromoteToF64(p.module.get());
-  p.schedule = program.schedule;
   return p;
 }
 

@@ -151,10 +151,7 @@ TEST_P(ScheduleMeaningTest, ActionsComputeTheStep) {
   PipelineOptions options;
   options.validate = [&](const std::string& pass, const Program& before,
                          const Program& after) -> absl::Status {
-    if (pass == "schedule") {
-      unscheduled.module = CloneModule(*before.module);
-      unscheduled.schedule = before.schedule;
-    }
+    if (pass == "schedule") unscheduled = CloneProgram(before);
     if (pass != "plan-memory") return absl::OkStatus();
     ++compared;
     return validator.Compare("schedule", unscheduled, after);
