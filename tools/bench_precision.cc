@@ -168,10 +168,8 @@ absl::Status BenchTraining(const BenchOptions& options) {
       "compress_gather=f8",
       "compress_grad=bf16",
       "compress_grad=f8",
-      "compress_dispatch=f8 compress_combine=bf16 compress_gather=f8 "
-      "compress_grad=bf16",
-      "bf16 compress_dispatch=f8 compress_combine=f8 compress_gather=f8 "
-      "compress_grad=f8"};
+      "compress_dispatch=f8 compress_combine=bf16 compress_gather=f8 compress_grad=bf16",
+      "bf16 compress_dispatch=f8 compress_combine=f8 compress_gather=f8 compress_grad=f8"};
   BenchTable table("precision_training",
                    {"words", "loss, mean of steps 51-60", "difference to f32", "largest difference of a step",
                     "MB per rank and step", "CPU ms per step", "peak MiB"});

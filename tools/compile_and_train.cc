@@ -67,8 +67,7 @@ ABSL_FLAG(
     "bf16 and fp16, its maker's.");
 ABSL_FLAG(int, spawn, 0,
           "Run as so many processes on this machine, which share the ranks of the strategy evenly; 0: one "
-          "process, or "
-          "as torchrun, Slurm or Open MPI started it.");
+          "process, or as torchrun, Slurm or Open MPI started it.");
 ABSL_FLAG(std::string, rendezvous, "",
           "A shared folder, fresh for each run, where processes meet instead of at MASTER_ADDR:MASTER_PORT.");
 ABSL_FLAG(std::string, bind_address, "",

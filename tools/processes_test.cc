@@ -546,13 +546,12 @@ TEST_F(ProcessesTest, OverSeveralAddresses) {
   const auto start = [&](const std::string& name, const std::string& flags) {
     pids.clear();
     for (int r = 0; r < 4; ++r) {
-      pids.push_back(
-          Start(absl::StrCat(name, r),
-                Command(name, flags,
-                        absl::StrCat("env RANK=", r, " LOCAL_RANK=", r % 2,
-                                     " WORLD_SIZE=4 MASTER_ADDR=10.77.0.1 "
-                                     "MASTER_PORT=29517 SWITCHYARD_JOB_TOKEN=secret ip netns exec ",
-                                     hosts.Name(r / 2)))));
+      pids.push_back(Start(absl::StrCat(name, r),
+                           Command(name, flags,
+                                   absl::StrCat("env RANK=", r, " LOCAL_RANK=", r % 2,
+                                                " WORLD_SIZE=4 MASTER_ADDR=10.77.0.1 MASTER_PORT=29517 "
+                                                "SWITCHYARD_JOB_TOKEN=secret ip netns exec ",
+                                                hosts.Name(r / 2)))));
     }
   };
   start("hosts", flags);

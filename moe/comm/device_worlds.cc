@@ -47,9 +47,8 @@ absl::StatusOr<DevicePlacement> PlaceRanks(const DeviceWorldsOptions& o, int dev
       return absl::InvalidArgumentError(absl::StrCat(
           Count(local * o.local_processes, "rank"), " in ", o.local_processes,
           o.local_processes == 1 ? " process" : " processes", " on this machine, and ", Count(devices, "GPU"),
-          ": processes do not share one. Legal: at most as many "
-          "ranks on a machine as it has GPUs, or all ranks "
-          "in one process, where they share them"));
+          ": processes do not share one. Legal: at most as many ranks on a machine as it has GPUs, or all "
+          "ranks in one process, where they share them"));
     }
     if (sees_all) first = o.local_process * local;
   }

@@ -124,8 +124,7 @@ std::vector<std::string> ModelProblems(const ModelConfig& c) {
     }
     if (c.norm_topk_prob() && c.moe_router_topk() == 1) {
       add("norm_topk_prob with moe_router_topk = 1 makes every probability 1, so the router would learn "
-          "nothing from the "
-          "language; use top-k >= 2 or norm_topk_prob: false");
+          "nothing from the language; use top-k >= 2 or norm_topk_prob: false");
     }
     positive("moe_ffn_hidden_size", c.moe_ffn_hidden_size());
     if (c.shared_expert_ffn_hidden_size() < 0) {

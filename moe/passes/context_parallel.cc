@@ -268,12 +268,10 @@ absl::StatusOr<bool> ContextParallel(Program& program, const PassContext& contex
         absl::StrCat(kPass, ": cp = ", s.cp, " does not divide the sequence of ", length));
   }
   if (s.cp_order == "zigzag" && length % blocks != 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(kPass, ": cp_order = zigzag cuts the sequence into 2 cp = ", blocks,
-                     " blocks, which do not divide its ", length,
-                     " tokens; legal here: cp_order = contiguous or auto, or a sequence of a "
-                     "multiple of ",
-                     blocks));
+    return absl::InvalidArgumentError(absl::StrCat(
+        kPass, ": cp_order = zigzag cuts the sequence into 2 cp = ", blocks,
+        " blocks, which do not divide its ", length,
+        " tokens; legal here: cp_order = contiguous or auto, or a sequence of a multiple of ", blocks));
   }
   bool zigzag = s.cp_order == "zigzag";
   std::string why;

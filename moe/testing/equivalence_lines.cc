@@ -12,25 +12,21 @@ namespace {
 // Two layers (dense, MoE), hidden 32, 4 heads over 2 kv heads, vocabulary 64, 16 tokens.
 constexpr char kBase[] =
     "num_layers: 2 hidden_size: 32 num_attention_heads: 4 num_key_value_heads: 2 ffn_hidden_size: 48 "
-    "vocab_size: 64 "
-    "seq_length: 16 num_experts: 8 moe_router_topk: 2 moe_ffn_hidden_size: 16 first_dense_layers: 1 "
-    "norm_topk_prob: true aux_loss_coeff: 0.02 z_loss_coeff: 0.002 init_std: 0.1 ";
+    "vocab_size: 64 seq_length: 16 num_experts: 8 moe_router_topk: 2 moe_ffn_hidden_size: 16 "
+    "first_dense_layers: 1 norm_topk_prob: true aux_loss_coeff: 0.02 z_loss_coeff: 0.002 init_std: 0.1 ";
 constexpr char kCapacity[] = "capacity_factor: 1.25 routing_groups_per_sequence: 4 ";
 constexpr char kDropless[] = "aux_loss_scope: \"sequence\" ";
 constexpr char kEightHeads[] =
     "num_layers: 2 hidden_size: 32 num_attention_heads: 8 num_key_value_heads: 2 ffn_hidden_size: 48 "
-    "vocab_size: 64 "
-    "seq_length: 16 num_experts: 8 moe_router_topk: 2 moe_ffn_hidden_size: 16 first_dense_layers: 1 "
-    "aux_loss_coeff: 0.02 aux_loss_scope: \"global_batch\" z_loss_coeff: 0.002 init_std: 0.1 "
-    "capacity_factor: 1 "
-    "routing_groups_per_sequence: 8 shared_expert_ffn_hidden_size: 24 ";
+    "vocab_size: 64 seq_length: 16 num_experts: 8 moe_router_topk: 2 moe_ffn_hidden_size: 16 "
+    "first_dense_layers: 1 aux_loss_coeff: 0.02 aux_loss_scope: \"global_batch\" z_loss_coeff: 0.002 "
+    "init_std: 0.1 capacity_factor: 1 routing_groups_per_sequence: 8 shared_expert_ffn_hidden_size: 24 ";
 // Odd sizes: 3 layers, hidden 328, 7 experts, vocabulary 1009.
 constexpr char kOdd[] =
     "num_layers: 3 hidden_size: 328 num_attention_heads: 6 num_key_value_heads: 2 head_dim: 10 "
-    "ffn_hidden_size: 72 "
-    "vocab_size: 1009 seq_length: 12 num_experts: 7 moe_router_topk: 2 moe_ffn_hidden_size: 36 "
-    "moe_layer_freq: 2 "
-    "aux_loss_coeff: 0.02 z_loss_coeff: 0.002 init_std: 0.05 routing_groups_per_sequence: 2 ";
+    "ffn_hidden_size: 72 vocab_size: 1009 seq_length: 12 num_experts: 7 moe_router_topk: 2 "
+    "moe_ffn_hidden_size: 36 moe_layer_freq: 2 aux_loss_coeff: 0.02 z_loss_coeff: 0.002 init_std: 0.05 "
+    "routing_groups_per_sequence: 2 ";
 
 constexpr char kTopOne[] =
     "num_layers: 2 hidden_size: 32 num_attention_heads: 4 num_key_value_heads: 2 ffn_hidden_size: 48 "

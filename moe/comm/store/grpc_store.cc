@@ -191,8 +191,7 @@ absl::StatusOr<std::unique_ptr<StoreServer>> StoreServer::Start(const StoreServe
   if (s->running_->server == nullptr || s->port_ == 0) {
     return absl::UnavailableError(
         absl::StrCat("cannot listen at ", options.address,
-                     " for the rendezvous; is the port taken, or the address another "
-                     "host's?"));
+                     " for the rendezvous; is the port taken, or the address another host's?"));
   }
   return s;
 }

@@ -163,8 +163,7 @@ void RegisterCommOps(OpRegistry* r) {
           .Effects(kCollective));
   r->Add(OpDef("comm.done")
              .Doc("Waits for a future; what is there lies where the future was written. Reads the exchange's "
-                  "source, "
-                  "which therefore lives until now.")
+                  "source, which therefore lives until now.")
              .Operands({"future", "source"})
              .Results({"y"})
              .Infer([](const Node& n) {
@@ -179,8 +178,7 @@ void RegisterCommOps(OpRegistry* r) {
   // `reduction`: "sum" or "max".
   r->Add(OpDef("comm.stage_reduce")
              .Doc("Reduces a value over pipeline stages: ranks at the same place in the given stages; every "
-                  "one of them "
-                  "gets the result, and stages outside the list do not take part.")
+                  "one of them gets the result, and stages outside the list do not take part.")
              .Operands({"x"})
              .Results({"y"})
              .Attr("stages", AttrKind::kInts)

@@ -128,10 +128,8 @@ int MultiAdamWTensors(const Node& n) { return (n.num_operands() - kMultiAdamWSca
 void RegisterFusedOps(OpRegistry* r) {
   r->Add(OpDef("math.fused")
              .Doc("A chain of elementwise ops in one pass over memory. `program` is a list of instructions "
-                  "in SSA form, "
-                  "\"t0 = mul x0 x1\", \"t1 = scale t0 0.5\": x<i> is operand i, the last t the result. "
-                  "Operands have the "
-                  "dims of the first, or are scalars; also over ragged rows.")
+                  "in SSA form, \"t0 = mul x0 x1\", \"t1 = scale t0 0.5\": x<i> is operand i, the last t the "
+                  "result. Operands have the dims of the first, or are scalars; also over ragged rows.")
              .Operands({"x"})
              .Variadic()
              .Results({"y"})
@@ -174,9 +172,8 @@ void RegisterFusedOps(OpRegistry* r) {
              .FlopsPerElement(5));
   r->Add(OpDef("optim.multi_adamw")
              .Doc("optim.adamw of several tensors. Operands: the 5 scalars, then p, gradient, m, v of each "
-                  "tensor; results: "
-                  "p, m, v of each, then the new p rounded to `dtype` of the tensors that `copies` numbers. "
-                  "`weight_decay` has one number per tensor.")
+                  "tensor; results: p, m, v of each, then the new p rounded to `dtype` of the tensors that "
+                  "`copies` numbers. `weight_decay` has one number per tensor.")
              .Operands({"factor", "finite", "learning_rate", "bias1", "bias2"})
              .Repeated({"p", AnyFloatOperand("gradient"), "m", "v"})
              .Results({"p", "m", "v"})

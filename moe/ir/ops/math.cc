@@ -173,12 +173,10 @@ void RegisterMathOps(OpRegistry* r) {
              .NoGradient());
   r->Add(OpDef("math.einsum")
              .Doc("Sum of products over the factors that the result lacks; one to three operands. Over a "
-                  "ragged operand "
-                  "[e b c p h] this is the grouped matmul of the experts. `dtype` is that of the result, "
-                  "where it is "
-                  "wider than the operands'. multiply = \"f8e4m3\": a grouped matrix product of operands "
-                  "rounded to e4m3, "
-                  "each with an f32 scale per 128 values along the summed side of the local shard.")
+                  "ragged operand [e b c p h] this is the grouped matmul of the experts. `dtype` is that of "
+                  "the result, where it is wider than the operands'. multiply = \"f8e4m3\": a grouped matrix "
+                  "product of operands rounded to e4m3, each with an f32 scale per 128 values along the "
+                  "summed side of the local shard.")
              .Operands({"x"})
              .Variadic()
              .Results({"y"})
@@ -213,8 +211,7 @@ void RegisterMathOps(OpRegistry* r) {
              }));
   r->Add(OpDef("math.reshape")
              .Doc("Splits or merges dims: eq = \"b (c t) h -> b c t h\", extents = [\"c=8\"] or both "
-                  "factors. Row-major "
-                  "order does not change.")
+                  "factors. Row-major order does not change.")
              .Operands({"x"})
              .Results({"y"})
              .Attr("eq", AttrKind::kString)
@@ -244,8 +241,8 @@ void RegisterMathOps(OpRegistry* r) {
              }));
   r->Add(OpDef("math.rotate")
              .Doc("Moves equal blocks of a dim by one place: block i of the result is block i - 1 of x, "
-                  "block 0 the "
-                  "last. Where every rank holds one block, a step of a ring: `shard` makes it comm.rotate.")
+                  "block 0 the last. Where every rank holds one block, a step of a ring: `shard` makes it "
+                  "comm.rotate.")
              .Operands({"x"})
              .Results({"y"})
              .Attr("dim", AttrKind::kInt)

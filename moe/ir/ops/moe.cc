@@ -57,8 +57,7 @@ absl::Status VerifyExpertParts(const Node& n, int parts) {
 void RegisterMoeOps(OpRegistry* r) {
   r->Add(OpDef("moe.top_k")
              .Doc("The k largest probabilities and their experts, ties to the lower index, in falling order. "
-                  "Tokens with "
-                  "mask 0 are not routed: probability 0, expert -1.")
+                  "Tokens with mask 0 are not routed: probability 0, expert -1.")
              .Operands({"probability", "mask"})
              .Results({"top", "expert"})
              .Attr("k", AttrKind::kInt)
@@ -103,8 +102,7 @@ void RegisterMoeOps(OpRegistry* r) {
              .FlopsPerElement(6));
   r->Add(OpDef("moe.slots")
              .Doc("Slot of each choice within its group and expert, in order of token, then k. Capacity "
-                  "lives only here: "
-                  "with dropless = false a slot >= capacity is -1 (dropped).")
+                  "lives only here: with dropless = false a slot >= capacity is -1 (dropped).")
              .Operands({IndexOperand("expert")})
              .Results({"slot"})
              .Attr("experts", AttrKind::kInt)
@@ -116,10 +114,9 @@ void RegisterMoeOps(OpRegistry* r) {
              .Effects(kDecision));
   r->Add(OpDef("moe.choose_replicas")
              .Doc("The expert slot of each choice by the map expert slot -> expert (-1: empty), and its slot "
-                  "there. "
-                  "Of n replicas, the token with global index i takes number i mod n. Slots are counted "
-                  "again, in order "
-                  "of token, then k; what has none, or an expert without expert slots, keeps none.")
+                  "there. Of n replicas, the token with global index i takes number i mod n. Slots are "
+                  "counted again, in order of token, then k; what has none, or an expert without expert "
+                  "slots, keeps none.")
              .Operands({IndexOperand("expert"), IndexOperand("slot"), IndexOperand("expert_map")})
              .Results({"expert_slot", "slot"})
              .Rule("b c t! k!, b c t! k!, w! -> b c t! k!, b c t! k!")
@@ -128,8 +125,7 @@ void RegisterMoeOps(OpRegistry* r) {
              .Effects(kDecision));
   r->Add(OpDef("moe.sum_replicas")
              .Doc("The sum of the rows of x, by expert slots, that are replicas of each expert; by experts. "
-                  "Empty "
-                  "slots are left out.")
+                  "Empty slots are left out.")
              .Operands({"x", IndexOperand("expert_map")})
              .Results({"y"})
              .Attr("experts", AttrKind::kInt)
@@ -177,8 +173,7 @@ void RegisterMoeOps(OpRegistry* r) {
   r->Add(
       OpDef("moe.split_experts")
           .Doc("Cuts dim 0, experts in `ways` blocks, in parts: part k has the k-th of `chunks` equal runs "
-               "of each "
-               "block. Also of ragged values.")
+               "of each block. Also of ragged values.")
           .Operands({"x"})
           .Results({"part"})
           .VariadicResults()
@@ -205,8 +200,7 @@ void RegisterMoeOps(OpRegistry* r) {
              .NoGradient());
   r->Add(OpDef("moe.dispatch")
              .Doc("Copies tokens to their slots; empty slots are zero. `slots` is the capacity, or with "
-                  "dropless the "
-                  "expected extent of the ragged slot dim.")
+                  "dropless the expected extent of the ragged slot dim.")
              .Operands({"x", IndexOperand("expert"), IndexOperand("slot")})
              .Results({"d"})
              .Attr("experts", AttrKind::kInt)

@@ -47,8 +47,7 @@ absl::Status KnownLibrary(const Node& n) {
 void RegisterNnOps(OpRegistry* r) {
   r->Add(OpDef("nn.embed")
              .Doc("Rows of a table. An id outside the local part of the vocabulary gives zeros, so a sharded "
-                  "vocabulary "
-                  "gives a partial.")
+                  "vocabulary gives a partial.")
              .Operands({IndexOperand("ids"), "table"})
              .Results({"x"})
              .ResultDTypes({SameAs(1)})
@@ -110,8 +109,7 @@ void RegisterNnOps(OpRegistry* r) {
              .FlopsPerElement(5));
   r->Add(OpDef("nn.rope")
              .Doc("Rotary positions on [b s n d] (Su et al. 2021): element i < d/2 pairs with i + d/2, by "
-                  "the angle "
-                  "position / theta^(2 i / d); `inverse` turns back.")
+                  "the angle position / theta^(2 i / d); `inverse` turns back.")
              .Operands({"x", IndexOperand("positions")})
              .Results({"y"})
              .Attr("theta", AttrKind::kFloat)
@@ -129,15 +127,12 @@ void RegisterNnOps(OpRegistry* r) {
   r->Add(
       OpDef("nn.attention")
           .Doc(
-              "Causal attention with grouped queries: softmax(q k^T / sqrt(d)) v over keys whose "
-              "position is not "
-              "after the query's. Also gives the log-sum-exp of the scaled scores, for the backward. "
-              "Blockwise: no "
-              "[s, t] matrix is ever held (Dao 2023). A query that sees no key has output 0 and a "
-              "log-sum-exp of "
-              "-1e30. With blocks = r, queries see the keys of their own of r blocks of the sequence. With a "
-              "library, by its kernel where there is one: positions are those of the batch, which ascend, so "
-              "that the mask is by index.")
+              "Causal attention with grouped queries: softmax(q k^T / sqrt(d)) v over keys whose position is "
+              "not after the query's. Also gives the log-sum-exp of the scaled scores, for the backward. "
+              "Blockwise: no [s, t] matrix is ever held (Dao 2023). A query that sees no key has output 0 "
+              "and a log-sum-exp of -1e30. With blocks = r, queries see the keys of their own of r blocks of "
+              "the sequence. With a library, by its kernel where there is one: positions are those of the "
+              "batch, which ascend, so that the mask is by index.")
           .Operands({"q", "k", "v", IndexOperand("q_positions"), IndexOperand("k_positions")})
           .Results({"o", "lse"})
           .Attr("blocks", AttrKind::kInt, false)
@@ -180,8 +175,7 @@ void RegisterNnOps(OpRegistry* r) {
              }));
   r->Add(OpDef("nn.attention_merge")
              .Doc("Attention over two disjoint sets of keys from that over each: outputs weighted by the "
-                  "exponentials of "
-                  "their log-sum-exps (Liu et al. 2023, Ring Attention).")
+                  "exponentials of their log-sum-exps (Liu et al. 2023, Ring Attention).")
              .Operands({"o", "lse", "o2", "lse2"})
              .Results({"merged", "merged_lse"})
              .Rule("b s n d!, b s n, b s n d!, b s n -> b s n d!, b s n")
@@ -251,10 +245,8 @@ void RegisterNnOps(OpRegistry* r) {
              .FlopsPerElement(3));
   r->Add(OpDef("nn.head_stats")
              .Doc("Head and cross-entropy without whole logits: with logits = x weight^T, per vocabulary "
-                  "block u the row "
-                  "maximum and the sum of exp(logit - maximum), and the label's logit. Ids >= vocab are "
-                  "padding and have "
-                  "no logit. A label outside the local part contributes zero.")
+                  "block u the row maximum and the sum of exp(logit - maximum), and the label's logit. Ids "
+                  ">= vocab are padding and have no logit. A label outside the local part contributes zero.")
              .Operands({"x", "weight", IndexOperand("labels")})
              .Results({"max", "sum", "label_logit"})
              .Attr("blocks", AttrKind::kInt)
@@ -280,8 +272,7 @@ void RegisterNnOps(OpRegistry* r) {
              }));
   r->Add(OpDef("nn.head_stats_grad")
              .Doc("dlogit = dsum exp(logit - max) + dlabel_logit [v = label]; dx = dlogit weight, dweight = "
-                  "dlogit^T x. "
-                  "Logits are computed again, one block at a time.")
+                  "dlogit^T x. Logits are computed again, one block at a time.")
              .Operands({"x", "weight", IndexOperand("labels"), WideOperand("max"), WideOperand("dsum"),
                         WideOperand("dlabel_logit")})
              .Results({"dx", "dweight"})

@@ -15,8 +15,7 @@ void RegisterOptimOps(OpRegistry* r) {
              .Effects(kStateful));
   r->Add(OpDef("optim.clip")
              .Doc("From the squared global norm: the norm, the factor min(1, max_norm / (norm + 1e-6)) for "
-                  "the gradients "
-                  "(1 if max_norm is 0), and whether the norm is finite (1 or 0).")
+                  "the gradients (1 if max_norm is 0), and whether the norm is finite (1 or 0).")
              .Operands({"norm_squared"})
              .Results({"norm", "factor", "finite"})
              .Attr("max_norm", AttrKind::kFloat)
@@ -24,11 +23,9 @@ void RegisterOptimOps(OpRegistry* r) {
              .NoGradient());
   r->Add(OpDef("optim.adamw")
              .Doc("AdamW with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2): g = factor "
-                  "gradient; "
-                  "m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2; "
-                  "p = p - lr (m / bias1 / (sqrt(v / bias2) + eps) + weight_decay p), bias_i = 1 - beta_i^t. "
-                  "With "
-                  "finite = 0 everything stays as it is.")
+                  "gradient; m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2; p = p - lr (m / "
+                  "bias1 / (sqrt(v / bias2) + eps) + weight_decay p), bias_i = 1 - beta_i^t. With finite = 0 "
+                  "everything stays as it is.")
              .Operands({"p", AnyFloatOperand("gradient"), "m", "v", "factor", "finite", "learning_rate",
                         "bias1", "bias2"})
              .Results({"p", "m", "v"})

@@ -418,8 +418,7 @@ class FunctionChecker {
       for (const Value& v : n->operands()) {
         if (!v.node->Is("arg") && !Before(v.node, n)) {
           return Bad(n->result_name(), absl::StrCat("may run before %", v.name(),
-                                                    " is there: it is on another queue and "
-                                                    "does not wait"));
+                                                    " is there: it is on another queue and does not wait"));
         }
       }
     }

@@ -41,8 +41,7 @@ class Chooser {
     if (budget == 0 && context_.memory_limit == 0) {
       return absl::InvalidArgumentError(
           "checkpoint auto wants to know what must fit: checkpoint_budget= (bytes of a rank for what the "
-          "backward "
-          "keeps) or memory_limit= (bytes of a rank in all)");
+          "backward keeps) or memory_limit= (bytes of a rank in all)");
     }
     const std::vector<Function*> chunks = ChunkFunctions(*program_.module);
     in_flight_ = MicrobatchesInFlight(program_.schedule);

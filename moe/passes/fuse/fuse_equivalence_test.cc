@@ -14,10 +14,9 @@ namespace {
 
 constexpr char kModel[] =
     "num_layers: 2 hidden_size: 32 num_attention_heads: 4 num_key_value_heads: 2 ffn_hidden_size: 48 "
-    "vocab_size: 64 "
-    "seq_length: 16 num_experts: 8 moe_router_topk: 2 moe_ffn_hidden_size: 16 first_dense_layers: 1 "
-    "norm_topk_prob: true "
-    "aux_loss_coeff: 0.02 z_loss_coeff: 0.002 init_std: 0.1 shared_expert_ffn_hidden_size: 24 ";
+    "vocab_size: 64 seq_length: 16 num_experts: 8 moe_router_topk: 2 moe_ffn_hidden_size: 16 "
+    "first_dense_layers: 1 norm_topk_prob: true aux_loss_coeff: 0.02 z_loss_coeff: 0.002 init_std: 0.1 "
+    "shared_expert_ffn_hidden_size: 24 ";
 
 // The default pipeline with `fuse` where it belongs, before the phases are split.
 std::string WithFuse() {

@@ -54,9 +54,9 @@ std::string ShowDuration(double seconds) {
 std::string ProgressLine(const StepMetrics& m, absl::Time now, absl::TimeZone zone) {
   std::string line = absl::StrFormat(
       " [%s] iteration %8d/%8d | consumed samples: %12d | elapsed time per iteration (ms): %.1f |"
-      " throughput per GPU (TFLOP/s/GPU): %.4g | learning rate: %.6E | global batch size: %5d | lm loss: "
-      "%.6E |%s"
-      " grad norm: %.3f | number of skipped iterations: %3d | number of nan iterations: %3d |",
+      " throughput per GPU (TFLOP/s/GPU): %.4g | learning rate: %.6E | global batch size: %5d |"
+      " lm loss: %.6E |%s grad norm: %.3f | number of skipped iterations: %3d |"
+      " number of nan iterations: %3d |",
       absl::FormatTime("%Y-%m-%d %H:%M:%S", now, zone), m.iteration, m.train_iters, m.consumed_samples,
       m.milliseconds, m.tflops_per_device, m.learning_rate, m.global_batch_size, m.lm_loss,
       m.loss_scale > 0 ? absl::StrFormat(" loss scale: %.1f |", m.loss_scale) : "", m.grad_norm,

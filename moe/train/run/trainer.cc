@@ -113,8 +113,8 @@ absl::Status Trainer::Resume(const std::string& path) {
     return absl::FailedPreconditionError(
         absl::StrCat("checkpoint ", dir, " was trained on another text or split (", saved.data_fingerprint,
                      ", here ", meta_.data_fingerprint,
-                     "); resume with the same --data_path and "
-                     "--held_out_fraction, or evaluate with --eval_only"));
+                     "); resume with the same --data_path and --held_out_fraction, or evaluate with "
+                     "--eval_only"));
   }
   if (saved.seed != meta_.seed) {
     return absl::FailedPreconditionError(absl::StrCat("checkpoint ", dir, " was trained with seed ",
@@ -276,8 +276,8 @@ absl::StatusOr<TrainResult> Trainer::Train() {
     if (meta_.consecutive_skips >= t.max_consecutive_skips()) {
       return absl::FailedPreconditionError(absl::StrFormat(
           "step %d: loss or gradient was not finite in %d steps in a row (lm loss %g, grad norm %g); their "
-          "updates "
-          "were skipped. Try a lower --lr, a longer --lr_warmup_iters, or resume from an earlier checkpoint",
+          "updates were skipped. Try a lower --lr, a longer --lr_warmup_iters, or resume from an earlier "
+          "checkpoint",
           m.iteration, meta_.consecutive_skips, m.lm_loss, m.grad_norm));
     }
     if (t.eval_interval() > 0 && m.iteration % t.eval_interval() == 0 && !last) {
