@@ -35,8 +35,8 @@ std::pair<int64_t, int64_t> CallExtents(const Call& call, int me, int size);
 struct Range {
   int64_t begin = 0, count = 0;
 };
-// What of `in` goes from member `me` to member `peer`, in a checked call that is no message. Of an all_reduce,
-// each member reduces a segment: whole cache lines, so that neighbours do not share one.
+// What of `in` goes from member `me` to member `peer`, in a checked call that is no message. Of an
+// all_reduce, each member reduces a segment: whole cache lines, so that neighbours do not share one.
 Range SendRange(const Call& call, int me, int peer, int size);
 // Where in `out` it goes; of a reduction, where the block goes that member `me` reduces.
 Range ReceiveRange(const Call& call, int me, int peer, int size);

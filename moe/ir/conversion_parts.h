@@ -1,7 +1,7 @@
 // Parts of a conversion node: which value becomes which, by which steps. A comm.all_gather and its like have
 // one part, comm.bucket and comm.start one per operand. Where the types of operand and result tell the step
-// (StepBetween), the node does not repeat it; others say their steps in the attribute `steps`, those of several
-// parts in `parts`.
+// (StepBetween), the node does not repeat it; others say their steps in the attribute `steps`, those of
+// several parts in `parts`.
 //
 //   %r = comm.all_reduce(%x) {axes = [dp]} : f32[8]                              // %x: f32[8] partial(dp)
 //   %g = comm.all_gather(%y) {axes = [b, a], steps = "all_gather b:0>-; all_gather a:0>-"} : f32[8]
@@ -28,7 +28,7 @@ struct ConversionPart {
   std::vector<ConversionStep> steps;
 };
 
-// True for the nodes that ConversionParts reads: conversions that are lowered to steps (all but comm.convert).
+// Whether ConversionParts reads the node: a conversion that is lowered to steps (any but comm.convert).
 bool HasConversionParts(const Node& n);
 // True for those among them that convert one value: neither a bucket nor the start of an exchange.
 bool ConvertsOne(const Node& n);
@@ -36,7 +36,8 @@ bool ConvertsOne(const Node& n);
 // another kind than the op; not as many parts as operands; a part that moves other axes than the node.
 absl::StatusOr<std::vector<ConversionPart>> ConversionParts(const Node& n, const Mesh& mesh);
 
-// The attributes of a node that converts one value by `steps`: axes, and the steps unless the types tell them.
+// The attributes of a node that converts one value by `steps`: axes, and the steps where types do not tell
+// them.
 Attributes ConversionAttributes(const Placement& from, const Placement& to,
                                 const std::vector<ConversionStep>& steps, const Mesh& mesh);
 // The attributes of a comm.start that begins what `n` does.

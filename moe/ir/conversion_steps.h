@@ -59,8 +59,8 @@ struct ConversionStep {
 // The value of the attribute `steps`, axes by name.
 std::string PrintSteps(const std::vector<ConversionStep>& steps, const Mesh& mesh);
 // The one step that leads from one placement to another by moving `axes`, the first of them the major one.
-// Error (InvalidArgument): an axis does not move, or the moves are not all of one kind, so that the placements
-// do not tell how they follow each other.
+// Error (InvalidArgument): an axis does not move, or the moves are not all of one kind, so that the
+// placements do not tell how they follow each other.
 absl::StatusOr<ConversionStep> StepBetween(const Placement& from, const Placement& to, const AxisList& axes,
                                            const Mesh& mesh);
 // The type of a value after a step that moves `axes`; those of a slice, a reduce_scatter and an all_to_all go

@@ -162,8 +162,8 @@ enum class FunctionKind : uint8_t {
 };
 
 // The role of a function. A role has one text, which is the name of its function: @step, @chunk2, @forward0,
-// @update, @update1. So the text form and the Plan show roles by names alone, and nothing but this struct reads
-// names.
+// @update, @update1. So the text form and the Plan show roles by names alone, and nothing but this struct
+// reads names.
 struct FunctionRole {
   FunctionRole() = default;
   FunctionRole(FunctionKind kind, int index = -1) : kind(kind), index(index) {}
@@ -212,8 +212,8 @@ class Function {
   Node* Insert(Node* before, const OpDef* op, std::vector<Value> operands, std::vector<Type> types,
                Attributes attributes, std::vector<std::string> names = {});
   void MoveBefore(Node* node, Node* before);  // `before` null: to the end
-  // The node must have no uses. If it has any, that is an error of the pass that erases it, which the verifier
-  // reports, naming every user; until then the node is out of the body and its values stay readable.
+  // The node must have no uses. If it has any, that is an error of the pass that erases it, which the
+  // verifier reports, naming every user; until then the node is out of the body and its values stay readable.
   void Erase(Node* node);
   void ReplaceAllUses(Value from, Value to);  // also in the return
   // Unique name made from `hint`.

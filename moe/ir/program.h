@@ -2,11 +2,12 @@
 //
 // Life of a program, in functions by their roles (FunctionRole). The front end gives one function @step (one
 // microbatch, forward) and the parameters. `autodiff` appends the backward phase to it and adds @update and
-// @report. `partition-stages` cuts @step into @chunk0..@chunkN-1, each with a forward and a backward phase, and
-// @update / @report into one per stage (@update0, ...). `shard` and `insert-collectives` place them. `checkpoint`
-// and `fuse` rewrite them. `split-phases` cuts each chunk into @forward<c> and @backward<c>, whose residuals are
-// explicit; where the schedule asks for it, `split-backward` cuts @backward<c> into @input_grad<c> and
-// @weight_grad<c>. `schedule` resolves the actions of every stage, `plan-memory` their storage.
+// @report. `partition-stages` cuts @step into @chunk0..@chunkN-1, each with a forward and a backward phase,
+// and @update / @report into one per stage (@update0, ...). `shard` and `insert-collectives` place them.
+// `checkpoint` and `fuse` rewrite them. `split-phases` cuts each chunk into @forward<c> and @backward<c>,
+// whose residuals are explicit; where the schedule asks for it, `split-backward` cuts @backward<c> into
+// @input_grad<c> and @weight_grad<c>. `schedule` resolves the actions of every stage, `plan-memory` their
+// storage.
 #pragma once
 
 #include <algorithm>
@@ -80,8 +81,8 @@ struct Schedule {
 };
 
 // Where a value lives. A rank's arena has a region for each space, in the order kState, kInput, kResidual,
-// kBoundary, kFuture, kFrame; kSpill follows on a page of its own, and kWeightResidual has no region of its own
-// but lies in that of kResidual.
+// kBoundary, kFuture, kFrame; kSpill follows on a page of its own, and kWeightResidual has no region of its
+// own but lies in that of kResidual.
 enum class Space : uint8_t {
   kState,           // parameters, moments, gradients, accumulators: for the whole run
   kInput,           // batch and scalars of one microbatch / step

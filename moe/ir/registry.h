@@ -13,8 +13,8 @@
 //
 // The order is that of OpPart; a test holds every block to it. Type inference follows from the rule: result
 // extents are those of the factors, which come from the operands, or for factors in results only from the
-// attribute named by FactorFrom("e", "experts"); result dtypes come from ResultDTypes. Registration is explicit
-// (the functions of ops/ops.h); a registry is read-only afterwards and may be shared by threads.
+// attribute named by FactorFrom("e", "experts"); result dtypes come from ResultDTypes. Registration is
+// explicit (the functions of ops/ops.h); a registry is read-only afterwards and may be shared by threads.
 #pragma once
 
 #include <cstdint>
@@ -239,8 +239,8 @@ struct OpDef {
     ragged_factor = std::move(factor);
     return Declare(OpPart::kShardingRule);
   }
-  // The factor is sharded whole or not at all. Sharded, the node is not a kernel's work but an exchange, which
-  // `shard` makes of it.
+  // The factor is sharded whole or not at all. Sharded, the node is not a kernel's work but an exchange,
+  // which `shard` makes of it.
   OpDef& Exchanges(std::string factor) {
     exchanged_factor = std::move(factor);
     return Declare(OpPart::kShardingRule);

@@ -7,17 +7,18 @@
 //   reset    accumulators: "step" (zeroed before the first microbatch of a step)
 //   combine  accumulators: "sum" | "max"
 //
-// Parameters also carry: role (emb head norm q kv o up down router eup edown), class ("dense" | "expert"), init
-// ("normal" | "ones" | "zeros"), std (of init), decay (whether AdamW's weight decay applies).
+// Parameters also carry: role (emb head norm q kv o up down router eup edown), class ("dense" | "expert"),
+// init ("normal" | "ones" | "zeros"), std (of init), decay (whether AdamW's weight decay applies).
 //
 //   expert_map    the state is stored by expert slots, by the table of that name
 //   logical_rows  the rows behind are padding (stored_rows.h)
 //
-// A table, expert slot -> expert, has: experts, slots (its initial contents), replicas (whether the update adds up
-// gradients of replicas).
+// A table, expert slot -> expert, has: experts, slots (its initial contents), replicas (whether the update
+// adds up gradients of replicas).
 //
-// A working_copy is the parameter rounded to a narrower dtype, for the step to read. The update writes it, and
-// whoever sets the parameter from outside also sets the copy (LogicalSession does). It is in no checkpoint.
+// A working_copy is the parameter rounded to a narrower dtype, for the step to read. The update writes it,
+// and whoever sets the parameter from outside also sets the copy (LogicalSession does). It is in no
+// checkpoint.
 #pragma once
 
 #include <string>

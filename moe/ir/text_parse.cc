@@ -48,7 +48,8 @@ class Parser {
   absl::StatusOr<Attributes> ParseAttributes(const OpDef* op);
   absl::StatusOr<Attribute> ParseAttribute(const AttrDef* def);
   absl::StatusOr<Attribute> ParseList(const AttrDef* def);
-  // Attributes with a binding among them: {kind = "state", name = "wq"}. What else there is stays in `attributes`.
+  // Attributes with a binding among them: {kind = "state", name = "wq"}. What else there is stays in
+  // `attributes`.
   absl::StatusOr<Binding> ParseBinding(Attributes* attributes);
   absl::Status ParseOrigin(Node* node);
 

@@ -44,8 +44,8 @@ struct Tensor {
   int64_t row_elements = 0;   // elements of one row
   int64_t capacity_rows = 0;  // rows that fit at arena_rows
   void* arena_rows = nullptr;
-  void* spill_rows =
-      nullptr;  // used when the rows do not fit in the arena; may be null when capacity is the worst case
+  // Used when the rows do not fit in the arena; may be null when capacity is the worst case.
+  void* spill_rows = nullptr;
 
   template <typename T>
   T* As() const {

@@ -4,8 +4,9 @@
 //   RETURN_IF_ERROR(SavePlan(plan, run_folder));            // plan.pb and, to read, plan.txt
 //   ASSIGN_OR_RETURN(Plan same, LoadPlan(run_folder));      // a folder with plan.pb, or a file
 //
-// Loading trusts nothing: the module is verified and the whole plan certified again (moe/passes/certify/certify.h),
-// so whoever executes a loaded plan may index by what it says. Plain data; one thread at a time.
+// Loading trusts nothing: the module is verified and the whole plan certified again
+// (moe/passes/certify/certify.h), so whoever executes a loaded plan may index by what it says. Plain data;
+// one thread at a time.
 #pragma once
 
 #include <string>
@@ -35,7 +36,7 @@ struct Plan {
 };
 
 PlanProto PlanToProto(const Plan& plan);
-// Errors: FailedPrecondition for another version, by number; InvalidArgument for anything malformed, by field.
+// Errors: FailedPrecondition naming another version; InvalidArgument naming a malformed field.
 absl::StatusOr<Plan> PlanFromProto(const PlanProto& proto);
 
 std::string SerializePlan(const Plan& plan);  // deterministic: equal plans give equal bytes

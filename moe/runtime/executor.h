@@ -40,11 +40,11 @@ class Executor;
 struct ExecutorOptions {
   kernels::Backend backend = kernels::Backend::kCpu;
   int compute_threads = 0;  // ranks that compute at once; 0: the number of cores
-  absl::Duration timeout =
-      absl::Seconds(60);  // a rank that waits longer for its peers ends the run with an error
-  bool poison = false;    // tests: frames hold NaN before every action
-  bool graphs = true;     // record and launch what is the same in every step, on devices that can
-  bool tf32 = false;      // dense products of f32 may round their operands to TF32, on devices that can
+  // A rank that waits longer for its peers ends the run with an error.
+  absl::Duration timeout = absl::Seconds(60);
+  bool poison = false;  // tests: frames hold NaN before every action
+  bool graphs = true;   // record and launch what is the same in every step, on devices that can
+  bool tf32 = false;    // dense products of f32 may round their operands to TF32, on devices that can
   // The ranks of this process, of those of the mesh: their devices and how they meet. Outlives the executor.
   // Null: those of `memory_of`, or else all ranks, opened by the executor.
   const comm::DeviceWorlds* worlds = nullptr;

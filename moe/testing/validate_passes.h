@@ -16,9 +16,9 @@
 // what differs then is wrong and not rounded, and no routing decision flips.
 //
 //   - autodiff: gradients are held against differences of the losses, parameter by parameter.
-//   - a pass that leaves a complete plan (plan-memory): the executor runs it, with its own schedule, queues and
-//     arena. In the plan's own dtypes and wire formats it must give what the lockstep run of them gives, and
-//     with the decisions of the run in f64 its losses must be near that one's.
+//   - a pass that leaves a complete plan (plan-memory): the executor runs it, with its own schedule, queues
+//     and arena. In the plan's own dtypes and wire formats it must give what the lockstep run of them gives,
+//     and with the decisions of the run in f64 its losses must be near that one's.
 //
 // Costs two steps of the whole cluster per pass, so it is for small batches. The validator keeps the last
 // program's results, and outlives the hook. One thread at a time.

@@ -7,8 +7,8 @@
 
 // Conversions between placements. Operand and result type together say what moves over `axes`, the first of
 // them the major one. `dim` says where a shard goes (or comes from) while the result type is not known yet;
-// `steps`, or for several parts `parts`, how to get there where the types do not tell it (conversion_parts.h);
-// `wire` is the format in which values travel (wire_format.h).
+// `steps`, or for several parts `parts`, how to get there where the types do not tell it
+// (conversion_parts.h); `wire` is the format in which values travel (wire_format.h).
 //
 // A conversion that other work shall hide stands in two halves. comm.start is the exchange, on the
 // communication queue; what it gives is a future. comm.done, on the compute queue, is where the value is

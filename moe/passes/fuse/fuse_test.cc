@@ -156,8 +156,8 @@ constexpr char kUpdate[] = R"(
     })";
 
 // Tensors of different placement share a node; the gather of an updated one moves behind it.
-// Not run here: of second moments drawn at random half are negative, and the root of those is not a number. The
-// models of fuse_equivalence_test run it.
+// Not run here: of second moments drawn at random half are negative, and the root of those is not a number.
+// The models of fuse_equivalence_test run it.
 TEST_F(FuseTest, AdamWOfManyTensors) {
   runs_ = false;
   ExpectRewrite(Fuse, kUpdate);

@@ -22,7 +22,8 @@
 namespace moe::passes {
 namespace {
 
-// One stage and two ranks; every value is 64 bytes of a rank, but for %w and what is of its size, which are 128.
+// One stage and two ranks. Every value takes 64 bytes of a rank, except %w and values of its size, which take
+// 128.
 constexpr char kModule[] = R"(
 module @m mesh<dp=2>
 state @w : f32[32] {kind = "parameter"}
@@ -68,8 +69,8 @@ class PlanMemoryTest : public ::testing::Test {
   Program program_;
 };
 
-// %a lives to the end. %b and %c alternate with it in what is left, since a node does not overwrite its operand;
-// %d takes the place of %b. The residual lies in its set.
+// %a lives to the end. %b and %c alternate with it in what is left, since a node does not overwrite its
+// operand; %d takes the place of %b. The residual lies in its set.
 TEST_F(PlanMemoryTest, AFrameHoldsWhatIsLive) {
   ASSERT_OK(Plan(kModule));
   EXPECT_EQ(Places("forward0"),

@@ -50,7 +50,8 @@ TEST_F(SplitExpertsTest, PartsDivideTheExpertsOfARank) {
                   {"moe_chunks = 3 does not divide the 2 experts of a rank", "legal here: 1, 2"}, Parts(3));
 }
 
-// What reads a whole value between the exchanges, here a product for which experts are no batch, gets the join.
+// A node that reads a whole value between the exchanges, here a product for which experts are not a batch,
+// gets the join.
 TEST_F(SplitExpertsTest, OthersReadWholeValues) {
   ExpectRewrite(SplitExperts, R"(
     module @m mesh<ep=2>

@@ -25,8 +25,8 @@
 //
 // For f16 the backward begins by multiplying the losses by the scalar "loss_scale". @update divides by it
 // ("inv_loss_scale"): the squared norm before clipping, and the gradients through the factor of optim.clip. A
-// non-finite gradient skips the step, and the host then halves the scale (moe/train/run/loss_scale.h). bf16 has
-// the range of f32 and needs no scale.
+// non-finite gradient skips the step, and the host then halves the scale (moe/train/run/loss_scale.h). bf16
+// has the range of f32 and needs no scale.
 #pragma once
 
 #include "absl/status/statusor.h"

@@ -4,8 +4,8 @@
 // A value that crosses stages becomes a send right after its producer and a recv just before its consumer.
 // What actions mean at run time, and what `certify` assumes:
 //
-//  - Each stage runs its actions in order on its compute queue. It only hands a send over: the send waits in a
-//    queue of its own, first in, first out, one per (stage, peer stage, direction). Values that go forward
+//  - Each stage runs its actions in order on its compute queue. It only hands a send over: the send waits in
+//    a queue of its own, first in, first out, one per (stage, peer stage, direction). Values that go forward
 //    ("act") and gradients that go back ("grad") have separate queues. A recv blocks the compute queue until
 //    the matching send arrives.
 //  - Nothing is buffered: a send at the head of its queue completes together with the recv that takes it.

@@ -81,8 +81,8 @@ class ScheduleTest : public ::testing::Test {
   Program program_;
 };
 
-// 1F1B. The second activation leaves stage 0 while the first is still on its way, so it has a slot of its own;
-// stage 1 keeps one microbatch at a time.
+// 1F1B. The second activation leaves stage 0 while the first is still on its way, so it has a slot of its
+// own; stage 1 keeps one microbatch at a time.
 TEST_F(ScheduleTest, CellsBecomeActionsWithTransfersAndSlots) {
   ASSERT_OK(Resolve(kPhases));
   EXPECT_EQ(Actions(program_, "train_step", 0),

@@ -49,8 +49,8 @@ class Seeds {
   // partial sum across them until the step ends.
   bool KeepsCopies(const State& parameter) const;
 
-  // Where the sum of the replicas' gradients is made, given where the gradients by expert slots are: the axes of
-  // the slots on another dim that they divide, so that rows are exchanged and not summed between ranks.
+  // Where the sum of the replicas' gradients is made, given where the gradients by expert slots are: the axes
+  // of the slots on another dim that they divide, so that rows are exchanged and not summed between ranks.
   Placement ReplicaSum(Placement gradient, const Type& type) const;
 
   Placement ResidualStream(const Type& type) const;

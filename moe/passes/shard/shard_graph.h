@@ -54,8 +54,8 @@ struct ShardValue {
   int producer = -1;                 // index of the node; -1: an argument
   int result = 0;                    // of the producer
   PlacementId given = kNoPlacement;  // arguments: placement on entry
-  PlacementId stationary =
-      kNoPlacement;  // compute placement of a parameter, storage of a moment or a working copy: a constraint
+  // A constraint: the compute placement of a parameter, the storage of a moment or a working copy.
+  PlacementId stationary = kNoPlacement;
   bool parameter = false;  // stationary everywhere but in the update
   SeedKind seed_kind = SeedKind::kNone;
   PlacementId seed = kNoPlacement, settled = kNoPlacement;
@@ -91,8 +91,8 @@ struct ShardGraph {
   std::vector<ShardValue> values;
   std::vector<ShardNode> nodes;
   std::vector<int> results;  // values that the function returns
-  uint64_t residual_axes =
-      0;  // axes on which the residual stream is sharded: partials over them can be scattered
+  // Axes on which the residual stream is sharded: partials over them can be scattered.
+  uint64_t residual_axes = 0;
   uint64_t routed_axes = 0;  // axes that shard tokens and share the experts
   absl::flat_hash_map<Value, int> index;
 };

@@ -5,15 +5,15 @@
 // it, none, and passing a partial where the op is linear; a stationary operand or result forces it. Per
 // combination that divides and respects the order of compound dims, the cost is the sum of
 //
-//   - the cheapest fetch of each operand (a variant that exists is free; a cheap linear producer may be placed
-//     anew), and
+//   - the cheapest fetch of each operand (a variant that exists is free; a cheap linear producer may be
+//     placed anew), and
 //   - the conversion to the seed if the result has one, else the debt of its partial and the gathers of dims
 //     that a consumer needs whole.
 //
 // Ties go to the least local work, then to results made where their seed wants them (a sum of partials that
 // is reduced afterwards is there twice, and no fusion takes it), then to the first operand's choice. At the
-// step from forward to backward, the variants of a value that are larger than its canonical one are forgotten:
-// they are gathered again. Values in the experts' layout are excepted.
+// step from forward to backward, the variants of a value that are larger than its canonical one are
+// forgotten: they are gathered again. Values in the experts' layout are excepted.
 //
 // Decisions depend on the signature of a node and on the variants of its operands alone, so they are
 // remembered across equal layers, functions and seeds (ShardMemo).
@@ -31,8 +31,8 @@ namespace moe::passes {
 
 // The walk is greedy; what it cannot see is settled by trying these, and keeping the cheapest whole plan.
 struct ShardPolicy {
-  bool debt_doubles =
-      false;          // a partial that no seed wants scattered costs an all_reduce, not a reduce_scatter
+  // A partial that no seed needs scattered costs an all_reduce, not a reduce_scatter.
+  bool debt_doubles = false;
   bool hints = true;  // place d(x) like x
   // How ops that route tokens (OpDef::Routes) may use the axes that both shard tokens and share the experts.
   enum Dispatcher : uint8_t { kFree, kAllToAll, kAllGather };

@@ -1,8 +1,8 @@
 // The part of cuBLASLt that the project uses, on the host: products of column-major matrices with
 // transposition, batches and alpha and beta, sums in f32; f32 operands are rounded to TF32 where the product
-// is of that type. What the real one refuses is refused here: leading
-// dimensions below the rows, operands of two dtypes, scalars of another type, a workspace below what the
-// algorithm was chosen for, and pointers less aligned than the preference says.
+// is of that type. What the real one refuses is refused here: leading dimensions below the rows, operands of
+// two dtypes, scalars of another type, a workspace below what the algorithm was chosen for, and pointers less
+// aligned than the preference says.
 #pragma once
 
 #include <cstddef>

@@ -31,8 +31,8 @@ struct RunOptions {
   enum Voice { kText, kQuiet, kJson };
   Voice voice = kText;
   double device_timeout = 60;  // seconds that a rank waits for its peers
-  double connect_timeout =
-      0;  // seconds for all processes to come, and to be connected; 0: as long, at least 60
+  // Seconds in which all processes must come and be connected; 0: as many, but at least 60.
+  double connect_timeout = 0;
   absl::Duration DeviceTimeout() const;
   absl::Duration ConnectTimeout() const;
   std::string prompt = kSamplePrompt;

@@ -25,9 +25,8 @@ std::string PassTable(const std::vector<passes::PassResult>& passes, double tota
 
 // Where the time of traced steps went, as shares of what the cores, or the ranks' GPUs, had to give.
 struct StepShares {
-  std::array<double, runtime::kNumCategories> share =
-      {};              // by Category; collectives are what the others leave:
-                       // transfers, waiting for peers, and the executor itself
+  // By Category. Collectives are what the others leave: transfers, waiting for peers, the executor itself.
+  std::array<double, runtime::kNumCategories> share = {};
   double seconds = 0;  // from the first event to the last
   runtime::CommunicationTime communication;
 };
