@@ -90,7 +90,7 @@ absl::StatusOr<plan::Plan> Subject() {
 }
 
 absl::Status Diff(const std::vector<char*>& args) {
-  if (args.size() != 2) return absl::InvalidArgumentError("--diff wants two plans: --diff A B");
+  if (args.size() != 2) return absl::InvalidArgumentError("--diff needs two plans: --diff A B");
   const std::string names[2] = {absl::GetFlag(FLAGS_diff), args[1]}, model = absl::GetFlag(FLAGS_model);
   absl::StatusOr<plan::Plan> plans[2] = {absl::UnknownError(""), absl::UnknownError("")};
   for (int i = 0; i < 2; ++i) {
@@ -114,7 +114,7 @@ absl::StatusOr<inspect::Timeline> ChosenTimeline(const plan::Plan& plan) {
   if (trace.empty() && !absl::GetFlag(FLAGS_run).empty())
     trace = JoinPath(absl::GetFlag(FLAGS_run), "trace.json");
   if (trace.empty())
-    return absl::InvalidArgumentError("--times=measured wants a trace: --run=FOLDER or --trace=FILE");
+    return absl::InvalidArgumentError("--times=measured needs a trace: --run=FOLDER or --trace=FILE");
   ASSIGN_OR_RETURN(const std::string text, ReadFile(trace));
   absl::StatusOr<inspect::Timeline> timeline =
       inspect::MeasuredTimeline(text, plan.mesh(), {.step = absl::GetFlag(FLAGS_step)});

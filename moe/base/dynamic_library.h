@@ -1,4 +1,5 @@
-// DynamicLibrary: a library that is found when the program wants to use it, so that a binary starts without.
+// DynamicLibrary: a library that is looked for when the program first needs it, so that a binary starts
+// without it.
 //
 //   ASSIGN_OR_RETURN(DynamicLibrary nccl, DynamicLibrary::Open({"libnccl.so.2", "libnccl.so"}));
 //   nccl.Find("ncclGetVersion", &api.GetVersion);  // null where it has none

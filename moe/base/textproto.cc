@@ -113,7 +113,7 @@ std::vector<std::string> ParseTextproto(absl::string_view text, absl::string_vie
 }
 
 absl::Status MergeTextproto(absl::string_view text, absl::string_view file_name, Message& message) {
-  // First by itself, so that a field that stands twice is an error; then over what is there.
+  // First by itself, so that a field that appears twice is an error; then over what is there.
   std::unique_ptr<Message> alone(message.New());
   const std::vector<std::string> problems = ParseTextproto(text, file_name, *alone);
   if (!problems.empty()) return absl::InvalidArgumentError(absl::StrJoin(problems, "\n"));

@@ -1,5 +1,5 @@
-// What the back ends of Communicator share: where the blocks of a Call lie, whether it makes sense by itself
-// and beside the calls of others, and the words in which all say what is wrong.
+// The code that all back ends of Communicator share: where the blocks of a Call lie, whether a call is valid
+// in itself and matches the calls of the other members, and the texts of their errors.
 //
 //   RETURN_IF_ERROR(CheckCall(call, ranks, me));
 //   const Range part = SendRange(call, me, peer, size);     // of call.in, what goes to `peer`
@@ -35,7 +35,7 @@ std::pair<int64_t, int64_t> CallExtents(const Call& call, int me, int size);
 struct Range {
   int64_t begin = 0, count = 0;
 };
-// What of `in` goes from member `me` to member `peer`, in a checked call that is no message. Of an
+// What of `in` goes from member `me` to member `peer`, in a checked call that is not a message. Of an
 // all_reduce, each member reduces a segment: whole cache lines, so that neighbours do not share one.
 Range SendRange(const Call& call, int me, int peer, int size);
 // Where in `out` it goes; of a reduction, where the block goes that member `me` reduces.

@@ -13,8 +13,8 @@
 //
 // The token belongs to the thread: code that blocks need not know the gate, only that a thread may hold one.
 //
-// A thread that is notified is not woken before a token is there for it, so nobody wakes up only to wait for
-// the gate. If a gate has a token for each core that the process may use, each token stands for a core: a
+// A notified thread is not woken before a token is free for it, so no thread wakes up only to wait for the
+// gate. If a gate has a token for each core that the process may use, each token stands for a core: a
 // thread runs on the core of its token. Left to itself, the scheduler of the system often puts two of many
 // threads that wake each other up on one core and leaves the other idle for milliseconds. A free core takes
 // first those that ran on it last, then whoever has waited longest.
@@ -104,7 +104,7 @@ class ComputeGate {
   static Thread& Self();
   bool TakeIdle(Thread& t) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Queue(Thread& t) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // To whom a token goes that has become free; null: nobody wants it, it is idle.
+  // The thread that gets a token which has become free; null: none waits, and the token is idle.
   Thread* PassOn(int token) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void GiveBack(Thread& t) ABSL_LOCKS_EXCLUDED(mutex_);
   void GetBack(Thread& t) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -121,7 +121,7 @@ class ComputeGate {
   absl::Mutex mutex_;
   std::vector<int> idle_ ABSL_GUARDED_BY(mutex_);  // tokens
   std::atomic<int> num_idle_;
-  Thread* first_ready_ ABSL_GUARDED_BY(mutex_) = nullptr;  // queue of those who want a token
+  Thread* first_ready_ ABSL_GUARDED_BY(mutex_) = nullptr;  // queue of the threads that wait for a token
   Thread* last_ready_ ABSL_GUARDED_BY(mutex_) = nullptr;
 };
 

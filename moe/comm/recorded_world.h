@@ -1,6 +1,6 @@
 // RecordedWorld: a World that remembers, for each communicator, the call that runs or ran last, with its
-// number. From the records of all ranks follows who waits for whom: the k-th call of a communicator is the
-// same call on all of its members.
+// number. The records of all ranks together show which rank waits for which: the k-th call of a communicator
+// is the same call on all of its members.
 //
 //   RecordedWorld world(in_process.rank(3));
 //   ... the rank uses `world` ...

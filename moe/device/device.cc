@@ -41,7 +41,7 @@ absl::StatusOr<DeviceKind> ParseDeviceKind(absl::string_view word) {
   for (const DeviceKind kind : {DeviceKind::kHost, DeviceKind::kCuda}) {
     if (word == DeviceKindName(kind)) return kind;
   }
-  return absl::InvalidArgumentError(absl::StrCat("no device is called '", word, "'; there are cpu and cuda"));
+  return absl::InvalidArgumentError(absl::StrCat("no device is called '", word, "'; legal are cpu and cuda"));
 }
 
 absl::Status LoadBackend(DeviceKind kind) {

@@ -116,7 +116,7 @@ class Device {
   virtual std::string description() const = 0;  // "NVIDIA H200, 139.8 GiB, driver 580.65"
   virtual bool host_accessible() const = 0;     // the host may read and write its memory
   virtual bool has_graphs() const = 0;
-  virtual bool checks_order() const { return false; }  // wants to be told of Uses
+  virtual bool checks_order() const { return false; }  // must be told of Uses
 
   // The calling thread gives this device's streams work from now on. Every thread says so before it does.
   virtual absl::Status Use() = 0;

@@ -193,7 +193,7 @@ class Planner {
 
   absl::Status CheckMove(StepKind kind, const Move& m) {
     const std::string text = PrintSteps({{kind, {m}}}, mesh_);
-    if (!Performs(kind, m.from, m.to)) return Error(absl::StrCat("'", text, "' is no such step"));
+    if (!Performs(kind, m.from, m.to)) return Error(absl::StrCat("'", text, "' is not a step of this kind"));
     if (roles_[m.axis] != m.from) return Error(absl::StrCat("'", text, "' starts where the axis is not"));
     for (int role : {m.from, m.to}) {
       if (role >= 0 && (role >= src_.rank() || role == src_.ragged || Find(Subs(role), role, m.axis) < 0)) {
@@ -356,11 +356,12 @@ class Planner {
 
   absl::StatusOr<StepLayout> Rotate(const ConversionStep& step) const {
     const AxisList axes = step.axes();
-    if (!(src_.placement == dst_.placement)) return Error("a rotation keeps the placement");
+    if (!(src_.placement == dst_.placement)) return Error("a rotation must keep the placement");
     const int d = step.moves.empty() ? -1 : step.moves[0].from;
-    if (d < 0 || d >= src_.rank() || d == src_.ragged) return Error("a rotation goes along a dim");
+    if (d < 0 || d >= src_.rank() || d == src_.ragged)
+      return Error("a rotation must go along a dim that is not ragged");
     for (const Move& m : step.moves) {
-      if (m.from != d || m.to != d) return Error("a rotation goes along one dim");
+      if (m.from != d || m.to != d) return Error("a rotation must go along one dim only");
     }
     const AxisList& dim = src_.placement.dims[d];
     if (axes.size() > dim.size() || !std::equal(axes.begin(), axes.end(), dim.begin())) {
@@ -378,7 +379,6 @@ class Planner {
   SubDims cells_, row_;     // as the value is stored now
   std::vector<int> roles_;  // of every axis now
 };
-
 
 }  // namespace
 

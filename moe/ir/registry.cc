@@ -295,7 +295,7 @@ absl::StatusOr<std::vector<int64_t>> FactorExtents(const Node& n) {
     const FactorTerm& term = rule->operands[i];
     if (t.rank() != static_cast<int>(term.size())) {
       return absl::InvalidArgumentError(absl::StrCat(op.name, ": operand ", i, " has ", t.rank(),
-                                                     " dims, the rule '", rule->ToString(), "' wants ",
+                                                     " dims, the rule '", rule->ToString(), "' has ",
                                                      term.size()));
     }
     for (int d = 0; d < t.rank(); ++d) {
@@ -319,9 +319,9 @@ absl::StatusOr<std::vector<int64_t>> FactorExtents(const Node& n) {
         }
       }
       if (unknowns > 1 || t.dims[d] % known != 0 || (unknowns == 0 && known != t.dims[d])) {
-        return absl::InvalidArgumentError(absl::StrCat(op.name, ": operand ", i, " dim ", d, " has extent ",
-                                                       t.dims[d], ", which is no product for the rule '",
-                                                       rule->ToString(), "'"));
+        return absl::InvalidArgumentError(
+            absl::StrCat(op.name, ": operand ", i, " dim ", d, " has extent ", t.dims[d],
+                         ", which is not a product of extents for the rule '", rule->ToString(), "'"));
       }
       if (unknowns == 1) extent[unknown] = t.dims[d] / known;
     }

@@ -250,7 +250,7 @@ struct OpDef {
     cheap = true;
     return Declare(OpPart::kShardingRule);
   }
-  // The factor that tokens are routed to. Sharding it over an axis of the tokens wants all of them on every
+  // The factor that tokens are routed to. Sharding it over an axis of the tokens needs all of them on every
   // rank of that axis (gathered); left whole there, the value that has the factor is exchanged instead. A
   // strategy may say which.
   OpDef& Routes(std::string factor) {

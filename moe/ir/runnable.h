@@ -4,8 +4,8 @@
 //   RETURN_IF_ERROR(CheckTrainable(program));
 //   ASSIGN_OR_RETURN(const auto executor, runtime::Executor::Create(program, options));
 //
-// These checks find what is absent, in the order in which passes give it; whether what is there is right is
-// for certify to say. Errors are FailedPrecondition. Pure functions.
+// These checks name the first thing that is absent, in the order in which the passes add them. Whether the
+// plan is right is for certify to say. Errors are FailedPrecondition. Pure functions.
 #pragma once
 
 #include "absl/status/status.h"

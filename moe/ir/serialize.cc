@@ -103,7 +103,7 @@ absl::StatusOr<Attributes> AttributesFromProto(const AttributeProtos& protos, in
         return Error("attribute '", proto.name(), "' has no value");
     }
     if (!attributes.emplace(proto.name(), std::move(value)).second) {
-      return Error("attribute '", proto.name(), "' stands twice");
+      return Error("attribute '", proto.name(), "' appears twice");
     }
   }
   return attributes;
@@ -297,7 +297,7 @@ absl::StatusOr<Mesh> FromProto(const MeshProto& proto) {
   for (const MeshProto::Alias& alias : proto.aliases()) {
     ASSIGN_OR_RETURN(AxisList list, AxesFromProto(alias.axes(), proto.axes_size()));
     if (!aliases.emplace(alias.name(), std::move(list)).second)
-      return Error("alias '", alias.name(), "' stands twice");
+      return Error("alias '", alias.name(), "' appears twice");
   }
   Mesh mesh(std::move(axes), std::move(aliases));
   RETURN_IF_ERROR(VerifyMesh(mesh));
@@ -379,7 +379,7 @@ absl::StatusOr<std::unique_ptr<Module>> FromProto(const ModuleProto& proto, cons
   for (const StateProto& s : proto.states()) {
     RETURN_IF_ERROR(CheckName("a state", s.name()));
     const std::string where = absl::StrCat("state @", s.name());
-    if (module->FindState(s.name()) != nullptr) return Error(where, " stands twice");
+    if (module->FindState(s.name()) != nullptr) return Error(where, " appears twice");
     absl::StatusOr<Type> type = FromProto(s.type(), module->mesh());
     if (!type.ok()) return Annotate(type.status(), where);
     absl::StatusOr<Attributes> attributes = AttributesFromProto(s.attributes(), num_axes);
@@ -388,7 +388,7 @@ absl::StatusOr<std::unique_ptr<Module>> FromProto(const ModuleProto& proto, cons
   }
   for (const FunctionProto& f : proto.functions()) {
     RETURN_IF_ERROR(CheckName("a function", f.name()));
-    if (module->Find(f.name()) != nullptr) return Error("function @", f.name(), " stands twice");
+    if (module->Find(f.name()) != nullptr) return Error("function @", f.name(), " appears twice");
     FunctionReader reader(f, module->AddFunction(f.name()), registry);
     RETURN_IF_ERROR(Annotate(reader.Read(), absl::StrCat("@", f.name())));
   }

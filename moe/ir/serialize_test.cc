@@ -99,9 +99,9 @@ TEST(Serialize, RefusesWhatIsWrong) {
               }),
               kInvalid, "axis 77");
   ExpectError(edited([](ModuleProto* m, FunctionProto*) { *m->add_states() = m->states(0); }), kInvalid,
-              "state @w stands twice");
+              "state @w appears twice");
   ExpectError(edited([](ModuleProto* m, FunctionProto*) { *m->add_functions() = m->functions(0); }), kInvalid,
-              "@f stands twice");
+              "@f appears twice");
   ExpectError(
       edited([](ModuleProto* m, FunctionProto*) { m->mutable_states(0)->mutable_type()->set_dtype("f31"); }),
       kInvalid, "state @w: unknown dtype 'f31'");

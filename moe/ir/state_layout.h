@@ -24,7 +24,7 @@ struct StateLayout {
   std::map<std::string, Placement> placements;  // of parameters and moments, by name
 };
 
-// Whether a state outlives a step: it is no accumulator that is reset with every step.
+// Whether a state outlives a step, that is, is not an accumulator that every step resets.
 bool IsPersistent(const State& state);
 
 // Of a program after `partition-stages` and `shard`. FailedPrecondition before.

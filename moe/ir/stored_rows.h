@@ -8,9 +8,9 @@
 //     ASSIGN_OR_RETURN(std::vector<double> logical, rows->ToLogical(stored, /*add=*/false));
 //   }
 //
-// What a state is stored by stands in its attributes: expert_map = the name of the table (a state of kind
+// The attributes of a state say how its rows are stored: expert_map = the name of the table (a state of kind
 // "expert_map", slot -> expert, -1 where it is empty, whose initial contents are its attribute `slots`), or
-// logical_rows = the number of rows that are no padding. Values are row-major doubles, as in Session. Pure
+// logical_rows = the number of rows that are not padding. Values are row-major doubles, as in Session. Pure
 // functions, no ownership.
 #pragma once
 

@@ -102,7 +102,9 @@ absl::Status Parser::ParseMesh() {
     ASSIGN_OR_RETURN(std::string name, s_.Word("the name of a mesh axis"));
     if (absl::StrContains(name, ".") || absl::ascii_isdigit(name[0])) {
       return s_.Error(
-          absl::StrCat("'", name, "' is no name of an axis: letters, digits and '_', not first a digit"), at);
+          absl::StrCat("'", name,
+                       "' is not the name of an axis: legal are letters, digits and '_', a digit not first"),
+          at);
     }
     return name;
   };
@@ -116,7 +118,7 @@ absl::Status Parser::ParseMesh() {
     if (axes.size() >= kMaxMeshAxes)
       return s_.Error(absl::StrCat("a mesh has at most ", kMaxMeshAxes, " axes"), at);
     if (!ids.emplace(name, static_cast<AxisId>(axes.size())).second) {
-      return s_.Error(absl::StrCat("mesh axis '", name, "' stands twice"), at);
+      return s_.Error(absl::StrCat("mesh axis '", name, "' appears twice"), at);
     }
     if (name == "pp" && !axes.empty()) return s_.Error("the axis 'pp' must be the first of the mesh", at);
     if (size > kMaxRanks / ranks)
@@ -151,7 +153,7 @@ absl::Status Parser::ParseMesh() {
                         at);
       }
       if (!aliases.emplace(name, list).second)
-        return s_.Error(absl::StrCat("alias '", name, "' stands twice"), at);
+        return s_.Error(absl::StrCat("alias '", name, "' appears twice"), at);
     }
   }
   RETURN_IF_ERROR(s_.Expect(">"));
@@ -165,7 +167,7 @@ absl::Status Parser::ParseState() {
   State state;
   ASSIGN_OR_RETURN(state.name, s_.Name("the name of the state"));
   if (module_->FindState(state.name) != nullptr)
-    return s_.Error(absl::StrCat("state @", state.name, " stands twice"), at);
+    return s_.Error(absl::StrCat("state @", state.name, " appears twice"), at);
   if (static_cast<int64_t>(module_->states().size()) >= kMaxStates) {
     return s_.Error(absl::StrCat("a module has at most ", kMaxStates, " states"), at);
   }
@@ -180,7 +182,7 @@ absl::Status Parser::ParseFunction() {
   RETURN_IF_ERROR(s_.Expect("@"));
   const size_t at = s_.Here();
   ASSIGN_OR_RETURN(const std::string name, s_.Name("the name of the function"));
-  if (module_->Find(name) != nullptr) return s_.Error(absl::StrCat("function @", name, " stands twice"), at);
+  if (module_->Find(name) != nullptr) return s_.Error(absl::StrCat("function @", name, " appears twice"), at);
   if (static_cast<int64_t>(module_->functions().size()) >= kMaxFunctions) {
     return s_.Error(absl::StrCat("a module has at most ", kMaxFunctions, " functions"), at);
   }
@@ -255,7 +257,7 @@ absl::Status Parser::ParsePartial(Type* type) {
     ASSIGN_OR_RETURN(const AxisList axes, ParseAxes());
     for (const AxisId axis : axes) {
       if (type->placement.Role(axis) != Placement::kNone) {
-        return s_.Error(absl::StrCat("axis '", module_->mesh().name(axis), "' stands twice in this type"),
+        return s_.Error(absl::StrCat("axis '", module_->mesh().name(axis), "' appears twice in this type"),
                         at);
       }
       type->placement.AddPartial({axis, kind});
@@ -399,7 +401,7 @@ absl::StatusOr<Attributes> Parser::ParseAttributes(const OpDef* op) {
                       value_at);
     }
     if (!attributes.emplace(name, std::move(value)).second) {
-      return s_.Error(absl::StrCat("attribute '", name, "' stands twice"), at);
+      return s_.Error(absl::StrCat("attribute '", name, "' appears twice"), at);
     }
   }
   return attributes;
@@ -653,11 +655,12 @@ absl::Status Parser::ParsePlace(Node* node, size_t at) {
     const int f = (*rule)->Find(factor);
     if (f < 0) {
       return s_.Error(
-          absl::StrCat("'", factor, "' is no factor of this node; its rule is ", (*rule)->ToString()), here);
+          absl::StrCat("'", factor, "' is not a factor of this node; its rule is ", (*rule)->ToString()),
+          here);
     }
     RETURN_IF_ERROR(s_.Expect("="));
     if (!node->assignment[f].empty())
-      return s_.Error(absl::StrCat("factor '", factor, "' stands twice"), here);
+      return s_.Error(absl::StrCat("factor '", factor, "' appears twice"), here);
     ASSIGN_OR_RETURN(node->assignment[f], ParseAxes());
   }
   return absl::OkStatus();

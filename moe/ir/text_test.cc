@@ -246,13 +246,13 @@ TEST(Text, ErrorsSayWhereAndWhatIsLegal) {
   error("  %y = math.add(%x, %x) {bias = 1}", "3:26", "math.add has no attribute 'bias'");
   error("  %y = math.scale(%x)", "3:8", "needs the attribute 'by' of kind float");
   error("  %y = math.scale(%x) {by = \"2\"}", "3:29", "'by' of math.scale must be of kind float, not string");
-  error("  %y = math.scale(%x) {by = 2, by = 3}", "3:32", "stands twice");
+  error("  %y = math.scale(%x) {by = 2, by = 3}", "3:32", "appears twice");
   error("  %y = math.scale(%x) {by = 2..5}", "3:29", "not a number");
   error("  %y = math.add(%x, %x) place<q=a>", "3:31", "'q' is not a factor", "a0 a1, a0 a1 -> a0 a1");
   error("  %y = math.add(%x, %x) place<a0=c>", "3:34", "'c' names no axes of the mesh; it has a, b, dp");
   error("  %y = math.add(%x, %x) @gpu", "3:26", "unknown queue 'gpu'; legal are compute, comm, copy");
-  error("  %y = math.add(%x, %x) : f32[8@a, 8@a]", "3:27", "axis 'a' stands twice");
-  error("  %y = math.add(%x, %x) : f32[8, 8] partial(a, max:a)", "3:48", "axis 'a' stands twice");
+  error("  %y = math.add(%x, %x) : f32[8@a, 8@a]", "3:27", "axis 'a' appears twice");
+  error("  %y = math.add(%x, %x) : f32[8, 8] partial(a, max:a)", "3:48", "axis 'a' appears twice");
   error("  %y = math.add(%x, %x) : f32[0, 8]", "3:31",
         "a dim must be an integer from 1 to 1099511627776, not 0");
   error("  %y = math.add(%x, %x) : f32[8, 99999999999999999999]", "3:34", "a dim must be");
@@ -289,7 +289,7 @@ TEST(Text, ModuleLevelErrors) {
     ExpectError(ParseModule(text), kInvalid, parts...);
   };
   error("", "1:1", "'module @name'", "end of the text");
-  error("module @m mesh<a=2, a=2>", "1:21", "'a' stands twice");
+  error("module @m mesh<a=2, a=2>", "1:21", "'a' appears twice");
   error("module @m mesh<a=0>", "1:18", "the size of an axis");
   error("module @m mesh<a=16777216, b=16777216>", "ranks");
   error("module @m mesh<a=2, pp=2>", "'pp' must be the first");
@@ -298,8 +298,8 @@ TEST(Text, ModuleLevelErrors) {
   error("module @m mesh<pp=2>\nstate @w : f32[2@pp]", "2:12", "'pp'");
   error("module @m mesh<a=3>\nstate @w : f32[8@a]", "2:12",
         "dim 0 of 8 is not divisible by the 3 ranks of a");
-  error("module @m\nstate @w : f32[8]\nstate @w : f32[8]", "3:8", "@w stands twice");
-  error("module @m\nfunc @f() {\n  return\n}\nfunc @f() {\n  return\n}", "5:7", "@f stands twice");
+  error("module @m\nstate @w : f32[8]\nstate @w : f32[8]", "3:8", "@w appears twice");
+  error("module @m\nfunc @f() {\n  return\n}\nfunc @f() {\n  return\n}", "5:7", "@f appears twice");
   error("module @m\nfunc @f(%x: f32[8], %x: f32[8]) {\n", "2:22", "%x is defined twice");
   error("module @m\nfunc @f(%x: f32[8]) {\n", "3:1", "end of the text");
   error("module @m\nfunc @f(%x: f32[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1]) {\n", "at most 16 dims");

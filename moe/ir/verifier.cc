@@ -71,14 +71,14 @@ absl::Status VerifyRuleRanks(const Node& node) {
   if (operand_terms != node.num_operands() || rule->results.size() != node.num_results()) {
     return absl::InvalidArgumentError(absl::StrCat(
         "the rule '", rule->ToString(), "' is for ", operand_terms, " operands and ", rule->results.size(),
-        " results; there are ", node.num_operands(), " and ", node.num_results()));
+        " results; the node has ", node.num_operands(), " and ", node.num_results()));
   }
   for (int i = 0; i < node.num_operands(); ++i) {
     const int rank = node.operand(i).type().rank();
     if (static_cast<int>(rule->operands[i].size()) != rank) {
       return absl::InvalidArgumentError(absl::StrCat("operand ", i, " (", Shape(node.operand(i).type()),
                                                      ") has ", rank, " dims; the rule '", rule->ToString(),
-                                                     "' wants ", rule->operands[i].size()));
+                                                     "' has ", rule->operands[i].size()));
     }
   }
   return VerifyRagged(node, *rule);
@@ -169,9 +169,9 @@ void Verifier::CheckMesh() {
   for (int i = 0; i < mesh_.num_axes(); ++i) {
     const MeshAxis& axis = mesh_.axes()[i];
     if (!IsAxisName(axis.name))
-      Problem(nullptr, nullptr, absl::StrCat("'", axis.name, "' is no name of a mesh axis"));
+      Problem(nullptr, nullptr, absl::StrCat("'", axis.name, "' is not the name of a mesh axis"));
     if (!names.insert(axis.name).second) {
-      Problem(nullptr, nullptr, absl::StrCat("mesh axis '", axis.name, "' stands twice"));
+      Problem(nullptr, nullptr, absl::StrCat("mesh axis '", axis.name, "' appears twice"));
     }
     if (axis.size < 1 || axis.size > kMaxAxisSize) {
       Problem(nullptr, nullptr, absl::StrCat("mesh axis '", axis.name, "' has the size ", axis.size));
@@ -183,7 +183,8 @@ void Verifier::CheckMesh() {
     if (axis.name == "pp" && i != 0) Problem(nullptr, nullptr, "the axis 'pp' is not the first of the mesh");
   }
   for (const auto& [name, axes] : mesh_.aliases()) {
-    if (!IsAxisName(name)) Problem(nullptr, nullptr, absl::StrCat("'", name, "' is no name of an alias"));
+    if (!IsAxisName(name))
+      Problem(nullptr, nullptr, absl::StrCat("'", name, "' is not the name of an alias"));
     for (const AxisId axis : axes) {
       if (axis < 0 || axis >= mesh_.num_axes()) {
         Problem(nullptr, nullptr,
@@ -222,7 +223,7 @@ void Verifier::CheckModule(const Module& module) {
   for (const std::unique_ptr<Function>& function : module.functions()) {
     CheckName(nullptr, "a function", function->name());
     if (!names.insert(function->name()).second) {
-      Problem(nullptr, nullptr, absl::StrCat("function @", function->name(), " stands twice"));
+      Problem(nullptr, nullptr, absl::StrCat("function @", function->name(), " appears twice"));
     }
     CheckFunction(*function);
   }
@@ -275,7 +276,7 @@ void Verifier::CheckUses(const Function& function, const Node& definition) {
       const bool known = place_.count(use.user) > 0 && use.operand < use.user->num_operands();
       if (!known || use.user->operand(use.operand) != Value{const_cast<Node*>(&definition), i}) {
         Problem(&function, &definition,
-                absl::StrCat("%", definition.result_name(i), " lists a use that is none"));
+                absl::StrCat("%", definition.result_name(i), " lists a use that does not exist"));
       }
     }
   }
@@ -321,7 +322,7 @@ void Verifier::CheckBinding(const Function& function, const Binding& binding, co
   if (binding.name.empty()) return problem(" is bound to a ", kind, " without a name");
   if ((binding.kind == Binding::kFuture) != value.type().future) {
     return problem(" is ", TypeToString(value.type(), mesh_), " and bound to a ", kind,
-                   "; futures are bound to futures, and nothing else is");
+                   "; a future must be bound to a future, and any other value must not");
   }
   if (!binding.IsState() || function.module() == nullptr) return;
   const State* state = function.module()->FindState(binding.name);
@@ -407,7 +408,7 @@ absl::Status VerifyType(const Type& type, const Mesh& mesh) {
       return error("axis ", axis, " does not exist in ", mesh.ToString());
     if (mesh.name(axis) == "pp") return error("a placement names 'pp'; stages are separate programs");
     if (std::find(seen.begin(), seen.end(), axis) != seen.end()) {
-      return error("axis '", mesh.name(axis), "' stands twice in a type");
+      return error("axis '", mesh.name(axis), "' appears twice in a type");
     }
     seen.push_back(axis);
     return absl::OkStatus();

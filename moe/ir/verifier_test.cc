@@ -54,9 +54,9 @@ TEST(Verifier, FollowsPlacementsThroughRules) {
                 "@f: %h = math.einsum",
                 "result %h is [dp], the placement of the factors gives [dp] partial(b)");
   ExpectProblem(R"(%h = math.einsum(%x, %w) {eq = "b k, k n -> b n"} place<n=tp> : f32[8, 32@tp])",
-                "operand 0 (%x) is [dp, -], the placement of the factors wants [-, -]");
+                "operand 0 (%x) is [dp, -], the placement of the factors requires [-, -]");
   ExpectProblem("%h = math.silu(%x) place<a1=tp> : f32[8, 16@tp]", "operand 0 (%x) is [dp, -]",
-                "wants [-, tp]");
+                "requires [-, tp]");
   const std::unique_ptr<Module> module = Parse(Body("%h = math.silu(%x) : f32[8@dp, 16]"));
   ASSERT_NE(module, nullptr);
   module->Find("f")->Nodes()[0]->assignment.clear();
@@ -69,7 +69,7 @@ TEST(Verifier, PartialsPassOnlyLinearOps) {
                 "not linear");
   ExpectProblem("%h = math.mul(%y, %y) place<> : f32[8, 16] partial(a)", "one operand at a time");
   ExpectProblem("%h = math.add(%y, %z) place<> : f32[8, 16] partial(a)", "operand 1 (%z) is [-, -]",
-                "wants [-, -] partial(a)");
+                "requires [-, -] partial(a)");
   ExpectProblem("%h = math.scale(%m) {by = 1} place<> : f32[8, 16] partial(max:b)", "max-partial");
   ExpectProblem("%h = math.scale(%y) {by = 1} place<a0=a> : f32[8@a, 16]",
                 "another factor or a partial operand uses");
@@ -230,7 +230,7 @@ TEST(Verifier, Types) {
   ExpectError(type([](Type& t) { t.placement.dims[0] = {0}; }), kInvalid, "names 'pp'");
   ExpectError(type([](Type& t) { t.placement.dims[0] = {3}; }), kInvalid, "axis 3 does not exist");
   ExpectError(type([](Type& t) { t.placement.dims[0] = {1}, t.placement.AddPartial({1}); }), kInvalid,
-              "'a' stands twice");
+              "'a' appears twice");
   ExpectError(type([](Type& t) { t.placement.dims[2] = {2}; }), kInvalid,
               "dim 2 of 2 is not divisible by the 4 ranks of b");
   ExpectError(type([](Type& t) { t.placement.dims.pop_back(); }), kInvalid, "placement of 4");
@@ -247,7 +247,7 @@ TEST(Verifier, Types) {
 TEST(Verifier, Meshes) {
   EXPECT_OK(VerifyMesh(Mesh({{"pp", 2}, {"a", 4}}, {{"tp", {1}}, {"cp", {}}})));
   ExpectError(VerifyMesh(Mesh({{"a", 2}, {"pp", 4}})), kInvalid, "'pp' is not the first");
-  ExpectError(VerifyMesh(Mesh({{"a", 2}, {"a", 4}})), kInvalid, "'a' stands twice");
+  ExpectError(VerifyMesh(Mesh({{"a", 2}, {"a", 4}})), kInvalid, "'a' appears twice");
   ExpectError(VerifyMesh(Mesh({{"a.b", 2}})), kInvalid, "'a.b' is not a name");
   ExpectError(VerifyMesh(Mesh({{"a", 0}})), kInvalid, "the size 0");
   ExpectError(VerifyMesh(Mesh({{"a", 2}}, {{"tp", {1}}})), kInvalid,

@@ -110,7 +110,7 @@ absl::Status VerifyAssignment(const Node& node, const ShardingRule& rule,
         return Error("factor ", rule.factors[f], " is placed on an axis that the mesh lacks");
       if (mesh.name(axis) == "pp")
         return Error("factor ", rule.factors[f], " is placed on 'pp'; stages are separate programs");
-      // Tensors on their own share axes; within one, its type says whether an axis stands twice.
+      // Tensors on their own share axes; within one, its type says whether an axis appears twice.
       const bool taken = std::find(used.begin(), used.end(), axis) != used.end();
       if (taken && !node.op().variadic_results) {
         return Error("factor ", rule.factors[f], " is placed on '", mesh.name(axis),
@@ -194,7 +194,7 @@ absl::Status VerifyPlacement(const Node& node, const Mesh& mesh) {
     const Placement& is = node.operand(i).type().placement;
     if (is == want.operands[i]) continue;
     return Error("operand ", i, " (%", node.operand(i).name(), ") is ", PlacementToString(is, mesh),
-                 ", the placement of the factors wants ", PlacementToString(want.operands[i], mesh));
+                 ", the placement of the factors requires ", PlacementToString(want.operands[i], mesh));
   }
   for (int i = 0; i < node.num_results(); ++i) {
     const Placement& is = node.type(i).placement;

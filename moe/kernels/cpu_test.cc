@@ -144,7 +144,7 @@ TEST(WidenTest, BlocksCannotBePrepared) {
   KernelContext c;
   c.node = add;
   ExpectError(RunWidened(Kernel(), c, [](const KernelContext&, int, float*) { return absl::OkStatus(); }),
-              absl::StatusCode::kInternal, "math.add goes in blocks");
+              absl::StatusCode::kInternal, "math.add is computed in blocks");
 }
 
 TEST(LookupTest, SaysWhatThereIs) {

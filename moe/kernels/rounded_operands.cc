@@ -70,9 +70,10 @@ void RoundAll(T* x, int64_t outer, int64_t k, int64_t inner) {
 absl::StatusOr<GroupedProduct> GroupedProductOf(const ShardingRule& rule) {
   const auto no = [&](auto... what) {
     return absl::InvalidArgumentError(
-        absl::StrCat("\"", rule.ToString(), "\" is no grouped matrix product: ", what...));
+        absl::StrCat("\"", rule.ToString(), "\" is not a grouped matrix product: ", what...));
   };
-  if (rule.operands.size() != 2 || rule.results.size() != 1) return no("it has not two operands");
+  if (rule.operands.size() != 2 || rule.results.size() != 1)
+    return no("it must have two operands and one result");
   const Term a = Flat(rule.operands[0]), b = Flat(rule.operands[1]), c = Flat(rule.results[0]);
   GroupedProduct p;
   for (size_t i = 0; i < std::min({a.size(), b.size(), c.size()}) && a[i] == b[i] && a[i] == c[i]; ++i) {
@@ -89,7 +90,7 @@ absl::StatusOr<GroupedProduct> GroupedProductOf(const ShardingRule& rule) {
   for (size_t i = g; i < b.size(); ++i) {
     if (!Has(a, b[i])) p.n.push_back(b[i]);
   }
-  if (p.k.empty()) return no("nothing is summed");
+  if (p.k.empty()) return no("it sums over no factor");
   p.a_by_k = IsFirstThenSecond(a, g, p.m, p.k);
   p.b_by_k = IsFirstThenSecond(b, g, p.n, p.k);
   p.c_by_n = IsFirstThenSecond(c, g, p.m, p.n);
@@ -130,10 +131,10 @@ absl::Status RoundOperand(const KernelContext& c, int operand, T* x) {
     return absl::OkStatus();
   }
   if (!Has(p.k, ragged) || by_k) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("multiply = \"f8e4m3\": \"", c.rule->ToString(),
-                     "\": ragged rows want to be what operands are summed over, before all else, or what the "
-                     "result keeps"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "multiply = \"f8e4m3\": \"", c.rule->ToString(),
+        "\": the ragged rows of an operand must either be summed and come before all its other factors, "
+        "or be kept in the result"));
   }
   const int64_t cells = g > 0 ? t.cells / g : 0;
   for (int64_t i = 0; i < g; ++i) {

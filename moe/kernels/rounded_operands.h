@@ -35,15 +35,15 @@ struct GroupedProduct {
   bool a_by_k = false, b_by_k = false;  // k comes last in the operand
   bool c_by_n = false;                  // n comes last in the result
 };
-// Error: InvalidArgument with what is no such product.
+// Error: InvalidArgument if the rule is not such a product, with the reason.
 absl::StatusOr<GroupedProduct> GroupedProductOf(const ShardingRule& rule);
 
 // Whether an einsum multiplies rounded operands.
 bool RoundsOperands(const Node& n);
 
 // In place: `x` has the elements of operand `operand` (0 or 1) of the einsum, in their order. T: float,
-// double. Error: InvalidArgument where the einsum is no grouped product, or a run is not made of whole rows
-// that follow one another.
+// double. Error: InvalidArgument where the einsum is not a grouped product, or a run does not consist of
+// whole rows that follow one another.
 template <typename T>
 absl::Status RoundOperand(const KernelContext& c, int operand, T* x);
 extern template absl::Status RoundOperand<float>(const KernelContext& c, int operand, float* x);

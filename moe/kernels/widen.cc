@@ -60,7 +60,7 @@ class Workspace {
     bytes = RoundUp(bytes, 64);
     if (bytes > end_ - next_) {
       return absl::FailedPreconditionError(
-          absl::StrCat("the workspace lacks ", bytes - (end_ - next_), " bytes to widen operands"));
+          absl::StrCat("the workspace is ", bytes - (end_ - next_), " bytes too small to widen operands"));
     }
     void* p = next_;
     next_ += bytes;
@@ -195,7 +195,7 @@ absl::Status RunWidened(const Kernel& wide, KernelContext& c, Prepare prepare) {
   const bool blocks = GoesInBlocks(*c.node);
   if (blocks && prepare != nullptr) {
     return absl::InternalError(
-        absl::StrCat(c.node->op_name(), " goes in blocks: there are no whole operands to prepare"));
+        absl::StrCat(c.node->op_name(), " is computed in blocks, so there are no whole operands to prepare"));
   }
   thread_local KernelContext f32;  // its vectors keep their memory: steps allocate nothing
   f32.node = c.node;

@@ -4,9 +4,9 @@
 //   %a = math.silu(%x) : f32[8]
 //   %b = math.silu(%x) : f32[8]        ->    uses of %b become uses of %a
 //
-// Not merged: stateful and random nodes; a result whose storage somebody takes over (an in-place update would
-// destroy it for the others); anything across phases, because a value kept from forward to backward is a
-// residual, and whether to keep or to recompute it is the business of `checkpoint`.
+// Not merged: stateful and random nodes; a result whose storage another node takes over (an in-place update
+// would destroy it for the others); anything across phases, because a value kept from forward to backward is
+// a residual, and whether to keep or to recompute it is the business of `checkpoint`.
 #pragma once
 
 #include "absl/status/statusor.h"

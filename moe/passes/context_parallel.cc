@@ -253,7 +253,7 @@ absl::StatusOr<bool> ContextParallel(Program& program, const PassContext& contex
   if (s.cp == 1) return false;
   if (step == nullptr) {
     return absl::FailedPreconditionError(
-        absl::StrCat(kPass, " wants the function @step: it runs before partition-stages"));
+        absl::StrCat(kPass, " needs the function @step: it runs before partition-stages"));
   }
   int64_t length = 0, groups = 0;
   for (const Node* a : step->args()) {

@@ -179,7 +179,7 @@ absl::StatusOr<bool> StoreByExpertSlots(Program& program, const PassContext& con
   Module& module = *program.module;
   Function* step = module.Find(FunctionKind::kStep);
   if (step == nullptr) {
-    return absl::FailedPreconditionError(absl::StrCat(kPass, " wants a function @step; there is none"));
+    return absl::FailedPreconditionError(absl::StrCat(kPass, " needs a function @step; there is none"));
   }
   const std::vector<Node*> dispatches = step->NodesOf("moe.dispatch");
   if (dispatches.empty()) {

@@ -15,7 +15,6 @@ namespace {
 
 constexpr char kPass[] = "pad-vocabulary";
 
-
 }  // namespace
 
 absl::StatusOr<bool> PadVocabulary(Program& program, const PassContext& context) {
@@ -24,7 +23,7 @@ absl::StatusOr<bool> PadVocabulary(Program& program, const PassContext& context)
   Module& module = *program.module;
   Function* step = module.Find(FunctionKind::kStep);
   if (step == nullptr) {
-    return absl::FailedPreconditionError(absl::StrCat(kPass, " wants a function @step; there is none"));
+    return absl::FailedPreconditionError(absl::StrCat(kPass, " needs a function @step; there is none"));
   }
   std::vector<Node*> heads;
   for (const char* op : {"nn.head_stats", "nn.head_stats_grad"}) {

@@ -30,8 +30,8 @@ struct PassContext {
   Strategy strategy;
   cost::Target target;                         // what the kernels can do, as data
   std::map<std::string, std::string> options;  // of this pass: fuse{only=adamw}
-  // Scratch bytes that a placed node's kernel or exchange wants on one rank; set by whoever links them. Null:
-  // none.
+  // Scratch bytes that a placed node's kernel or exchange needs on one rank; set by the program that links
+  // them. Null: none.
   std::function<int64_t(const Node&, const Mesh&)> workspace;
   // Bytes of one rank that the plan must fit, which `certify` holds it to; 0: the strategy's limit, if it has
   // one.

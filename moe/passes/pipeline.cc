@@ -102,9 +102,9 @@ class Dumper {
     if (dumper.folder_.empty()) return dumper;
     dumper.passes_ = std::make_unique<RE2>(options.dump_pass_re, RE2::Quiet);
     if (!dumper.passes_->ok()) {
-      return absl::InvalidArgumentError(absl::StrCat("dump_pass_re '", options.dump_pass_re,
-                                                     "' is not a regular expression: ",
-                                                     dumper.passes_->error()));
+      return absl::InvalidArgumentError(
+          absl::StrCat("dump_pass_re '", options.dump_pass_re,
+                       "' is not a regular expression: ", dumper.passes_->error()));
     }
     for (const char c : module.name()) dumper.module_ += absl::ascii_isalnum(c) || c == '-' ? c : '_';
     RETURN_IF_ERROR(MakeFolders(dumper.folder_));
@@ -154,7 +154,7 @@ absl::StatusOr<std::vector<PipelineStep>> ParsePipeline(absl::string_view text) 
         if (key.empty()) return Malformed(text, at, "expected an option");
         std::string value = accept('=') ? word() : "true";
         if (!step.options.emplace(key, std::move(value)).second) {
-          return Malformed(text, at, absl::StrCat("option '", key, "' stands twice"));
+          return Malformed(text, at, absl::StrCat("option '", key, "' appears twice"));
         }
         if (accept('}')) break;
         if (!accept(',')) return Malformed(text, at, "expected ',' or '}'");

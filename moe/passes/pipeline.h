@@ -30,7 +30,7 @@ struct PipelineStep {
 // Errors (InvalidArgument): what is malformed, at which character. An empty text is an empty pipeline.
 absl::StatusOr<std::vector<PipelineStep>> ParsePipeline(absl::string_view text);
 
-// The pass of that name. Error (InvalidArgument): there is none, with the names that there are.
+// The pass of that name. Error (InvalidArgument): the name is unknown; lists the known ones.
 absl::StatusOr<const PassDef*> FindPass(const PassRegistry& registry, absl::string_view name);
 
 struct PassResult {

@@ -72,7 +72,7 @@ TEST(ParsePipeline, NamesAndOptions) {
   ExpectError(ParsePipeline("a,"), kInvalid, "character 3", "name of a pass");
   ExpectError(ParsePipeline("a b"), kInvalid, "character 3", "expected ','");
   ExpectError(ParsePipeline("a{x=1"), kInvalid, "expected ',' or '}'");
-  ExpectError(ParsePipeline("a{x=1,x=2}"), kInvalid, "'x' stands twice");
+  ExpectError(ParsePipeline("a{x=1,x=2}"), kInvalid, "'x' appears twice");
 }
 
 TEST_F(PipelineTest, ReportsWhatEachPassDid) {
@@ -101,7 +101,8 @@ TEST_F(PipelineTest, NamesThePassThatErasesAUsedNode) {
 
 TEST_F(PipelineTest, NamesThePassAndTheFunctionOfAnError) {
   ExpectError(Run("double,fail"), absl::StatusCode::kFailedPrecondition, "fail: @f: cannot");
-  ExpectError(Run("double,fuze"), kInvalid, "unknown pass 'fuze'", "break, double, erase-used, fail, nothing");
+  ExpectError(Run("double,fuze"), kInvalid, "unknown pass 'fuze'",
+              "break, double, erase-used, fail, nothing");
 }
 
 TEST_F(PipelineTest, NamesOnceThePassThatNamesItself) {

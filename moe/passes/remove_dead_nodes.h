@@ -1,5 +1,5 @@
-// remove-dead-nodes: erases nodes whose results nobody uses. What a node does beyond its results does not
-// exist in this IR (an update of state is a result, too), so ops of any effect may go, collectives included:
+// remove-dead-nodes: erases nodes whose results no node uses. In this IR a node has no effect beyond its
+// results (an update of state is a result, too), so any op may go, collectives included:
 // every rank runs the same function. Arguments stay, because they are the function's interface.
 //
 //   %a = math.silu(%x) : f32[8]        (no uses)    ->    (nothing)

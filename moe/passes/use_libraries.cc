@@ -36,7 +36,7 @@ std::string WhyNot(const Node& n, const Mesh& mesh) {
   if (queries[1] != keys[1]) return "fewer queries than keys";
   const int64_t s = q.dims[1] / n.IntOr("blocks", 1), sharing = queries[2] / keys[2];
   if (n.Is("nn.attention_grad") && sharing * s * s * 2 > kMostScratch) {
-    return absl::StrCat("sequences of ", s, ", whose backward wants ", sharing * s * s * 2 >> 20,
+    return absl::StrCat("sequences of ", s, ", whose backward needs ", sharing * s * s * 2 >> 20,
                         " MiB of scratch");
   }
   return "";
@@ -47,8 +47,8 @@ std::string WhyNot(const Node& n, const Mesh& mesh) {
 absl::StatusOr<bool> UseLibraries(Program& program, const PassContext& context) {
   for (const std::string& library : context.target.libraries) {
     if (library != kCudnn) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("target ", context.target.name, " has library '", library, "'; there is cudnn"));
+      return absl::InvalidArgumentError(absl::StrCat("target ", context.target.name, " has library '",
+                                                     library, "'; the only legal library is cudnn"));
     }
   }
   if (context.target.libraries.empty()) return false;

@@ -6,8 +6,8 @@
 // cuDNN knows a causal mask by index. It is what nn.attention computes where the positions of queries and
 // keys are one value that ascends: the batch's own positions, as they come. Where context parallelism gathers
 // keys, turns them round or orders the sequence in a zig-zag, queries and keys have positions of their own,
-// and the target's kernel stays. So it does for other dtypes than bf16 and f16, heads that are no multiple of
-// 8 or beyond 256, and sequences so long that one head's matrix of the deterministic backward (2 bytes s^2
+// and the target's kernel stays. So it does for other dtypes than bf16 and f16, heads that are not a multiple
+// of 8 or beyond 256, and sequences so long that one head's matrix of the deterministic backward (2 bytes s^2
 // for each of the heads that share keys) would take more than 1 GiB of scratch. A note counts both, with the
 // reasons.
 #pragma once

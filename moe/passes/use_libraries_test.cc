@@ -56,7 +56,7 @@ TEST_F(UseLibrariesTest, WhatCudnnDoesNotComputeStays) {
   }
 }
 
-// The backward alone wants much.
+// Only the backward needs much.
 TEST_F(UseLibrariesTest, ScratchIsBounded) {
   runs_ = false;  // too long
   std::string text(kAttention);
@@ -65,14 +65,14 @@ TEST_F(UseLibrariesTest, ScratchIsBounded) {
                                     {"%o, %l, %dy) {library = \"cudnn\"}", "%o, %l, %dy) place"}});
   ExpectRewrite(UseLibraries, text, WithCudnn());
   EXPECT_THAT(Notes(), ElementsAre("attention: 1 nodes by cuDNN; by the target's kernels 1 sequences of "
-                                   "32768, whose backward wants 4096 MiB of scratch"));
+                                   "32768, whose backward needs 4096 MiB of scratch"));
 }
 
 TEST_F(UseLibrariesTest, LibrariesThatThereAreNot) {
   PassContext context;
   context.target.libraries = {"mkl"};
   ExpectPassError(UseLibraries, kAttention, absl::StatusCode::kInvalidArgument,
-                  {"library 'mkl'", "there is cudnn"}, context);
+                  {"library 'mkl'", "the only legal library is cudnn"}, context);
 }
 
 }  // namespace

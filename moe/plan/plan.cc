@@ -324,7 +324,7 @@ absl::StatusOr<Plan> ParsePlan(absl::string_view bytes) {
   PlanProto proto;
   if (static_cast<int64_t>(bytes.size()) > kMaxPlanBytes) return Malformed("larger than 1 GiB");
   if (!proto.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
-    return Malformed("these bytes are no plan (protobuf does not parse)");
+    return Malformed("these bytes are not a plan (protobuf does not parse)");
   }
   return PlanFromProto(proto);
 }

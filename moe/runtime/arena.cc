@@ -36,7 +36,7 @@ absl::StatusOr<std::unique_ptr<Arena>> Arena::Create(const StageMemory& m, devic
       device->Allocate(std::max(a->reserved_, reserve), a->planned_);
   if (!bytes.ok()) {
     return Annotate(bytes.status(),
-                    absl::StrCat("the plan wants ", a->planned_, " bytes for a rank (state ", m.state_bytes,
+                    absl::StrCat("the plan needs ", a->planned_, " bytes for a rank (state ", m.state_bytes,
                                  ", input ", m.input_bytes, ", residuals ", m.residual_bytes, ", boundaries ",
                                  m.boundary_bytes, ", futures ", m.future_bytes, ", frame ", m.frame_bytes,
                                  ") and ", m.spill_bytes, " bytes of spill room"));

@@ -25,7 +25,7 @@ namespace moe::runtime {
 
 class Arena {
  public:
-  // Bytes that a plan wants: its peak, and the room for spilled rows.
+  // Bytes that a plan needs: its peak, and the room for spilled rows.
   static int64_t BytesOf(const StageMemory& memory);
   // Takes BytesOf(memory), or `reserve` bytes if that is more. Error: ResourceExhausted with the plan's own
   // numbers and the device's.

@@ -14,7 +14,6 @@
 namespace moe::runtime {
 namespace {
 
-
 // Does the step send each peer a block of its own? Otherwise it sends the value.
 bool Scatters(StepKind kind) { return kind == StepKind::kReduceScatter || kind == StepKind::kAllToAll; }
 // Does a block come from each peer? Otherwise the result comes whole.
@@ -40,9 +39,9 @@ absl::StatusOr<std::unique_ptr<BucketExchange>> BucketExchange::Plan(absl::Span<
     const Type& type = p.from.type();
     if (type.ragged >= 0 || type.dtype != e->dtype_ || p.steps.size() != parts[0].steps.size() ||
         p.steps.empty()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("parts of a bucket are dense, of one dtype and of as many steps; %", p.from.name(),
-                       " is ", TypeToString(type, mesh), ", converted in ", p.steps.size(), " steps"));
+      return absl::InvalidArgumentError(absl::StrCat(
+          "all parts of a bucket must be dense and have the same dtype and number of steps; %", p.from.name(),
+          " is ", TypeToString(type, mesh), ", converted in ", p.steps.size(), " steps"));
     }
     ASSIGN_OR_RETURN(ConversionLayout layout, LayoutConversion(type, p.to, mesh, rank, p.steps));
     e->layouts_.push_back(std::move(layout));
@@ -282,7 +281,7 @@ absl::Status BucketExchange::Run(absl::Span<const kernels::Tensor> in, absl::Spa
   if (!fits) {
     return absl::FailedPreconditionError(absl::StrCat("the tensors, or the workspace of ", workspace_bytes,
                                                       " bytes, do not fit a bucket of ", layouts_.size(),
-                                                      " parts that wants ", scratch_.bytes));
+                                                      " parts that needs ", scratch_.bytes));
   }
   char* const base = static_cast<char*>(workspace);
   for (size_t j = 0; j < in.size(); ++j) from_[j] = static_cast<const char*>(in[j].data);

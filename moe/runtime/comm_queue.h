@@ -2,16 +2,16 @@
 //
 // Both queues run their nodes in list order. Nodes are counted from 1 within a function, per queue; a node
 // runs once the other queue has done what it must wait for (FunctionMemory::waits: data and reuse of memory).
-// A collective whose result is wanted at once, while this queue is idle, is run by the compute thread itself:
-// the order is the same and nobody has to be woken.
+// If the compute thread needs the result of a collective at once while this queue is idle, it runs the
+// collective itself: the order is the same, and no thread has to be woken.
 //
 //   const int64_t before = queue.BeginFunction();
 //   const int64_t job = queue.Post(&node, /*after_compute=*/3);   // before + 1; compute thread
 //   queue.ComputeDone();
 //   RETURN_IF_ERROR(queue.WaitFor(job));
 //
-// Jobs may stay behind when their function ends: whoever needs one, in a later function, waits for its
-// number. Numbers count on for as long as the queue lives.
+// Jobs may outlast their function: a later function that needs one waits for its number. Numbers count on for
+// as long as the queue lives.
 //
 // All but the thread's own work is called by the compute thread of the rank. Owns its thread; nothing is
 // allocated after construction.

@@ -16,7 +16,6 @@ namespace {
 
 constexpr int32_t kOneRow = 1;  // the sizes of a dense value
 
-
 int64_t SizesBytes(int64_t cells) { return cells * static_cast<int64_t>(sizeof(int32_t)); }
 
 // Rows before each cell.
@@ -152,7 +151,8 @@ absl::Status Exchange::LaySizes() {
   }
   if (on_host_) return absl::OkStatus();
   device_sizes_in_ = RoundUp(most_in * sizeof(int32_t), 64);
-  ASSIGN_OR_RETURN(device_sizes_, device->Allocate(device_sizes_in_ + RoundUp(most_out * sizeof(int32_t), 64)));
+  ASSIGN_OR_RETURN(device_sizes_,
+                   device->Allocate(device_sizes_in_ + RoundUp(most_out * sizeof(int32_t), 64)));
   return absl::OkStatus();
 }
 
@@ -192,9 +192,8 @@ absl::StatusOr<char*> Exchange::Take(Scratch& scratch, int64_t bytes) {
     overflow_ = *std::move(memory);
   }
   if (bytes > overflow_half_) {
-    return absl::ResourceExhaustedError(absl::StrCat("an exchange of ", bytes,
-                                                     " bytes, of which there can be ", overflow_half_,
-                                                     " by the bound of the ragged value"));
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "an exchange of ", bytes, " bytes; the bound of the ragged value allows ", overflow_half_));
   }
   overflow_used_ = true;
   return overflow_->data() + end * overflow_half_;

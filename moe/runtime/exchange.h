@@ -9,10 +9,10 @@
 // the receiver cannot know them, and then only the rows there are.
 //
 // On a device Run gives its work to the stream and returns, except that a ragged value makes it wait for the
-// sizes, which the host needs to know: what is sent depends on them.
+// sizes, which the host must know because they decide how much is sent.
 //
 // With a wire format, what travels is narrower than the value (wire_transfer.h); sizes of ragged values
-// travel as ever.
+// travel unchanged.
 //
 // All ranks of a group build and run the same exchanges in the same order; `what` has to be the same on all.
 // An Exchange is used by one thread at a time, and the World outlives it.
@@ -60,7 +60,7 @@ class Exchange {
   Exchange(const Exchange&) = delete;
   Exchange& operator=(const Exchange&) = delete;
 
-  // What Run wants at least; see StorageOf about `overload`. Never more is touched, except that a ragged
+  // The bytes of workspace that Run needs; see StorageOf about `overload`. Run never touches more. A ragged
   // value with more rows goes through memory of the exchange's own, given back after the run.
   int64_t WorkspaceBytes(double overload = 0) const {
     return ExchangeWorkspaceBytes(layout_, wire_, overload);

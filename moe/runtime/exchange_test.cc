@@ -406,7 +406,7 @@ TEST(Exchange, RefusesWhatIsNoConversion) {
   error(whole, rows, "slice b:->0", "neither loses nor gains");
   error(whole, rows, "all_gather a:0>-", "starts where the axis is not");
   error(whole, rows, "", "wrong place");
-  error(whole, rows, "slice a:0>1", "no such step");
+  error(whole, rows, "slice a:0>1", "not a step of this kind");
   error(whole, Type(DType::kF64, {8, 6}, Dims2({0}, {})), "slice a:->0", "only the placement");
   error(whole, Type(DType::kF32, {8, 6}, Dims2({}, {0, 1})), "slice a:->1 b:->1", "not divisible");
   error(rows, Type(DType::kF32, {8, 6}, Dims2({1}, {})), "all_gather a:0>-; slice b:->0",

@@ -194,9 +194,9 @@ absl::StatusOr<Reports> Executor::RunProgram(const std::string& name, const Step
   }
   for (size_t i = 1; masks_by_index_ && i < seq; ++i) {
     if (inputs.positions[i] > inputs.positions[i - 1]) continue;
-    return absl::InvalidArgumentError(
-        absl::StrCat("positions ascend where attention is masked by index, as here by a library; number ", i,
-                     " is ", inputs.positions[i], " after ", inputs.positions[i - 1]));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "positions must ascend where attention is masked by index, as a library does here; number ", i,
+        " is ", inputs.positions[i], " after ", inputs.positions[i - 1]));
   }
   failed_ = RunRanks(name, inputs);
   if (!failed_.ok()) return failed_;

@@ -49,7 +49,7 @@ struct ExecutorOptions {
   // Null: those of `memory_of`, or else all ranks, opened by the executor.
   const comm::DeviceWorlds* worlds = nullptr;
   comm::Communicator* host = nullptr;  // with several processes: one member each, in the order of their ranks
-  // Set from a signal handler: the user wants an end; see Executor::stop.
+  // A signal handler sets it when the user asks the run to end; see Executor::stop.
   const std::atomic<bool>* stop = nullptr;
   // Programs that share state (ir/state_layout.h) share memory too, one running at a time. The first executor
   // is told of the programs to come, the others of the first, which must outlive their runs.

@@ -1,5 +1,5 @@
-// Flight records: what a rank did last and what it is in, kept while it runs and read when something goes
-// wrong; and what follows from the records of all ranks: who holds up the others.
+// Flight records: the last actions of a rank and the one that it is in, kept while it runs and read when
+// something goes wrong. The records of all ranks together show which rank holds up the others.
 //
 //   std::vector<FlightRecord> records = executor->Flight();
 //   Diagnosis d = Diagnose(records);

@@ -283,7 +283,7 @@ absl::StatusOr<Interpreter::BufferPtr> Interpreter::InputOf(const Binding& bindi
     status = part(inputs.positions);
   } else {
     status = absl::InvalidArgumentError(
-        absl::StrCat("no batch input named '", name, "'; there are tokens, labels, mask, positions"));
+        absl::StrCat("no batch input named '", name, "'; legal are tokens, labels, mask and positions"));
   }
   RETURN_IF_ERROR(status);
   return buffer;

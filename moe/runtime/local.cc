@@ -124,7 +124,7 @@ absl::StatusOr<kernels::Backend> BackendOf(const cost::Target& target) {
   if (target.device == "cpu") return kernels::Backend::kCpu;
   if (target.device == "cuda") return kernels::Backend::kCuda;
   return absl::InvalidArgumentError(
-      absl::StrCat("target ", target.name, " has device '", target.device, "'; there are cpu and cuda"));
+      absl::StrCat("target ", target.name, " has device '", target.device, "'; legal are cpu and cuda"));
 }
 
 std::function<int64_t(const Node&, const Mesh&)> WorkspaceHook(kernels::Backend backend, double overload) {

@@ -49,13 +49,13 @@ Block LocalBlockInOrder(const Node& n, const Type& type, const Mesh& mesh, int64
 // order.
 void ForEachRun(const Block& block, const std::function<void(int64_t, int64_t, int64_t)>& fn);
 
-// Scratch bytes that a node wants on one rank: of its kernel in this back end, or of its exchange. Ragged
-// values count by `overload` as in StorageOf. Error: NotFound if there is no kernel.
+// Scratch bytes that a node needs on one rank: those of its kernel in this back end, or of its exchange.
+// Ragged values count by `overload` as in StorageOf. Error: NotFound if there is no kernel.
 absl::StatusOr<int64_t> NodeWorkspace(const Node& n, const Mesh& mesh, kernels::Backend backend,
                                       double overload);
-// The back end whose kernels a target runs. Error: InvalidArgument for a device that there is not.
+// The back end whose kernels a target runs. Error: InvalidArgument for an unknown device.
 absl::StatusOr<kernels::Backend> BackendOf(const cost::Target& target);
-// The same as PassContext::workspace wants it; a node without a kernel counts 0 (the executor reports it when
+// The same as a PassContext::workspace; a node without a kernel counts 0 (the executor reports it when
 // it binds).
 std::function<int64_t(const Node&, const Mesh&)> WorkspaceHook(kernels::Backend backend, double overload);
 

@@ -44,7 +44,7 @@ struct RankOptions {
   kernels::Backend backend = kernels::Backend::kCpu;
   comm::ComputeGate* gate = nullptr;
   bool poison = false;               // tests: fill frames with NaN before every action
-  int64_t reserve_bytes = 0;         // where plans that share the memory want more than this one
+  int64_t reserve_bytes = 0;         // where plans that share the memory need more than this one
   const Arena* memory_of = nullptr;  // run in the memory of this arena; see Arena::Share
   RankDevice* device = nullptr;      // of the kind that the back end's kernels work on
   bool graphs = true;                // record and launch, where the device can
@@ -55,7 +55,7 @@ struct RankOptions {
 class DecisionHook {
  public:
   virtual ~DecisionHook() = default;
-  // Whether it wants to see decisions at all.
+  // Whether the hook must be shown decisions at all.
   virtual bool Active() const = 0;
   // After a decision node ran: may record `experts` (local, at `block` of the global value) or overwrite it.
   // True if it overwrote.
@@ -137,7 +137,7 @@ class RankExecutor {
     const device::Event* waits_for = nullptr;
     device::Event* done = nullptr;
     bool recordable = false;
-    std::vector<device::MemoryUse> uses;  // of a kernel, on a device that wants to know
+    std::vector<device::MemoryUse> uses;  // of a kernel, on a device that checks order
     int segment = -1;                     // of the function: this node begins it
     Job run, skip;
   };

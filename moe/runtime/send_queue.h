@@ -1,5 +1,5 @@
 // SendQueue: one thread that sends the slots of one boundary value to a peer, in order. A sender goes on
-// computing; whoever wants to write a slot again waits until its transfer is done.
+// computing; before it writes a slot again, it waits until the transfer of the slot is done.
 //
 //   RETURN_IF_ERROR(queue->Post(slot, data, bytes, tag, writer));
 //   RETURN_IF_ERROR(queue->WaitFor(slot, writer));

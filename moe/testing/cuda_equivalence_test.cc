@@ -348,7 +348,7 @@ TEST(CudaMemory, TooLittleIsRefusedWithThePlansNumbers) {
   options.backend = kernels::Backend::kCuda;
   emulated::SetDevices(1, 100000);
   ExpectError(runtime::Executor::Create(*program, options), absl::StatusCode::kResourceExhausted,
-              absl::StrCat("the plan wants ", program->memory.stages[0].peak_bytes(), " bytes"), "frame ",
+              absl::StrCat("the plan needs ", program->memory.stages[0].peak_bytes(), " bytes"), "frame ",
               "CUDA device 0", "100000 are free");
   emulated::SetDevices(0, 0);
   ExpectError(runtime::Executor::Create(*program, options), absl::StatusCode::kUnavailable, "no CUDA device");

@@ -1,5 +1,5 @@
-// The strategies that the equivalence tests run besides the covering array, one line each: what features are
-// about to be relied on, with 20 losses, at odd sizes, with batches that starve somebody.
+// The strategies that the equivalence tests run besides the covering array, one line each: features that
+// users rely on, with 20 losses, at odd sizes, with batches that leave some rank or expert without tokens.
 //
 //   for (const Line& line : Lines()) ... LineModel(line.model), line.strategy
 //

@@ -136,7 +136,7 @@ absl::StatusOr<Point> ParsePoint(const std::string& text, const StrategySpace& s
     if (!absl::SimpleAtoi(part, &value) || value < 0 || d >= space.dimensions().size() ||
         value >= static_cast<int>(space.dimensions()[d].values.size())) {
       return absl::InvalidArgumentError(
-          absl::StrCat("'", text, "': '", part, "' is no value of dimension ", d,
+          absl::StrCat("'", text, "': '", part, "' is not a value of dimension ", d,
                        d < space.dimensions().size() ? absl::StrCat(", ", space.dimensions()[d].name)
                                                      : ", which does not exist"));
     }

@@ -1,5 +1,5 @@
 // Fuzzing of plans: random legal strategies on random small models, each against the one-device reference,
-// for as long as it is told to; what fails is shrunk to the smallest point that still does.
+// for as long as it is told to. A case that fails is shrunk to the smallest point that still fails.
 //
 //   ASSERT_OK_AND_ASSIGN(const FuzzReport report, Fuzz(FuzzSpace(), {.seconds = 20, .seed = 1}, std::cout));
 //   EXPECT_EQ(report.failure, "");
@@ -44,7 +44,7 @@ absl::StatusOr<std::string> InAnotherProcess(const std::function<std::string()>&
 // Draws and checks until the time is over or something fails; says on `out` what it does.
 absl::StatusOr<FuzzReport> Fuzz(const StrategySpace& space, const FuzzOptions& options, std::ostream& out);
 
-// A point as digits, and back: "0.2.1.0...". Error: InvalidArgument if it is none of the space.
+// A point as digits, and back: "0.2.1.0...". Error: InvalidArgument if the space does not have it.
 std::string PointToString(const Point& p);
 absl::StatusOr<Point> ParsePoint(const std::string& text, const StrategySpace& space);
 

@@ -48,7 +48,7 @@ class PassTest : public ::testing::Test {
   void ExpectPassError(const passes::Pass& pass, absl::string_view text, absl::StatusCode code,
                        const std::vector<std::string>& parts, const passes::PassContext& context = {});
 
-  // False where the text is no program that runs; say why.
+  // False where the text is not a program that runs; say why.
   bool runs_ = true;
   // The program of the last call, for further questions. Its text is printed.
   Program program_;

@@ -1,5 +1,5 @@
-// Worlds whose ranks are processes: a WorldSet that starts this test again for each rank, and has the copy do
-// what it is asked to. So one suite serves ranks in threads and ranks in processes.
+// Worlds whose ranks are processes: a WorldSet that starts this test again for each rank and passes each
+// request on to the copy. So one suite serves ranks in threads and ranks in processes.
 //
 //   backend.make = [](int n, absl::Duration timeout) { return StartRanks(n, "--timeout_ms=200 ..."); };
 //

@@ -27,7 +27,7 @@ struct DimensionValue {
   std::string strategy;  // words
   std::string model;     // fields, laid over those of the space; zero and false lay nothing over
   std::string batch;     // "empty sample", "one expert": workloads that starve somebody
-  std::string wants;     // a dimension without which it does nothing: sp wants tp, a schedule wants pp
+  std::string wants;     // a dimension without which it does nothing: sp needs tp, a schedule needs pp
 };
 struct Dimension {
   std::string name;
@@ -83,7 +83,7 @@ class StrategySpace {
   Point Shrink(Point p, const std::function<bool(const Point&)>& fails) const;
 
  private:
-  // Random values for the dimensions that values of the point want and do not have.
+  // Random values for the dimensions that values of the point need and do not have.
   void Complete(Point* p, Draw* draw) const;
   int Find(const std::string& dimension) const;
   model::ModelConfig ModelOf(const Point& p) const;

@@ -85,7 +85,7 @@ absl::Status BenchGraph::Prepare() {
     const int64_t bytes = StorageOf(v.type(), mesh, 1.0).bytes;
     absl::StatusOr<std::unique_ptr<device::DeviceMemory>> memory = device_->Allocate(bytes);
     RETURN_IF_ERROR(Annotate(memory.status(), absl::StrCat("the benchmark holds ", bytes_,
-                                                           " bytes and wants '", v.name(), "', too")));
+                                                           " bytes and needs '", v.name(), "', too")));
     memory_[v] = *std::move(memory);
     bytes_ += bytes;
     return absl::OkStatus();

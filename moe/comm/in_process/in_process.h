@@ -18,7 +18,8 @@
 //
 // With a stream, buffers are memory of its device, and the streams' own Copy and Reduce do the work, in the
 // same order: ranks that share a GPU, or have GPUs that can read each other's memory. The threads of the
-// ranks meet as ever, but do not wait for the work; events keep anybody from using a buffer too early.
+// ranks meet as they do without one, but do not wait for the work; events keep a rank from using a buffer too
+// early.
 //
 // The world owns everything it gives out and outlives the threads that use it. Thread-safe.
 #pragma once

@@ -1,5 +1,5 @@
-// Which process of a job this is, as what started it says in the environment: torchrun, Slurm or Open MPI, in
-// that order; or nobody, and then the job is this process.
+// Which process of a job this is, according to the environment that the launcher set: torchrun, Slurm or Open
+// MPI, in that order. Without a launcher, the job is this process.
 //
 //   ASSIGN_OR_RETURN(std::optional<ProcessPlace> place, FindProcess(SystemEnvironment()));
 //

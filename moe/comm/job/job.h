@@ -6,7 +6,7 @@
 //   RETURN_IF_ERROR(job->Finish());                                     // when all are done, and not before
 //
 // The rendezvous is MASTER_ADDR:MASTER_PORT, where rank 0 (or what spawned the processes) runs a StoreServer;
-// or, if told so, a shared folder. Anything but loopback wants a token of the job. Thread-safe.
+// or, if told so, a shared folder. Any address but loopback needs a token of the job. Thread-safe.
 #pragma once
 
 #include <cstdint>

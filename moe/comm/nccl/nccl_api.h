@@ -1,5 +1,5 @@
 // NcclApi: the functions of NCCL that the project uses, found when the program runs. A binary starts without
-// libnccl.so.2, and says what is missing when it wants to use it.
+// libnccl.so.2, and says what is missing when it first needs the library.
 //
 //   ASSIGN_OR_RETURN(const NcclApi* nccl, LoadNccl());
 //   nccl->AllReduce(in, out, n, ncclFloat32, ncclSum, comm, stream);

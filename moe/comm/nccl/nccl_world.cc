@@ -96,7 +96,7 @@ absl::StatusOr<ncclUniqueId> NcclWorld::AgreeOnId(const std::string& name) {
   }
   RETURN_IF_ERROR(agreed.status());
   if (agreed->size() != sizeof(id.internal)) {
-    return absl::InternalError(absl::StrCat("'", name, "' of ", store_->Describe(), " is no id of NCCL"));
+    return absl::InternalError(absl::StrCat("'", name, "' of ", store_->Describe(), " is not an id of NCCL"));
   }
   std::memcpy(id.internal, agreed->data(), sizeof(id.internal));
   return id;

@@ -9,7 +9,7 @@
 //   RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream));
 //
 // MOE_LAUNCH works in .cc files, too. Arguments are converted to the types of the kernel's parameters. A grid
-// without blocks is no work. More than 48 KiB of dynamic shared memory is asked for by itself.
+// without blocks does nothing. MOE_LAUNCH itself asks for dynamic shared memory beyond 48 KiB.
 // Stateless; errors that an earlier asynchronous call left come out of a later one.
 #pragma once
 

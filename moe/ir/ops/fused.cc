@@ -72,7 +72,8 @@ absl::StatusOr<std::vector<Type>> InferMultiAdamW(const Node& n) {
   const std::optional<DType> dtype = ParseDType(n.StringOr("dtype", ""));
   for (int i = 0; i < MultiAdamWTensors(n); ++i) {
     if (MultiAdamWCopy(n, i) < 0) continue;
-    if (!dtype) return absl::InvalidArgumentError("`copies` wants their `dtype`");
+    if (!dtype)
+      return absl::InvalidArgumentError("`copies` needs the attribute `dtype`, the dtype of the copies");
     types.push_back(types[3 * i]);
     types.back().dtype = *dtype;
   }

@@ -94,7 +94,7 @@ absl::StatusOr<FusedProgram> ParseFusedProgram(const std::vector<std::string>& l
       return error(absl::StrCat("should begin with 't", n, " ='"));
     }
     if (!ParseFusedOp(NextWord(&text), &in.op)) {
-      return error("the op is none of add, mul, scale, silu, silu_grad, log, reciprocal, at_least");
+      return error("the op must be one of add, mul, scale, silu, silu_grad, log, reciprocal, at_least");
     }
     for (int i = 0; i < NumFusedOperands(in.op); ++i) {
       if (!ParseOperand(NextWord(&text), num_operands, n, i == 0 ? &in.a : &in.b)) {
@@ -102,7 +102,7 @@ absl::StatusOr<FusedProgram> ParseFusedProgram(const std::vector<std::string>& l
       }
     }
     if (HasFusedConstant(in.op) && !absl::SimpleAtod(NextWord(&text), &in.constant))
-      return error("wants a number at the end");
+      return error("must end with a number");
     if (!NextWord(&text).empty()) return error("too many words");
     program.push_back(in);
   }

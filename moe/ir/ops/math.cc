@@ -42,7 +42,7 @@ absl::Status VerifyOrder(const Node& n) {
     if (sorted[i] != i) {
       return absl::InvalidArgumentError(absl::StrCat("math.permute_blocks: order = [",
                                                      absl::StrJoin(order, ", "),
-                                                     "] is no permutation of 0 to ", blocks - 1));
+                                                     "] is not a permutation of 0 to ", blocks - 1));
     }
   }
   if (blocks > 0 && extent % blocks == 0) return absl::OkStatus();

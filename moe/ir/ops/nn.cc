@@ -32,7 +32,8 @@ std::string AttentionRule(const Node& n, absl::string_view more, absl::string_vi
 absl::Status KnownLibrary(const Node& n) {
   const std::string library = n.StringOr("library", "cudnn");
   if (library != "cudnn") {
-    return absl::InvalidArgumentError(absl::StrCat("library = ", library, "; there is cudnn"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("library = ", library, "; the only legal library is cudnn"));
   }
   if (n.Has("library") && n.operand(3) != n.operand(4)) {
     return absl::InvalidArgumentError(absl::StrCat(

@@ -1,5 +1,5 @@
 // CudnnApi: the functions of cuDNN that the project uses, found when the program runs. A binary starts
-// without libcudnn.so.9, and says what is missing when it wants to use it.
+// without libcudnn.so.9, and says what is missing when it first needs the library.
 //
 //   ASSIGN_OR_RETURN(const CudnnApi* cudnn, LoadCudnn());
 //   cudnn->BackendCreateDescriptor(CUDNN_BACKEND_TENSOR_DESCRIPTOR, &tensor);

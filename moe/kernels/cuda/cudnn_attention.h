@@ -47,7 +47,7 @@ struct CudnnPiece {
 };
 // The largest whose workspace is no more than piece_bytes, or else one head of one sample's keys.
 CudnnPiece CudnnPieceOf(const CudnnAttention& a);
-// Bytes that cuDNN is given; 9.19 and 9.26 want no more for sm_90.
+// Bytes that cuDNN is given; 9.19 and 9.26 need no more for sm_90.
 int64_t CudnnForwardWorkspace(const CudnnAttention& a);
 int64_t CudnnBackwardWorkspace(const CudnnAttention& a);
 

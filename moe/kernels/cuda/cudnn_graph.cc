@@ -226,7 +226,7 @@ absl::StatusOr<std::unique_ptr<CudnnPlan>> CudnnPlan::Make(CudnnGraph graph, con
                                                    CUDNN_TYPE_INT64, 1, &one, &p->workspace_bytes_),
                         "the workspace of a plan"));
     if (p->workspace_bytes_ <= most_workspace) return p;
-    why = absl::ResourceExhaustedError(absl::StrCat("cuDNN ", CudnnVersionName(cudnn->version), " wants ",
+    why = absl::ResourceExhaustedError(absl::StrCat("cuDNN ", CudnnVersionName(cudnn->version), " needs ",
                                                     p->workspace_bytes_, " bytes of workspace; the plan has ",
                                                     most_workspace));
   }

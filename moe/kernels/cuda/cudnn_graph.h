@@ -117,7 +117,7 @@ struct CudnnDevice {
 class CudnnPlan {
  public:
   // The first that the library suggests and whose workspace is no more. Errors: what an operation was refused
-  // for; Unimplemented if there is no plan for the graph; ResourceExhausted if all want more workspace.
+  // for; Unimplemented if there is no plan for the graph; ResourceExhausted if all need more workspace.
   static absl::StatusOr<std::unique_ptr<CudnnPlan>> Make(CudnnGraph graph, const CudnnDevice& device,
                                                          int64_t most_workspace);
 

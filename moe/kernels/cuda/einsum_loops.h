@@ -1,4 +1,4 @@
-// Einsums that are no matrix product, over any strides: sums, transposes, products of three, per-sample
+// Einsums that are not a matrix product, over any strides: sums, transposes, products of three, per-sample
 // factors. One thread for each element of the result, or one block where there are few of them and much to
 // reduce. Sums in f32, in a fixed order.
 //

@@ -23,9 +23,9 @@ namespace moe::kernels {
 int64_t F8Workspace(const ShardingRule& rule, absl::Span<const int64_t> extent, absl::Span<const Tensor> in,
                     absl::Span<const Tensor> out);
 
-// `most_rows`: what ragged operands may have. Error: InvalidArgument for what is no grouped product,
-// Unimplemented for rows that are ragged elsewhere than the experts' are, and on devices without products of
-// e4m3 (below compute capability 8.9).
+// `most_rows`: what ragged operands may have. Error: InvalidArgument for an einsum that is not a grouped
+// product, Unimplemented for rows that are ragged elsewhere than the experts' are, and on devices without
+// products of e4m3 (below compute capability 8.9).
 absl::Status F8Einsum(const KernelContext& c, const RaggedRows& rows, int64_t most_rows, void* memory);
 
 }  // namespace moe::kernels

@@ -6,9 +6,9 @@
 //   if (auto binary = cache.Get(key)) return *binary;
 //   cache.Put(key, binary);
 //
-// A file holds a checksum of its content: what is damaged or cut short counts as missing and is written
-// again. Files appear whole, by renaming, so that several processes may share a folder. A folder that cannot
-// be written makes every Get a miss, and no error. Thread-safe.
+// A file holds a checksum of its content: a file that is damaged or cut short counts as missing and is
+// written again. Files appear whole, by renaming, so that several processes may share a folder. A folder that
+// cannot be written makes every Get a miss, not an error. Thread-safe.
 #pragma once
 
 #include <optional>

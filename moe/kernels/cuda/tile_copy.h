@@ -5,7 +5,7 @@
 //   CopyTile<T, 64, 32, 40, 256>(tile, source, /*row=*/i, /*column=*/l, rows, columns);
 //   CommitCopies(); ... WaitForCopies<1>(); __syncthreads();
 //
-// What lies beyond the matrix becomes zero.
+// Elements beyond the matrix become zero.
 #pragma once
 
 #include <cstdint>

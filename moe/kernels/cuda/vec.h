@@ -33,7 +33,7 @@ struct Reals {
   Storage storage = Storage::kF32;
 };
 
-// Error: Unimplemented for dtypes that are no reals on CUDA.
+// Error: Unimplemented for dtypes that are not reals on CUDA.
 inline absl::StatusOr<Storage> StorageOfReals(DType dtype) {
   switch (dtype) {
     case DType::kF32:

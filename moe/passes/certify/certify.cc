@@ -149,7 +149,7 @@ class ActionChecker {
         return CheckSlot(s, a.boundary, a.slot);
       }
       case Action::kReset:
-        return i == 0 ? absl::OkStatus() : Bad("a reset stands first, before anything accumulates");
+        return i == 0 ? absl::OkStatus() : Bad("a reset must come first, before anything accumulates");
       case Action::kUpdate:
       case Action::kReport: {
         const bool update = a.kind == Action::kUpdate;
@@ -209,7 +209,7 @@ absl::Status BuildFrame(const Program& program, ProgramFrame* f) {
                        kMaxCount);
   }
   if (schedule.copies < 1 || f->chunks % schedule.copies != 0) {
-    return Uncertified(f->chunks, " chunks are no ", schedule.copies, " copies of the model");
+    return Uncertified(f->chunks, " chunks do not divide into ", schedule.copies, " copies of the model");
   }
   if (static_cast<int>(program.memory.stages.size()) != f->stages) {
     return Uncertified("memory of ", program.memory.stages.size(), " stages, the mesh has ", f->stages);
@@ -294,7 +294,7 @@ absl::Status CheckCollectives(const ProgramFrame& f) {
         std::set<int64_t> stages;
         for (const int64_t s : n->Ints("stages")) {
           if (s < 0 || s >= f.stages || !stages.insert(s).second) {
-            return Uncertified(at, ": stage ", s, " of ", f.stages, " is none, or stands twice");
+            return Uncertified(at, ": stage ", s, " of ", f.stages, " does not exist, or appears twice");
           }
         }
         continue;

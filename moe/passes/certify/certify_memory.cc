@@ -178,7 +178,7 @@ class FunctionChecker {
         for (const std::string& name : waits->second) {
           auto earlier = by_name.find(name);
           if (earlier == by_name.end()) {
-            return Bad(n->result_name(), absl::StrCat("waits for %", name, ", which is no earlier node"));
+            return Bad(n->result_name(), absl::StrCat("waits for %", name, ", which is not an earlier node"));
           }
           after(earlier->second);
         }
@@ -359,7 +359,8 @@ class FunctionChecker {
         const Binding* binding = ResultBinding(v, boundary                        ? Binding::kBoundary
                                                   : ref.space == Space::kResidual ? Binding::kResidual
                                                                                   : Binding::kWeightResidual);
-        if (binding == nullptr) return Bad(v.name(), absl::StrCat("is no ", SpaceName(ref.space), " value"));
+        if (binding == nullptr)
+          return Bad(v.name(), absl::StrCat("is not a ", SpaceName(ref.space), " value"));
         return boundary ? CheckBoundary(v, ref, binding->name) : CheckResidual(v, ref);
       }
       default:

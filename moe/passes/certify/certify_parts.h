@@ -1,4 +1,4 @@
-// The parts of certify, each with what it needs of the program. Private to certify*.cc.
+// The parts of certify, each with the facts of the program that it needs. Private to certify*.cc.
 #pragma once
 
 #include <map>

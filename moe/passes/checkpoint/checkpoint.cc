@@ -135,7 +135,7 @@ absl::StatusOr<bool> Checkpoint(Program& program, const PassContext& context) {
   const std::vector<Function*> chunks = ChunkFunctions(*program.module);
   if (chunks.empty()) {
     return absl::FailedPreconditionError(absl::StrCat(
-        kPass, " wants functions @chunk0, ...: it runs after partition-stages and before split-phases"));
+        kPass, " needs the functions @chunk0, ...: it runs after partition-stages and before split-phases"));
   }
   const bool automatic = policy.base == CheckpointPolicy::kAuto;
   AutoChoice chosen;

@@ -40,7 +40,7 @@ class Chooser {
     const int64_t budget = context_.strategy.checkpoint_budget;
     if (budget == 0 && context_.memory_limit == 0) {
       return absl::InvalidArgumentError(
-          "checkpoint auto wants to know what must fit: checkpoint_budget= (bytes of a rank for what the "
+          "checkpoint auto needs a limit to fit: checkpoint_budget= (bytes of a rank for what the "
           "backward keeps) or memory_limit= (bytes of a rank in all)");
     }
     const std::vector<Function*> chunks = ChunkFunctions(*program_.module);

@@ -3,7 +3,7 @@
 // States, inputs, residual sets and boundary slots get regions of their own (see moe/ir/program.h);
 // everything else of a function lives in a frame, by liveness, with offsets chosen largest first. All
 // functions of a stage share one frame region, since one runs at a time. An op that updates in place takes
-// over its operand's bytes where nobody reads the old value later; a result bound to a state lies in the
+// over its operand's bytes where no node reads the old value later; a result bound to a state lies in the
 // state's bytes. Where nodes of different queues touch the same bytes, FunctionMemory::waits orders them.
 //
 // A ragged value gets the bytes of Strategy::overload in the arena, and worst-case bytes in the spill space,

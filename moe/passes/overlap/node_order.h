@@ -5,8 +5,8 @@
 //   order.before(3);                  // indices of nodes that come before the fourth
 //   Rearrange(f, {order.node(1), order.node(0), order.node(2)});
 //
-// A node comes after those whose results it reads. Besides, a state lies in one place: whoever gives it its
-// new value comes after all who read the old one. Plain data; valid until the function changes.
+// A node comes after those whose results it reads. Besides, a state lies in one place: the node that gives it
+// its new value comes after all nodes that read the old one. Plain data; valid until the function changes.
 #pragma once
 
 #include <map>

@@ -1,7 +1,7 @@
 // overlap: hides communication behind compute.
 //
 // Every function of a chunk gets a new order, found by running it on two queues with the costs of its nodes:
-// an exchange begins as soon as what it sends is there; while a node would wait for one, nodes that need
+// an exchange begins as soon as its operands are ready; while a node would wait for one, nodes that need
 // nothing of it come first (a gradient of weights while the gradient of tokens travels, a shared expert while
 // tokens are dispatched). Parameters stored in shards are gathered at most one layer before the layer that
 // needs them. Nothing moves further than into the next layer, which bounds what lives longer.

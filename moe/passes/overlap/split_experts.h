@@ -18,8 +18,8 @@
 
 namespace moe::passes {
 
-// Wants placed chunks with lowered collectives. Error (InvalidArgument): parts that do not divide the experts
-// of a rank, with those that do.
+// The chunks must be placed and their collectives lowered. Error (InvalidArgument): parts that do not divide
+// the experts of a rank, with those that do.
 absl::StatusOr<bool> SplitExperts(Program& program, const PassContext& context);
 
 }  // namespace moe::passes

@@ -34,7 +34,7 @@ absl::StatusOr<bool> Fp8Experts(Program& program, const PassContext& context) {
   if (step == nullptr || std::any_of(step->body().begin(), step->body().end(),
                                      [](const auto& n) { return n->phase != Phase::kForward; })) {
     return absl::FailedPreconditionError(
-        absl::StrCat(kPass, " wants a function @step of the forward alone: it runs before autodiff"));
+        absl::StrCat(kPass, " needs a function @step with the forward alone: it runs before autodiff"));
   }
   int marked = 0;
   for (Node* n : step->NodesOf("math.einsum")) {

@@ -303,7 +303,7 @@ absl::StatusOr<bool> MixedPrecision(Program& program, const PassContext& context
   Function* const update = module.Find(FunctionKind::kUpdate);
   if (step == nullptr || update == nullptr) {
     return absl::FailedPreconditionError(absl::StrCat(
-        kPass, " wants functions @step and @update: it runs after autodiff, before partition-stages"));
+        kPass, " needs the functions @step and @update: it runs after autodiff, before partition-stages"));
   }
   for (const auto& s : module.states()) {
     if (AttrString(s->attributes, "kind") != "parameter" || s->type.dtype == DType::kF32) continue;

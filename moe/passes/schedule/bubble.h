@@ -1,6 +1,6 @@
-// What a schedule's table costs when only its order and its dependencies count: each stage runs its cells in
-// order, each as soon as what it needs is there; a value takes `transfer` to reach another stage and keeps
-// nobody busy meanwhile.
+// The time that a schedule's table takes when only its order and its dependencies count: each stage runs its
+// cells in order, each as soon as its inputs are ready; a value takes `transfer` to reach another stage and
+// keeps no stage busy meanwhile.
 //
 //   BubbleTimes t;
 //   t.forward = 1; t.input_grad = 1; t.weight_grad = 1;

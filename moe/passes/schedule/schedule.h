@@ -22,7 +22,7 @@
 
 namespace moe::passes {
 
-// Wants split phases. Uses Program::schedule.table, or the strategy's where there is none.
+// The phases must be split. Uses Program::schedule.table, or the strategy's where there is none.
 absl::StatusOr<bool> ResolveSchedule(Program& program, const PassContext& context);
 
 }  // namespace moe::passes

@@ -79,7 +79,7 @@ absl::StatusOr<Schedule> TableFromFile(const Strategy& s, absl::string_view path
     for (const Schedule::Cell& c : out.table[stage]) {
       if (c.chunk >= chunks) {
         return absl::InvalidArgumentError(
-            absl::StrCat(where, ": row ", stage + 1, ": ", CellToString(c), ": there are chunks 0 to ",
+            absl::StrCat(where, ": row ", stage + 1, ": ", CellToString(c), ": legal chunks are 0 to ",
                          chunks - 1, " (pp = ", s.pp, " x virtual_chunks = ", s.virtual_chunks, ")"));
       }
       int& home = out.chunk_stage[c.chunk];
@@ -250,24 +250,24 @@ absl::Status ValidateTable(const Schedule& s) {
       const std::string at = absl::StrCat("stage ", stage, ": ", CellToString(c));
       if (!IsKind(c.kind)) return absl::InvalidArgumentError(absl::StrCat(at, ": cells are F, B, I or W"));
       if (c.chunk < 0 || c.chunk >= chunks) {
-        return absl::InvalidArgumentError(absl::StrCat(at, ": there are chunks 0 to ", chunks - 1));
+        return absl::InvalidArgumentError(absl::StrCat(at, ": legal chunks are 0 to ", chunks - 1));
       }
       if (c.microbatch < 0 || c.microbatch >= s.microbatches) {
         return absl::InvalidArgumentError(
-            absl::StrCat(at, ": there are microbatches 0 to ", s.microbatches - 1));
+            absl::StrCat(at, ": legal microbatches are 0 to ", s.microbatches - 1));
       }
       if (s.chunk_stage[c.chunk] != stage) {
         return absl::InvalidArgumentError(
             absl::StrCat(at, ": chunk ", c.chunk, " belongs to stage ", s.chunk_stage[c.chunk]));
       }
       if (!stage_of.emplace(KeyOf(c), stage).second) {
-        return absl::InvalidArgumentError(absl::StrCat(at, " stands twice; each cell runs exactly once"));
+        return absl::InvalidArgumentError(absl::StrCat(at, " appears twice; each cell runs exactly once"));
       }
     }
   }
   if (s.copies < 1 || chunks % s.copies != 0) {
     return absl::InvalidArgumentError(
-        absl::StrCat(chunks, " chunks are no ", s.copies, " copies of a model"));
+        absl::StrCat(chunks, " chunks do not divide into ", s.copies, " copies of a model"));
   }
   std::vector<int> copy_of(s.microbatches);
   for (int m = 0; m < s.microbatches; ++m) copy_of[m] = s.CopyOfMicrobatch(m);

@@ -48,7 +48,7 @@ TEST(ScheduleTable, ErrorsNameCellAndStage) {
   ExpectError(FromText("F0.0, X1\nF1.0\n", 2, 1, 1), bad, "line 1, column 2", "'X1'");
   ExpectError(FromText("F0.0, W0.0\nF1.0\n", 2, 1, 1), bad, "stage 0: I0.0 is missing");
   ExpectError(FromText("F0.0, B0.0\n", 2, 1, 1), bad, "1 rows for pp = 2");
-  ExpectError(FromText("F0.0, F0.0, B0.0\nF1.0, B1.0\n", 2, 1, 1), bad, "stage 0: F0.0 stands twice");
+  ExpectError(FromText("F0.0, F0.0, B0.0\nF1.0, B1.0\n", 2, 1, 1), bad, "stage 0: F0.0 appears twice");
   ExpectError(FromText("F0.0\nF1.0, B1.0\n", 2, 1, 1), bad, "stage 0: B0.0 is missing");
   ExpectError(FromText("F0.0, B0.0, B1.0\nF1.0\n", 2, 1, 1), bad, "B1.0: chunk 1 belongs to stage 1");
   ExpectError(FromText("F0.0, B0.0\nF1.0, B1.0, F1.1\n", 2, 1, 1), bad, "microbatches 0 to 0");

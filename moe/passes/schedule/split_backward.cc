@@ -106,7 +106,7 @@ absl::StatusOr<bool> SplitBackward(Program& program, const PassContext& context)
     const Function* backward = module.Find(role);
     if (backward == nullptr) {
       return absl::FailedPreconditionError(
-          absl::StrCat("split-backward wants a function @", role.Name(), "; run split-phases before it"));
+          absl::StrCat("split-backward needs a function @", role.Name(), "; run split-phases before it"));
     }
     Split(module, *backward, chunk);
     module.RemoveFunction(role.Name());

@@ -4,7 +4,7 @@
 // A node is of the weight gradient if only accumulators depend on it. The rest computes what the stage before
 // is waiting for: the gradient of the chunk's input; in the first chunk, which has none to send, that of the
 // embedding's output, so that its two halves weigh as much as those of the others. Recomputation belongs to
-// the input gradient, whoever reads it.
+// the input gradient, whichever half reads it.
 //
 // What the weight gradient needs of the input gradient is a result of the one and an argument of the other,
 // bound {kind = "weight_residual", name = <value>}; it has slots of its own (Action::weight_slot), taken by I

@@ -101,7 +101,7 @@ absl::StatusOr<bool> SplitPhases(Program& program, const PassContext&) {
   const std::vector<Function*> chunks = ChunkFunctions(module);
   if (chunks.empty()) {
     return absl::FailedPreconditionError(
-        "split-phases wants functions @chunk0, ...; run partition-stages before it");
+        "split-phases needs the functions @chunk0, ...; run partition-stages before it");
   }
   for (size_t c = 0; c < chunks.size(); ++c) RETURN_IF_ERROR(Split(module, *chunks[c], static_cast<int>(c)));
   for (Function* chunk : chunks) module.RemoveFunction(chunk->role().Name());

@@ -178,10 +178,9 @@ absl::Status ShardSearch::Get(int value, PlacementId to, int node, int depth) {
   Fetch fetch = Best(value, to, depth);
   const ShardValue& v = g_.values[value];
   if (fetch.cost == kInfinity) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("%", v.value.name(), " is needed as ", PlacementToString(planner_.Get(to), mesh_),
-                     ", and no conversion leads there from ",
-                     PlacementToString(planner_.Get(variants_[value][0]), mesh_)));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "%", v.value.name(), " is needed as ", PlacementToString(planner_.Get(to), mesh_),
+        ", and no conversion gives that from ", PlacementToString(planner_.Get(variants_[value][0]), mesh_)));
   }
   if (fetch.source == kNoPlacement) {
     const ShardNode& n = g_.nodes[v.producer];

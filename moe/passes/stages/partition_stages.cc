@@ -411,7 +411,7 @@ absl::StatusOr<bool> PartitionStages(Program& program, const PassContext& contex
   Module& module = *program.module;
   if (module.Find(FunctionKind::kStep) == nullptr) {
     return absl::FailedPreconditionError(
-        absl::StrCat(kPass, " wants a function @step; there is none",
+        absl::StrCat(kPass, " needs a function @step; there is none",
                      module.Find({FunctionKind::kChunk, 0}) ? " (it ran already)" : ""));
   }
   if (context.strategy.pp != module.mesh().num_stages()) {

@@ -1,4 +1,4 @@
-// For tests: times of a device that is slow. A stream then begins a piece of work when the one before it has
+// For tests: the timing of a slow device. A stream then begins a piece of work when the one before it has
 // ended and what it waits for has happened, events keep when that was, and the host waits as long as it
 // takes, though the work is done when it is given. Work of NCCL takes no time.
 //

@@ -1,5 +1,5 @@
-// The message of a run that went wrong in a step: who held up whom, what all ranks did last, and how to go
-// on.
+// The message of a run that failed in a step: which rank held up which, what all ranks did last, and how to
+// go on.
 //
 //   return ExplainFailure(status, RanLast(executors), group, mesh, "runs/7", trainer.last_checkpoint());
 //

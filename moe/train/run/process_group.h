@@ -1,5 +1,5 @@
-// ProcessGroup: the ranks of this process in a run of several processes: their connections, what all agree
-// on, and the flight records that they give each other.
+// ProcessGroup: the ranks of this process in a run of several processes: their connections, the values that
+// all processes agree on, and the flight records that they give each other.
 //
 //   ASSIGN_OR_RETURN(auto group, ProcessGroup::Connect(job.get(), /*num_ranks=*/8, timeout, connecting));
 //   wanted.host = group->worlds();                              // of the DeviceWorlds

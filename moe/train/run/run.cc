@@ -457,14 +457,16 @@ absl::Status CheckRun(const RunConfig& config, const RunOptions& options) {
   RETURN_IF_ERROR(CheckPasses(options));
   if (config.train().adaptive_micro_batch_size() && options.job != nullptr) {
     return absl::InvalidArgumentError(
-        "adaptive_micro_batch_size wants all ranks in one process: each process would decide by times of its own");
+        "adaptive_micro_batch_size needs all ranks in one process: several processes would each decide by "
+        "their own times");
   }
   if (options.eval_only && config.train().resume().empty()) {
     return absl::InvalidArgumentError("--eval_only needs the checkpoint to evaluate; add --resume=DIR");
   }
   if (!(options.peak_tflops >= 0)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "peak_tflops = ", options.peak_tflops, "; it must be positive, or 0 for what is known of the GPU"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("peak_tflops = ", options.peak_tflops,
+                     "; it must be positive, or 0 for the rate that is known of the GPU"));
   }
   return absl::OkStatus();
 }

@@ -31,7 +31,7 @@ struct RunOptions {
   enum Voice { kText, kQuiet, kJson };
   Voice voice = kText;
   double device_timeout = 60;  // seconds that a rank waits for its peers
-  // Seconds in which all processes must come and be connected; 0: as many, but at least 60.
+  // Seconds in which all processes must come and be connected; 0: device_timeout, but at least 60.
   double connect_timeout = 0;
   absl::Duration DeviceTimeout() const;
   absl::Duration ConnectTimeout() const;
@@ -43,7 +43,8 @@ struct RunOptions {
   comm::Job* job = nullptr;
 };
 
-// InvalidArgument for timeouts that are no time. Whoever joins a job by these options asks before.
+// InvalidArgument for timeouts that are not a length of time. A caller that joins a job by these options must
+// call it before.
 absl::Status CheckTimeouts(const RunOptions& options);
 
 // What can be said of a run without its files, devices and other processes: InvalidArgument names the values
