@@ -5,10 +5,10 @@
 #include <string>
 #include <vector>
 
-#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "moe/base/file.h"
 #include "moe/base/status_matchers.h"
 #include "tools/run_tool.h"
@@ -35,8 +35,8 @@ class CudaLibrary : public ::testing::Test {
         "CUDA_VISIBLE_DEVICES=0,1 LD_LIBRARY_PATH=", libraries, " ", ToolPath("compile_and_train"),
         " --device=", device, " --data_path=", JoinPath(folder_, "text.txt"), " --run_dir=",
         JoinPath(folder_, device), " --strategy=\"dp=2 ep=2\" --train_iters=2 --log_interval=1",
-        " --num_layers=2 --hidden_size=32 --num_attention_heads=4 --moe_ffn_hidden_size=32 --seq_length=32",
-        " --global_batch_size=8 --micro_batch_size=2 --eval_samples=8"));
+        " --num_layers=2 --hidden_size=32 --num_attention_heads=4 --num_query_groups=2",
+        " --moe_ffn_hidden_size=32 --seq_length=32 --global_batch_size=8 --micro_batch_size=1 --eval_samples=8"));
   }
   std::vector<double> Losses(const std::string& device) const {
     std::vector<double> losses;
