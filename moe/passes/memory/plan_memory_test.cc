@@ -16,6 +16,7 @@
 #include "moe/passes/pipeline.h"
 #include "moe/passes/schedule/schedule.h"
 #include "moe/passes/schedule/schedule_table.h"
+#include "moe/runtime/local.h"
 #include "moe/testing/sharded_model.h"
 #include "moe/testing/validate_passes.h"
 
@@ -137,6 +138,7 @@ TEST_P(PlanMemoryMeaningTest, PlacesHoldTheStep) {
   ASSERT_OK_AND_ASSIGN(program.module->mesh(), FoldMesh(strategy, config.num_key_value_heads()));
   PassContext context;
   context.strategy = strategy;
+  context.workspace = runtime::WorkspaceHook(kernels::Backend::kCpu, strategy.overload);
   testing::PassValidator validator({.microbatches = 0});
   int compared = 0;
   PipelineOptions options;
