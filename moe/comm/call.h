@@ -1,8 +1,8 @@
 // The code that all back ends of Communicator share: where the blocks of a Call lie, whether a call is valid
 // in itself and matches the calls of the other members, and the texts of their errors.
 //
-//   RETURN_IF_ERROR(CheckCall(call, ranks_, me_));
-//   for (int p = 0; p < size(); ++p) Send(p, call.in, SendRange(call, me_, p, size()));
+//   RETURN_IF_ERROR(CheckCall(call, ranks, me));
+//   for (int peer = 0; peer < size; ++peer) Send(peer, call.in, SendRange(call, me, peer, size));
 //
 // Plain functions; `ranks` are those of the group, and members are numbered by their position in it.
 #pragma once

@@ -12,10 +12,13 @@
 // What a member asks for is a value, a Call, so that back ends can compare the calls of the members, and so
 // that a back end, or a communicator before another one, implements one function:
 //
-//   absl::Status Run(const Call& call) override {
-//     LOG(INFO) << call.what;
-//     return inner_->Run(call);
-//   }
+//   class Logged : public Communicator {
+//     absl::Status Run(const Call& call) override {
+//       LOG(INFO) << call.what;
+//       return inner->Run(call);
+//     }
+//     Communicator* inner;
+//   };
 //
 // A Call views memory of the caller and is valid while the caller is inside Run.
 #pragma once
