@@ -46,7 +46,7 @@ absl::Status Run() {
     ASSIGN_OR_RETURN(options.model, model::ParseModelConfig(text, path));
   }
   if (const std::string words = absl::GetFlag(FLAGS_strategy); !words.empty()) {
-    ASSIGN_OR_RETURN(options.strategy, passes::ParseStrategy(words));
+    ASSIGN_OR_RETURN(options.strategy, strategy::ParseStrategy(words));
   }
   if (absl::GetFlag(FLAGS_global_batch) > 0) options.global_batch = absl::GetFlag(FLAGS_global_batch);
   if (const std::string path = absl::GetFlag(FLAGS_json); !path.empty()) {

@@ -9,13 +9,14 @@
 #include "moe/passes/builtin.h"
 #include "moe/passes/pipeline.h"
 #include "moe/runtime/local.h"
+#include "moe/strategy/fold.h"
 #include "tools/bench_parts.h"
 #include "tools/bench_table.h"
 
 namespace moe::tools {
 
 absl::StatusOr<CompiledProgram> CompileForBench(const model::ModelConfig& model,
-                                                const passes::Strategy& strategy, int64_t global_batch) {
+                                                const strategy::Strategy& strategy, int64_t global_batch) {
   CompiledProgram out;
   const double wall = WallSeconds(), cpu = ThreadCpuSeconds();
   model::BuildOptions build;
@@ -23,7 +24,7 @@ absl::StatusOr<CompiledProgram> CompileForBench(const model::ModelConfig& model,
   build.microbatches = strategy.microbatches;
   ASSIGN_OR_RETURN(out.program.module, model::BuildModel(model, build));
   ASSIGN_OR_RETURN(out.program.module->mesh(),
-                   passes::FoldMesh(strategy, AttrInt(out.program.module->attributes(), "kv_heads")));
+                   strategy::FoldMesh(strategy, AttrInt(out.program.module->attributes(), "kv_heads")));
   passes::PassContext context;
   context.strategy = strategy;
   context.workspace = runtime::WorkspaceHook(kernels::Backend::kCpu, strategy.overload);
@@ -38,7 +39,7 @@ absl::Status BenchCompile(const BenchOptions& options) {
   struct Case {
     std::string name;
     model::ModelConfig model;
-    passes::Strategy strategy;
+    strategy::Strategy strategy;
     int64_t global_batch;
     std::vector<double> wall, cpu;
     std::string slowest;
@@ -66,7 +67,7 @@ absl::Status BenchCompile(const BenchOptions& options) {
   ASSIGN_OR_RETURN(mixtral.model, model::ParseModelConfig(text, path));
   ASSIGN_OR_RETURN(
       mixtral.strategy,
-      passes::ParseStrategy("pp=8 dp=16 tp=8 ep=8 etp=1 zero=1 sp microbatches=16 checkpoint=selective"));
+      strategy::ParseStrategy("pp=8 dp=16 tp=8 ep=8 etp=1 zero=1 sp microbatches=16 checkpoint=selective"));
   mixtral.global_batch = 256;
   cases.push_back(mixtral);
   Case deep = mixtral;

@@ -216,9 +216,9 @@ absl::Status BenchGemm(const BenchOptions& options) {
   table.Add({"large", "all", "", "", "", absl::StrFormat("%.0f%%", 100 * library_seconds / ours_seconds)});
   ours_seconds = library_seconds = 0;
   for (const bool one_device : {false, true}) {
-    passes::Strategy strategy = options.strategy;
+    strategy::Strategy strategy = options.strategy;
     if (one_device) {
-      strategy = passes::Strategy();
+      strategy = strategy::Strategy();
       strategy.microbatches = options.strategy.microbatches;
     }
     ASSIGN_OR_RETURN(const CompiledProgram compiled,

@@ -12,13 +12,13 @@
 #include "moe/ir/program.h"
 #include "moe/model/config.h"
 #include "moe/passes/pipeline.h"
-#include "moe/passes/strategy.h"
+#include "moe/strategy/strategy.h"
 
 namespace moe::tools {
 
 struct BenchOptions {
   model::ModelConfig model;
-  passes::Strategy strategy;
+  strategy::Strategy strategy;
   int64_t global_batch = 32;
   int warm_up = 2;
   int repeats = 15;           // steps or samples per measurement
@@ -33,7 +33,7 @@ struct CompiledProgram {
   double cpu_seconds = 0;  // the same, of this thread
 };
 absl::StatusOr<CompiledProgram> CompileForBench(const model::ModelConfig& model,
-                                                const passes::Strategy& strategy, int64_t global_batch);
+                                                const strategy::Strategy& strategy, int64_t global_batch);
 
 // Bytes that a rank gives to others in a step, by the cost model; of the stage that gives most.
 double WireBytesPerStep(const Program& program);

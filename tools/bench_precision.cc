@@ -129,7 +129,7 @@ absl::StatusOr<Trained> Train(const BenchOptions& options, const std::string& wo
   *config.mutable_model() = options.model;
   config.mutable_train()->set_train_iters(steps);
   config.mutable_train()->set_global_batch_size(8);
-  ASSIGN_OR_RETURN(const passes::Strategy strategy, passes::ParseStrategy(words));
+  ASSIGN_OR_RETURN(const strategy::Strategy strategy, strategy::ParseStrategy(words));
   train::SetStrategy(strategy, config);
   config = train::ResolveRunConfig(std::move(config));
   ASSIGN_OR_RETURN(const CompiledProgram compiled,

@@ -36,8 +36,9 @@ struct Running {
   double tokens() const { return static_cast<double>(inputs.tokens.size()); }
 };
 
-absl::StatusOr<std::unique_ptr<Running>> Start(const BenchOptions& options, const passes::Strategy& strategy,
-                                               std::string name, int compute_threads) {
+absl::StatusOr<std::unique_ptr<Running>> Start(const BenchOptions& options,
+                                               const strategy::Strategy& strategy, std::string name,
+                                               int compute_threads) {
   auto r = std::make_unique<Running>();
   r->name = std::move(name);
   ASSIGN_OR_RETURN(r->compiled, CompileForBench(options.model, strategy, options.global_batch));
@@ -122,8 +123,8 @@ absl::StatusOr<Breakdown> MedianBreakdown(Running& r, int repeats) {
 std::string Milliseconds(double seconds) { return absl::StrFormat("%.2f", seconds * 1e3); }
 std::string Percent(double share) { return absl::StrFormat("%.1f%%", 100 * share); }
 
-passes::Strategy OneDevice(const passes::Strategy& strategy) {
-  passes::Strategy one;
+strategy::Strategy OneDevice(const strategy::Strategy& strategy) {
+  strategy::Strategy one;
   one.microbatches = strategy.microbatches;
   one.checkpoint = strategy.checkpoint;
   return one;
@@ -272,8 +273,8 @@ absl::Status CompareVariants(const BenchOptions& options, const model::ModelConf
   std::vector<int64_t> peaks;
   std::vector<double> bytes;
   for (const Variant& v : variants) {
-    ASSIGN_OR_RETURN(const passes::Strategy strategy,
-                     passes::ParseStrategy(absl::StrCat(base, " ", v.words)));
+    ASSIGN_OR_RETURN(const strategy::Strategy strategy,
+                     strategy::ParseStrategy(absl::StrCat(base, " ", v.words)));
     ASSIGN_OR_RETURN(runs.emplace_back(), Start(of, strategy, v.name, 0));
     const Program& program = runs.back()->compiled.program;
     int64_t peak = 0;
@@ -378,7 +379,7 @@ absl::Status BenchMemory(const BenchOptions& options) {
                               "resident growth MiB", "peak resident MiB", "growth of plan"});
   const auto mib = [](int64_t bytes) { return absl::StrFormat("%.2f", bytes / 1048576.0); };
   for (const bool one_device : {false, true}) {
-    const passes::Strategy strategy = one_device ? OneDevice(options.strategy) : options.strategy;
+    const strategy::Strategy strategy = one_device ? OneDevice(options.strategy) : options.strategy;
     {  // what the libraries allocate once is there before
       ASSIGN_OR_RETURN(auto first, Start(options, strategy, "", 0));
       RETURN_IF_ERROR(first->Step());

@@ -18,7 +18,7 @@ absl::Status CheckAgainstReference(const train::RunConfig& config, const std::st
   RETURN_IF_ERROR(train::ValidateRunConfig(config));
   const bool f32 = config.model().dtype() == "f32";
   // Rounding of f32 grows over steps; f64 has none to speak of.
-  const bool narrow = testing::IsNarrow(train::StrategyOf(config));
+  const bool narrow = strategy::Rounds(train::StrategyOf(config));
   const double gradient_bound = narrow ? 0.2
                                 : f32  ? 1e-4
                                        : 1e-9,

@@ -23,6 +23,8 @@
 #include "moe/plan/compile.h"
 #include "moe/plan/plan.h"
 #include "moe/runtime/local.h"
+#include "moe/train/config/validate.h"
+#include "moe/train/tuning/plan_search.h"
 #include "tools/working_directory.h"
 
 ABSL_FLAG(std::string, run, "", "Folder of a training run: its plan.pb, and trace.json where it has one.");
@@ -60,11 +62,19 @@ namespace {
 
 absl::StatusOr<plan::Plan> CompileModel(const std::string& file, const std::string& strategy_text) {
   ASSIGN_OR_RETURN(const model::ModelConfig config, model::LoadModelConfig(file));
-  ASSIGN_OR_RETURN(const passes::Strategy strategy, passes::ParseStrategy(strategy_text));
+  ASSIGN_OR_RETURN(const strategy::Strategy strategy, strategy::ParseStrategy(strategy_text));
   model::BuildOptions build;
   build.microbatches = strategy.microbatches;
   build.global_batch = absl::GetFlag(FLAGS_global_batch_size);
   if (build.global_batch == 0) build.global_batch = std::max<int64_t>(8, strategy.dp) * strategy.microbatches;
+  train::RunConfig run = train::DefaultRunConfig();
+  *run.mutable_model() = config;
+  run.mutable_cluster()->set_target(absl::GetFlag(FLAGS_target));
+  run.mutable_train()->set_global_batch_size(build.global_batch);
+  run.mutable_train()->set_micro_batch_size(
+      std::max<int64_t>(1, build.global_batch / std::max<int64_t>(1, strategy.dp)));
+  train::SetStrategy(strategy, run);
+  RETURN_IF_ERROR(train::ValidateStrategy(train::ResolveRunConfig(run), train::CompilesInFact));
   ASSIGN_OR_RETURN(std::unique_ptr<Module> module, model::BuildModel(config, build));
   plan::CompileOptions options;
   options.pipeline = absl::GetFlag(FLAGS_pipeline);

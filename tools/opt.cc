@@ -10,7 +10,7 @@
 #include "moe/ir/text.h"
 #include "moe/ir/verifier.h"
 #include "moe/passes/builtin.h"
-#include "moe/passes/strategy.h"
+#include "moe/strategy/strategy.h"
 
 namespace moe::tools {
 
@@ -18,7 +18,7 @@ absl::StatusOr<std::string> Optimize(absl::string_view text, const std::string& 
                                      const OptOptions& options) {
   passes::PassContext context;
   if (!options.strategy.empty()) {
-    absl::StatusOr<passes::Strategy> strategy = passes::ParseStrategy(options.strategy);
+    absl::StatusOr<strategy::Strategy> strategy = strategy::ParseStrategy(options.strategy);
     if (!strategy.ok()) return Annotate(strategy.status(), "--strategy");
     context.strategy = *std::move(strategy);
   }

@@ -37,7 +37,7 @@ absl::StatusOr<plan::Compiled> Compile(const std::string& words, const Target& t
   config.set_num_experts(4);
   config.set_moe_router_topk(2);
   config.set_moe_ffn_hidden_size(32);
-  ASSIGN_OR_RETURN(const passes::Strategy strategy, passes::ParseStrategy(words));
+  ASSIGN_OR_RETURN(const strategy::Strategy strategy, strategy::ParseStrategy(words));
   model::BuildOptions build;
   build.global_batch = 16;
   build.microbatches = strategy.microbatches;

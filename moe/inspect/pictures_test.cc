@@ -27,7 +27,7 @@ using ::testing::Not;
 
 // With `layers`: so many, all of experts.
 Program CompileSmall(const std::string& strategy_text, int64_t layers = 0) {
-  const passes::Strategy strategy = *passes::ParseStrategy(strategy_text);
+  const strategy::Strategy strategy = *strategy::ParseStrategy(strategy_text);
   absl::StatusOr<model::ModelConfig> config = model::LoadModelConfig("testdata/models/small_test.textproto");
   EXPECT_TRUE(config.ok()) << config.status();
   if (layers > 0) {

@@ -48,7 +48,7 @@ Program ParseProgram(absl::string_view text) {
 }
 
 Program CompileSmall(const std::string& strategy_text) {
-  const passes::Strategy strategy = *passes::ParseStrategy(strategy_text);
+  const strategy::Strategy strategy = *strategy::ParseStrategy(strategy_text);
   absl::StatusOr<model::ModelConfig> config = model::LoadModelConfig("testdata/models/small_test.textproto");
   EXPECT_TRUE(config.ok()) << config.status();
   absl::StatusOr<std::unique_ptr<Module>> module = model::BuildModel(

@@ -19,7 +19,8 @@
 #include "moe/ir/verifier.h"
 #include "moe/model/transformer.h"
 #include "moe/passes/pipeline.h"
-#include "moe/passes/strategy.h"
+#include "moe/strategy/fold.h"
+#include "moe/strategy/strategy.h"
 
 namespace moe::passes {
 namespace {
@@ -51,12 +52,13 @@ TEST_P(DefaultPipelineTest, EveryStepVerifiesAndRoundTrips) {
   for (const double capacity_factor : {1.5, 0.0}) {
     const model::ModelConfig config = Config(capacity_factor);
     PassContext context;
-    ASSERT_OK_AND_ASSIGN(context.strategy, ParseStrategy(GetParam()));
+    ASSERT_OK_AND_ASSIGN(context.strategy, strategy::ParseStrategy(GetParam()));
     Program program;
     ASSERT_OK_AND_ASSIGN(
         program.module,
         model::BuildModel(config, {.global_batch = 8, .microbatches = context.strategy.microbatches}));
-    ASSERT_OK_AND_ASSIGN(program.module->mesh(), FoldMesh(context.strategy, config.num_key_value_heads()));
+    ASSERT_OK_AND_ASSIGN(program.module->mesh(),
+                         strategy::FoldMesh(context.strategy, config.num_key_value_heads()));
     EXPECT_OK(Verify(*program.module));
     PipelineOptions options;
     std::vector<std::string> changed;

@@ -220,7 +220,7 @@ class Ring {
 
 }  // namespace
 
-AttentionSeconds EstimateAttention(const Node& attention, const Strategy& s, const Mesh& mesh,
+AttentionSeconds EstimateAttention(const Node& attention, const strategy::Strategy& s, const Mesh& mesh,
                                    const cost::Target& target) {
   const Type &q = attention.operand(0).type(), &k = attention.operand(1).type();
   const double cp = static_cast<double>(s.cp), dp = static_cast<double>(s.dp), tp = static_cast<double>(s.tp);
@@ -248,7 +248,7 @@ AttentionSeconds EstimateAttention(const Node& attention, const Strategy& s, con
 }
 
 absl::StatusOr<bool> ContextParallel(Program& program, const PassContext& context) {
-  const Strategy& s = context.strategy;
+  const strategy::Strategy& s = context.strategy;
   Function* step = program.module->Find(FunctionKind::kStep);
   if (s.cp == 1) return false;
   if (step == nullptr) {
@@ -267,15 +267,15 @@ absl::StatusOr<bool> ContextParallel(Program& program, const PassContext& contex
     return absl::InvalidArgumentError(
         absl::StrCat(kPass, ": cp = ", s.cp, " does not divide the sequence of ", length));
   }
-  if (s.cp_order == "zigzag" && length % blocks != 0) {
+  if (s.cp_order == strategy::CpOrder::kZigzag && length % blocks != 0) {
     return absl::InvalidArgumentError(absl::StrCat(
         kPass, ": cp_order = zigzag cuts the sequence into 2 cp = ", blocks,
         " blocks, which do not divide its ", length,
         " tokens; legal here: cp_order = contiguous or auto, or a sequence of a multiple of ", blocks));
   }
-  bool zigzag = s.cp_order == "zigzag";
+  bool zigzag = s.cp_order == strategy::CpOrder::kZigzag;
   std::string why;
-  if (s.cp_order == "auto") {
+  if (s.cp_order == strategy::CpOrder::kAuto) {
     const bool cuts = groups > 0 && groups % blocks != 0 && groups % s.cp == 0;
     zigzag = length % blocks == 0 && !cuts;
     if (!zigzag) {
@@ -286,11 +286,11 @@ absl::StatusOr<bool> ContextParallel(Program& program, const PassContext& contex
   if (zigzag) RETURN_IF_ERROR(Order(step, s.cp).Apply());
 
   const std::vector<Node*> attention = step->NodesOf("nn.attention");
-  bool ring = s.cp_attention == "ring" && !attention.empty();
+  bool ring = s.cp_attention == strategy::CpAttention::kRing && !attention.empty();
   std::string costs;
   if (!attention.empty()) {
     const AttentionSeconds t = EstimateAttention(*attention[0], s, program.module->mesh(), context.target);
-    if (s.cp_attention == "auto") ring = t.ring < t.gather;
+    if (s.cp_attention == strategy::CpAttention::kAuto) ring = t.ring < t.gather;
     costs = absl::StrFormat(
         "; per layer and microbatch %.3g ms as a ring, %.3g ms gathered, by the target's figures",
         t.ring * 1e3, t.gather * 1e3);

@@ -41,7 +41,7 @@ struct AttentionSeconds {
   double gather = 0, ring = 0;
 };
 // `attention`: a logical nn.attention node. The mesh says whether context ranks share a node.
-AttentionSeconds EstimateAttention(const Node& attention, const Strategy& strategy, const Mesh& mesh,
-                                   const cost::Target& target);
+AttentionSeconds EstimateAttention(const Node& attention, const strategy::Strategy& strategy,
+                                   const Mesh& mesh, const cost::Target& target);
 
 }  // namespace moe::passes

@@ -25,7 +25,7 @@ namespace {
 
 PassContext Words(const std::string& strategy) {
   PassContext context;
-  context.strategy = *ParseStrategy(strategy);
+  context.strategy = *strategy::ParseStrategy(strategy);
   return context;
 }
 
@@ -163,7 +163,7 @@ TEST(ContextParallelChoice, RingWhereComputeHidesTheExchange) {
     const Value p = f->AddArg("p", Type(DType::kS32, {length}));
     return *b.CreateNode("nn.attention", {q, k, k, p, p});
   };
-  const Strategy s = *ParseStrategy("cp=4");
+  const strategy::Strategy s = *strategy::ParseStrategy("cp=4");
   const Mesh node({{"a", 4}}, {{"cp", {0}}}), nodes({{"a", 4}}, {{"cp", {0}}, {"node", {}}});
   const AttentionSeconds little = EstimateAttention(*attention(64), s, node, cost::Target());
   EXPECT_LT(little.gather, little.ring);

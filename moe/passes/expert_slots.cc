@@ -174,7 +174,7 @@ std::string Describe(const StoredRows& rows) {
 }  // namespace
 
 absl::StatusOr<bool> StoreByExpertSlots(Program& program, const PassContext& context) {
-  const Strategy& strategy = context.strategy;
+  const strategy::Strategy& strategy = context.strategy;
   if (strategy.expert_slots == 0 && strategy.expert_map.empty()) return false;
   Module& module = *program.module;
   Function* step = module.Find(FunctionKind::kStep);
@@ -187,7 +187,7 @@ absl::StatusOr<bool> StoreByExpertSlots(Program& program, const PassContext& con
   }
   StoredRows rows;
   rows.logical = dispatches[0]->Int("experts");
-  ASSIGN_OR_RETURN(rows.row, ExpertMapOf(strategy, rows.logical));
+  ASSIGN_OR_RETURN(rows.row, strategy::ExpertMapOf(strategy, rows.logical));
   if (rows.IsIdentity()) return false;
   context.Note(Describe(rows));
   RETURN_IF_ERROR(Rewriter(module, step, std::move(rows)).Run());

@@ -41,7 +41,7 @@ class ExpertSlotsTest : public testing::PassTest {
  protected:
   static PassContext With(const std::string& words) {
     PassContext context;
-    const absl::StatusOr<Strategy> s = ParseStrategy(words);
+    const absl::StatusOr<strategy::Strategy> s = strategy::ParseStrategy(words);
     EXPECT_OK(s);
     if (s.ok()) context.strategy = *s;
     return context;
@@ -101,9 +101,9 @@ TEST_F(ExpertSlotsTest, RefusesWhatDoesNotFit) {
 }
 
 TEST(ExpertMapTest, ExpertsAreSpreadEvenly) {
-  Strategy s;
+  strategy::Strategy s;
   s.ep = 4, s.expert_slots = 8;
-  ASSERT_OK_AND_ASSIGN(const std::vector<int64_t> map, ExpertMapOf(s, 5));
+  ASSERT_OK_AND_ASSIGN(const std::vector<int64_t> map, strategy::ExpertMapOf(s, 5));
   EXPECT_EQ(map, (std::vector<int64_t>{0, 1, -1, 2, 3, -1, 4, -1}));
 }
 

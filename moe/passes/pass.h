@@ -18,7 +18,7 @@
 #include "absl/strings/string_view.h"
 #include "moe/cost/target.h"
 #include "moe/ir/program.h"
-#include "moe/passes/strategy.h"
+#include "moe/strategy/strategy.h"
 
 namespace moe {
 struct StateLayout;  // moe/ir/state_layout.h
@@ -27,7 +27,7 @@ struct StateLayout;  // moe/ir/state_layout.h
 namespace moe::passes {
 
 struct PassContext {
-  Strategy strategy;
+  strategy::Strategy strategy;
   cost::Target target;                         // what the kernels can do, as data
   std::map<std::string, std::string> options;  // of this pass: fuse{only=adamw}
   // Scratch bytes that a placed node's kernel or exchange needs on one rank; set by the program that links

@@ -7,10 +7,11 @@
 #include "moe/base/status.h"
 #include "moe/ir/state.h"
 #include "moe/passes/builtin.h"
+#include "moe/strategy/fold.h"
 
 namespace moe::plan {
 
-absl::StatusOr<Compiled> Compile(std::unique_ptr<Module> module, const passes::Strategy& strategy,
+absl::StatusOr<Compiled> Compile(std::unique_ptr<Module> module, const strategy::Strategy& strategy,
                                  const CompileOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   const int64_t microbatches = AttrInt(module->attributes(), "microbatches", strategy.microbatches);
@@ -19,8 +20,8 @@ absl::StatusOr<Compiled> Compile(std::unique_ptr<Module> module, const passes::S
                                                    " microbatches per step, the strategy has ",
                                                    strategy.microbatches));
   }
-  ASSIGN_OR_RETURN(module->mesh(),
-                   passes::FoldMesh(strategy, AttrInt(module->attributes(), "kv_heads"), options.alongside));
+  ASSIGN_OR_RETURN(module->mesh(), strategy::FoldMesh(strategy, AttrInt(module->attributes(), "kv_heads"),
+                                                      options.alongside));
   Compiled out;
   out.plan.program.module = std::move(module);
   out.plan.strategy = strategy;

@@ -24,9 +24,9 @@ struct CompileOptions {
   cost::Target target;
   std::function<int64_t(const Node&, const Mesh&)> workspace;  // see PassContext
   int64_t memory_limit = 0;
-  const StateLayout* layout = nullptr;      // of a plan whose state this one shares
-  std::vector<passes::Strategy> alongside;  // strategies of all plans that share the state; see FoldMesh
-  std::string model_text, train_text;       // kept in the plan
+  const StateLayout* layout = nullptr;        // of a plan whose state this one shares
+  std::vector<strategy::Strategy> alongside;  // strategies of all plans that share the state; see FoldMesh
+  std::string model_text, train_text;         // kept in the plan
 };
 
 struct Compiled {
@@ -37,7 +37,7 @@ struct Compiled {
 
 // Gives the module the strategy's mesh and runs the pipeline. Errors: a strategy that does not fold, a number
 // of microbatches other than the module's, and whatever a pass refuses.
-absl::StatusOr<Compiled> Compile(std::unique_ptr<Module> module, const passes::Strategy& strategy,
+absl::StatusOr<Compiled> Compile(std::unique_ptr<Module> module, const strategy::Strategy& strategy,
                                  const CompileOptions& options = {});
 
 }  // namespace moe::plan

@@ -23,7 +23,7 @@ namespace {
 absl::StatusOr<Compiled> CompileFor(const std::string& target, const model::ModelConfig& model,
                                     const std::string& text, int64_t global_batch,
                                     const std::set<std::string>& libraries = {}) {
-  ASSIGN_OR_RETURN(const passes::Strategy strategy, passes::ParseStrategy(text));
+  ASSIGN_OR_RETURN(const strategy::Strategy strategy, strategy::ParseStrategy(text));
   model::BuildOptions build;
   build.global_batch = global_batch;
   build.microbatches = strategy.microbatches;
@@ -55,7 +55,7 @@ TEST_P(CudaPlansTest, CompileWithoutCuda) {
   EXPECT_EQ(compiled.passes.back().name, "certify");
 
   std::set<std::string> missing, with_workspace;
-  ASSERT_OK_AND_ASSIGN(const passes::Strategy strategy, passes::ParseStrategy(c.strategy));
+  ASSERT_OK_AND_ASSIGN(const strategy::Strategy strategy, strategy::ParseStrategy(c.strategy));
   for (const auto& f : plan.module().functions()) {
     for (const std::unique_ptr<Node>& n : f->body()) {
       if (absl::StartsWith(n->op_name(), "comm.")) continue;

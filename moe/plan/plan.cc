@@ -293,7 +293,7 @@ absl::StatusOr<Plan> PlanFromProto(const PlanProto& p) {
   RETURN_IF_ERROR(Annotate(Verify(*plan.program.module), "plan"));
   ASSIGN_OR_RETURN(plan.program.schedule, FromProto(p.schedule()));
   ASSIGN_OR_RETURN(plan.program.memory, FromProto(p.memory()));
-  ASSIGN_OR_RETURN(plan.strategy, passes::ParseStrategy(p.strategy()));
+  ASSIGN_OR_RETURN(plan.strategy, strategy::ParseStrategy(p.strategy()));
   plan.target = FromProto(p.target());
   for (const NoteProto& note : p.notes()) plan.program.notes.emplace_back(note.pass(), note.line());
   for (const LogicalNodeProto& n : p.inventory()) {

@@ -16,8 +16,8 @@
 #include "absl/strings/string_view.h"
 #include "moe/cost/target.h"
 #include "moe/ir/program.h"
-#include "moe/passes/strategy.h"
 #include "moe/plan/plan.pb.h"
+#include "moe/strategy/strategy.h"
 
 namespace moe::plan {
 
@@ -25,7 +25,7 @@ inline constexpr int64_t kPlanVersion = 2;
 
 struct Plan {
   Program program;
-  passes::Strategy strategy;
+  strategy::Strategy strategy;
   cost::Target target;
   std::string model_text;  // ModelConfig and TrainConfig as textproto; may be empty
   std::string train_text;

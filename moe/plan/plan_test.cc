@@ -16,7 +16,7 @@ namespace {
 
 absl::StatusOr<Compiled> CompileModel(const std::string& file, const std::string& strategy_text,
                                       int layers = 0) {
-  ASSIGN_OR_RETURN(const passes::Strategy strategy, passes::ParseStrategy(strategy_text));
+  ASSIGN_OR_RETURN(const strategy::Strategy strategy, strategy::ParseStrategy(strategy_text));
   ASSIGN_OR_RETURN(model::ModelConfig config,
                    model::LoadModelConfig("testdata/models/" + file + ".textproto"));
   if (layers > 0) config.set_num_layers(layers);
@@ -146,7 +146,7 @@ TEST(Plan, RefusesWhatItCannotRead) {
 }
 
 TEST(Plan, AMemoryLimitIsKept) {
-  ASSERT_OK_AND_ASSIGN(const passes::Strategy strategy, passes::ParseStrategy("tp=2"));
+  ASSERT_OK_AND_ASSIGN(const strategy::Strategy strategy, strategy::ParseStrategy("tp=2"));
   ASSERT_OK_AND_ASSIGN(const model::ModelConfig config,
                        model::LoadModelConfig("testdata/models/small_test.textproto"));
   ASSERT_OK_AND_ASSIGN(std::unique_ptr<Module> module, model::BuildModel(config, {.global_batch = 4}));

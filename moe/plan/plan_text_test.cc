@@ -15,7 +15,7 @@ namespace moe::plan {
 namespace {
 
 absl::StatusOr<std::string> PlanText(const std::string& words, const CompileOptions& options = {}) {
-  ASSIGN_OR_RETURN(const passes::Strategy strategy, passes::ParseStrategy(words));
+  ASSIGN_OR_RETURN(const strategy::Strategy strategy, strategy::ParseStrategy(words));
   ASSIGN_OR_RETURN(const model::ModelConfig config,
                    model::LoadModelConfig("testdata/models/small_test.textproto"));
   ASSIGN_OR_RETURN(std::unique_ptr<Module> module,

@@ -156,7 +156,7 @@ TEST(Textbook, ZeroThreeMovesHalfAsMuchAgain) {
 
 absl::StatusOr<Compiled> CompileModel(const model::ModelConfig& model, const std::string& text,
                                       int64_t global_batch) {
-  ASSIGN_OR_RETURN(const passes::Strategy strategy, passes::ParseStrategy(text));
+  ASSIGN_OR_RETURN(const strategy::Strategy strategy, strategy::ParseStrategy(text));
   model::BuildOptions build;
   build.global_batch = global_batch;
   build.microbatches = strategy.microbatches;

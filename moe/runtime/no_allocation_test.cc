@@ -12,6 +12,7 @@
 #include "moe/passes/pipeline.h"
 #include "moe/runtime/executor.h"
 #include "moe/runtime/local.h"
+#include "moe/strategy/fold.h"
 #include "moe/testing/random_inputs.h"
 
 namespace {
@@ -59,14 +60,14 @@ TEST_P(NoAllocationTest, StepsAllocateNothing) {
   ASSERT_OK_AND_ASSIGN(const model::ModelConfig model,
                        model::ParseModelConfig(text + (dropless ? "" : "capacity_factor: 1.25"), "model"));
   ASSERT_OK_AND_ASSIGN(
-      const passes::Strategy strategy,
-      passes::ParseStrategy("pp=2 dp=2 tp=2 ep=2 etp=2 microbatches=4 checkpoint=selective"));
+      const strategy::Strategy strategy,
+      strategy::ParseStrategy("pp=2 dp=2 tp=2 ep=2 etp=2 microbatches=4 checkpoint=selective"));
   model::BuildOptions build;
   build.global_batch = 16;
   build.microbatches = strategy.microbatches;
   Program program;
   ASSERT_OK_AND_ASSIGN(program.module, model::BuildModel(model, build));
-  ASSERT_OK_AND_ASSIGN(program.module->mesh(), passes::FoldMesh(strategy, 2));
+  ASSERT_OK_AND_ASSIGN(program.module->mesh(), strategy::FoldMesh(strategy, 2));
   passes::PassContext context;
   context.strategy = strategy;
   context.workspace = WorkspaceHook(kernels::Backend::kCpu, strategy.overload);

@@ -22,6 +22,8 @@
 #include "moe/runtime/executor.h"
 #include "moe/runtime/local.h"
 #include "moe/runtime/trace.h"
+#include "moe/strategy/fold.h"
+#include "moe/strategy/strategy.h"
 #include "moe/testing/random_inputs.h"
 
 namespace moe::runtime {
@@ -168,13 +170,13 @@ TEST_P(TraceFormatTest, HoldsOfRealSteps) {
                           moe_ffn_hidden_size: 32 norm_topk_prob: true aux_loss_coeff: 0.01
                           z_loss_coeff: 0.001 capacity_factor: 1.25)",
                               "model"));
-  ASSERT_OK_AND_ASSIGN(const passes::Strategy strategy, passes::ParseStrategy(GetParam()));
+  ASSERT_OK_AND_ASSIGN(const strategy::Strategy strategy, strategy::ParseStrategy(GetParam()));
   model::BuildOptions build;
   build.global_batch = 4 * strategy.microbatches;
   build.microbatches = strategy.microbatches;
   Program program;
   ASSERT_OK_AND_ASSIGN(program.module, model::BuildModel(model, build));
-  ASSERT_OK_AND_ASSIGN(program.module->mesh(), passes::FoldMesh(strategy, 2));
+  ASSERT_OK_AND_ASSIGN(program.module->mesh(), strategy::FoldMesh(strategy, 2));
   passes::PassContext context;
   context.strategy = strategy;
   context.workspace = WorkspaceHook(kernels::Backend::kCpu, strategy.overload);

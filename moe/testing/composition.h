@@ -1,7 +1,7 @@
 // Composition: which features are tested together, feature by feature, and why those that are not cannot be.
-// The table of docs/plans.md; `bazel run //moe/testing:composition_table` prints it.
+// The page docs/composition.md; `bazel run //moe/testing:composition_page` prints it.
 //
-//   std::cout << CompositionTable();
+//   std::cout << CompositionPage();
 //
 // Counted are the strategies of the equivalence tests: those written by hand (equivalence_lines.h) and the
 // points of the covering array (strategy_space.h). No state.
@@ -23,7 +23,7 @@ struct Composition {
 // Every case that the equivalence tests run.
 std::vector<EquivalenceCase> TestedCases();
 Composition Compose(const std::vector<EquivalenceCase>& cases);
-// As markdown: a row and a column for each feature, letters for reasons, listed below it.
-std::string CompositionTable();
+// As markdown, with a row and a column for each feature, letters for reasons, listed below it.
+std::string CompositionPage();
 
 }  // namespace moe::testing

@@ -4,7 +4,6 @@
 
 #include <string>
 
-#include "absl/strings/match.h"
 #include "moe/base/file.h"
 #include "moe/base/status_matchers.h"
 
@@ -23,12 +22,11 @@ TEST(Composition, EveryPairIsTestedOrRefusedWithItsReason) {
   }
 }
 
-TEST(Composition, ThePageHasTheTable) {
-  ASSERT_OK_AND_ASSIGN(const std::string page, ReadFile("docs/plans.md"));
-  const std::string table = CompositionTable();
-  EXPECT_TRUE(absl::StrContains(page, table))
-      << "docs/plans.md is stale; bazel run //moe/testing:composition_table prints\n"
-      << table;
+TEST(Composition, ThePageIsNotStale) {
+  ASSERT_OK_AND_ASSIGN(const std::string page, ReadFile("docs/composition.md"));
+  EXPECT_TRUE(page == CompositionPage())
+      << "stale; run: bazel run //moe/testing:composition_page > docs/composition.md, which prints\n"
+      << CompositionPage();
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // Every pair of features together, against the one-device reference: a pairwise covering array over the
-// dimensions of strategy_space.cc, drawn by a seed and printed. To add a feature, add a line there.
+// dimensions of strategy_space.h, drawn by a seed and printed.
 #include <gtest/gtest.h>
 
 #include <iostream>
@@ -8,7 +8,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "moe/base/status_matchers.h"
-#include "moe/passes/strategy.h"
+#include "moe/strategy/strategy.h"
+#include "moe/strategy/word.h"
 #include "moe/testing/equivalence.h"
 #include "moe/testing/strategy_space.h"
 
@@ -34,7 +35,7 @@ TEST_P(CoveringTest, EqualsTheReference) {
   c.f32 = true;
   c.steps = 1;
   c.twice = false;
-  const bool narrow = IsNarrow(*passes::ParseStrategy(c.strategy));
+  const bool narrow = strategy::Rounds(*strategy::ParseStrategy(c.strategy));
   ASSERT_OK_AND_ASSIGN(const EquivalenceResult f32, CheckEquivalence(c));
   if (!narrow) {
     EXPECT_LT(f32.worst_gradient, 1e-5) << f32.ToString();

@@ -27,6 +27,8 @@
 #include "moe/passes/pipeline.h"
 #include "moe/runtime/executor.h"
 #include "moe/runtime/local.h"
+#include "moe/strategy/fold.h"
+#include "moe/strategy/word.h"
 #include "moe/testing/equivalence.h"
 #include "moe/testing/equivalence_lines.h"
 #include "moe/testing/random_inputs.h"
@@ -55,10 +57,10 @@ class CudaEquivalenceTest : public ::testing::TestWithParam<Line> {
 
 TEST_P(CudaEquivalenceTest, MatchesTheReference) {
   const EquivalenceCase c = Case();
-  ASSERT_OK_AND_ASSIGN(const passes::Strategy strategy, passes::ParseStrategy(c.strategy));
+  ASSERT_OK_AND_ASSIGN(const strategy::Strategy strategy, strategy::ParseStrategy(c.strategy));
   ASSERT_OK_AND_ASSIGN(const EquivalenceResult r, CheckEquivalence(c));
   SCOPED_TRACE(r.ToString());
-  if (IsNarrow(strategy)) {
+  if (strategy::Rounds(strategy)) {
     EXPECT_LT(r.worst_loss, 2e-2);
   } else {
     EXPECT_LT(r.worst_gradient, 1e-5);
@@ -97,14 +99,14 @@ absl::StatusOr<std::unique_ptr<Program>> Compile(const char* model_key, const ch
                                                  const std::set<std::string>& libraries = {}) {
   ASSIGN_OR_RETURN(model::ModelConfig model, model::ParseModelConfig(LineModel(model_key), "model"));
   model.set_dtype("f32");
-  ASSIGN_OR_RETURN(const passes::Strategy strategy, passes::ParseStrategy(words));
+  ASSIGN_OR_RETURN(const strategy::Strategy strategy, strategy::ParseStrategy(words));
   auto program = std::make_unique<Program>();
   model::BuildOptions build;
   build.global_batch = 8;
   build.microbatches = strategy.microbatches;
   ASSIGN_OR_RETURN(program->module, model::BuildModel(model, build));
   ASSIGN_OR_RETURN(program->module->mesh(),
-                   passes::FoldMesh(strategy, AttrInt(program->module->attributes(), "kv_heads")));
+                   strategy::FoldMesh(strategy, AttrInt(program->module->attributes(), "kv_heads")));
   passes::PassContext context;
   context.strategy = strategy;
   context.target.libraries = libraries;

@@ -16,6 +16,8 @@
 #include "moe/passes/pipeline.h"
 #include "moe/runtime/executor.h"
 #include "moe/runtime/interpreter.h"
+#include "moe/strategy/fold.h"
+#include "moe/strategy/word.h"
 #include "moe/testing/random_inputs.h"
 #include "moe/testing/trace_check.h"
 
@@ -37,7 +39,7 @@ double Distance(const std::vector<double>& x, const std::vector<double>& y) {
   return std::sqrt(s);
 }
 
-model::BuildOptions OptionsOf(const EquivalenceCase& c, const passes::Strategy& s) {
+model::BuildOptions OptionsOf(const EquivalenceCase& c, const strategy::Strategy& s) {
   model::BuildOptions o;
   o.global_batch = c.global_batch;
   o.microbatches = s.microbatches;
@@ -71,7 +73,7 @@ absl::Status ZeroRouters(runtime::Session& s, const Module& m) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<const Reference*> ReferenceFor(model::ModelConfig model, const passes::Strategy& strategy,
+absl::StatusOr<const Reference*> ReferenceFor(model::ModelConfig model, const strategy::Strategy& strategy,
                                               const EquivalenceCase& c) {
   static auto& cache = *new std::map<std::string, Reference>;
   model.set_dtype("f64");
@@ -117,23 +119,19 @@ absl::StatusOr<const Reference*> ReferenceFor(model::ModelConfig model, const pa
 
 }  // namespace
 
-bool IsNarrow(const passes::Strategy& s) {
-  return !s.precision.empty() || !s.compress_dispatch.empty() || !s.compress_combine.empty() ||
-         !s.compress_gather.empty() || !s.compress_grad.empty();
-}
-
 absl::StatusOr<EquivalenceResult> CheckEquivalence(const model::ModelConfig& config,
-                                                   const passes::Strategy& strategy,
+                                                   const strategy::Strategy& strategy,
                                                    const EquivalenceCase& c) {
   ASSIGN_OR_RETURN(const Reference* ref, ReferenceFor(config, strategy, c));
   model::ModelConfig model = config;
-  const bool f32 = c.f32 || IsNarrow(strategy) || c.backend == kernels::Backend::kCuda;
-  const double scale = strategy.precision == "f16" ? ref->inputs[0].scalars.at("loss_scale") : 1;
+  const bool f32 = c.f32 || strategy::Rounds(strategy) || c.backend == kernels::Backend::kCuda;
+  const double scale =
+      strategy.precision == strategy::Precision::kF16 ? ref->inputs[0].scalars.at("loss_scale") : 1;
   model.set_dtype(f32 ? "f32" : "f64");
   Program program;
   ASSIGN_OR_RETURN(program.module, model::BuildModel(model, OptionsOf(c, strategy)));
   ASSIGN_OR_RETURN(program.module->mesh(),
-                   passes::FoldMesh(strategy, AttrInt(program.module->attributes(), "kv_heads")));
+                   strategy::FoldMesh(strategy, AttrInt(program.module->attributes(), "kv_heads")));
   passes::PassContext context;
   context.strategy = strategy;
   context.target.libraries = c.libraries;
@@ -207,7 +205,7 @@ absl::StatusOr<EquivalenceResult> CheckEquivalence(const model::ModelConfig& con
 
 absl::StatusOr<EquivalenceResult> CheckEquivalence(const EquivalenceCase& c) {
   ASSIGN_OR_RETURN(model::ModelConfig model, model::ParseModelConfig(c.model, c.name));
-  ASSIGN_OR_RETURN(passes::Strategy strategy, passes::ParseStrategy(c.strategy));
+  ASSIGN_OR_RETURN(strategy::Strategy strategy, strategy::ParseStrategy(c.strategy));
   return CheckEquivalence(model, strategy, c);
 }
 

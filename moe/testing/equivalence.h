@@ -23,8 +23,8 @@
 #include "absl/status/statusor.h"
 #include "moe/kernels/kernel.h"
 #include "moe/model/config.pb.h"
-#include "moe/passes/strategy.h"
 #include "moe/runtime/session.h"
+#include "moe/strategy/strategy.h"
 
 namespace moe::testing {
 
@@ -65,12 +65,9 @@ struct EquivalenceResult {
 };
 
 absl::StatusOr<EquivalenceResult> CheckEquivalence(const EquivalenceCase& c);
-// Computes or exchanges in less than the model's dtype, so that losses are near the reference within 2e-2 and
-// no nearer.
-bool IsNarrow(const passes::Strategy& strategy);
 // The same for a model given as a message.
 absl::StatusOr<EquivalenceResult> CheckEquivalence(const model::ModelConfig& model,
-                                                   const passes::Strategy& strategy,
+                                                   const strategy::Strategy& strategy,
                                                    const EquivalenceCase& c);
 
 }  // namespace moe::testing

@@ -15,7 +15,8 @@
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "moe/base/status.h"
-#include "moe/passes/strategy.h"
+#include "moe/strategy/strategy.h"
+#include "moe/strategy/word.h"
 
 namespace moe::testing {
 
@@ -23,8 +24,8 @@ std::string CheckCase(const EquivalenceCase& c) {
   const absl::StatusOr<EquivalenceResult> r = CheckEquivalence(c);
   if (!r.ok()) return r.status().ToString();
   std::vector<std::string> wrong;
-  const absl::StatusOr<passes::Strategy> strategy = passes::ParseStrategy(c.strategy);
-  const bool narrow = strategy.ok() && IsNarrow(*strategy);
+  const absl::StatusOr<strategy::Strategy> strategy = strategy::ParseStrategy(c.strategy);
+  const bool narrow = strategy.ok() && strategy::Rounds(*strategy);
   const double gradient = narrow ? 1 : c.f32 ? 1e-5 : 1e-9, loss = narrow ? 2e-2 : c.f32 ? 1e-4 : 1e-9;
   // Small models have gradients that are truly zero, in f32 a difference of numbers rounded apart.
   const double worst = c.f32 ? r->worst_gradient_beyond_f32 : r->worst_gradient;

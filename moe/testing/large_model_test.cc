@@ -37,8 +37,8 @@ TEST(LargeModel, TrainsAsOnOneDevice) {
                        model::LoadModelConfig("testdata/models/moe_100m.textproto"));
   model.set_seq_length(32);
   EXPECT_GT(model::CountParameters(model).total, 90'000'000);
-  ASSERT_OK_AND_ASSIGN(const passes::Strategy strategy,
-                       passes::ParseStrategy("pp=2 tp=2 dp=2 ep=4 sp vp zero=1 microbatches=2"));
+  ASSERT_OK_AND_ASSIGN(const strategy::Strategy strategy,
+                       strategy::ParseStrategy("pp=2 tp=2 dp=2 ep=4 sp vp zero=1 microbatches=2"));
   model::BuildOptions build;
   build.global_batch = 4;
   build.microbatches = strategy.microbatches;

@@ -14,6 +14,7 @@
 #include "moe/passes/shard/insert_collectives.h"
 #include "moe/passes/shard/shard.h"
 #include "moe/passes/stages/partition_stages.h"
+#include "moe/strategy/fold.h"
 
 namespace moe::testing {
 
@@ -63,7 +64,7 @@ absl::StatusOr<std::unique_ptr<ShardedModel>> CompileSharded(const model::ModelC
                                                              int64_t global_batch) {
   auto m = std::make_unique<ShardedModel>();
   passes::PassContext context;
-  ASSIGN_OR_RETURN(context.strategy, passes::ParseStrategy(strategy));
+  ASSIGN_OR_RETURN(context.strategy, strategy::ParseStrategy(strategy));
   context.notes = &m->notes;
   model::BuildOptions options;
   options.global_batch = global_batch;
@@ -71,7 +72,7 @@ absl::StatusOr<std::unique_ptr<ShardedModel>> CompileSharded(const model::ModelC
   const model::ModelConfig resolved = model::ResolveModelConfig(config);
   ASSIGN_OR_RETURN(m->program.module, model::BuildModel(resolved, options));
   ASSIGN_OR_RETURN(m->program.module->mesh(),
-                   passes::FoldMesh(context.strategy, resolved.num_key_value_heads()));
+                   strategy::FoldMesh(context.strategy, resolved.num_key_value_heads()));
   RETURN_IF_ERROR(passes::Autodiff(m->program, context).status());
   RETURN_IF_ERROR(passes::ContextParallel(m->program, context).status());
   RETURN_IF_ERROR(passes::MixedPrecision(m->program, context).status());

@@ -12,7 +12,8 @@
 #include "glog/logging.h"
 #include "moe/base/textproto.h"
 #include "moe/model/config.h"
-#include "moe/passes/strategy.h"
+#include "moe/strategy/strategy.h"
+#include "moe/strategy/word.h"
 #include "moe/train/config/config.h"
 #include "moe/train/config/validate.h"
 
@@ -41,45 +42,20 @@ Dimension Sizes(const std::string& field, const std::vector<int64_t>& sizes) {
   return d;
 }
 
-// Features of a strategy: one line each.
+// Features of a strategy: a dimension for each word whose row says what to try.
 std::vector<Dimension> Features() {
-  return {
-      Words("pp", {"", "pp=2", "pp=4"}),
-      Words("dp", {"", "dp=2", "dp=4", "dp=7"}),
-      Words("cp", {"", "cp=2"}),
-      Words("tp", {"", "tp=2", "tp=4"}),
-      Words("ep", {"", "ep=2", "ep=4", "ep=7", "ep=8"}),
-      Words("etp", {"", "etp=2"}),
-      Words("sp", {"", "sp"}, "tp"),
-      Words("vp", {"", "vp"}, "tp"),
-      Words("zero", {"", "zero=1", "zero=2", "zero=3"}),
-      Words("expert_zero", {"", "expert_zero=0", "expert_zero=1", "expert_zero=3"}),
-      Words("microbatches", {"", "microbatches=2", "microbatches=4", "microbatches=8"}),
-      Words("schedule",
-            {"", "schedule=gpipe", "schedule=interleaved virtual_chunks=2", "schedule=zb-h1",
-             "schedule=zb-v virtual_chunks=2", "schedule=dualpipe virtual_chunks=2"},
-            "pp"),
-      Words("checkpoint", {"", "checkpoint=selective", "checkpoint=full",
-                           "checkpoint=auto checkpoint_budget=4MiB", "checkpoint=nn.rms_norm+nn.attention"}),
-      Words("zero_dp", {"", "zero_dp=2"}, "zero"),
-      Words("dispatcher", {"", "dispatcher=alltoall", "dispatcher=allgather"}, "ep"),
-      Words("expert_slots", {"", "expert_slots=8", "expert_slots=16"}),
-      Words("cp_attention", {"", "cp_attention=ring", "cp_attention=gather"}, "cp"),
-      Words("cp_order", {"", "cp_order=zigzag"}, "cp"),
-      Words("nodes", {"", "devices_per_node=2 hierarchical=on"}, "dp"),
-      Words("overlap", {"", "overlap=on"}),
-      Words("bucket", {"", "bucket=4096"}),
-      Words("moe_chunks", {"", "moe_chunks=2"}, "ep"),
-      Words("precision", {"", "bf16", "f16", "bf16 grads=bf16", "bf16 fp8_experts"}),
-      Words("wires",
-            {"", "compress_dispatch=f8 compress_combine=bf16", "compress_gather=bf16 compress_grad=f8"}),
-      Words("ep_order", {"", "ep_order=reversed"}),
-      Words("kv axis", {"", "no_kv_axis"}),
-      {"workload",
-       {{"", "", "", "", ""},
-        {"empty sample", "", "", "empty sample", ""},
-        {"one expert", "", "", "one expert", ""}}},
-  };
+  std::vector<Dimension> out;
+  for (const strategy::Word& w : strategy::Words()) {
+    if (w.tried.empty()) continue;
+    std::vector<std::string> values = {""};
+    values.insert(values.end(), w.tried.begin(), w.tried.end());
+    out.push_back(Words(w.name, values, w.wants));
+  }
+  out.push_back({"workload",
+                 {{"", "", "", "", ""},
+                  {"empty sample", "", "", "empty sample", ""},
+                  {"one expert", "", "", "one expert", ""}}});
+  return out;
 }
 
 // Features that need fields of the model.
@@ -114,13 +90,13 @@ int64_t Pairs(const std::vector<Dimension>& dimensions) {
   return n;
 }
 
-passes::Strategy ParsedStrategy(const std::string& words) {
-  const absl::StatusOr<passes::Strategy> s = passes::ParseStrategy(words);
+strategy::Strategy ParsedStrategy(const std::string& words) {
+  const absl::StatusOr<strategy::Strategy> s = strategy::ParseStrategy(words);
   CHECK(s.ok()) << s.status();
   return *s;
 }
 
-int64_t BatchOf(const passes::Strategy& s) {
+int64_t BatchOf(const strategy::Strategy& s) {
   const int64_t least = s.dp * s.microbatches;
   return least * (least <= 8 ? 2 : 1);
 }
@@ -191,7 +167,7 @@ std::string StrategySpace::Describe(const Point& p) const {
 }
 
 std::string StrategySpace::Problems(const Point& p) const {
-  const passes::Strategy s = ParsedStrategy(WordsOf(p));
+  const strategy::Strategy s = ParsedStrategy(WordsOf(p));
   for (size_t d = 0; d < p.size(); ++d) {
     const DimensionValue& v = dimensions_[d].values[p[d]];
     if (!v.wants.empty() && p[Find(v.wants)] == 0) {
@@ -208,8 +184,7 @@ std::string StrategySpace::Problems(const Point& p) const {
   config.mutable_train()->set_micro_batch_size(BatchOf(s) / (s.dp * s.microbatches));
   config = train::ResolveRunConfig(config);
   std::vector<std::string> problems = model::ModelProblems(config.model());
-  for (const train::ConfigProblem& problem : train::StrategyProblems(config))
-    problems.push_back(problem.what);
+  for (const strategy::Problem& problem : train::StrategyProblems(config)) problems.push_back(problem.what);
   return absl::StrJoin(problems, "\n");
 }
 
@@ -329,7 +304,9 @@ std::vector<Point> StrategySpace::CoverPairs(uint64_t seed, std::vector<Impossib
 }
 
 Point StrategySpace::Exact(Point p) const {
-  for (const char* dimension : {"precision", "wires"}) p[Find(dimension)] = 0;
+  for (const strategy::Word& w : strategy::Words()) {
+    if (w.rounds && !w.tried.empty()) p[Find(w.name)] = 0;
+  }
   return p;
 }
 

@@ -5,8 +5,9 @@
 //   for (const Point& p : space.CoverPairs(/*seed=*/1, &impossible)) CheckEquivalence(space.Case(p));
 //
 // A value is words of a strategy, fields of a model, or both; the first value of a dimension is the plain
-// one. To add a feature, add a line to a table in strategy_space.cc: the covering array, the fuzzer and the
-// table of what composes follow.
+// one. The words of a strategy say themselves what to try of them (moe/strategy/words.inc); to add a feature
+// of the model, add a line to a table in strategy_space.cc: the covering array, the fuzzer and the table of
+// what composes follow.
 //
 // What points are legal is asked of the checks that a user's configuration goes through. Everything is
 // deterministic: the same seed draws the same points everywhere. Immutable after construction.

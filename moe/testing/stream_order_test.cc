@@ -24,6 +24,7 @@
 #include "moe/passes/pipeline.h"
 #include "moe/runtime/executor.h"
 #include "moe/runtime/local.h"
+#include "moe/strategy/fold.h"
 #include "moe/testing/equivalence.h"
 #include "moe/testing/equivalence_lines.h"
 #include "moe/testing/order_check.h"
@@ -71,14 +72,14 @@ absl::StatusOr<std::unique_ptr<Program>> Compile(const std::string& model_text, 
                                                  int64_t global_batch, kernels::Backend backend) {
   ASSIGN_OR_RETURN(model::ModelConfig model, model::ParseModelConfig(model_text, "model"));
   model.set_dtype("f32");
-  ASSIGN_OR_RETURN(const passes::Strategy strategy, passes::ParseStrategy(words));
+  ASSIGN_OR_RETURN(const strategy::Strategy strategy, strategy::ParseStrategy(words));
   auto program = std::make_unique<Program>();
   model::BuildOptions build;
   build.global_batch = global_batch;
   build.microbatches = strategy.microbatches;
   ASSIGN_OR_RETURN(program->module, model::BuildModel(model, build));
   ASSIGN_OR_RETURN(program->module->mesh(),
-                   passes::FoldMesh(strategy, AttrInt(program->module->attributes(), "kv_heads")));
+                   strategy::FoldMesh(strategy, AttrInt(program->module->attributes(), "kv_heads")));
   passes::PassContext context;
   context.strategy = strategy;
   context.workspace = runtime::WorkspaceHook(backend, strategy.overload);

@@ -16,6 +16,7 @@
 #include "moe/passes/builtin.h"
 #include "moe/passes/pipeline.h"
 #include "moe/runtime/local.h"
+#include "moe/strategy/fold.h"
 #include "moe/testing/sharded_model.h"
 
 namespace moe::testing {
@@ -39,7 +40,7 @@ model::ModelConfig Model(const std::string& name) {
 absl::Status Validate(const passes::PassRegistry& registry, const std::string& pipeline, const Case& c,
                       bool verify, std::vector<std::string>* passed = nullptr) {
   passes::PassContext context;
-  ASSIGN_OR_RETURN(context.strategy, passes::ParseStrategy(c.strategy));
+  ASSIGN_OR_RETURN(context.strategy, strategy::ParseStrategy(c.strategy));
   context.workspace = runtime::WorkspaceHook(kernels::Backend::kCpu, context.strategy.overload);
   model::BuildOptions build;
   build.global_batch = 8;
@@ -48,7 +49,7 @@ absl::Status Validate(const passes::PassRegistry& registry, const std::string& p
   const model::ModelConfig model = Model(c.model);
   Program program;
   ASSIGN_OR_RETURN(program.module, model::BuildModel(model, build));
-  ASSIGN_OR_RETURN(program.module->mesh(), passes::FoldMesh(context.strategy, model.num_key_value_heads()));
+  ASSIGN_OR_RETURN(program.module->mesh(), strategy::FoldMesh(context.strategy, model.num_key_value_heads()));
   PassValidator validator;
   passes::PipelineOptions options;
   options.verify = verify;

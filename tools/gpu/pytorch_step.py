@@ -36,16 +36,25 @@ def fail(message):
 
 
 def read_config(path):
-    """{"model": {name: value}, ...} of a config.textproto, which has a field a line."""
-    sections, section = {}, None
+    """{"model": {name: value}, ...} of a config.textproto, which has a field a line; of the strategy, its words."""
+    sections = {}
+    section = sections
     for line in open(path):
         line = line.strip()
         if line.endswith("{"):
             section = sections.setdefault(line[:-1].strip(), {})
+        elif line == "}":
+            section = sections
         elif ":" in line:
             name, value = line.split(":", 1)
             section[name] = json.loads(value)
+    words = [word.partition("=") for word in sections["strategy"].split()]
+    sections["strategy"] = {name: value for name, _, value in words}
     return sections
+
+
+def degree(strategy, word):
+    return int(strategy.get(word, 1))
 
 
 def check_supported(config):
@@ -58,7 +67,7 @@ def check_supported(config):
         ("shared_expert_ffn_hidden_size", model["shared_expert_ffn_hidden_size"] == 0, "0"),
         ("tie_embeddings", not model["tie_embeddings"], "false"),
         ("aux_loss_scope", model["aux_loss_scope"] == "microbatch", "microbatch"),
-        ("fp16", not strategy["fp16"], "false"),
+        ("fp16", "f16" not in strategy, "false"),
         ("length_buckets", train["length_buckets"] == "", "empty"),
         ("adaptive_micro_batch_size", not train["adaptive_micro_batch_size"], "false"),
     ]
@@ -88,7 +97,7 @@ class Run:
         else:
             fail(f"{folder}: no steps after any checkpoint; train with a --save_interval below --train_iters")
         self.last = max(self.steps)
-        self.microbatch = self.train["micro_batch_size"] * self.strategy["data_parallel_size"]
+        self.microbatch = self.train["micro_batch_size"] * degree(self.strategy, "dp")
         self.microbatches = self.train["global_batch_size"] // self.microbatch
         self.tokens = self.train["global_batch_size"] * self.model["seq_length"]
         any_step = self.steps[self.last]
@@ -97,9 +106,7 @@ class Run:
         self.peak = any_step["tflops_per_device"] * 1e12 / any_step["mfu"] if any_step.get("mfu") else None
 
     def devices(self):
-        s = self.strategy
-        return (s["pipeline_model_parallel_size"] * s["data_parallel_size"] * s["context_parallel_size"] *
-                s["tensor_model_parallel_size"])
+        return math.prod(degree(self.strategy, word) for word in ("pp", "dp", "cp", "tp"))
 
     def learning_rate(self, step):  # moe/train/run/learning_rate.h
         t = self.train
@@ -184,7 +191,7 @@ def build(torch, run, device, grouped):
     """The module, and for each of its parameters the names in the checkpoint: side by side, they are its columns."""
     nn, F, c = torch.nn, torch.nn.functional, run.model
     wide = torch.float64 if c["dtype"] == "f64" else torch.float32
-    narrow = torch.bfloat16 if run.strategy["bf16"] else wide
+    narrow = torch.bfloat16 if "bf16" in run.strategy else wide
     hidden, heads, kv, dim = c["hidden_size"], c["num_attention_heads"], c["num_key_value_heads"], c["head_dim"]
     experts, top_k, vocab = c["num_experts"], c["moe_router_topk"], c["vocab_size"]
     columns = {}
@@ -371,7 +378,7 @@ def main():
     run = Run(options.run)
     device = options.device or run.train["device"] or "cpu"
     wanted = [run.steps[step] for step in range(run.first, run.last + 1)]
-    compute = "bf16" if run.strategy["bf16"] else run.model["dtype"]
+    compute = "bf16" if "bf16" in run.strategy else run.model["dtype"]
     print(f"steps {run.first} to {run.last} of {run.folder}: {run.tokens} tokens a step, {compute}, "
           f"{run.flops / run.tokens / 1e6:.4g} MFLOP a token, "
           + (f"MFU of {run.peak * 1e-12:.4g} TFLOP/s" if run.peak else "no MFU: the run knows no peak rate"))

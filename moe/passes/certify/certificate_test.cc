@@ -90,7 +90,7 @@ constexpr const char* kStrategies[] = {"pp=2 tp=2 etp=2 sp microbatches=4 checkp
 constexpr int kEdits = 1000, kShards = 4;
 
 TEST_P(CertificateTest, EditsAreRefusedOrExecuteCorrectly) {
-  ASSERT_OK_AND_ASSIGN(const Strategy strategy, ParseStrategy(kStrategies[GetParam()]));
+  ASSERT_OK_AND_ASSIGN(const strategy::Strategy strategy, strategy::ParseStrategy(kStrategies[GetParam()]));
   model::BuildOptions build;
   build.global_batch = 8;
   build.microbatches = strategy.microbatches;

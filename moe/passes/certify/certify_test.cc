@@ -17,7 +17,7 @@ namespace {
 const plan::Plan& SmallPlan() {
   static const plan::Plan& plan = *[] {
     auto config = model::LoadModelConfig("testdata/models/small_test.textproto");
-    Strategy strategy = *ParseStrategy("pp=2 dp=2 tp=2 ep=2 zero=1 microbatches=4");
+    strategy::Strategy strategy = *strategy::ParseStrategy("pp=2 dp=2 tp=2 ep=2 zero=1 microbatches=4");
     auto module = model::BuildModel(*config, {.global_batch = 16, .microbatches = 4});
     auto compiled = plan::Compile(*std::move(module), strategy);
     EXPECT_TRUE(compiled.ok()) << compiled.status();

@@ -13,8 +13,8 @@
 #include "moe/ir/scope.h"
 #include "moe/passes/checkpoint/checkpoint_auto.h"
 #include "moe/passes/checkpoint/recompute.h"
-#include "moe/passes/checkpoint_policy.h"
 #include "moe/passes/schedule/split_phases.h"
+#include "moe/strategy/checkpoint_policy.h"
 
 namespace moe::passes {
 namespace {
@@ -38,9 +38,9 @@ class Choice {
     for (const Value& v : ResidualsOf(f_)) residuals_.insert(v);
   }
 
-  std::set<Node*> Of(const CheckpointPolicy& policy) {
-    if (policy.base == CheckpointPolicy::kFull) ChooseFull();
-    const bool selective = policy.base == CheckpointPolicy::kSelective;
+  std::set<Node*> Of(const strategy::CheckpointPolicy& policy) {
+    if (policy.mode == strategy::CheckpointMode::kFull) ChooseFull();
+    const bool selective = policy.mode == strategy::CheckpointMode::kSelective;
     ChooseWhereAvailable([&](const Node& n) {
       return (selective && Cheap(n)) ||
              std::find(policy.ops.begin(), policy.ops.end(), n.op_name()) != policy.ops.end();
@@ -129,15 +129,15 @@ class Choice {
 }  // namespace
 
 absl::StatusOr<bool> Checkpoint(Program& program, const PassContext& context) {
-  const std::string mode = context.OptionOr("mode", context.strategy.checkpoint);
-  ASSIGN_OR_RETURN(const CheckpointPolicy policy, ParseCheckpointPolicy(mode));
-  if (policy.base == CheckpointPolicy::kNone && policy.ops.empty()) return false;
+  const std::string mode = context.OptionOr("mode", context.strategy.checkpoint.ToString());
+  ASSIGN_OR_RETURN(const strategy::CheckpointPolicy policy, strategy::ParseCheckpointPolicy(mode));
+  if (policy.Is(strategy::CheckpointMode::kNone)) return false;
   const std::vector<Function*> chunks = ChunkFunctions(*program.module);
   if (chunks.empty()) {
     return absl::FailedPreconditionError(absl::StrCat(
         kPass, " needs the functions @chunk0, ...: it runs after partition-stages and before split-phases"));
   }
-  const bool automatic = policy.base == CheckpointPolicy::kAuto;
+  const bool automatic = policy.mode == strategy::CheckpointMode::kAuto;
   AutoChoice chosen;
   if (automatic) {
     ASSIGN_OR_RETURN(chosen, ChooseAutomatically(program, context));

@@ -20,6 +20,7 @@
 #include "moe/passes/pipeline.h"
 #include "moe/passes/schedule/schedule_table.h"
 #include "moe/passes/schedule/split_phases.h"
+#include "moe/strategy/fold.h"
 #include "moe/testing/equivalence.h"
 
 namespace moe::passes {
@@ -31,12 +32,13 @@ absl::StatusOr<Program> Place(const std::string& strategy, const std::string& pi
   ASSIGN_OR_RETURN(const model::ModelConfig config,
                    model::LoadModelConfig("testdata/models/small_test.textproto"));
   PassContext context;
-  ASSIGN_OR_RETURN(context.strategy, ParseStrategy(strategy));
+  ASSIGN_OR_RETURN(context.strategy, strategy::ParseStrategy(strategy));
   Program program;
   ASSIGN_OR_RETURN(
       program.module,
       model::BuildModel(config, {.global_batch = 8, .microbatches = context.strategy.microbatches}));
-  ASSIGN_OR_RETURN(program.module->mesh(), FoldMesh(context.strategy, config.num_key_value_heads()));
+  ASSIGN_OR_RETURN(program.module->mesh(),
+                   strategy::FoldMesh(context.strategy, config.num_key_value_heads()));
   RETURN_IF_ERROR(RunPipeline(Passes(), pipeline, program, context).status());
   return program;
 }
@@ -224,7 +226,7 @@ TEST(Checkpoint, GradientsAreThose) {
     SCOPED_TRACE(strategy);
     ASSERT_OK_AND_ASSIGN(const model::ModelConfig config,
                          model::LoadModelConfig("testdata/models/small_test.textproto"));
-    ASSERT_OK_AND_ASSIGN(const Strategy s, ParseStrategy(strategy));
+    ASSERT_OK_AND_ASSIGN(const strategy::Strategy s, strategy::ParseStrategy(strategy));
     testing::EquivalenceCase c;
     c.name = strategy;
     c.steps = 2;

@@ -7,9 +7,9 @@
 #include "moe/cost/node_cost.h"
 #include "moe/ir/registry.h"
 #include "moe/ir/state.h"
-#include "moe/passes/checkpoint_policy.h"
 #include "moe/passes/copy_nodes.h"
 #include "moe/passes/schedule/split_phases.h"
+#include "moe/strategy/checkpoint_policy.h"
 
 namespace moe::passes {
 namespace {
@@ -78,7 +78,7 @@ std::set<const Node*> BoundToTheForward(const Function& chunk) {
   std::set<const Node*> bound;
   for (const auto& n : chunk.body()) {
     if (n->phase != Phase::kForward) continue;
-    bool free = WhyNeverRecomputed(n->op()).empty();
+    bool free = strategy::WhyNeverRecomputed(n->op()).empty();
     for (const Value& v : n->operands()) {
       free = free && (v.node->Is("arg") ? IsStable(*v.node, *chunk.module()) : !v.node->op().Has(kStateful));
     }

@@ -90,8 +90,9 @@ absl::StatusOr<int> SplitExchanges(Function& f, const cost::Target& target) {
 }  // namespace
 
 absl::StatusOr<bool> Overlap(Program& program, const PassContext& context) {
-  const std::string& word = context.strategy.overlap;
-  if (word == "off" || (word.empty() && !context.target.overlaps)) return false;
+  const strategy::Toggle word = context.strategy.overlap;
+  if (word == strategy::Toggle::kOff || (word == strategy::Toggle::kAuto && !context.target.overlaps))
+    return false;
   const Mesh& mesh = program.module->mesh();
   ASSIGN_OR_RETURN(const int early, ReduceGradientsEarly(program));
   bool changed = early > 0;

@@ -31,7 +31,7 @@ namespace {
 using ::testing::HasSubstr;
 
 absl::StatusOr<plan::Plan> CompilePlan(const model::ModelConfig& model, const std::string& words) {
-  ASSIGN_OR_RETURN(const Strategy strategy, ParseStrategy(words));
+  ASSIGN_OR_RETURN(const strategy::Strategy strategy, strategy::ParseStrategy(words));
   model::BuildOptions build;
   build.global_batch = 8;
   build.microbatches = strategy.microbatches;

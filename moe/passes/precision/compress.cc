@@ -98,14 +98,14 @@ class Classifier {
 }  // namespace
 
 absl::StatusOr<bool> Compress(Program& program, const PassContext& context) {
-  const Strategy& s = context.strategy;
-  const std::map<std::string, std::string> asked = {{"dispatch", s.compress_dispatch},
-                                                    {"combine", s.compress_combine},
-                                                    {"gather", s.compress_gather},
-                                                    {"grad", s.compress_grad}};
+  const strategy::Strategy& s = context.strategy;
+  const std::map<std::string, strategy::Wire> asked = {{"dispatch", s.compress_dispatch},
+                                                       {"combine", s.compress_combine},
+                                                       {"gather", s.compress_gather},
+                                                       {"grad", s.compress_grad}};
   std::map<std::string, int> marked, left;
   bool any = false;
-  for (const auto& [what, word] : asked) any |= !word.empty();
+  for (const auto& [what, word] : asked) any |= word != strategy::Wire::kAsComputed;
   if (!any) return false;
   const Classifier classifier(*program.module);
   for (const auto& f : program.module->functions()) {
@@ -117,15 +117,15 @@ absl::StatusOr<bool> Compress(Program& program, const PassContext& context) {
       }
       if (!IsConversion(*n) || !n->op().Has(kCollective) || !IsFloat(n->type().dtype)) continue;
       const std::string what = classifier.Of(*n);
-      if (what.empty() || asked.at(what).empty()) continue;
-      const std::string wire = asked.at(what) == "f8" ? "f8e4m3" : asked.at(what);
+      if (what.empty() || asked.at(what) == strategy::Wire::kAsComputed) continue;
+      const std::string wire = asked.at(what) == strategy::Wire::kF8 ? "f8e4m3" : "bf16";
       const DType dtype = n->type().dtype;
       if (WireBytes(*ParseWireFormat(wire), dtype, kWireBlock) >= kWireBlock * ByteSize(dtype)) {
         ++left[what];
         continue;
       }
       n->Set("wire", wire);
-      ++marked[absl::StrCat(what, " ", asked.at(what))];
+      ++marked[absl::StrCat(what, " ", strategy::Name(asked.at(what)))];
     }
   }
   std::vector<std::string> words;

@@ -14,7 +14,7 @@ class CompressTest : public testing::PassTest {
   void SetUp() override { runs_ = false; }  // what travels narrower is not the same number
   static PassContext With(const std::string& words) {
     PassContext context;
-    context.strategy = *ParseStrategy(words);
+    context.strategy = *strategy::ParseStrategy(words);
     return context;
   }
 };

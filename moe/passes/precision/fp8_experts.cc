@@ -22,7 +22,7 @@ bool IsExpertWeight(const Module& module, Value v) {
 
 absl::StatusOr<bool> Fp8Experts(Program& program, const PassContext& context) {
   if (!context.strategy.fp8_experts) return false;
-  if (context.strategy.precision != "bf16") {
+  if (context.strategy.precision != strategy::Precision::kBF16) {
     return absl::InvalidArgumentError(
         absl::StrCat(kPass, ": fp8_experts rounds what is computed in bf16; legal with the word bf16"));
   }

@@ -17,7 +17,7 @@ using ::testing::HasSubstr;
 
 PassContext With(const std::string& words, const std::string& target = "cpu") {
   PassContext context;
-  context.strategy = *ParseStrategy(words);
+  context.strategy = *strategy::ParseStrategy(words);
   context.target = *cost::NamedTarget(target);
   return context;
 }

@@ -203,7 +203,7 @@ void NarrowGradients(Module& module, DType narrow) {
 // that every rank has and the update writes. A parameter that anything reads wide is left alone.
 class WorkingCopies {
  public:
-  WorkingCopies(Module& module, const Strategy& strategy, DType narrow)
+  WorkingCopies(Module& module, const strategy::Strategy& strategy, DType narrow)
       : module_(module),
         step_(module.Find(FunctionKind::kStep)),
         update_(module.Find(FunctionKind::kUpdate)),
@@ -286,8 +286,11 @@ class WorkingCopies {
 }  // namespace
 
 absl::StatusOr<bool> MixedPrecision(Program& program, const PassContext& context) {
-  const std::string word = context.OptionOr("to", context.strategy.precision);
-  const std::string gradients = context.OptionOr("grads", context.strategy.grads);
+  const strategy::Strategy& s = context.strategy;
+  const std::string word =
+      context.OptionOr("to", s.precision == strategy::Precision::kAsModel ? "" : strategy::Name(s.precision));
+  const std::string gradients =
+      context.OptionOr("grads", s.grads == strategy::GradientType::kF32 ? "" : strategy::Name(s.grads));
   if (word.empty() && gradients.empty()) return false;
   if (!gradients.empty() && gradients != word) {
     return absl::InvalidArgumentError(absl::StrCat(kPass, ": gradients summed in ", gradients, " where ",

@@ -8,6 +8,7 @@
 #include "moe/ir/state.h"
 #include "moe/model/transformer.h"
 #include "moe/passes/autodiff.h"
+#include "moe/strategy/fold.h"
 #include "moe/testing/pass_test.h"
 
 namespace moe::passes {
@@ -20,7 +21,7 @@ class MixedPrecisionTest : public testing::PassTest {
   void SetUp() override { runs_ = false; }  // bf16 is not the same number
   static PassContext To(const std::string& dtype) {
     PassContext context;
-    context.strategy.precision = dtype;
+    EXPECT_TRUE(strategy::ParseChoice(dtype, &context.strategy.precision));
     return context;
   }
 };
@@ -97,7 +98,7 @@ TEST(MixedPrecisionModelTest, MastersGradientsAndRoutersStayWide) {
     ASSERT_OK_AND_ASSIGN(program.module, model::BuildModel(config, options));
     ASSERT_OK(Autodiff(program, {}).status());
     PassContext context;
-    context.strategy.precision = dtype;
+    EXPECT_TRUE(strategy::ParseChoice(dtype, &context.strategy.precision));
     ASSERT_OK_AND_ASSIGN(const bool changed, MixedPrecision(program, context));
     EXPECT_TRUE(changed);
     for (const auto& s : program.module->states()) EXPECT_EQ(s->type.dtype, DType::kF32) << s->name;
@@ -133,14 +134,14 @@ TEST(WorkingCopies, StandWhereOptimizerStateIsSharded) {
   for (const char* strategy : {"dp=2 bf16", "dp=2 zero=1 bf16 grads=bf16", "dp=2 zero=3 bf16"}) {
     SCOPED_TRACE(strategy);
     PassContext context;
-    ASSERT_OK_AND_ASSIGN(context.strategy, ParseStrategy(strategy));
+    ASSERT_OK_AND_ASSIGN(context.strategy, strategy::ParseStrategy(strategy));
     const bool copies = context.strategy.zero == 1;
     model::ModelConfig model = *model::ParseModelConfig(R"(
       num_layers: 2 hidden_size: 16 num_attention_heads: 4 num_key_value_heads: 2 num_experts: 4
       moe_router_topk: 2 moe_ffn_hidden_size: 8 ffn_hidden_size: 8 vocab_size: 32 seq_length: 8)");
     Program program;
     ASSERT_OK_AND_ASSIGN(program.module, model::BuildModel(model, model::BuildOptions()));
-    ASSERT_OK_AND_ASSIGN(program.module->mesh(), FoldMesh(context.strategy, 2));
+    ASSERT_OK_AND_ASSIGN(program.module->mesh(), strategy::FoldMesh(context.strategy, 2));
     ASSERT_OK(Autodiff(program, context).status());
     ASSERT_OK(MixedPrecision(program, context).status());
     const Module& m = *program.module;
@@ -176,7 +177,7 @@ TEST(WorkingCopies, StandWhereOptimizerStateIsSharded) {
 TEST(NarrowGradients, AreThoseOfTheComputation) {
   for (const char* strategy : {"grads=bf16", "f16 grads=bf16"}) {
     PassContext context;
-    ASSERT_OK_AND_ASSIGN(context.strategy, ParseStrategy(strategy));
+    ASSERT_OK_AND_ASSIGN(context.strategy, strategy::ParseStrategy(strategy));
     Program program;
     program.module = std::make_unique<Module>("m");
     EXPECT_THAT(MixedPrecision(program, context).status().message(), HasSubstr("gradients summed in bf16"));

@@ -123,23 +123,26 @@ absl::StatusOr<BubbleReport> SimulateTable(const Schedule& schedule, const Bubbl
 }
 
 std::string BubbleTableMarkdown() {
+  using Kind = strategy::ScheduleKind;
   struct Column {
-    const char* schedule;
+    strategy::ScheduleKind schedule;
     int chunks;
   };
-  constexpr Column kColumns[] = {{"gpipe", 1}, {"1f1b", 1}, {"interleaved", 2}, {"interleaved", 4},
-                                 {"zb-h1", 1}, {"zb-v", 2}, {"dualpipe", 2}};
+  constexpr Column kColumns[] = {{Kind::kGPipe, 1},       {Kind::k1F1B, 1}, {Kind::kInterleaved, 2},
+                                 {Kind::kInterleaved, 4}, {Kind::kZbH1, 1}, {Kind::kZbV, 2},
+                                 {Kind::kDualPipe, 2}};
   constexpr std::pair<int, int> kRows[] = {{2, 4}, {2, 8}, {4, 8}, {4, 16}, {8, 16}, {8, 32}, {16, 64}};
   std::string out = "| pp | microbatches |", rule = "|---|---|";
   for (const Column& c : kColumns) {
-    absl::StrAppend(&out, " ", c.schedule, c.chunks > 1 ? absl::StrCat(", v = ", c.chunks) : "", " |");
+    absl::StrAppend(&out, " ", strategy::Name(c.schedule),
+                    c.chunks > 1 ? absl::StrCat(", v = ", c.chunks) : "", " |");
     absl::StrAppend(&rule, "---|");
   }
   absl::StrAppend(&out, "\n", rule, "\n");
   for (const auto& [stages, microbatches] : kRows) {
     absl::StrAppend(&out, "| ", stages, " | ", microbatches, " |");
     for (const Column& c : kColumns) {
-      Strategy s;
+      strategy::Strategy s;
       s.pp = stages;
       s.microbatches = microbatches;
       s.virtual_chunks = c.chunks;

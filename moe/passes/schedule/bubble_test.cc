@@ -16,11 +16,11 @@ namespace moe::passes {
 namespace {
 
 double Bubble(int stages, int chunks, int microbatches, const std::string& name, const BubbleTimes& times) {
-  Strategy s;
+  strategy::Strategy s;
   s.pp = stages;
   s.virtual_chunks = chunks;
   s.microbatches = microbatches;
-  s.schedule = name;
+  EXPECT_TRUE(strategy::ParseChoice(name, &s.schedule.kind)) << name;
   absl::StatusOr<Schedule> schedule = MakeSchedule(s);
   EXPECT_TRUE(schedule.ok()) << schedule.status();
   absl::StatusOr<BubbleReport> r = SimulateTable(*schedule, times);
@@ -88,11 +88,11 @@ TEST(BubbleTest, GivesThePublishedRatesToFourDecimals) {
 TEST(BubbleTest, DualPipeHasThePublishedBubbleWhereForwardAndBackwardRunTogether) {
   for (const int p : {2, 4, 6, 8, 16}) {
     for (const int m : {2 * p, 2 * p + 2, 4 * p}) {
-      Strategy strategy;
+      strategy::Strategy strategy;
       strategy.pp = p;
       strategy.virtual_chunks = 2;
       strategy.microbatches = m;
-      strategy.schedule = "dualpipe";
+      strategy.schedule = strategy::ScheduleKind::kDualPipe;
       ASSERT_OK_AND_ASSIGN(const Schedule s, MakeSchedule(strategy));
       BubbleTimes times;  // F = I = W = 1, so B = 2
       ASSERT_OK_AND_ASSIGN(const BubbleReport apart, SimulateTable(s, times));

@@ -12,7 +12,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
-#include "absl/strings/strip.h"
 #include "moe/base/file.h"
 #include "moe/base/status.h"
 #include "moe/passes/schedule/schedules.h"
@@ -33,7 +32,7 @@ std::string Show(const Key& k) {
 
 constexpr char kManyChunks[] = "gpipe, interleaved, zb-v (2), dualpipe (2), file:PATH";
 
-absl::Status CheckDualPipe(const Strategy& s) {
+absl::Status CheckDualPipe(const strategy::Strategy& s) {
   std::vector<std::string> wrong;
   if (s.virtual_chunks != 2) {
     wrong.push_back(absl::StrCat(
@@ -48,7 +47,14 @@ absl::Status CheckDualPipe(const Strategy& s) {
   return absl::InvalidArgumentError(absl::StrCat("schedule dualpipe wants ", absl::StrJoin(wrong, "; ")));
 }
 
-absl::Status CheckInterleaved(const Strategy& s) {
+absl::Status CheckOneChunk(const strategy::Strategy& s) {
+  if (s.virtual_chunks == 1) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "schedule ", s.schedule.ToString(), " has one chunk per stage, virtual_chunks = ", s.virtual_chunks,
+      " asks for more; legal with it: ", kManyChunks));
+}
+
+absl::Status CheckInterleaved(const strategy::Strategy& s) {
   if (s.virtual_chunks < 2) {
     return absl::InvalidArgumentError(absl::StrCat(
         "schedule interleaved wants several chunks per stage, virtual_chunks = ", s.virtual_chunks,
@@ -62,7 +68,7 @@ absl::Status CheckInterleaved(const Strategy& s) {
       below > 0 ? absl::StrCat("microbatches=", below, " or ") : "", "microbatches=", below + s.pp));
 }
 
-absl::StatusOr<Schedule> TableFromFile(const Strategy& s, absl::string_view path) {
+absl::StatusOr<Schedule> TableFromFile(const strategy::Strategy& s, absl::string_view path) {
   const std::string where(path);
   ASSIGN_OR_RETURN(const std::string text, ReadFile(where, kMaxTableBytes));
   Schedule out;
@@ -185,58 +191,53 @@ ScheduleTable OneForwardOneBackwardTable(int stages, int microbatches) {
   return table;
 }
 
-absl::StatusOr<Schedule> MakeSchedule(const Strategy& s) {
+absl::StatusOr<Schedule> MakeSchedule(const strategy::Strategy& s) {
   if (s.pp < 1 || s.virtual_chunks < 1 || s.microbatches < 1 || s.pp * s.virtual_chunks > kMaxIndex ||
       s.microbatches > kMaxIndex) {
     return absl::InvalidArgumentError(absl::StrCat("pp = ", s.pp, ", virtual_chunks = ", s.virtual_chunks,
                                                    ", microbatches = ", s.microbatches,
                                                    ": each is at least 1"));
   }
-  absl::string_view name = s.schedule;
+  const int stages = static_cast<int>(s.pp), chunks = static_cast<int>(s.virtual_chunks);
   Schedule out;
-  if (absl::ConsumePrefix(&name, "file:")) {
-    ASSIGN_OR_RETURN(out, TableFromFile(s, name));
-  } else {
-    out.name = s.schedule;
-    out.microbatches = static_cast<int>(s.microbatches);
-    for (int c = 0; c < s.pp * s.virtual_chunks; ++c) out.chunk_stage.push_back(c % static_cast<int>(s.pp));
-    if (name == "gpipe") {
-      out.table = GPipeTable(s.pp, s.virtual_chunks, s.microbatches);
-    } else if (name == "1f1b") {
-      if (s.virtual_chunks != 1) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("schedule 1f1b has one chunk per stage, virtual_chunks = ", s.virtual_chunks,
-                         " asks for more; legal with it: ", kManyChunks));
-      }
-      out.table = OneForwardOneBackwardTable(s.pp, s.microbatches);
-    } else if (name == "interleaved") {
+  out.name = s.schedule.ToString();
+  out.microbatches = static_cast<int>(s.microbatches);
+  for (int c = 0; c < stages * chunks; ++c) out.chunk_stage.push_back(c % stages);
+  switch (s.schedule.kind) {
+    case strategy::ScheduleKind::kFile: {
+      ASSIGN_OR_RETURN(out, TableFromFile(s, s.schedule.path));
+      break;
+    }
+    case strategy::ScheduleKind::kGPipe:
+      out.table = GPipeTable(stages, chunks, out.microbatches);
+      break;
+    case strategy::ScheduleKind::k1F1B:
+      RETURN_IF_ERROR(CheckOneChunk(s));
+      out.table = OneForwardOneBackwardTable(stages, out.microbatches);
+      break;
+    case strategy::ScheduleKind::kInterleaved:
       RETURN_IF_ERROR(CheckInterleaved(s));
-      out.table = InterleavedTable(s.pp, s.virtual_chunks, s.microbatches);
-    } else if (name == "zb-h1") {
-      if (s.virtual_chunks != 1) {
+      out.table = InterleavedTable(stages, chunks, out.microbatches);
+      break;
+    case strategy::ScheduleKind::kZbH1:
+      RETURN_IF_ERROR(CheckOneChunk(s));
+      out.table = ZeroBubbleH1Table(stages, out.microbatches);
+      break;
+    case strategy::ScheduleKind::kZbV:
+      if (chunks != 2) {
         return absl::InvalidArgumentError(
-            absl::StrCat("schedule zb-h1 has one chunk per stage, virtual_chunks = ", s.virtual_chunks,
-                         " asks for more; legal with it: ", kManyChunks));
-      }
-      out.table = ZeroBubbleH1Table(s.pp, s.microbatches);
-    } else if (name == "zb-v") {
-      if (s.virtual_chunks != 2) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("schedule zb-v has two chunks per stage, virtual_chunks = ", s.virtual_chunks,
+            absl::StrCat("schedule zb-v has two chunks per stage, virtual_chunks = ", chunks,
                          "; legal is virtual_chunks=2"));
       }
-      out.chunk_stage = VPlacement(s.pp);
-      out.table = ZeroBubbleVTable(s.pp, s.microbatches);
-    } else if (name == "dualpipe") {
+      out.chunk_stage = VPlacement(stages);
+      out.table = ZeroBubbleVTable(stages, out.microbatches);
+      break;
+    case strategy::ScheduleKind::kDualPipe:
       RETURN_IF_ERROR(CheckDualPipe(s));
       out.copies = 2;
-      for (int c = 0; c < s.pp; ++c) out.chunk_stage[s.pp + c] = static_cast<int>(s.pp) - 1 - c;
-      out.table = DualPipeTable(s.pp, s.microbatches);
-    } else {
-      return absl::InvalidArgumentError(
-          absl::StrCat("unknown schedule '", s.schedule,
-                       "'; there are gpipe, 1f1b, interleaved, zb-h1, zb-v, dualpipe and file:PATH"));
-    }
+      for (int c = 0; c < stages; ++c) out.chunk_stage[stages + c] = stages - 1 - c;
+      out.table = DualPipeTable(stages, out.microbatches);
+      break;
   }
   RETURN_IF_ERROR(Annotate(ValidateTable(out), absl::StrCat("schedule ", out.name)));
   return out;

@@ -21,7 +21,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "moe/ir/program.h"
-#include "moe/passes/strategy.h"
+#include "moe/strategy/strategy.h"
 
 namespace moe::passes {
 
@@ -44,7 +44,7 @@ ScheduleTable OneForwardOneBackwardTable(int stages, int microbatches);
 // The table that the strategy names: gpipe, 1f1b, interleaved, zb-h1, zb-v, dualpipe (schedules.h) or
 // file:PATH; validated. Chunk c is on stage c mod pp, with zb-v in a V, with dualpipe the second copy in
 // reverse; a file says it itself. Errors say what is legal.
-absl::StatusOr<Schedule> MakeSchedule(const Strategy& strategy);
+absl::StatusOr<Schedule> MakeSchedule(const strategy::Strategy& strategy);
 
 // Each F and each B (or I and W) of every chunk of a microbatch's copy exactly once, on the chunk's own
 // stage, in an order that can run: F(c) after F(c-1), B(c) and I(c) after F(c) and B(c+1) or I(c+1), W(c)

@@ -87,7 +87,7 @@ class Lowering {
   // inside, each to a placement of its own.
   std::vector<ConversionPhase> Levels(const ConversionPhase& phase, const Type& type) {
     const Mesh& mesh = planner_.mesh();
-    const std::string& wanted = context_.strategy.hierarchical;
+    const strategy::Toggle wanted = context_.strategy.hierarchical;
     Type local = type;
     local.placement = phase.from;
     double bytes = static_cast<double>(local.LocalElements(mesh)) * ByteSize(type.dtype);
@@ -97,8 +97,8 @@ class Lowering {
       const bool crosses = !IsLocal(step.kind) && !cost::LevelsOf(step.axes(), mesh).across.empty();
       levels_.across += crosses;
       std::vector<ConversionPhase> two;
-      if (crosses && wanted != "off") two = TwoLevels(step, phase, type);
-      if (!two.empty() && wanted == "auto") {
+      if (crosses && wanted != strategy::Toggle::kOff) two = TwoLevels(step, phase, type);
+      if (!two.empty() && wanted == strategy::Toggle::kAuto) {
         std::vector<ConversionStep> steps;
         for (const ConversionPhase& p : two) steps.insert(steps.end(), p.steps.begin(), p.steps.end());
         if (cost::CostOfSteps(steps, bytes, mesh, context_.target).seconds >= flat.seconds) two.clear();
@@ -217,7 +217,8 @@ absl::StatusOr<std::string> CountCollectives(const Module& module) {
 
 absl::StatusOr<bool> InsertCollectives(Program& program, const PassContext& context) {
   Module& module = *program.module;
-  ConversionPlanner planner(module.mesh(), context.target, context.strategy.hierarchical != "off");
+  ConversionPlanner planner(module.mesh(), context.target,
+                            context.strategy.hierarchical != strategy::Toggle::kOff);
   bool changed = false;
   LevelCounts levels;
   for (const auto& f : module.functions()) {

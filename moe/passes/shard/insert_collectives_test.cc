@@ -70,7 +70,7 @@ TEST_F(InsertCollectivesTest, StepsWithoutAPlacementInBetweenAreOneNode) {
     })");
 }
 
-PassContext Hierarchical(const std::string& word) {
+PassContext Hierarchical(strategy::Toggle word) {
   PassContext context;
   context.strategy.hierarchical = word;
   return context;
@@ -96,7 +96,7 @@ TEST_F(InsertCollectivesTest, TwoLevelsAcrossNodes) {
       %t = comm.convert(%w) {axes = [b, a]} : f32[3]
       return %p, %q, %r, %s, %t
     })",
-                Hierarchical("on"));
+                Hierarchical(strategy::Toggle::kOn));
   EXPECT_THAT(results_[0].notes[1], HasSubstr("5 of them leave a node of 2, 4 of these in two levels"));
 }
 
@@ -112,7 +112,7 @@ TEST_F(InsertCollectivesTest, LevelsByCost) {
       %p = comm.convert(%x) {axes = [b, a]} : f32[8, 16]
       return %p
     })";
-  ExpectRewrite(InsertCollectives, kText, Hierarchical("auto"));
+  ExpectRewrite(InsertCollectives, kText, Hierarchical(strategy::Toggle::kAuto));
   ExpectRewrite(InsertCollectives, R"(
     module @m mesh<b=2, a=2; node=a>
     func @f(%x: f32[8, 16] partial(b, a)) {
@@ -120,7 +120,7 @@ TEST_F(InsertCollectivesTest, LevelsByCost) {
       %p = comm.convert(%x) {axes = [b, a]} : f32[8, 16]
       return %p
     })",
-                Hierarchical("off"));
+                Hierarchical(strategy::Toggle::kOff));
   // Sixteen peers in nodes of four: 12 messages across become 3.
   ExpectRewrite(InsertCollectives, R"(
     module @m mesh<b=4, a=4; node=a>
@@ -129,7 +129,7 @@ TEST_F(InsertCollectivesTest, LevelsByCost) {
       %p = comm.convert(%x) {axes = [b, a]} : f32[16, 16@b.a]
       return %p
     })",
-                Hierarchical("auto"));
+                Hierarchical(strategy::Toggle::kAuto));
   // Much data: the bytes across are the same, those inside come on top.
   runs_ = false;  // a thousand million bytes on sixteen ranks
   ExpectRewrite(InsertCollectives, R"(
@@ -139,7 +139,7 @@ TEST_F(InsertCollectivesTest, LevelsByCost) {
       %p = comm.convert(%x) {axes = [b, a]} : f32[16384, 16384@b.a]
       return %p
     })",
-                Hierarchical("auto"));
+                Hierarchical(strategy::Toggle::kAuto));
 }
 
 TEST_F(InsertCollectivesTest, NothingToDo) {

@@ -47,11 +47,11 @@ std::string AxisOrders::ToString() const {
   return words.empty() ? "as folded" : absl::StrJoin(words, ", ");
 }
 
-std::vector<AxisOrders> CandidateOrders(const Mesh& mesh, const Strategy& strategy) {
+std::vector<AxisOrders> CandidateOrders(const Mesh& mesh, const strategy::Strategy& strategy) {
   std::vector<bool> ep = {false};
-  if (strategy.ep_order == "reversed") {
+  if (strategy.ep_order == strategy::EpOrder::kReversed) {
     ep = {true};
-  } else if (strategy.ep_order.empty() && mesh.Alias("ep").size() > 1) {
+  } else if (strategy.ep_order == strategy::EpOrder::kAuto && mesh.Alias("ep").size() > 1) {
     ep = {false, true};
   }
   const AxisList dp = mesh.Alias("dp");
@@ -63,7 +63,7 @@ std::vector<AxisOrders> CandidateOrders(const Mesh& mesh, const Strategy& strate
   return out;
 }
 
-Seeds::Seeds(const Mesh& mesh, const Strategy& strategy, AxisOrders orders)
+Seeds::Seeds(const Mesh& mesh, const strategy::Strategy& strategy, AxisOrders orders)
     : mesh_(mesh), strategy_(strategy) {
   tp_ = mesh.Alias("tp");
   cp_ = mesh.Alias("cp");

@@ -24,7 +24,7 @@
 
 #include "absl/status/status.h"
 #include "moe/ir/graph.h"
-#include "moe/passes/strategy.h"
+#include "moe/strategy/strategy.h"
 
 namespace moe::passes {
 
@@ -34,11 +34,11 @@ struct AxisOrders {
   std::string ToString() const;
 };
 // Orders worth trying on this mesh, the fold's own first.
-std::vector<AxisOrders> CandidateOrders(const Mesh& mesh, const Strategy& strategy);
+std::vector<AxisOrders> CandidateOrders(const Mesh& mesh, const strategy::Strategy& strategy);
 
 class Seeds {
  public:
-  Seeds(const Mesh& mesh, const Strategy& strategy, AxisOrders orders);
+  Seeds(const Mesh& mesh, const strategy::Strategy& strategy, AxisOrders orders);
 
   Placement Compute(const State& parameter) const;
   Placement Optimizer(const State& parameter) const;
@@ -70,7 +70,7 @@ class Seeds {
   AxisList DataAxes(const State& parameter) const;  // that ZeRO shards over, major first
 
   Mesh mesh_;
-  Strategy strategy_;
+  strategy::Strategy strategy_;
   AxisList tp_, cp_, dp_, etp_, ep_, edp_, kvh_, vocab_, sequence_;
 };
 

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "moe/base/status_matchers.h"
+#include "moe/strategy/fold.h"
 
 namespace moe::passes {
 namespace {
@@ -23,8 +24,8 @@ State Parameter(const std::string& role, std::vector<int64_t> dims, bool expert 
 class SeedsTest : public ::testing::Test {
  protected:
   void Use(absl::string_view text, int64_t kv_heads = 0, AxisOrders orders = {}) {
-    strategy_ = *ParseStrategy(text);
-    mesh_ = *FoldMesh(strategy_, kv_heads);
+    strategy_ = *strategy::ParseStrategy(text);
+    mesh_ = *strategy::FoldMesh(strategy_, kv_heads);
     seeds_.emplace(mesh_, strategy_, orders);
   }
   std::string Show(const Placement& p) { return PlacementToString(p, mesh_); }
@@ -32,7 +33,7 @@ class SeedsTest : public ::testing::Test {
     return Show(seeds_->Compute(Parameter(role, dims)));
   }
 
-  Strategy strategy_;
+  strategy::Strategy strategy_;
   Mesh mesh_;
   std::optional<Seeds> seeds_;
 };

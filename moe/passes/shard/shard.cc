@@ -16,6 +16,7 @@
 #include "moe/passes/shard/shard_emit.h"
 #include "moe/passes/shard/shard_graph.h"
 #include "moe/passes/shard/shard_search.h"
+#include "moe/strategy/fold.h"
 
 namespace moe::passes {
 namespace {
@@ -59,7 +60,7 @@ class ModuleSharder {
   ModuleSharder(Module* module, const PassContext& context)
       : module_(*module),
         context_(context),
-        planner_(module->mesh(), context.target, context.strategy.hierarchical != "off") {}
+        planner_(module->mesh(), context.target, context.strategy.hierarchical != strategy::Toggle::kOff) {}
 
   absl::Status Run() {
     ModulePlan best;
@@ -130,7 +131,7 @@ class ModuleSharder {
     absl::Status first_error;
     const bool routes = HasRouting(f->graph);
     f->cost.clear();
-    for (const ShardPolicy& policy : ShardPolicies(routes ? context_.strategy.dispatcher : "")) {
+    for (const ShardPolicy& policy : ShardPolicies(routes, context_.strategy.dispatcher)) {
       absl::StatusOr<ShardPlan> plan =
           ShardSearch(f->graph, &planner_, policy, seeds.microbatches(), &memo_).Run();
       if (!plan.ok()) {
@@ -237,7 +238,8 @@ class ModuleSharder {
 absl::StatusOr<bool> Shard(Program& program, const PassContext& context) {
   Module& module = *program.module;
   if (module.mesh().num_axes() == 0 && context.strategy.world() > 1) {
-    ASSIGN_OR_RETURN(module.mesh(), FoldMesh(context.strategy, AttrInt(module.attributes(), "kv_heads")));
+    ASSIGN_OR_RETURN(module.mesh(),
+                     strategy::FoldMesh(context.strategy, AttrInt(module.attributes(), "kv_heads")));
   }
   RETURN_IF_ERROR(ModuleSharder(&module, context).Run());
   return true;

@@ -22,11 +22,13 @@ bool Contains(const std::vector<PlacementId>& list, PlacementId p) {
 
 }  // namespace
 
-std::vector<ShardPolicy> ShardPolicies(absl::string_view dispatcher) {
+std::vector<ShardPolicy> ShardPolicies(bool routes, strategy::Dispatcher dispatcher) {
   std::vector<ShardPolicy::Dispatcher> ways = {ShardPolicy::kFree};
-  if (dispatcher == "auto") ways = {ShardPolicy::kFree, ShardPolicy::kAllToAll, ShardPolicy::kAllGather};
-  if (dispatcher == "alltoall") ways = {ShardPolicy::kAllToAll};
-  if (dispatcher == "allgather") ways = {ShardPolicy::kAllGather};
+  if (routes && dispatcher == strategy::Dispatcher::kAuto) {
+    ways = {ShardPolicy::kFree, ShardPolicy::kAllToAll, ShardPolicy::kAllGather};
+  }
+  if (routes && dispatcher == strategy::Dispatcher::kAllToAll) ways = {ShardPolicy::kAllToAll};
+  if (routes && dispatcher == strategy::Dispatcher::kAllGather) ways = {ShardPolicy::kAllGather};
   std::vector<ShardPolicy> policies;
   for (const ShardPolicy::Dispatcher way : ways) {
     for (const bool hints : {true, false}) {

@@ -39,8 +39,8 @@ struct ShardPolicy {
   Dispatcher dispatcher = kFree;
 };
 // What to try for a strategy's `dispatcher`: auto leaves the choice to the walk, node by node, and also tries
-// both ways throughout. "": nothing is routed.
-std::vector<ShardPolicy> ShardPolicies(absl::string_view dispatcher);
+// both ways throughout. Without routing there is nothing to choose.
+std::vector<ShardPolicy> ShardPolicies(bool routes, strategy::Dispatcher dispatcher);
 
 struct Instruction {
   enum Kind : uint8_t { kOp, kClone, kConvert };

@@ -406,7 +406,7 @@ class ShardTextTest : public testing::PassTest {
  protected:
   PassContext Context(absl::string_view strategy) {
     PassContext context;
-    context.strategy = *ParseStrategy(strategy);
+    context.strategy = *strategy::ParseStrategy(strategy);
     return context;
   }
 };

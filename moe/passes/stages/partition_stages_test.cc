@@ -10,6 +10,7 @@
 #include "moe/model/transformer.h"
 #include "moe/passes/autodiff.h"
 #include "moe/passes/stages/layer_cuts.h"
+#include "moe/strategy/fold.h"
 
 namespace moe::passes {
 namespace {
@@ -33,7 +34,8 @@ absl::StatusOr<Program> Partition(const std::string& file, bool tied, int pp,
   context.strategy.pp = pp;
   context.strategy.microbatches = 4;
   context.notes = notes;
-  ASSIGN_OR_RETURN(program.module->mesh(), FoldMesh(context.strategy, config.num_key_value_heads()));
+  ASSIGN_OR_RETURN(program.module->mesh(),
+                   strategy::FoldMesh(context.strategy, config.num_key_value_heads()));
   RETURN_IF_ERROR(Autodiff(program, context).status());
   RETURN_IF_ERROR(PartitionStages(program, context).status());
   RETURN_IF_ERROR(Verify(*program.module));

@@ -4,7 +4,10 @@
 //   RETURN_IF_ERROR(MergeRunConfigFile("my.textproto", config));   // flags.h puts flags on top
 //   config = ResolveRunConfig(config);
 //   RETURN_IF_ERROR(ValidateRunConfig(config));                    // validate.h
-//   passes::Strategy strategy = StrategyOf(config);
+//   strategy::Strategy s = StrategyOf(config);
+//
+// The strategy is text (docs/strategy.md), which StrategyOf reads. Resolved, it has no word that stands for
+// something else, and no microbatches: these follow from the batch sizes.
 //
 // Plain functions over values; thread-safe.
 #pragma once
@@ -16,7 +19,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "moe/cost/target.h"
-#include "moe/passes/strategy.h"
+#include "moe/strategy/strategy.h"
 #include "moe/train/config/config.pb.h"
 
 namespace moe::train {
@@ -32,17 +35,18 @@ absl::Status MergeRunConfigFile(const std::string& path, RunConfig& config);
 // ValidateRunConfig.
 RunConfig ResolveRunConfig(RunConfig config);
 
-// The resolved configuration as the strategy of the passes. `microbatches` is what the batch sizes give, at
-// least 1.
-passes::Strategy StrategyOf(const RunConfig& resolved);
-// The reverse, for a strategy given in compact words ("pp=2 tp=4 sp"); micro_batch_size follows from its
-// microbatches where it names them.
-void SetStrategy(const passes::Strategy& strategy, RunConfig& config);
+// The strategy of the passes, with the microbatches that the batch sizes give, at least 1. Words that cannot
+// be read, which ValidateRunConfig refuses, have their defaults.
+strategy::Strategy StrategyOf(const RunConfig& resolved);
+// The reverse; micro_batch_size follows from the strategy's microbatches where it has several.
+void SetStrategy(const strategy::Strategy& strategy, RunConfig& config);
+// Sets single words of it: "checkpoint=full sp".
+void SetWords(absl::string_view words, RunConfig& config);
 
 // The target of the passes, with the links that the configuration names.
 cost::Target TargetOf(const RunConfig& resolved);
 
-// Microbatches of a step: global_batch_size / (micro_batch_size x data_parallel_size); 0 if that is no whole
+// Microbatches of a step: global_batch_size / (micro_batch_size x dp); 0 if that is no whole
 // number.
 int64_t NumMicrobatches(const RunConfig& resolved);
 

@@ -2,31 +2,35 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
+#include <new>
+#include <optional>
 #include <string>
 
+#include "absl/flags/commandlineflag.h"
 #include "absl/flags/flag.h"
+#include "absl/flags/internal/commandlineflag.h"
+#include "absl/flags/internal/registry.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/types/optional.h"
 #include "moe/base/file.h"
 #include "moe/base/status.h"
 #include "moe/base/textproto.h"
 #include "moe/model/config.h"
+#include "moe/strategy/word.h"
 
 ABSL_FLAG(std::string, config, "", "RunConfig as textproto, laid over the defaults.");
 ABSL_FLAG(std::string, model, "",
           "ModelConfig as textproto; replaces the model of --config and of the defaults.");
 ABSL_FLAG(
     std::string, strategy, "",
-    "A strategy in compact words (pp= dp= cp= tp= ep= etp= sp vp zero= expert_zero= microbatches= "
-    "virtual_chunks= "
-    "moe_chunks= schedule= checkpoint= checkpoint_budget= memory_limit= dispatcher= overload= ep_order= "
-    "bucket= overlap= bf16 f16 grads= fp8_experts compress_dispatch= compress_combine= compress_gather= "
-    "compress_grad= "
-    "no_kv_axis expert_slots= expert_map= zero_dp= expert_zero_dp= cp_attention= cp_order= "
-    "devices_per_node= hierarchical=); replaces the strategy of --config and the "
-    "defaults.");
+    "How the model is spread over ranks, in the words of docs/strategy.md; replaces the strategy of --config "
+    "and of the defaults.");
 
 // type, flag, part of RunConfig, its field, help. A flag has its field's name, or Megatron's where that is
-// another.
+// another. Those of the strategy come from its table of words, below.
 #define MOE_VALUE_FLAGS(X)                                                                                   \
   X(int64_t, num_layers, model, num_layers, "Transformer layers.")                                           \
   X(int64_t, hidden_size, model, hidden_size, "Width of the residual stream.")                               \
@@ -55,62 +59,6 @@ ABSL_FLAG(
   X(double, norm_epsilon, model, norm_eps, "Epsilon of RMSNorm.")                                            \
   X(double, init_method_std, model, init_std, "Standard deviation of initial weights.")                      \
   X(std::string, dtype, model, dtype, "f32 or f64.")                                                         \
-  X(int64_t, world_size, strategy, world_size, "Ranks; 0: the product of the sizes below.")                  \
-  X(int64_t, pipeline_model_parallel_size, strategy, pipeline_model_parallel_size, "Pipeline stages.")       \
-  X(int64_t, data_parallel_size, strategy, data_parallel_size,                                               \
-    "Data-parallel ranks; 0: what world_size leaves.")                                                       \
-  X(int64_t, context_parallel_size, strategy, context_parallel_size,                                         \
-    "Ranks that share a sequence in attention.")                                                             \
-  X(int64_t, tensor_model_parallel_size, strategy, tensor_model_parallel_size, "Ranks that share a layer.")  \
-  X(int64_t, expert_model_parallel_size, strategy, expert_model_parallel_size,                               \
-    "Ranks that share the experts of a layer; taken from the ranks of a stage, they do not multiply the "    \
-    "world.")                                                                                                \
-  X(int64_t, expert_tensor_parallel_size, strategy, expert_tensor_parallel_size,                             \
-    "Ranks that share one expert; 0: as tensor_model_parallel_size.")                                        \
-  X(int64_t, zero_stage, strategy, zero_stage,                                                               \
-    "0, 1 (optimizer), 2 (and gradients) or 3 (and parameters) sharded.")                                    \
-  X(int64_t, expert_zero_stage, strategy, expert_zero_stage, "The same for experts; -1: as zero_stage.")     \
-  X(int64_t, zero_dp_size, strategy, zero_dp_size,                                                           \
-    "Data ranks, the innermost, that share one copy of ZeRO's state; 0: all.")                               \
-  X(int64_t, expert_zero_dp_size, strategy, expert_zero_dp_size, "The same for experts.")                    \
-  X(std::string, cp_attention, strategy, cp_attention,                                                       \
-    "How attention meets the keys of other context ranks: gather, ring, or auto, by cost.")                  \
-  X(std::string, cp_order, strategy, cp_order,                                                               \
-    "Which part of a sequence a context rank has: contiguous, zigzag (balanced), or auto.")                  \
-  X(int64_t, devices_per_node, strategy, devices_per_node,                                                   \
-    "Consecutive ranks that share a node; 0: all of them.")                                                  \
-  X(std::string, hierarchical_collectives, strategy, hierarchical_collectives,                               \
-    "Collectives across nodes in two levels: on, off, or auto, by cost.")                                    \
-  X(std::string, schedule, strategy, schedule,                                                               \
-    "1f1b, gpipe, interleaved, zb-h1, zb-v, dualpipe or file:PATH of a table.")                              \
-  X(int64_t, virtual_pipeline_model_parallel_size, strategy, virtual_pipeline_model_parallel_size,           \
-    "Chunks of layers per stage.")                                                                           \
-  X(std::string, recompute_granularity, strategy, recompute_granularity,                                     \
-    "What the backward computes again: none, selective, full, auto, or ops (nn.rms_norm+nn.swiglu).")        \
-  X(std::string, recompute_budget, strategy, recompute_budget,                                               \
-    "Of auto: bytes of a rank for what the backward keeps (512KiB, 38.5MiB); empty: what memory_limit "      \
-    "leaves.")                                                                                               \
-  X(std::string, memory_limit, strategy, memory_limit,                                                       \
-    "Bytes of a rank that the plan must fit; empty: none.")                                                  \
-  X(std::string, moe_token_dispatcher_type, strategy, moe_token_dispatcher_type,                             \
-    "How tokens reach experts on other ranks: alltoall, allgather, or auto (fewer bytes).")                  \
-  X(std::string, main_grads_dtype, strategy, main_grads_dtype,                                               \
-    "In which gradients are summed: fp32, or what --bf16 or --fp16 computes in.")                            \
-  X(std::string, compress_dispatch, strategy, compress_dispatch,                                             \
-    "Wire format of tokens on their way to experts: bf16 or f8; empty: as computed.")                        \
-  X(std::string, compress_combine, strategy, compress_combine, "The same on their way back.")                \
-  X(std::string, compress_gather, strategy, compress_gather,                                                 \
-    "The same for parameters: gathered ones of ZeRO-3, narrow copies of ZeRO-1, -2.")                        \
-  X(std::string, compress_grad, strategy, compress_grad, "The same for reductions of gradients.")            \
-  X(double, moe_overload_factor, strategy, moe_overload_factor,                                              \
-    "Dropless: rows that the arena holds, as a multiple of the expected; 0: the worst case.")                \
-  X(std::string, expert_axis_order, strategy, expert_axis_order, "fold or reversed; empty: the cheaper.")    \
-  X(int64_t, expert_slots, strategy, expert_slots,                                                           \
-    "Slots that the experts of a layer are stored in, a multiple of expert_model_parallel_size; 0: as many " \
-    "as experts.")                                                                                           \
-  X(std::string, expert_map, strategy, expert_map,                                                           \
-    "What the expert slots hold, such as 0,1,2,3,0,-1: an expert, a replica of one, or nothing (-1); "       \
-    "empty: the experts in order, spread evenly.")                                                           \
   X(std::string, target, cluster, target,                                                                    \
     "Devices that the plan is made for: cpu, a100, h100 or h200; empty: cpu.")                               \
   X(double, link_gbytes_per_second, cluster, link_gbytes_per_second,                                         \
@@ -121,10 +69,6 @@ ABSL_FLAG(
     "Bandwidth of a device to other nodes; 0: the target's.")                                                \
   X(double, node_microseconds, cluster, node_microseconds,                                                   \
     "Time of a message between nodes; 0: the target's.")                                                     \
-  X(int64_t, ddp_bucket_size, strategy, ddp_bucket_size,                                                     \
-    "Bytes of collectives that travel together; 0: each alone; -1: as the target likes.")                    \
-  X(int64_t, moe_chunks, strategy, moe_chunks, "Parts in which experts are exchanged and computed.")         \
-  X(std::string, overlap, strategy, overlap, "on or off: communication beside compute; empty: by target.")   \
   X(std::string, data_path, train, data_path, "Plain text; empty: the text that setup.sh makes.")            \
   X(double, held_out_fraction, train, held_out_fraction,                                                     \
     "Share of the text, from its end, kept for evaluation.")                                                 \
@@ -161,26 +105,17 @@ ABSL_FLAG(
   X(std::string, resume, train, resume, "A checkpoint, or a folder of checkpoints whose latest is taken.")
 
 // flag, part of RunConfig, its field, help. Apart, because --flag and --noflag work for plain bools only.
-#define MOE_SWITCH_FLAGS(X)                                                                                  \
-  X(norm_topk_prob, model, norm_topk_prob, "Renormalise the chosen probabilities to sum 1.")                 \
-  X(tie_embeddings, model, tie_embeddings, "The head shares the embedding's weights.")                       \
-  X(bf16, strategy, bf16, "Compute in bf16, with f32 masters, gradients, statistics and router.")            \
-  X(fp16, strategy, fp16, "The same in f16, with a dynamic loss scale.")                                     \
-  X(fp8_experts, strategy, fp8_experts,                                                                      \
-    "With bf16: products of experts in e4m3 with a scale per 128 values.")                                   \
-  X(sequence_parallel, strategy, sequence_parallel,                                                          \
-    "Norms and residuals sharded by sequence over tensor ranks.")                                            \
-  X(vocab_parallel, strategy, vocab_parallel, "Embedding and head sharded by vocabulary over tensor ranks.") \
-  X(allow_shorter_sequences, train, allow_shorter_sequences,                                                 \
-    "Halve the sequence where no micro_batch_size fits the memory limit.")                                   \
-  X(adaptive_micro_batch_size, train, adaptive_micro_batch_size,                                             \
-    "Measure several microbatch sizes while training, and keep the fastest.")                                \
-  X(cudnn_attention, train, cudnn_attention,                                                                 \
-    "With --device=cuda: attention by cuDNN's kernels where they compute the same.")                         \
-  X(tf32, train, tf32,                                                                                       \
-    "With --device=cuda: dense products of f32 may round their operands to TF32, of 10 bits of mantissa.")   \
-  X(split_tensor_by_kv_heads, strategy, split_tensor_by_kv_heads,                                            \
-    "With more tensor ranks than key-value heads, split those ranks by heads and repeat the rest.")
+#define MOE_SWITCH_FLAGS(X)                                                                  \
+  X(norm_topk_prob, model, norm_topk_prob, "Renormalise the chosen probabilities to sum 1.") \
+  X(tie_embeddings, model, tie_embeddings, "The head shares the embedding's weights.")       \
+  X(allow_shorter_sequences, train, allow_shorter_sequences,                                 \
+    "Halve the sequence where no micro_batch_size fits the memory limit.")                   \
+  X(adaptive_micro_batch_size, train, adaptive_micro_batch_size,                             \
+    "Measure several microbatch sizes while training, and keep the fastest.")                \
+  X(cudnn_attention, train, cudnn_attention,                                                 \
+    "With --device=cuda: attention by cuDNN's kernels where they compute the same.")         \
+  X(tf32, train, tf32,                                                                       \
+    "With --device=cuda: dense products of f32 may round their operands to TF32, of 10 bits of mantissa.")
 
 #define MOE_DEFINE(type, flag, part, field, help) ABSL_FLAG(absl::optional<type>, flag, absl::nullopt, help);
 MOE_VALUE_FLAGS(MOE_DEFINE)
@@ -195,6 +130,94 @@ MOE_SWITCH_FLAGS(MOE_DEFINE)
 #undef MOE_DEFINE
 
 namespace moe::train {
+namespace {
+
+using ::absl::flags_internal::FlagFastTypeId;
+using ::absl::flags_internal::FlagSettingMode;
+using ::absl::flags_internal::FlagStateInterface;
+using ::absl::flags_internal::ValueSource;
+
+// A flag of a strategy word. ABSL_FLAG wants a variable each; these are made by the table. What is given is
+// read with the whole strategy, so that all that is wrong is told at once.
+class WordFlag final : public absl::CommandLineFlag {
+ public:
+  WordFlag(const strategy::Word& word, const strategy::Word::FlagOf& flag) : word_(word), flag_(flag) {}
+
+  absl::string_view Name() const override { return flag_.name; }
+  std::string Filename() const override { return __FILE__; }
+  std::string Help() const override {
+    return absl::StrCat(word_.help, is_switch() ? "" : absl::StrCat(" (", word_.legal, ")"),
+                        flag_.value.empty() ? "" : absl::StrCat(": ", flag_.value),
+                        ". If not given: as configured.");
+  }
+  std::string DefaultValue() const override { return ""; }
+  std::string CurrentValue() const override { return given_.value_or(""); }
+
+  // As a word of the strategy's text; "" if it was not given. Error: what a text cannot hold.
+  absl::StatusOr<std::string> Spelled() const {
+    if (!given_) return std::string();
+    if (flag_.value.empty()) {
+      // A list may have its commas; elsewhere they separate words.
+      const std::string value = word_.is_list ? absl::StrReplaceAll(*given_, {{",", ":"}}) : *given_;
+      if (value.find_first_of(", \t\n") != std::string::npos) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("--", flag_.name, "='", *given_, "': values have no spaces and no commas"));
+      }
+      return word_.Spell(value);
+    }
+    return absl::StrCat(*given_ == "true" ? "" : "no_", flag_.value);
+  }
+
+ private:
+  bool is_switch() const { return word_.is_switch || !flag_.value.empty(); }
+
+  bool ParseFrom(absl::string_view value, FlagSettingMode, ValueSource, std::string& error) override {
+    bool on = false;
+    if (is_switch() && !absl::SimpleAtob(value, &on)) {
+      error = absl::StrCat("'", value, "' is neither true nor false");
+      return false;
+    }
+    given_ = is_switch() ? on ? "true" : "false" : std::string(value);
+    return true;
+  }
+  FlagFastTypeId TypeId() const override {
+    return is_switch() ? absl::base_internal::FastTypeId<bool>()
+                       : absl::base_internal::FastTypeId<std::string>();
+  }
+  std::unique_ptr<FlagStateInterface> SaveState() override { return nullptr; }
+  void Read(void* dst) const override {
+    if (is_switch()) {
+      *static_cast<bool*>(dst) = given_ == "true";
+    } else {
+      new (dst) std::string(CurrentValue());
+    }
+  }
+  bool IsSpecifiedOnCommandLine() const override { return given_.has_value(); }
+  bool ValidateInputValue(absl::string_view) const override { return true; }
+  void CheckDefaultValueParsingRoundtrip() const override {}
+
+  const strategy::Word& word_;
+  const strategy::Word::FlagOf& flag_;
+  std::optional<std::string> given_;
+};
+
+const std::vector<WordFlag*>& WordFlags() {
+  static const std::vector<WordFlag*>& flags = *[] {
+    auto* all = new std::vector<WordFlag*>;
+    for (const strategy::Word& word : strategy::Words()) {
+      for (const strategy::Word::FlagOf& flag : word.flags) {
+        all->push_back(new WordFlag(word, flag));
+        absl::flags_internal::RegisterCommandLineFlag(*all->back(), __FILE__);
+      }
+    }
+    return all;
+  }();
+  return flags;
+}
+// Before main parses any.
+[[maybe_unused]] const size_t registered = WordFlags().size();
+
+}  // namespace
 
 absl::StatusOr<RunConfig> RunConfigFromFlags() {
   RunConfig config = DefaultRunConfig();
@@ -207,10 +230,15 @@ absl::StatusOr<RunConfig> RunConfigFromFlags() {
     RETURN_IF_ERROR(Annotate(MergeTextproto(text, path, *config.mutable_model()), "--model"));
   }
   if (const std::string words = absl::GetFlag(FLAGS_strategy); !words.empty()) {
-    const absl::StatusOr<passes::Strategy> strategy = passes::ParseStrategy(words);
-    if (!strategy.ok()) return Annotate(strategy.status(), "--strategy");
-    config.mutable_strategy()->set_world_size(0);
-    SetStrategy(*strategy, config);
+    RETURN_IF_ERROR(Annotate(strategy::ParseStrategy(words).status(), "--strategy"));
+    config.set_strategy(words);
+  }
+  for (const WordFlag* flag : WordFlags()) {
+    ASSIGN_OR_RETURN(const std::string word, flag->Spelled());
+    if (!word.empty()) absl::StrAppend(config.mutable_strategy(), " ", word);
+  }
+  if (absl::GetFlag(FLAGS_micro_batch_size)) {  // wins over microbatches
+    absl::StrAppend(config.mutable_strategy(), " microbatches=1");
   }
 #define MOE_OVERLAY(type, flag, part, field, help) \
   if (const auto value = absl::GetFlag(FLAGS_##flag)) config.mutable_##part()->set_##field(*value);
@@ -231,6 +259,7 @@ std::vector<std::string> RunConfigFlagNames() {
 #define MOE_NAME(flag, part, field, help) names.push_back(#flag);
   MOE_SWITCH_FLAGS(MOE_NAME)
 #undef MOE_NAME
+  for (const WordFlag* flag : WordFlags()) names.push_back(std::string(flag->Name()));
   std::sort(names.begin(), names.end());
   return names;
 }

@@ -18,8 +18,8 @@ namespace moe::train {
 
 absl::StatusOr<RunConfig> RunConfigFromFlags();
 
-// The flag that sets a field of StrategyConfig or TrainConfig has its name. For docs and error texts: all
-// flags of this library that set a single field, sorted.
+// The flags that set a single field, or a word of the strategy (moe/strategy/word.h), sorted: for docs and
+// error texts.
 std::vector<std::string> RunConfigFlagNames();
 
 }  // namespace moe::train

@@ -5,6 +5,7 @@
 #include "gtest/gtest.h"
 #include "moe/base/file.h"
 #include "moe/base/status_matchers.h"
+#include "moe/strategy/word.h"
 
 namespace moe::train {
 namespace {
@@ -29,7 +30,8 @@ TEST(FlagsTest, OverlayInOrder) {
                                    "--train_iters=9",
                                    "--tensor_model_parallel_size=4",
                                    "--moe_expert_capacity_factor=0",
-                                   "--sequence_parallel"};
+                                   "--sequence_parallel",
+                                   "--bf16"};
   auto parse = [&] {
     std::vector<char*> argv;
     for (std::string& a : args) argv.push_back(a.data());
@@ -41,19 +43,21 @@ TEST(FlagsTest, OverlayInOrder) {
   EXPECT_EQ(config.train().train_iters(), 9);  // the flag wins
   EXPECT_EQ(config.model().num_layers(), 6);
   EXPECT_EQ(config.model().capacity_factor(), 0);  // a flag can set a zero
-  EXPECT_EQ(config.strategy().tensor_model_parallel_size(), 4);
-  EXPECT_EQ(config.strategy().expert_tensor_parallel_size(), 4);
-  EXPECT_TRUE(config.strategy().sequence_parallel());
+  EXPECT_EQ(config.strategy(), "pp=2 dp=2 tp=4 ep=2 etp=4 sp checkpoint=selective bf16");
 
-  ASSERT_OK(WriteFile(flags, "--model=" + model + "\n--strategy=dp=4,pp=3\n--nosequence_parallel\n"));
+  ASSERT_OK(WriteFile(flags, "--model=" + model +
+                                 "\n--strategy=dp=4,pp=3\n--nosequence_parallel\n"
+                                 "--nobf16\n--expert_map=0,1,-1\n--zero_stage=9\n"));
   args = {"test", "--flagfile=" + flags};
   parse();
   ASSERT_OK_AND_ASSIGN(config, RunConfigFromFlags());
   EXPECT_EQ(config.model().hidden_size(), 64);
   EXPECT_EQ(config.model().num_experts(), 0);  // nothing of the default model is left
-  EXPECT_EQ(config.strategy().pipeline_model_parallel_size(), 3);
-  EXPECT_EQ(config.strategy().tensor_model_parallel_size(), 4);  // still the single flag's
-  EXPECT_FALSE(config.strategy().sequence_parallel());
+  // The single flags are still given; what is not legal is kept for the checks.
+  const strategy::ParsedStrategy parsed = strategy::ParseWords(config.strategy());
+  EXPECT_EQ(parsed.strategy.ToString(), "pp=3 dp=4 tp=4 expert_map=0:1:-1");
+  ASSERT_EQ(parsed.problems.size(), 1u);
+  EXPECT_EQ(parsed.problems[0].what, "zero_stage = 9");
 
   ASSERT_OK(WriteFile(run, "train { lr_: 0.25 }"));
   ExpectError(RunConfigFromFlags(), absl::StatusCode::kInvalidArgument, "--config", run + ":1:", "'lr'");

@@ -14,33 +14,37 @@
 // Configurations are the resolved ones of config.h. Plain functions; thread-safe.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "moe/strategy/problems.h"
 #include "moe/train/config/config.h"
 
 namespace moe::train {
 
-struct ConfigProblem {
-  std::string what;   // the value, and what it violates
-  std::string legal;  // "1, 2, 4, 8"; may be empty where `what` says it
-};
-
 // Problems of the model by itself.
-std::vector<ConfigProblem> ModelConfigProblems(const RunConfig& config);
+std::vector<strategy::Problem> ModelConfigProblems(const RunConfig& config);
 // Problems of the strategy for this model and batch, also where the model has problems of its own.
-std::vector<ConfigProblem> StrategyProblems(const RunConfig& config);
+std::vector<strategy::Problem> StrategyProblems(const RunConfig& config);
 // Problems of the training part: counts, rates, intervals.
-std::vector<ConfigProblem> TrainConfigProblems(const RunConfig& config);
+std::vector<strategy::Problem> TrainConfigProblems(const RunConfig& config);
 
-// The legal configuration that differs least (in the sum of logarithms of ratios) in parallel sizes and micro
-// batch size; nothing else changes, but a schedule or word without meaning falls back to its default. Nothing
+// What the checks and the search know of the model, the batch and the target.
+strategy::Facts FactsOf(const RunConfig& config);
+
+// Whether a configuration without problems compiles; null: it is believed to. plan_search.h has one.
+using Compiles = std::function<bool(const RunConfig& config)>;
+
+// The legal configuration whose strategy differs least (moe/strategy/nearest.h), and which compiles. Nothing
 // if none was found.
-std::optional<RunConfig> NearestLegalStrategy(const RunConfig& config);
+std::optional<RunConfig> NearestLegalStrategy(const RunConfig& config, const Compiles& compiles = nullptr);
 
 // InvalidArgument with all of the above; OK for a configuration that can be built.
-absl::Status ValidateRunConfig(const RunConfig& config);
+absl::Status ValidateRunConfig(const RunConfig& config, const Compiles& compiles = nullptr);
+// The same of the strategy alone, for a model that need not be trained.
+absl::Status ValidateStrategy(const RunConfig& config, const Compiles& compiles = nullptr);
 
 }  // namespace moe::train

@@ -52,7 +52,7 @@ class CudaRun : public ::testing::Test {
     t.set_eval_samples(4);
     t.set_log_interval(1);
     t.set_run_dir(JoinPath(folder_, absl::StrCat("run", ++runs_)));
-    ASSIGN_OR_RETURN(const passes::Strategy parsed, passes::ParseStrategy(strategy));
+    ASSIGN_OR_RETURN(const strategy::Strategy parsed, strategy::ParseStrategy(strategy));
     SetStrategy(parsed, config);
     config = ResolveRunConfig(config);
     std::ostringstream out;

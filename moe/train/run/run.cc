@@ -231,7 +231,7 @@ std::string DescribeDevices(const runtime::Executor& executor) {
 absl::StatusOr<double> PeakFlops(const RunOptions& options, const RunConfig& config,
                                  const runtime::Executor& executor) {
   if (options.peak_tflops > 0) return 1e12 * options.peak_tflops;
-  if (!config.strategy().bf16() && !config.strategy().fp16()) {
+  if (StrategyOf(config).precision == strategy::Precision::kAsModel) {
     return absl::NotFoundError("the peak rates that are known are those of bf16 and f16");
   }
   std::set<int> ordinals;
@@ -453,7 +453,7 @@ absl::Status CheckTimeouts(const RunOptions& options) {
 
 absl::Status CheckRun(const RunConfig& config, const RunOptions& options) {
   RETURN_IF_ERROR(CheckTimeouts(options));
-  RETURN_IF_ERROR(ValidateRunConfig(config));
+  RETURN_IF_ERROR(ValidateRunConfig(config, CompilesInFact));
   RETURN_IF_ERROR(CheckPasses(options));
   if (config.train().adaptive_micro_batch_size() && options.job != nullptr) {
     return absl::InvalidArgumentError(

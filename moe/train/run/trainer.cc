@@ -65,7 +65,7 @@ Trainer::Trainer(const RunConfig& resolved, const Module& module, std::vector<St
   meta_.seed = config_.train().seed();
   meta_.data_fingerprint = data_->Fingerprint();
   const TrainConfig& t = config_.train();
-  if (config_.strategy().fp16()) {
+  if (StrategyOf(config_).precision == strategy::Precision::kF16) {
     loss_scale_.emplace(LossScale::Options{.initial = t.initial_loss_scale(),
                                            .least = t.min_loss_scale(),
                                            .window = t.loss_scale_window(),

@@ -58,7 +58,7 @@ RunConfig SmallConfig(const std::string& strategy, const std::string& dtype = "f
   t.set_lr_warmup_iters(2);
   t.set_log_interval(1);
   t.set_max_consecutive_skips(3);
-  absl::StatusOr<passes::Strategy> parsed = passes::ParseStrategy(strategy);
+  absl::StatusOr<strategy::Strategy> parsed = strategy::ParseStrategy(strategy);
   EXPECT_OK(parsed);
   SetStrategy(*parsed, config);
   return ResolveRunConfig(config);
@@ -70,7 +70,7 @@ absl::StatusOr<Rig> Make(const RunConfig& config, TrainerOptions options = {}) {
   std::string text;
   for (int i = 0; i < 400; ++i) absl::StrAppend(&text, "line ", i % 7, " of the text that repeats\n");
   ASSIGN_OR_RETURN(s.data, TextDataset::FromText(text, {.path = "t", .seq_length = 16, .seed = 5}));
-  const passes::Strategy strategy = StrategyOf(config);
+  const strategy::Strategy strategy = StrategyOf(config);
   ASSIGN_OR_RETURN(auto module,
                    model::BuildModel(config.model(), {.global_batch = config.train().global_batch_size(),
                                                       .microbatches = strategy.microbatches}));

@@ -15,6 +15,7 @@
 #include "moe/model/config.h"
 #include "moe/model/transformer.h"
 #include "moe/passes/pipeline.h"
+#include "moe/strategy/fold.h"
 #include "moe/train/config/validate.h"
 #include "moe/train/run/trainer.h"
 
@@ -23,7 +24,11 @@ namespace {
 
 constexpr double kShareOfLimit = 0.9;
 
-int64_t DataRanks(const RunConfig& c) { return c.strategy().data_parallel_size(); }
+int64_t DataRanks(const RunConfig& c) { return StrategyOf(c).dp; }
+
+bool ChoosesByBudget(const RunConfig& c) {
+  return StrategyOf(c).checkpoint.Is(strategy::CheckpointMode::kAuto);
+}
 
 // Microbatch sizes below `size` that divide what a data rank has, largest first.
 std::vector<int64_t> SmallerMicroBatches(const RunConfig& c, int64_t size) {
@@ -43,7 +48,7 @@ int64_t MicroBatchNear(const RunConfig& c, int64_t wanted) {
 
 // The parts of a strategy that plans over one state can differ in.
 std::string Layout(const RunConfig& c) {
-  const passes::Strategy s = StrategyOf(c);
+  const strategy::Strategy s = StrategyOf(c);
   return absl::StrCat("tp ", s.tp, ", cp ", s.cp, ", dp ", s.dp);
 }
 
@@ -67,7 +72,7 @@ class Search {
                            100 * kShareOfLimit, BytesText(limit_));
   }
   int64_t least() const { return least_; }
-  void Share(const StateLayout* layout, std::vector<passes::Strategy> alongside) {
+  void Share(const StateLayout* layout, std::vector<strategy::Strategy> alongside) {
     options_.layout = layout;
     options_.alongside = std::move(alongside);
   }
@@ -82,7 +87,7 @@ class Search {
   absl::StatusOr<PlannedStep> Keep(const RunConfig& config, plan::CompileOptions options) {
     options.layout = options_.layout;
     options.alongside = options_.alongside;
-    const passes::Strategy strategy = Aimed(config);
+    const strategy::Strategy strategy = Aimed(config);
     if (strategy.memory_limit > 0) options.memory_limit = strategy.memory_limit;
     return Plan(config, strategy, options);
   }
@@ -91,14 +96,14 @@ class Search {
  private:
   // The limit is the search's to hold: what is over it is measured, not refused. A choice of what to
   // recompute aims at the share that a plan may take.
-  passes::Strategy Aimed(const RunConfig& config) const {
-    passes::Strategy strategy = StrategyOf(config);
+  strategy::Strategy Aimed(const RunConfig& config) const {
+    strategy::Strategy strategy = StrategyOf(config);
     strategy.memory_limit =
-        strategy.checkpoint == "auto" ? static_cast<int64_t>(kShareOfLimit * static_cast<double>(limit_)) : 0;
+        ChoosesByBudget(config) ? static_cast<int64_t>(kShareOfLimit * static_cast<double>(limit_)) : 0;
     return strategy;
   }
 
-  static absl::StatusOr<PlannedStep> Plan(const RunConfig& config, const passes::Strategy& strategy,
+  static absl::StatusOr<PlannedStep> Plan(const RunConfig& config, const strategy::Strategy& strategy,
                                           const plan::CompileOptions& options) {
     PlannedStep step;
     step.config = config;
@@ -127,7 +132,7 @@ absl::Status NothingFits(const Search& search, const RunConfig& config, int64_t 
       absl::StrFormat("%.0f%%", 100 * kShareOfLimit), " of the memory limit of ", BytesText(limit),
       " per rank; the smallest that was found takes ",
       search.least() == std::numeric_limits<int64_t>::max() ? "more" : BytesText(search.least()),
-      ". More ranks, recompute_granularity=full, a zero_stage above ", config.strategy().zero_stage(),
+      ". More ranks, recompute_granularity=full, a zero_stage above ", StrategyOf(config).zero,
       config.train().allow_shorter_sequences() ? "" : ", or --allow_shorter_sequences", " would take less"));
 }
 
@@ -148,7 +153,7 @@ absl::StatusOr<PlannedBucket> PlanOne(Search& search, RunConfig config, int64_t 
       absl::StatusOr<PlannedStep> step = search.Try(trial);
       if (!step.ok()) {
         // Recomputation by budget refuses what no recomputation makes fit.
-        if (!search.limited() || trial.strategy().recompute_granularity() != "auto") return step.status();
+        if (!search.limited() || !ChoosesByBudget(trial)) return step.status();
         if (why.empty()) why = std::string(step.status().message());
         continue;
       }
@@ -184,18 +189,16 @@ absl::StatusOr<PlannedBucket> PlanOne(Search& search, RunConfig config, int64_t 
 // Strategies that a length may use: ranks moved between tensor, context and data parallelism.
 std::vector<RunConfig> Layouts(const RunConfig& base) {
   std::vector<RunConfig> out;
-  const StrategyConfig& s = base.strategy();
-  const int64_t tp0 = s.tensor_model_parallel_size();
-  const int64_t ranks = tp0 * s.context_parallel_size() * s.data_parallel_size();
-  for (int64_t tp = tp0; tp >= 1; --tp) {
-    if (tp0 % tp != 0) continue;
+  const strategy::Strategy configured = StrategyOf(base);
+  const int64_t ranks = configured.stage_ranks();
+  for (int64_t tp = configured.tp; tp >= 1; --tp) {
+    if (configured.tp % tp != 0) continue;
     for (int64_t cp = 1; cp <= ranks / tp; ++cp) {
       if (ranks % (tp * cp) != 0) continue;
-      RunConfig c = base;
-      c.mutable_strategy()->set_tensor_model_parallel_size(tp);
-      c.mutable_strategy()->set_context_parallel_size(cp);
-      c.mutable_strategy()->set_data_parallel_size(ranks / (tp * cp));
-      out.push_back(std::move(c));
+      strategy::Strategy s = configured;
+      s.tp = tp, s.cp = cp, s.dp = ranks / (tp * cp);
+      s.microbatches = 1;  // micro_batch_size says how many
+      SetStrategy(s, out.emplace_back(base));
     }
   }
   return out;
@@ -239,6 +242,15 @@ absl::StatusOr<std::unique_ptr<Module>> BuildLogical(const RunConfig& config) {
   return model::BuildModel(config.model(), build);
 }
 
+bool CompilesInFact(const RunConfig& config) {
+  RunConfig trial = config;
+  // Whether it fits a budget is not asked here: smaller microbatches may.
+  if (ChoosesByBudget(config)) SetWords("checkpoint=none", trial);
+  plan::CompileOptions options;
+  options.target = TargetOf(config);
+  return Search(trial, options).Try(trial).ok();
+}
+
 RunConfig ForLength(const RunConfig& config, int64_t length) {
   RunConfig out = config;
   const double ratio = static_cast<double>(config.model().seq_length()) / static_cast<double>(length);
@@ -275,7 +287,7 @@ absl::StatusOr<PlannedRun> PlanRun(
   } else {
     // Every strategy that some length may use; they must fold together over one mesh.
     const int64_t kv_heads = config.model().num_key_value_heads();
-    std::vector<passes::Strategy> alongside = {StrategyOf(config)};
+    std::vector<strategy::Strategy> alongside = {StrategyOf(config)};
     std::vector<std::vector<RunConfig>> candidates;
     std::set<std::string> layouts = {Layout(config)};
     for (const int64_t length : lengths) {
@@ -287,7 +299,7 @@ absl::StatusOr<PlannedRun> PlanRun(
         RunConfig trial = ForLength(c, length);
         if (!StrategyProblems(trial).empty()) continue;
         if (layouts.insert(Layout(trial)).second) {
-          if (!passes::FoldMesh(StrategyOf(trial), kv_heads, alongside).ok()) {
+          if (!strategy::FoldMesh(StrategyOf(trial), kv_heads, alongside).ok()) {
             layouts.erase(Layout(trial));
             continue;
           }
@@ -320,18 +332,18 @@ absl::StatusOr<PlannedRun> PlanRun(
           }
         }
         for (const int64_t size : sizes) {
-          for (const char* recompute : {c.strategy().recompute_granularity().c_str(), "full"}) {
+          for (const bool full : {false, true}) {
             RunConfig trial = c;
             trial.mutable_train()->set_micro_batch_size(size);
-            trial.mutable_strategy()->set_recompute_granularity(recompute);
+            if (full) SetWords("checkpoint=full", trial);
             if (!StrategyProblems(trial).empty()) break;
             absl::StatusOr<PlannedStep> step = search.Try(trial);
-            if (!step.ok() && trial.strategy().recompute_granularity() != "auto") return step.status();
+            if (!step.ok() && !ChoosesByBudget(trial)) return step.status();
             if (step.ok() && search.Fits(*step)) {
               fitting.push_back(*std::move(step));
               break;
             }
-            if (recompute == std::string("full")) break;
+            if (StrategyOf(trial).checkpoint.Is(strategy::CheckpointMode::kFull)) break;
           }
         }
       }
@@ -351,12 +363,12 @@ absl::StatusOr<PlannedRun> PlanRun(
         if (fitting[i].predicted_seconds < fitting[best].predicted_seconds * (1 - 1e-9)) best = i;
       }
       const PlannedStep& p = fitting[best];
-      const passes::Strategy s = StrategyOf(p.config);
+      const strategy::Strategy s = StrategyOf(p.config);
       run.said.push_back(absl::StrFormat(
           "length %d: %s, %d %s of %d samples, recompute %s; %s per rank, %.3g s by the cost model, of %d "
           "plans",
           lengths[b], Layout(p.config), s.microbatches, s.microbatches == 1 ? "microbatch" : "microbatches",
-          p.config.train().micro_batch_size() * s.dp, s.checkpoint, BytesText(p.peak_bytes()),
+          p.config.train().micro_batch_size() * s.dp, s.checkpoint.ToString(), BytesText(p.peak_bytes()),
           p.predicted_seconds, bucket.tried));
       const std::string layout_of_best = Layout(p.config);
       if (adaptive) {

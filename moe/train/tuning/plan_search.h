@@ -58,6 +58,9 @@ struct PlannedRun {
 // The logical module of a configuration.
 absl::StatusOr<std::unique_ptr<Module>> BuildLogical(const RunConfig& resolved);
 
+// Whether the model and strategy of a configuration compile, for ValidateRunConfig to propose what does.
+bool CompilesInFact(const RunConfig& resolved);
+
 // The configuration for samples of another length: as many samples as have the tokens of a step, in multiples
 // of the data ranks.
 RunConfig ForLength(const RunConfig& resolved, int64_t length);

@@ -38,7 +38,7 @@ RunConfig SmallConfig(const std::string& strategy, int64_t global_batch = 16) {
   t.set_lr(1e-2);
   t.set_min_lr(1e-3);
   t.set_lr_warmup_iters(2);
-  absl::StatusOr<passes::Strategy> parsed = passes::ParseStrategy(strategy);
+  absl::StatusOr<strategy::Strategy> parsed = strategy::ParseStrategy(strategy);
   EXPECT_OK(parsed);
   SetStrategy(*parsed, config);
   return ResolveRunConfig(config);
@@ -119,7 +119,7 @@ absl::StatusOr<PlannedRun> Fixed(const RunConfig& base, const std::vector<RunCon
 }
 
 RunConfig With(RunConfig config, const std::string& strategy, int64_t length) {
-  const passes::Strategy parsed = *passes::ParseStrategy(strategy);
+  const strategy::Strategy parsed = *strategy::ParseStrategy(strategy);
   const int64_t micro = config.train().micro_batch_size();
   SetStrategy(parsed, config);
   if (parsed.microbatches == 1) config.mutable_train()->set_micro_batch_size(micro);
@@ -149,8 +149,7 @@ TEST_P(LengthBuckets, TrainLikeOneDevice) {
       // The same microbatches on both sides: auxiliary losses and normalisers are per sequence, but sums
       // round.
       c.mutable_train()->set_global_batch_size(16 * 32 / lengths[b]);
-      c.mutable_train()->set_micro_batch_size(c.train().global_batch_size() / 2 /
-                                              c.strategy().data_parallel_size());
+      c.mutable_train()->set_micro_batch_size(c.train().global_batch_size() / 2 / StrategyOf(c).dp);
       configs.push_back(c);
     }
     ASSERT_OK_AND_ASSIGN(const PlannedRun run, Fixed(base, configs));
@@ -242,15 +241,15 @@ TEST(PlanRun, MicroBatchGoesDownWhenMemoryIsShort) {
 TEST(PlanRun, TheLimitOfTheStrategyIsMetNotRefused) {
   for (const char* recompute : {"none", "auto"}) {
     RunConfig config = SmallConfig("dp=2 ep=2");
-    config.mutable_strategy()->set_recompute_granularity(recompute);
+    SetWords(absl::StrCat("checkpoint=", recompute), config);
     RunConfig half = config;
     half.mutable_train()->set_micro_batch_size(2);
-    half.mutable_strategy()->set_recompute_granularity("none");
+    SetWords("checkpoint=none", half);
     const int64_t limit = static_cast<int64_t>(static_cast<double>(Peak(half)) / 0.9) + 1;
-    config.mutable_strategy()->set_memory_limit(absl::StrCat(limit));
+    SetWords(absl::StrCat("memory_limit=", limit), config);
     ASSERT_OK_AND_ASSIGN(const PlannedRun run, PlanRun(config, Options(StrategyOf(config).memory_limit)));
     EXPECT_LE(run.buckets[0].plans[0].peak_bytes(), 0.9 * limit) << recompute;
-    config.mutable_strategy()->set_memory_limit("64KiB");
+    SetWords("memory_limit=64KiB", config);
     ExpectError(PlanRun(config, Options(StrategyOf(config).memory_limit)),
                 absl::StatusCode::kResourceExhausted, "no plan for sequences of 32 tokens");
   }
@@ -334,7 +333,7 @@ TEST(PlanRun, AdaptiveSizesShareOneStateAndGiveTheSameLosses) {
 TEST(PlanRun, RefusesLengthsThatNoStrategyTakes) {
   RunConfig config = SmallConfig("cp=4 dp=1");
   config.mutable_train()->set_length_buckets("30,32");
-  config.mutable_strategy()->set_sequence_parallel(true);
+  SetWords("sp", config);
   config.mutable_train()->set_length_buckets("32,16");
   ExpectError(LengthsOf(config), absl::StatusCode::kInvalidArgument, "must be ascending");
 }

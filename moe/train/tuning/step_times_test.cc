@@ -64,7 +64,7 @@ TEST(FitLineTest, FindsWhatIsFixedAndStaysAboveZero) {
 }
 
 Program Pipeline(int microbatches, int64_t dp = 1) {
-  passes::Strategy s;
+  strategy::Strategy s;
   s.pp = 2;
   s.microbatches = microbatches;
   absl::StatusOr<Schedule> schedule = passes::MakeSchedule(s);
