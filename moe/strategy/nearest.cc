@@ -70,7 +70,6 @@ class Search {
     Descend(0, 0);
     return found_;
   }
-  static std::string Key(const Nearest& n) { return absl::StrCat(n.strategy.ToString(), "|", n.micro_batch); }
 
  private:
   static constexpr size_t kDp = 4;
@@ -103,7 +102,7 @@ class Search {
       double far = distance + kFollows * Distance(micro, facts_.micro_batch);
       if (far >= best_ - kClose) break;
       Nearest candidate = {trial_, micro};
-      if (!Repair(candidate, &far) || refused_->count(Key(candidate)) > 0) continue;
+      if (!Repair(candidate, &far) || refused_->count(candidate.strategy.ToString()) > 0) continue;
       best_ = far;
       found_ = candidate;
     }
@@ -147,7 +146,7 @@ std::optional<Nearest> NearestLegal(const Strategy& given, const Facts& facts, c
   while (static_cast<int>(refused.size()) <= kMostRefused) {
     std::optional<Nearest> best = search.Best(refused);
     if (!best || !accepts || accepts(best->strategy, best->micro_batch)) return best;
-    refused.insert(Search::Key(*best));
+    refused.insert(best->strategy.ToString());
   }
   return std::nullopt;
 }
