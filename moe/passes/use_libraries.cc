@@ -14,7 +14,6 @@ namespace moe::passes {
 namespace {
 
 constexpr char kCudnn[] = "cudnn";
-constexpr int64_t kMostScratch = int64_t{1} << 30;
 
 bool IsAttention(const Node& n) { return n.Is("nn.attention") || n.Is("nn.attention_grad"); }
 
@@ -24,8 +23,8 @@ bool Ascends(Value positions) {
          positions.node->binding.name == "positions";
 }
 
-// Why cuDNN cannot compute an attention node; empty if it can.
-std::string WhyNot(const Node& n, const Mesh& mesh) {
+// Why cuDNN cannot compute an attention node with so much scratch; empty if it can.
+std::string WhyNot(const Node& n, const Mesh& mesh, int64_t most_scratch) {
   if (n.operand(3) != n.operand(4)) return "keys with positions of their own";
   if (!Ascends(n.operand(3))) return "positions in another order";
   const Type& q = n.operand(0).type();
@@ -35,7 +34,7 @@ std::string WhyNot(const Node& n, const Mesh& mesh) {
   const Dims queries = q.LocalDims(mesh), keys = n.operand(1).type().LocalDims(mesh);
   if (queries[1] != keys[1]) return "fewer queries than keys";
   const int64_t s = q.dims[1] / n.IntOr("blocks", 1), sharing = queries[2] / keys[2];
-  if (n.Is("nn.attention_grad") && sharing * s * s * 2 > kMostScratch) {
+  if (n.Is("nn.attention_grad") && sharing * s * s * 2 > most_scratch) {
     return absl::StrCat("sequences of ", s, ", whose backward needs ", sharing * s * s * 2 >> 20,
                         " MiB of scratch");
   }
@@ -58,7 +57,7 @@ absl::StatusOr<bool> UseLibraries(Program& program, const PassContext& context) 
   for (const auto& function : program.module->functions()) {
     for (Node* n : function->Nodes()) {
       if (!IsAttention(*n) || n->Has("library")) continue;
-      const std::string why = WhyNot(*n, mesh);
+      const std::string why = WhyNot(*n, mesh, context.strategy.library_scratch);
       if (why.empty()) n->Set("library", std::string(kCudnn));
       why.empty() ? ++given : ++kept[why];
     }

@@ -68,6 +68,16 @@ TEST_F(UseLibrariesTest, ScratchIsBounded) {
                                    "32768, whose backward needs 4096 MiB of scratch"));
 }
 
+TEST_F(UseLibrariesTest, TheStrategySaysHowMuchScratch) {
+  PassContext context = WithCudnn();
+  context.strategy = *strategy::ParseStrategy("library_scratch=100");
+  const std::string text =
+      absl::StrReplaceAll(kAttention, {{"%o, %l, %dy) {library = \"cudnn\"}", "%o, %l, %dy) place"}});
+  ExpectRewrite(UseLibraries, text, context);
+  EXPECT_THAT(Notes(), ElementsAre("attention: 1 nodes by cuDNN; by the target's kernels 1 sequences of 6, "
+                                   "whose backward wants 0 MiB of scratch"));
+}
+
 TEST_F(UseLibrariesTest, LibrariesThatThereAreNot) {
   PassContext context;
   context.target.libraries = {"mkl"};
