@@ -2,8 +2,8 @@
 
     header_examples(name = "headers", contexts = "contexts.txt", libraries = ["//moe/ir", ...])
 
-Every header of the project that a library or what it uses has is read; header_examples.awk says what becomes of it. Nothing is
-linked, so that the libraries need not be built for it.
+Every header of the project that a library or what it uses has is read; header_examples.awk says what becomes of it. The
+file is compiled and not linked.
 """
 
 load("//third_party/cc:cc.bzl", "cc_library")
