@@ -19,7 +19,6 @@ namespace {
 
 constexpr int64_t kPage = 4096, kHugePage = 2 << 20;
 
-
 // Pages come when they are touched.
 class HostMemory : public DeviceMemory {
  public:

@@ -24,7 +24,6 @@ constexpr DTypeInfo kDTypes[] = {
     {DType::kF64, "f64", 8},   {DType::kF8E4M3, "f8e4m3", 1},
 };
 
-
 }  // namespace
 
 int64_t ByteSize(DType dtype) { return kDTypes[static_cast<int>(dtype)].bytes; }

@@ -97,7 +97,8 @@ class Differentiator {
       if (step_->result_binding(i).kind != Binding::kLoss) continue;
       const Value loss = step_->result(i);
       if (loss.type().rank() != 0) {
-        return absl::InvalidArgumentError(absl::StrCat("autodiff: the loss %", loss.name(), " is not a scalar"));
+        return absl::InvalidArgumentError(
+            absl::StrCat("autodiff: the loss %", loss.name(), " is not a scalar"));
       }
       if (!dependent_.count(loss)) {
         return absl::InvalidArgumentError(

@@ -9,7 +9,6 @@
 namespace moe::runtime {
 namespace {
 
-
 // At most so many bytes for n elements in any number of `blocks` blocks.
 int64_t Bound(WireFormat wire, DType dtype, int64_t n, int64_t blocks) {
   return RoundUp(WireBytes(wire, dtype, n) + 4 * blocks, 64);

@@ -1,9 +1,9 @@
 // The choices among which words of a strategy take their values, as enums, and the names that text has for
 // them (words.inc).
 //
-//   Name(Dispatcher::kAllGather)                        // "allgather"
+//   absl::string_view name = Name(Dispatcher::kAllGather);   // "allgather"
 //   Dispatcher d;
-//   if (!ParseChoice("alltoall", &d)) ...               // NamesOf<Dispatcher>() has what is legal
+//   if (ParseChoice("alltoall", &d)) std::cout << Name(d);   // NamesOf<Dispatcher>() has what is legal
 //
 // Pure functions.
 #pragma once

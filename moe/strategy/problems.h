@@ -1,7 +1,7 @@
 // What is wrong with a strategy: every problem at once, each with what would be legal.
 //
 //   Facts facts;
-//   facts.experts = 8, facts.layers = 4, ...
+//   facts.experts = 8, facts.layers = 4;
 //   for (const Problem& p : Problems(s, facts)) std::cout << p.what << "\n  legal here: " << p.legal << "\n";
 //
 // Each word's row says what the word needs of other words and of the model (word.h); this visits the rows.

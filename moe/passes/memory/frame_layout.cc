@@ -1,5 +1,4 @@
 #include "moe/passes/memory/frame_layout.h"
-#include "moe/base/integers.h"
 
 #include <algorithm>
 #include <limits>
@@ -7,11 +6,10 @@
 #include <tuple>
 #include <utility>
 
+#include "moe/base/integers.h"
+
 namespace moe::passes {
-namespace {
-
-
-}  // namespace
+namespace {}  // namespace
 
 Layout LayOut(absl::Span<const Lifetime> buffers, int64_t alignment) {
   const int n = static_cast<int>(buffers.size());

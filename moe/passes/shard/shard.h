@@ -1,7 +1,7 @@
 // shard: gives every node a factor assignment and every value and state a placement, at least cost.
 //
 //   PassContext context;
-//   context.strategy = *ParseStrategy("dp=2 tp=2 ep=2 sp vp zero=1");
+//   context.strategy = *strategy::ParseStrategy("dp=2 tp=2 ep=2 sp vp zero=1");
 //   RETURN_IF_ERROR(Shard(program, context).status());
 //
 // Seeds (seeds.h) fix what the strategy says: parameters, optimizer state, inputs, the residual stream,
