@@ -1,6 +1,6 @@
 // The legal strategy nearest to one that is not, to be proposed.
 //
-//   const auto nearest = NearestLegal(wanted, facts, [](const Strategy& s, int64_t micro_batch) {
+//   const auto nearest = NearestLegal(wanted, facts, [&](const Strategy& s, int64_t micro_batch) {
 //     return CompilesFor(s, micro_batch);
 //   });
 //   if (nearest) std::cout << DescribeNearest(wanted, *nearest, facts, {});
