@@ -1,10 +1,10 @@
 // Holds what a plan says of its step to what a run of it did: how often each node ran, on how many ranks, and how
 // many bytes they sent.
 //
-//   RETURN_IF_ERROR(executor->StartTrace(/*steps=*/1));
-//   ASSIGN_OR_RETURN(const runtime::Reports reports, executor->TrainStep(inputs));
+//   ASSERT_OK(executor->StartTrace(/*steps=*/1));
+//   ASSERT_OK_AND_ASSIGN(const runtime::Reports reports, executor->TrainStep(inputs));
 //   executor->StopTrace();
-//   ASSIGN_OR_RETURN(const runtime::Trace trace, executor->GatherTrace());
+//   ASSERT_OK_AND_ASSIGN(const runtime::Trace trace, executor->GatherTrace());
 //   EXPECT_EQ(UnlikeCounted(program, trace), "");
 //
 // Plain function; any thread.
