@@ -166,6 +166,7 @@ TEST(RuleSoundnessTest, MutatedRulesAreCaught) {
       {"nn.attention",
        [](OpDef& op) {
          op.rule_fn = nullptr;
+         op.factor_from.clear();  // of a factor that this rule does not have
          op.Rule("b s (k g) d!, b t k d!, b t k d!, s, t -> b s (k g) d!, b s (k g)");
        }},
       {"nn.embed", [](OpDef&) {}, &EmbedOfClampedIds},

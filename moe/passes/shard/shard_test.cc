@@ -61,7 +61,8 @@ ActivationTraffic Activations(const testing::ShardedModel& c) {
       if (!ConvertsOne(*n) || n->phase == Phase::kUpdate) continue;
       const Value root = Root(n->operand(0));
       if (IsWeight(root) || n->type().rank() < 3 || small.count(root.node->op_name())) continue;
-      for (const ConversionStep& s : (*ConversionParts(*n, c.module().mesh()))[0].steps) {
+      const auto parts = *ConversionParts(*n, c.module().mesh());
+      for (const ConversionStep& s : parts[0].steps) {
         if (!IsLocal(s.kind)) ++counts[n->phase == Phase::kBackward][s.kind];
       }
       out.kib += cost::CommunicationCost(*n, c.module().mesh()).bytes / 1024;
