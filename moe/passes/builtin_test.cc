@@ -90,12 +90,13 @@ INSTANTIATE_TEST_SUITE_P(Strategies, DefaultPipelineTest,
 absl::Status Incomplete(const std::string& words, const std::string& pipeline, const std::string& off = "") {
   const model::ModelConfig config = Config(1.5);
   PassContext context;
-  ASSIGN_OR_RETURN(context.strategy, ParseStrategy(words));
+  ASSIGN_OR_RETURN(context.strategy, strategy::ParseStrategy(words));
   Program program;
   ASSIGN_OR_RETURN(
       program.module,
       model::BuildModel(config, {.global_batch = 8, .microbatches = context.strategy.microbatches}));
-  ASSIGN_OR_RETURN(program.module->mesh(), FoldMesh(context.strategy, config.num_key_value_heads()));
+  ASSIGN_OR_RETURN(program.module->mesh(),
+                   strategy::FoldMesh(context.strategy, config.num_key_value_heads()));
   PipelineOptions options;
   if (!off.empty()) options.disable_passes = {off};
   RETURN_IF_ERROR(RunPipeline(Passes(), pipeline, program, context, options).status());

@@ -17,6 +17,8 @@
 #include "moe/passes/schedule/schedule.h"
 #include "moe/passes/schedule/schedule_table.h"
 #include "moe/runtime/local.h"
+#include "moe/strategy/fold.h"
+#include "moe/strategy/strategy.h"
 #include "moe/testing/sharded_model.h"
 #include "moe/testing/validate_passes.h"
 
@@ -131,11 +133,11 @@ TEST_F(PlanMemoryTest, RefusesAStateThatIsReadAfterItsUpdate) {
 class PlanMemoryMeaningTest : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(PlanMemoryMeaningTest, PlacesHoldTheStep) {
-  ASSERT_OK_AND_ASSIGN(const Strategy strategy, ParseStrategy(GetParam()));
+  ASSERT_OK_AND_ASSIGN(const strategy::Strategy strategy, strategy::ParseStrategy(GetParam()));
   const model::ModelConfig config = model::ResolveModelConfig(testing::SmallDropless());
   Program program;
   ASSERT_OK_AND_ASSIGN(program.module, model::BuildModel(config, {.global_batch = 8, .microbatches = 2}));
-  ASSERT_OK_AND_ASSIGN(program.module->mesh(), FoldMesh(strategy, config.num_key_value_heads()));
+  ASSERT_OK_AND_ASSIGN(program.module->mesh(), strategy::FoldMesh(strategy, config.num_key_value_heads()));
   PassContext context;
   context.strategy = strategy;
   context.workspace = runtime::WorkspaceHook(kernels::Backend::kCpu, strategy.overload);

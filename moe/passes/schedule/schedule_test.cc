@@ -14,6 +14,8 @@
 #include "moe/passes/pipeline.h"
 #include "moe/passes/schedule/schedule_table.h"
 #include "moe/runtime/local.h"
+#include "moe/strategy/fold.h"
+#include "moe/strategy/strategy.h"
 #include "moe/testing/sharded_model.h"
 #include "moe/testing/validate_passes.h"
 
@@ -139,11 +141,11 @@ TEST_F(ScheduleTest, RefusesATableThatStandsStill) {
 class ScheduleMeaningTest : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(ScheduleMeaningTest, ActionsComputeTheStep) {
-  ASSERT_OK_AND_ASSIGN(const Strategy strategy, ParseStrategy(GetParam()));
+  ASSERT_OK_AND_ASSIGN(const strategy::Strategy strategy, strategy::ParseStrategy(GetParam()));
   const model::ModelConfig config = model::ResolveModelConfig(testing::SmallMoe());
   Program program;
   ASSERT_OK_AND_ASSIGN(program.module, model::BuildModel(config, {.global_batch = 8, .microbatches = 4}));
-  ASSERT_OK_AND_ASSIGN(program.module->mesh(), FoldMesh(strategy, config.num_key_value_heads()));
+  ASSERT_OK_AND_ASSIGN(program.module->mesh(), strategy::FoldMesh(strategy, config.num_key_value_heads()));
   PassContext context;
   context.strategy = strategy;
   context.workspace = runtime::WorkspaceHook(kernels::Backend::kCpu, strategy.overload);
