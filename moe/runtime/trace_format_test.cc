@@ -198,7 +198,7 @@ TEST_P(TraceFormatTest, HoldsOfRealSteps) {
 INSTANTIATE_TEST_SUITE_P(Strategies, TraceFormatTest,
                          ::testing::Values("pp=2 dp=2 tp=2 ep=2 etp=2 microbatches=4",
                                            "pp=2 dp=2 tp=2 ep=4 zero=1 microbatches=4 overlap=on",
-                                           "dp=4 tp=2 ep=8 zero=3 microbatches=2 overlap=on"),
+                                           "dp=4 tp=2 ep=4 zero=3 microbatches=2 overlap=on"),
                          [](const auto& info) { return absl::StrCat(info.index); });
 
 }  // namespace
