@@ -338,13 +338,14 @@ class BufferPicture {
   }
 
   void Legend() {
-    double x = kLeft;
-    const double y = kTop + kPlotHeight + 22;
+    double x = kLeft, y = kTop + kPlotHeight + 22;
     for (const Hue* hue : {&kParameters, &kCopies, &kGradients, &kOptimizer, &kCounters, &kInputs,
                            &kResiduals, &kBoundaries, &kFutures, &kFrameValue, &kScratch}) {
+      const double width = 24 + 6.2 * static_cast<double>(absl::string_view(hue->name).size()) + 20;
+      if (x + width > kLeft + kPlotWidth) x = kLeft, y += 20;
       svg_.Rect(x, y, 18, 12, {.fill = hue->fill, .stroke = hue->edge, .radius = 2});
       svg_.Text(x + 24, y + 10, hue->name, {});
-      x += 24 + 6.2 * static_cast<double>(absl::string_view(hue->name).size()) + 20;
+      x += width;
     }
     svg_.Text(kLeft, y + 34,
               "columns: actions of one training step, as wide as their function has nodes; blank: free",
