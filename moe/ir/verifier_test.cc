@@ -248,7 +248,7 @@ TEST(Verifier, Meshes) {
   EXPECT_OK(VerifyMesh(Mesh({{"pp", 2}, {"a", 4}}, {{"tp", {1}}, {"cp", {}}})));
   ExpectError(VerifyMesh(Mesh({{"a", 2}, {"pp", 4}})), kInvalid, "'pp' is not the first");
   ExpectError(VerifyMesh(Mesh({{"a", 2}, {"a", 4}})), kInvalid, "'a' appears twice");
-  ExpectError(VerifyMesh(Mesh({{"a.b", 2}})), kInvalid, "'a.b' is not a name");
+  ExpectError(VerifyMesh(Mesh({{"a.b", 2}})), kInvalid, "'a.b' is not the name of a mesh axis");
   ExpectError(VerifyMesh(Mesh({{"a", 0}})), kInvalid, "the size 0");
   ExpectError(VerifyMesh(Mesh({{"a", 2}}, {{"tp", {1}}})), kInvalid,
               "names an axis that the mesh does not have");
