@@ -75,7 +75,7 @@ TEST_F(UseLibrariesTest, TheStrategySaysHowMuchScratch) {
       absl::StrReplaceAll(kAttention, {{"%o, %l, %dy) {library = \"cudnn\"}", "%o, %l, %dy) place"}});
   ExpectRewrite(UseLibraries, text, context);
   EXPECT_THAT(Notes(), ElementsAre("attention: 1 nodes by cuDNN; by the target's kernels 1 sequences of 6, "
-                                   "whose backward wants 0 MiB of scratch"));
+                                   "whose backward needs 0 MiB of scratch"));
 }
 
 TEST_F(UseLibrariesTest, LibrariesThatThereAreNot) {

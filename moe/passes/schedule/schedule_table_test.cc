@@ -51,7 +51,7 @@ TEST(ScheduleTable, ErrorsNameCellAndStage) {
   ExpectError(FromText("F0.0, F0.0, B0.0\nF1.0, B1.0\n", 2, 1, 1), bad, "stage 0: F0.0 appears twice");
   ExpectError(FromText("F0.0\nF1.0, B1.0\n", 2, 1, 1), bad, "stage 0: B0.0 is missing");
   ExpectError(FromText("F0.0, B0.0, B1.0\nF1.0\n", 2, 1, 1), bad, "B1.0: chunk 1 belongs to stage 1");
-  ExpectError(FromText("F0.0, B0.0\nF1.0, B1.0, F1.1\n", 2, 1, 1), bad, "microbatches 0 to 0");
+  ExpectError(FromText("F0.0, B0.0\nF1.0, B1.0, F1.1\n", 2, 1, 1), bad, "legal microbatches are 0 to 0");
   ExpectError(FromText("B0.0, F0.0\nF1.0, B1.0\n", 2, 1, 1), bad, "stage 0 at B0.0 waits for F0.0",
               "stage 1 at F1.0 waits for F0.0 of stage 0");
 }
