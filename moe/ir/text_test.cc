@@ -260,7 +260,7 @@ TEST(Text, ErrorsSayWhereAndWhatIsLegal) {
   error("  %y = math.einsum(%x) {eq = \"a b -> b\", extents = [\"a=0\"]}", "3:8", "extents");
   error("  %y = math.einsum(%x) {eq = \"a b\"}", "3:8", "->");
   error("  %y = math.reshape(%x) {eq = \"(a c) b -> a c b\", extents = [\"a=1099511627776\"]}", "3:8",
-        "no product");
+        "not a product");
   error(
       "  %y = math.broadcast(%x) {eq = \"a b -> (a b c d)\", extents = [\"c=1099511627776\", "
       "\"d=1099511627776\"]}",
