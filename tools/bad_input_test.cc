@@ -94,6 +94,21 @@ TEST_F(BadInputTest, AllProblemsOfOneConfigurationAtOnce) {
                  "moe_router_topk = 9", "adam_beta1 = 2"});
 }
 
+// What is given is meant, also where it is nothing; and it is refused before the first step, not in it.
+TEST_F(BadInputTest, ZerosAndNothings) {
+  ExpectRefused("--init_method_std=0 --norm_epsilon=0 --max_consecutive_skips=0",
+                {"3 problems", "init_std = 0", "norm_eps = 0", "max_consecutive_skips = 0", "1 or more"});
+  ExpectRefused("--micro_batch_size=0 --link_microseconds=0",
+                {"micro_batch_size = 0", "link_microseconds = 0"});
+  ExpectRefused("--data_path=", {"data_path = ''"});
+  ExpectRefused("--run_dir=", {"run_dir = ''"});
+  ExpectRefused("--tensor_model_parallel_size=", {"tensor_model_parallel_size = ''"});
+  ExpectRefused("--config=", {"--config"});
+  ExpectRefused("--lr=", {"--lr= is empty"});
+  ExpectRefused("--eval_interval=2 --held_out_fraction=0", {"eval_interval = 2", "held_out_fraction = 0"});
+  ExpectRefused("--strategy=dp=2,microbatches=3", {"microbatches = 3", "global_batch_size = 32"});
+}
+
 TEST_F(BadInputTest, Files) {
   const std::string config = JoinPath(folder_, "c.textproto");
   ASSERT_OK(WriteFile(config, "model { num_layers: 4\n  num_expert: 8 }\n"));

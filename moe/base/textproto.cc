@@ -79,7 +79,9 @@ void Print(const Message& message, int indent, std::string* out) {
   TextFormat::Printer printer;
   const std::string margin(indent, ' ');
   for (const FieldDescriptor* field : fields) {
-    const int count = field->is_repeated() ? reflection->FieldSize(message, field) : 1;
+    const int count = field->is_repeated()     ? reflection->FieldSize(message, field)
+                      : !field->has_presence() ? 1
+                                               : reflection->HasField(message, field);
     for (int i = 0; i < count; ++i) {
       if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
         const Message& child = field->is_repeated() ? reflection->GetRepeatedMessage(message, field, i)
@@ -120,6 +122,27 @@ absl::Status MergeTextproto(absl::string_view text, absl::string_view file_name,
   TextFormat::Parser merger;
   merger.MergeFromString(std::string(text), &message);
   return absl::OkStatus();
+}
+
+void SetDefaults(Message& message) {
+  const Descriptor* descriptor = message.GetDescriptor();
+  const google::protobuf::Reflection* reflection = message.GetReflection();
+  TextFormat::Printer printer;
+  std::string text;
+  for (int i = 0; i < descriptor->field_count(); ++i) {
+    const FieldDescriptor* field = descriptor->field(i);
+    if (field->is_repeated()) continue;
+    const bool set = reflection->HasField(message, field);
+    if (set && field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
+      SetDefaults(*reflection->MutableMessage(&message, field));
+    }
+    if (set || !field->has_default_value()) continue;
+    std::string value;
+    printer.PrintFieldValueToString(message, field, -1, &value);
+    absl::StrAppend(&text, field->name(), ": ", value, "\n");
+  }
+  TextFormat::Parser parser;
+  parser.MergeFromString(text, &message);
 }
 
 std::string PrintTextproto(const Message& message) {

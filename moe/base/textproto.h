@@ -1,7 +1,8 @@
 // Text form of protobuf messages, as users write and read it.
 //
 //   RETURN_IF_ERROR(MergeTextproto(text, "my.textproto", config));   // over what `config` has already
-//   std::string all = PrintTextproto(config);                        // fields at their zero included
+//   SetDefaults(config);                                             // what the text and `config` left out
+//   std::string all = PrintTextproto(config);                        // what is set, zeros too
 //
 // Plain functions; thread-safe.
 #pragma once
@@ -25,9 +26,11 @@ absl::Status MergeTextproto(absl::string_view text, absl::string_view file_name,
 std::vector<std::string> ParseTextproto(absl::string_view text, absl::string_view file_name,
                                         google::protobuf::Message& message);
 
-// All singular fields in order of their numbers, also those at zero, so that merging the result over other
-// defaults gives the same message again. Submessages are printed even if unset; maps and repeated fields as
-// they are.
+// Sets every field that is not set and has a default in its .proto, also of submessages that are set. After it,
+// the text of the message says what it is whatever the defaults of its reader.
+void SetDefaults(google::protobuf::Message& message);
+
+// What is set, in order of the fields' numbers, zeros too. Reading it again gives the same message.
 std::string PrintTextproto(const google::protobuf::Message& message);
 
 }  // namespace moe

@@ -49,25 +49,17 @@ absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& path) {
 }
 
 ModelConfig ResolveModelConfig(ModelConfig c) {
-  if (c.name().empty()) c.set_name("model");
-  if (c.num_key_value_heads() == 0) c.set_num_key_value_heads(c.num_attention_heads());
-  if (c.head_dim() == 0 && c.num_attention_heads() > 0)
+  if (!c.has_num_key_value_heads()) c.set_num_key_value_heads(c.num_attention_heads());
+  if (!c.has_head_dim() && c.num_attention_heads() > 0 && c.hidden_size() >= c.num_attention_heads()) {
     c.set_head_dim(c.hidden_size() / c.num_attention_heads());
-  if (c.num_experts() > 0) {
-    if (c.moe_ffn_hidden_size() == 0) c.set_moe_ffn_hidden_size(c.ffn_hidden_size());
-    if (c.moe_layer_freq() == 0) c.set_moe_layer_freq(1);
-    if (c.routing_groups_per_sequence() == 0) c.set_routing_groups_per_sequence(1);
-    if (c.aux_loss_scope().empty()) c.set_aux_loss_scope("microbatch");
   }
-  if (c.rope_theta() == 0) c.set_rope_theta(10000);
-  if (c.norm_eps() == 0) c.set_norm_eps(1e-5);
-  if (c.init_std() == 0) c.set_init_std(0.02);
-  if (c.vocab_blocks() == 0) {
+  if (!c.has_moe_ffn_hidden_size()) c.set_moe_ffn_hidden_size(c.num_experts() > 0 ? c.ffn_hidden_size() : 0);
+  if (!c.has_vocab_blocks()) {
     int64_t blocks = 8;
     while (c.vocab_size() % blocks != 0) blocks /= 2;
     c.set_vocab_blocks(blocks);
   }
-  if (c.dtype().empty()) c.set_dtype("f32");
+  SetDefaults(c);
   return c;
 }
 
@@ -85,6 +77,7 @@ std::vector<std::string> ModelProblems(const ModelConfig& c) {
       add(field, " = ", value, "; it must be finite and ", zero_is_legal ? "not negative" : "positive");
     return ok;
   };
+  if (c.name().empty()) add("name is empty; leave it out for '", ModelConfig::default_instance().name(), "'");
   positive("num_layers", c.num_layers(), kMaxLayers);
   const bool hidden = positive("hidden_size", c.hidden_size());
   const bool heads = positive("num_attention_heads", c.num_attention_heads());
@@ -94,8 +87,8 @@ std::vector<std::string> ModelProblems(const ModelConfig& c) {
         " does not divide num_attention_heads = ", c.num_attention_heads());
   }
   if (heads && hidden) {
-    if (c.head_dim() == 0) {
-      add("head_dim is not set and hidden_size = ", c.hidden_size(),
+    if (!c.has_head_dim()) {
+      add("head_dim is not given and hidden_size = ", c.hidden_size(),
           " is below num_attention_heads = ", c.num_attention_heads());
     } else if (positive("head_dim", c.head_dim()) && c.head_dim() % 2 != 0) {
       add("head_dim = ", c.head_dim(), " is odd; rotary positions turn pairs of elements");

@@ -3,7 +3,7 @@
 //   ASSIGN_OR_RETURN(ModelConfig model, LoadModelConfig("testdata/models/tiny_moe.textproto"));
 //   LOG(INFO) << DescribeModel(model);
 //
-// What LoadModelConfig and ParseModelConfig return is resolved (no field stands for "the default") and valid.
+// What LoadModelConfig and ParseModelConfig return is resolved (every field that has a value says it) and valid.
 // Plain functions over values; thread-safe.
 #pragma once
 
@@ -24,8 +24,8 @@ absl::StatusOr<ModelConfig> ParseModelConfig(absl::string_view textproto,
                                              absl::string_view file_name = "model");
 absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& path);
 
-// Fills in the fields whose zero stands for a default. Leaves what cannot be resolved (no hidden size, say)
-// as it is.
+// Sets every field that was left out and has a default or follows from others; a field that is given keeps its
+// value. What must be given and is not stays out, for ModelProblems. Idempotent.
 ModelConfig ResolveModelConfig(ModelConfig config);
 
 // Everything that is wrong with a resolved model by itself, one sentence each with the value and what is

@@ -58,6 +58,10 @@ std::string Strategy::ToString() const {
   return words.empty() ? "dp=1" : absl::StrJoin(words, " ");
 }
 
+bool ParsedStrategy::Names(absl::string_view word) const {
+  return std::any_of(named.begin(), named.end(), [&](const Word* w) { return w->name == word; });
+}
+
 ParsedStrategy ParseWords(absl::string_view text) {
   ParsedStrategy out;
   Strategy& s = out.strategy;
@@ -72,6 +76,7 @@ ParsedStrategy ParseWords(absl::string_view text) {
           {nullptr, absl::StrCat("unknown word '", written.substr(0, 80), "'"), UnknownWord(), written});
       continue;
     }
+    out.named.push_back(w);
     if (w->is_bare && key == written && !w->IsDefault(s) && value != w->Value(s) &&
         value != w->Value(Strategy())) {
       out.problems.push_back(

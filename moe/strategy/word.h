@@ -64,7 +64,7 @@ struct Word {
   std::function<void(const Strategy& from, Strategy& to)> copy;
 
   std::string Value(const Strategy& s) const { return write(*this, s); }
-  // An empty text, and the default's own, set the default.
+  // The default's own text sets it, also where it is not among the legal values.
   std::optional<std::string> Set(absl::string_view text, Strategy& s) const;
   void Reset(Strategy& s) const { copy(Strategy(), s); }
   bool IsDefault(const Strategy& s) const { return Value(s) == Value(Strategy()); }
@@ -117,6 +117,9 @@ struct Problem {
 struct ParsedStrategy {
   Strategy strategy;
   std::vector<Problem> problems;
+  std::vector<const Word*> named;  // that stand in the text, also with their defaults
+
+  bool Names(absl::string_view word) const;
 };
 ParsedStrategy ParseWords(absl::string_view text);
 

@@ -159,7 +159,7 @@ Word& Word::Bytes(int64_t from) {
 }
 
 std::optional<std::string> Word::Set(absl::string_view text, Strategy& s) const {
-  if (!text.empty() && text != Value(Strategy())) return read(*this, text, s);
+  if (text != Value(Strategy())) return read(*this, text, s);
   Reset(s);
   return std::nullopt;
 }

@@ -47,9 +47,9 @@ model::ModelConfig SmallDense() {
   c.set_moe_router_topk(0);
   c.set_first_dense_layers(0);
   c.set_capacity_factor(0);
-  c.set_routing_groups_per_sequence(0);
+  c.clear_routing_groups_per_sequence();
   c.set_aux_loss_coeff(0);
-  c.set_aux_loss_scope("");
+  c.clear_aux_loss_scope();
   return c;
 }
 

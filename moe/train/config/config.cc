@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <map>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/numbers.h"
@@ -26,11 +27,23 @@ strategy::Strategy ReadStrategy(const RunConfig& config) {
   return s;
 }
 
-// Several microbatches, if a strategy has them, as the micro_batch_size of a run.
-void TakeMicrobatches(const strategy::Strategy& s, TrainConfig& train) {
-  int64_t parts = 0;
-  if (s.microbatches <= 1 || __builtin_mul_overflow(s.microbatches, s.dp, &parts) || parts < 1) return;
-  train.set_micro_batch_size(std::max<int64_t>(1, train.global_batch_size() / parts));
+// Of the samples of a step, those of a microbatch, and `microbatches`, what two of them leave. A number of
+// microbatches that contradicts stays in the strategy's text, for ValidateRunConfig.
+void ResolveBatch(const strategy::ParsedStrategy& parsed, RunConfig& config) {
+  TrainConfig& train = *config.mutable_train();
+  if (!parsed.Names("microbatches")) return;
+  const int64_t m = parsed.strategy.microbatches, dp = ReadStrategy(config).dp;
+  int64_t parts = 0, samples = 0;
+  if (m < 1 || dp < 1 || __builtin_mul_overflow(m, dp, &parts)) return;
+  if (train.has_micro_batch_size() && !train.has_global_batch_size()) {
+    if (__builtin_mul_overflow(parts, train.micro_batch_size(), &samples)) return;
+    train.set_global_batch_size(samples);
+  }
+  if (!train.has_micro_batch_size()) {
+    // 1 is wrong for no other reason.
+    train.set_micro_batch_size(train.global_batch_size() % parts == 0 ? train.global_batch_size() / parts
+                                                                      : 1);
+  }
 }
 
 }  // namespace
@@ -54,23 +67,6 @@ RunConfig DefaultRunConfig() {
   model.set_z_loss_coeff(0.001);
 
   config.set_strategy("pp=2 dp=2 tp=2 ep=2 etp=0 checkpoint=selective");
-
-  TrainConfig& train = *config.mutable_train();
-  train.set_held_out_fraction(0.05);
-  train.set_train_iters(260);
-  train.set_global_batch_size(32);
-  train.set_micro_batch_size(4);
-  train.set_lr(4e-3);
-  train.set_min_lr(4e-4);
-  train.set_lr_warmup_iters(20);
-  train.set_weight_decay(0.1);
-  train.set_adam_beta1(0.9);
-  train.set_adam_beta2(0.95);
-  train.set_adam_eps(1e-8);
-  train.set_clip_grad(1);
-  train.set_seed(1);
-  train.set_log_interval(10);
-  train.set_max_consecutive_skips(10);
   return config;
 }
 
@@ -81,20 +77,19 @@ absl::Status MergeRunConfigFile(const std::string& path, RunConfig& config) {
 
 RunConfig ResolveRunConfig(RunConfig config) {
   *config.mutable_model() = model::ResolveModelConfig(config.model());
-  strategy::Strategy s = ReadStrategy(config);
-  TakeMicrobatches(s, *config.mutable_train());
-  if (strategy::ParseWords(config.strategy()).problems.empty()) SetStrategy(s, config);
-
-  config.mutable_cluster();  // its zeros stand for the target's own figures
-  TrainConfig& t = *config.mutable_train();
-  if (t.data_path().empty()) t.set_data_path(DefaultDataPath());
-  if (t.micro_batch_size() == 0) t.set_micro_batch_size(1);
-  if (t.initial_loss_scale() == 0) t.set_initial_loss_scale(65536);
-  if (t.min_loss_scale() == 0) t.set_min_loss_scale(1);
-  if (t.loss_scale_window() == 0) t.set_loss_scale_window(1000);
-  if (t.hysteresis() == 0) t.set_hysteresis(2);
-  if (t.log_interval() == 0) t.set_log_interval(1);
-  if (t.max_consecutive_skips() == 0) t.set_max_consecutive_skips(10);
+  const strategy::ParsedStrategy parsed = strategy::ParseWords(config.strategy());
+  ResolveBatch(parsed, config);
+  config.mutable_cluster();
+  SetDefaults(config);
+  if (!config.train().has_data_path()) config.mutable_train()->set_data_path(DefaultDataPath());
+  if (parsed.problems.empty()) {
+    strategy::Strategy s = ReadStrategy(config);
+    const int64_t named = parsed.Names("microbatches") ? std::exchange(s.microbatches, 1) : 0;
+    config.set_strategy(s.ToString());
+    if (named > 0 && named != NumMicrobatches(config)) {
+      absl::StrAppend(config.mutable_strategy(), " microbatches=", named);
+    }
+  }
   return config;
 }
 
@@ -113,10 +108,8 @@ strategy::Strategy StrategyOf(const RunConfig& config) {
 }
 
 void SetStrategy(const strategy::Strategy& strategy, RunConfig& config) {
-  TakeMicrobatches(strategy, *config.mutable_train());
-  strategy::Strategy s = strategy;
-  s.microbatches = 1;
-  config.set_strategy(s.ToString());
+  config.set_strategy(strategy.ToString());
+  if (strategy.microbatches > 1) config.mutable_train()->clear_micro_batch_size();
 }
 
 void SetWords(absl::string_view words, RunConfig& config) {
@@ -128,7 +121,7 @@ void SetWords(absl::string_view words, RunConfig& config) {
 cost::Target TargetOf(const RunConfig& config) {
   const ClusterConfig& c = config.cluster();
   // An unknown name is for ValidateRunConfig to refuse.
-  const bool some_gpu = c.target().empty() && config.train().device() == "cuda";
+  const bool some_gpu = !c.has_target() && config.train().device() == "cuda";
   cost::Target t = cost::NamedTarget(some_gpu ? "h100" : c.target()).value_or(cost::Target());
   const auto set = [](double value, double unit, double* field) {
     if (value > 0) *field = value * unit;

@@ -6,6 +6,9 @@
 //   RETURN_IF_ERROR(ValidateRunConfig(config));                    // validate.h
 //   strategy::Strategy s = StrategyOf(config);
 //
+// Parts are only laid over each other; what follows from several of them is decided once all are there, by
+// ResolveRunConfig, so their order does not matter. Defaults stand in config.proto.
+//
 // The strategy is text (docs/strategy.md), which StrategyOf reads. Resolved, it has no word that stands for
 // something else, and no microbatches: these follow from the batch sizes.
 //
@@ -31,14 +34,14 @@ RunConfig DefaultRunConfig();
 // Overlays a textproto file. InvalidArgument naming every unknown field with line and column.
 absl::Status MergeRunConfigFile(const std::string& path, RunConfig& config);
 
-// Fills in every field whose zero stands for something else. What cannot be resolved stays, for
-// ValidateRunConfig.
+// Sets every field that was left out and has a default or follows from others. What is given keeps its value, and
+// what contradicts itself stays, for ValidateRunConfig. Idempotent.
 RunConfig ResolveRunConfig(RunConfig config);
 
 // The strategy of the passes, with the microbatches that the batch sizes give, at least 1. Words that cannot
 // be read, which ValidateRunConfig refuses, have their defaults.
 strategy::Strategy StrategyOf(const RunConfig& resolved);
-// The reverse; micro_batch_size follows from the strategy's microbatches where it has several.
+// The reverse, for a configuration still to be resolved; several microbatches decide the micro_batch_size.
 void SetStrategy(const strategy::Strategy& strategy, RunConfig& config);
 // Sets single words of it: "checkpoint=full sp".
 void SetWords(absl::string_view words, RunConfig& config);
@@ -53,7 +56,7 @@ int64_t NumMicrobatches(const RunConfig& resolved);
 // Lengths of `length_buckets`, or the model's own. InvalidArgument if the text is no ascending list.
 absl::StatusOr<std::vector<int64_t>> LengthsOf(const RunConfig& resolved);
 
-// All fields, zeros included; parses back to the same configuration over any defaults.
+// All that is set, zeros too; of a resolved configuration, parses back to the same over any defaults.
 std::string RunConfigToText(const RunConfig& config);
 
 // $XDG_CACHE_HOME/switchyard/english.txt, with ~/.cache where that is not set: what setup.sh makes.

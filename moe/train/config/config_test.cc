@@ -74,7 +74,7 @@ TEST(RunConfigTest, UnknownFieldsAllNamedWithTheirLines) {
               "/no/such.textproto");
 }
 
-TEST(RunConfigTest, ZerosThatStandForSomething) {
+TEST(RunConfigTest, WhatFollowsFromOthers) {
   RunConfig config = DefaultRunConfig();
   SetWords("tp=4", config);
   EXPECT_EQ(StrategyOf(ResolveRunConfig(config)).etp, 4);

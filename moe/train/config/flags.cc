@@ -6,14 +6,18 @@
 #include <new>
 #include <optional>
 #include <string>
+#include <type_traits>
 
 #include "absl/flags/commandlineflag.h"
 #include "absl/flags/flag.h"
 #include "absl/flags/internal/commandlineflag.h"
 #include "absl/flags/internal/registry.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
 #include "absl/types/optional.h"
 #include "moe/base/file.h"
 #include "moe/base/status.h"
@@ -21,13 +25,20 @@
 #include "moe/model/config.h"
 #include "moe/strategy/word.h"
 
-ABSL_FLAG(std::string, config, "", "RunConfig as textproto, laid over the defaults.");
+// Abseil calls OnUpdate once when it registers a flag, and then each time that it is set. So --run_dir= and
+// --nosomething can be told from what was not given.
+#define MOE_COUNT(flag) OnUpdate([] { ++updates_of_##flag; })
+
+static int updates_of_config = 0, updates_of_model = 0, updates_of_strategy = 0;
+ABSL_FLAG(std::string, config, "", "RunConfig as textproto, laid over the defaults.").MOE_COUNT(config);
 ABSL_FLAG(std::string, model, "",
-          "ModelConfig as textproto; replaces the model of --config and of the defaults.");
+          "ModelConfig as textproto; replaces the model of --config and of the defaults.")
+    .MOE_COUNT(model);
 ABSL_FLAG(
     std::string, strategy, "",
     "How the model is spread over ranks, in the words of docs/strategy.md; replaces the strategy of --config "
-    "and of the defaults.");
+    "and of the defaults.")
+    .MOE_COUNT(strategy);
 
 // type, flag, part of RunConfig, its field, help. A flag has its field's name, or Megatron's where that is
 // another. Those of the strategy come from its table of words, below.
@@ -35,15 +46,16 @@ ABSL_FLAG(
   X(int64_t, num_layers, model, num_layers, "Transformer layers.")                                           \
   X(int64_t, hidden_size, model, hidden_size, "Width of the residual stream.")                               \
   X(int64_t, num_attention_heads, model, num_attention_heads, "Query heads.")                                \
-  X(int64_t, num_query_groups, model, num_key_value_heads, "Key-value heads; 0: as num_attention_heads.")    \
-  X(int64_t, kv_channels, model, head_dim, "Width of a head; 0: hidden_size / num_attention_heads.")         \
+  X(int64_t, num_query_groups, model, num_key_value_heads,                                                   \
+    "Key-value heads; left out: num_attention_heads.")                                                       \
+  X(int64_t, kv_channels, model, head_dim, "Width of a head; left out: hidden_size / num_attention_heads.")  \
   X(int64_t, ffn_hidden_size, model, ffn_hidden_size, "Feature width of dense layers.")                      \
   X(int64_t, vocab_size, model, vocab_size, "Tokens of the vocabulary.")                                     \
   X(int64_t, seq_length, model, seq_length, "Tokens of a sample.")                                           \
   X(int64_t, num_experts, model, num_experts, "Experts of a MoE layer; 0: all layers dense.")                \
   X(int64_t, moe_router_topk, model, moe_router_topk, "Experts that a token visits.")                        \
   X(int64_t, moe_ffn_hidden_size, model, moe_ffn_hidden_size,                                                \
-    "Feature width of an expert; 0: as ffn_hidden_size.")                                                    \
+    "Feature width of an expert; left out: ffn_hidden_size.")                                                \
   X(int64_t, moe_shared_expert_intermediate_size, model, shared_expert_ffn_hidden_size,                      \
     "Feature width of the shared expert; 0: none.")                                                          \
   X(int64_t, first_dense_layers, model, first_dense_layers, "Dense layers before the first MoE layer.")      \
@@ -60,16 +72,16 @@ ABSL_FLAG(
   X(double, init_method_std, model, init_std, "Standard deviation of initial weights.")                      \
   X(std::string, dtype, model, dtype, "f32 or f64.")                                                         \
   X(std::string, target, cluster, target,                                                                    \
-    "Devices that the plan is made for: cpu, a100, h100 or h200; empty: cpu.")                               \
+    "Devices that the plan is made for: cpu, a100, h100, h200; left out: h100 for --device=cuda, else cpu.") \
   X(double, link_gbytes_per_second, cluster, link_gbytes_per_second,                                         \
-    "Bandwidth of a device to others of its node; 0: the target's.")                                         \
+    "Bandwidth of a device to others of its node; left out: the target's.")                                  \
   X(double, link_microseconds, cluster, link_microseconds,                                                   \
-    "Time of a message inside a node; 0: the target's.")                                                     \
+    "Time of a message inside a node; left out: the target's.")                                              \
   X(double, node_gbytes_per_second, cluster, node_gbytes_per_second,                                         \
-    "Bandwidth of a device to other nodes; 0: the target's.")                                                \
+    "Bandwidth of a device to other nodes; left out: the target's.")                                         \
   X(double, node_microseconds, cluster, node_microseconds,                                                   \
-    "Time of a message between nodes; 0: the target's.")                                                     \
-  X(std::string, data_path, train, data_path, "Plain text; empty: the text that setup.sh makes.")            \
+    "Time of a message between nodes; left out: the target's.")                                              \
+  X(std::string, data_path, train, data_path, "Plain text; left out: the text that setup.sh makes.")         \
   X(double, held_out_fraction, train, held_out_fraction,                                                     \
     "Share of the text, from its end, kept for evaluation.")                                                 \
   X(int64_t, train_iters, train, train_iters, "Steps.")                                                      \
@@ -100,9 +112,10 @@ ABSL_FLAG(
     "plan is compiled for each. Empty: windows of seq_length.")                                              \
   X(int64_t, micro_batch_interval, train, micro_batch_interval,                                              \
     "Steps between rounds of measuring, with --adaptive_micro_batch_size; 0: one round.")                    \
-  X(std::string, device, train, device, "Where the ranks live: cpu or cuda; empty: as --target says.")       \
-  X(std::string, run_dir, train, run_dir, "Folder of the run; empty: runs/<date-time>.")                     \
-  X(std::string, resume, train, resume, "A checkpoint, or a folder of checkpoints whose latest is taken.")
+  X(std::string, device, train, device, "Where the ranks live: cpu or cuda; left out: as --target says.")    \
+  X(std::string, run_dir, train, run_dir, "Folder of the run; left out: runs/<date-time>.")                  \
+  X(std::string, resume, train, resume,                                                                      \
+    "A checkpoint, or a folder of checkpoints whose latest is taken; empty: from the beginning.")
 
 // flag, part of RunConfig, its field, help. Apart, because --flag and --noflag work for plain bools only.
 #define MOE_SWITCH_FLAGS(X)                                                                  \
@@ -117,17 +130,18 @@ ABSL_FLAG(
   X(tf32, train, tf32,                                                                       \
     "With --device=cuda: dense products of f32 may round their operands to TF32, of 10 bits of mantissa.")
 
-#define MOE_DEFINE(type, flag, part, field, help) ABSL_FLAG(absl::optional<type>, flag, absl::nullopt, help);
+#define MOE_DEFINE(type, flag, part, field, help) \
+  static int updates_of_##flag = 0;               \
+  ABSL_FLAG(absl::optional<type>, flag, absl::nullopt, help).MOE_COUNT(flag);
 MOE_VALUE_FLAGS(MOE_DEFINE)
 #undef MOE_DEFINE
 
-// A plain bool cannot say that it was not given. Abseil calls OnUpdate once when it registers the flag, and
-// then each time that the flag is set.
 #define MOE_DEFINE(flag, part, field, help) \
   static int updates_of_##flag = 0;         \
-  ABSL_FLAG(bool, flag, false, help " (If not given: as configured.)").OnUpdate([] { ++updates_of_##flag; });
+  ABSL_FLAG(bool, flag, false, help " (If not given: as configured.)").MOE_COUNT(flag);
 MOE_SWITCH_FLAGS(MOE_DEFINE)
 #undef MOE_DEFINE
+#undef MOE_COUNT
 
 namespace moe::train {
 namespace {
@@ -217,31 +231,61 @@ const std::vector<WordFlag*>& WordFlags() {
 // Before main parses any.
 [[maybe_unused]] const size_t registered = WordFlags().size();
 
+// Of a flag that was given. An optional flag takes the empty text as no value.
+template <typename T>
+absl::StatusOr<T> ValueOf(absl::string_view flag, const absl::optional<T>& value) {
+  if (value || std::is_same_v<T, std::string>) return value.value_or(T());
+  return absl::InvalidArgumentError(
+      absl::StrCat("--", flag, "= is empty; give it a number, or leave it out"));
+}
+
+// What flags say of a batch stands over what a file says: of global_batch_size, micro_batch_size and the
+// strategy's `microbatches`, two decide the third, so a file's gives way where flags name others.
+void MakeRoomForBatch(bool microbatches, RunConfig& config) {
+  const bool global = absl::GetFlag(FLAGS_global_batch_size).has_value();
+  const bool micro = absl::GetFlag(FLAGS_micro_batch_size).has_value();
+  if (microbatches && !micro) config.mutable_train()->clear_micro_batch_size();
+  if (microbatches && micro && !global) config.mutable_train()->clear_global_batch_size();
+  if (!micro || microbatches) return;
+  std::vector<absl::string_view> words =
+      absl::StrSplit(config.strategy(), absl::ByAnyChar(" ,\t\n"), absl::SkipEmpty());
+  words.erase(std::remove_if(words.begin(), words.end(),
+                             [](absl::string_view w) { return absl::StartsWith(w, "microbatches="); }),
+              words.end());
+  config.set_strategy(absl::StrJoin(words, " "));
+}
+
 }  // namespace
 
 absl::StatusOr<RunConfig> RunConfigFromFlags() {
   RunConfig config = DefaultRunConfig();
-  if (const std::string path = absl::GetFlag(FLAGS_config); !path.empty()) {
-    RETURN_IF_ERROR(Annotate(MergeRunConfigFile(path, config), "--config"));
+  if (updates_of_config > 1) {
+    RETURN_IF_ERROR(Annotate(MergeRunConfigFile(absl::GetFlag(FLAGS_config), config), "--config"));
   }
-  if (const std::string path = absl::GetFlag(FLAGS_model); !path.empty()) {
-    ASSIGN_OR_RETURN(const std::string text, ReadFile(path, 1 << 24));
+  if (updates_of_model > 1) {
+    const std::string path = absl::GetFlag(FLAGS_model);
+    const absl::StatusOr<std::string> text = ReadFile(path, 1 << 24);
+    RETURN_IF_ERROR(Annotate(text.status(), "--model"));
     config.clear_model();
-    RETURN_IF_ERROR(Annotate(MergeTextproto(text, path, *config.mutable_model()), "--model"));
+    RETURN_IF_ERROR(Annotate(MergeTextproto(*text, path, *config.mutable_model()), "--model"));
   }
-  if (const std::string words = absl::GetFlag(FLAGS_strategy); !words.empty()) {
+  bool microbatches = false;
+  if (updates_of_strategy > 1) {
+    const std::string words = absl::GetFlag(FLAGS_strategy);
     RETURN_IF_ERROR(Annotate(strategy::ParseStrategy(words).status(), "--strategy"));
+    microbatches = strategy::ParseWords(words).Names("microbatches");
     config.set_strategy(words);
   }
+  MakeRoomForBatch(microbatches, config);
   for (const WordFlag* flag : WordFlags()) {
     ASSIGN_OR_RETURN(const std::string word, flag->Spelled());
     if (!word.empty()) absl::StrAppend(config.mutable_strategy(), " ", word);
   }
-  if (absl::GetFlag(FLAGS_micro_batch_size)) {  // wins over microbatches
-    absl::StrAppend(config.mutable_strategy(), " microbatches=1");
+#define MOE_OVERLAY(type, flag, part, field, help)                                         \
+  if (updates_of_##flag > 1) {                                                             \
+    ASSIGN_OR_RETURN(const type value, ValueOf<type>(#flag, absl::GetFlag(FLAGS_##flag))); \
+    config.mutable_##part()->set_##field(value);                                           \
   }
-#define MOE_OVERLAY(type, flag, part, field, help) \
-  if (const auto value = absl::GetFlag(FLAGS_##flag)) config.mutable_##part()->set_##field(*value);
   MOE_VALUE_FLAGS(MOE_OVERLAY)
 #undef MOE_OVERLAY
 #define MOE_OVERLAY(flag, part, field, help) \

@@ -30,6 +30,27 @@ bool HasLayer(const model::ModelConfig& model, bool moe) {
   return false;
 }
 
+// `microbatches` that the batch sizes do not have; see ResolveRunConfig.
+void MicrobatchProblems(const RunConfig& config, strategy::Report& out) {
+  const strategy::ParsedStrategy parsed = strategy::ParseWords(config.strategy());
+  if (!parsed.Names("microbatches")) return;
+  const int64_t m = parsed.strategy.microbatches, dp = StrategyOf(config).dp;
+  const int64_t global = config.train().global_batch_size(), found = NumMicrobatches(config);
+  int64_t parts = 0;
+  if (m < 1 || dp < 1 || found == m || Sane(global) == 0 || __builtin_mul_overflow(m, dp, &parts)) return;
+  if (global % parts != 0) {
+    out.Add("microbatches = ", m, " x data_parallel_size = ", dp,
+            " does not divide global_batch_size = ", global)
+        .legal =
+        absl::StrCat(global % dp == 0 ? absl::StrCat("microbatches that divide ", global / dp, ", or ") : "",
+                     "global_batch_size of ", std::max<int64_t>(1, global / parts) * parts);
+    return;
+  }
+  out.Add("microbatches = ", m, " with micro_batch_size = ", config.train().micro_batch_size(),
+          ", which makes ", found, " of global_batch_size = ", global)
+      .legal = absl::StrCat("one of the two left out, or micro_batch_size = ", global / parts);
+}
+
 // What is wrong with the strategy and otherwise, in one error; of `others`, those of the model stand first.
 absl::Status Refuse(const RunConfig& config, const Compiles& compiles, std::vector<strategy::Problem> others,
                     size_t of_model) {
@@ -132,6 +153,7 @@ std::optional<RunConfig> NearestLegalStrategy(const RunConfig& config, const Com
 
 std::vector<strategy::Problem> TrainConfigProblems(const RunConfig& config) {
   strategy::Report out;
+  MicrobatchProblems(config, out);
   const TrainConfig& t = config.train();
   auto at_least = [&](absl::string_view field, int64_t value, int64_t least) {
     if (value < least) out.Add(field, " = ", value).legal = absl::StrCat(least, " or more");
@@ -147,14 +169,19 @@ std::vector<strategy::Problem> TrainConfigProblems(const RunConfig& config) {
   at_least("save_interval", t.save_interval(), 0);
   at_least("max_consecutive_skips", t.max_consecutive_skips(), 1);
   const ClusterConfig& c = config.cluster();
-  if (!c.target().empty() && !cost::NamedTarget(c.target()).ok()) {
-    out.Add("target = ", c.target()).legal = absl::StrJoin(cost::TargetNames(), ", ");
+  const auto named = [](absl::string_view name) { return name.empty() ? "''" : std::string(name); };
+  if (c.has_target() && !cost::NamedTarget(c.target()).ok()) {
+    out.Add("target = ", named(c.target())).legal = absl::StrJoin(cost::TargetNames(), ", ");
   }
   const std::string device = TargetOf(config).device;
-  if (!t.device().empty() && t.device() != "cpu" && t.device() != "cuda") {
-    out.Add("device = ", t.device()).legal = "cpu, cuda";
-  } else if (!t.device().empty() && t.device() != device) {
-    out.Add("device = ", t.device(), " with target = ", c.target()).legal = device;
+  if (t.has_device() && t.device() != "cpu" && t.device() != "cuda") {
+    out.Add("device = ", named(t.device())).legal = "cpu, cuda";
+  } else if (t.has_device() && t.device() != device) {
+    out.Add("device = ", t.device(), " with target = ", c.has_target() ? c.target() : "cpu").legal = device;
+  }
+  if (t.data_path().empty()) out.Add("data_path = ''").legal = "a file, or left out: " + DefaultDataPath();
+  if (t.has_run_dir() && t.run_dir().empty()) {
+    out.Add("run_dir = ''").legal = "a folder, or left out: runs/<date-time>";
   }
   if (t.tf32() && device != "cuda") {
     out.Add("tf32, in which GPUs multiply, with device = ", device).legal = "--notf32, or --device=cuda";
@@ -165,12 +192,13 @@ std::vector<strategy::Problem> TrainConfigProblems(const RunConfig& config) {
   if (device == "cuda" && config.model().dtype() == "f64") {
     out.Add("dtype = f64 on CUDA, which has no kernels for it").legal = "f32";
   }
-  for (const auto& [field, value] : {std::pair("link_gbytes_per_second", c.link_gbytes_per_second()),
-                                     std::pair("link_microseconds", c.link_microseconds()),
-                                     std::pair("node_gbytes_per_second", c.node_gbytes_per_second()),
-                                     std::pair("node_microseconds", c.node_microseconds())}) {
-    within(field, value, value >= 0, "0 (the target's) or a positive number");
-  }
+  const auto link = [&](absl::string_view field, bool given, double value) {
+    if (given) within(field, value, value > 0, "above 0, or left out: the target's");
+  };
+  link("link_gbytes_per_second", c.has_link_gbytes_per_second(), c.link_gbytes_per_second());
+  link("link_microseconds", c.has_link_microseconds(), c.link_microseconds());
+  link("node_gbytes_per_second", c.has_node_gbytes_per_second(), c.node_gbytes_per_second());
+  link("node_microseconds", c.has_node_microseconds(), c.node_microseconds());
   at_least("loss_scale_window", t.loss_scale_window(), 1);
   at_least("hysteresis", t.hysteresis(), 1);
   within("min_loss_scale", t.min_loss_scale(), t.min_loss_scale() > 0, "above 0");
@@ -189,14 +217,18 @@ std::vector<strategy::Problem> TrainConfigProblems(const RunConfig& config) {
     }
   }
   const std::string& scope = config.model().aux_loss_scope();
-  if (t.adaptive_micro_batch_size() && config.model().num_experts() > 0 && !scope.empty() &&
-      scope != "sequence") {
+  if (t.adaptive_micro_batch_size() && config.model().num_experts() > 0 && scope != "sequence") {
     out.Add("adaptive_micro_batch_size with moe_aux_loss_scope = ", scope,
             ", a loss that changes with the size of a microbatch")
         .legal = "moe_aux_loss_scope = sequence";
   }
   within("held_out_fraction", t.held_out_fraction(), t.held_out_fraction() >= 0 && t.held_out_fraction() < 1,
          "at least 0, below 1");
+  if (t.eval_interval() > 0 && t.held_out_fraction() == 0) {
+    out.Add("eval_interval = ", t.eval_interval(),
+            " with held_out_fraction = 0, which leaves nothing to evaluate")
+        .legal = "eval_interval = 0, or held_out_fraction above 0";
+  }
   within("lr", t.lr(), t.lr() >= 0, "0 or more");
   within("min_lr", t.min_lr(), t.min_lr() >= 0 && t.min_lr() <= t.lr(), absl::StrCat("0 to lr = ", t.lr()));
   within("weight_decay", t.weight_decay(), t.weight_decay() >= 0, "0 or more");
@@ -215,7 +247,9 @@ absl::Status ValidateRunConfig(const RunConfig& config, const Compiles& compiles
 }
 
 absl::Status ValidateStrategy(const RunConfig& config, const Compiles& compiles) {
-  return Refuse(config, compiles, {}, 0);
+  strategy::Report out;
+  MicrobatchProblems(config, out);
+  return Refuse(config, compiles, out.Take(), 0);
 }
 
 }  // namespace moe::train

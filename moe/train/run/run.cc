@@ -463,6 +463,10 @@ absl::Status CheckRun(const RunConfig& config, const RunOptions& options) {
   if (options.eval_only && config.train().resume().empty()) {
     return absl::InvalidArgumentError("--eval_only needs the checkpoint to evaluate; add --resume=DIR");
   }
+  if (options.eval_only && config.train().held_out_fraction() == 0) {
+    return absl::InvalidArgumentError(
+        "--eval_only with held_out_fraction = 0, which leaves nothing to evaluate; it must be above 0");
+  }
   if (!(options.peak_tflops >= 0)) {
     return absl::InvalidArgumentError(
         absl::StrCat("peak_tflops = ", options.peak_tflops,

@@ -206,8 +206,7 @@ std::vector<RunConfig> Layouts(const RunConfig& base) {
 
 // Whether the loss is another one with microbatches of another size.
 bool DependsOnMicroBatch(const RunConfig& config) {
-  const std::string& scope = config.model().aux_loss_scope();
-  return config.model().aux_loss_coeff() != 0 && (scope.empty() || scope == "microbatch");
+  return config.model().aux_loss_coeff() != 0 && config.model().aux_loss_scope() == "microbatch";
 }
 
 bool ChangesMicroBatch(const PlannedRun& run, int64_t size) {

@@ -123,8 +123,7 @@ RunConfig With(RunConfig config, const std::string& strategy, int64_t length) {
   const int64_t micro = config.train().micro_batch_size();
   SetStrategy(parsed, config);
   if (parsed.microbatches == 1) config.mutable_train()->set_micro_batch_size(micro);
-  config = ForLength(config, length);
-  return config;
+  return ForLength(ResolveRunConfig(config), length);
 }
 
 struct Case {
