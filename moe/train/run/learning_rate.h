@@ -2,7 +2,7 @@
 //
 //   LearningRate({.peak = 1e-3, .floor = 1e-4, .warmup = 100, .total = 1000}, iteration)
 //
-// Iterations count from 1, as the progress line shows them: the first one already moves the weights,
+// Iterations count from 1, those alone that changed the weights: the first one already does,
 // iteration `warmup` has the peak, iteration `total` and all later ones the floor. (Loshchilov and Hutter
 // 2017, eq. 5, without restarts.)
 #pragma once

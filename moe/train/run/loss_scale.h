@@ -35,6 +35,7 @@ class LossScale {
 
   double value() const { return state_.value; }
   const State& state() const { return state_; }
+  bool CanShrink() const { return state_.value > options_.least; }
   void Restore(const State& state) { state_ = state; }
 
   void After(bool finite) {

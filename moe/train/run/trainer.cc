@@ -165,17 +165,17 @@ absl::StatusOr<runtime::StepInputs> Trainer::NextInputs() const {
   RETURN_IF_ERROR(data_->Fill(next.first, batch));
   double valid = 0;
   runtime::StepInputs in = InputsOf(batch, PlanOf(next.bucket).microbatches, &valid);
+  // Skipped steps leave weights and moments alone, so they count neither for the schedule (as in Megatron, whose
+  // scheduler moves with successful updates) nor for the bias corrections.
+  const int64_t update = meta_.step - meta_.skipped_steps + 1;
   in.scalars["learning_rate"] = LearningRate(
-      {.peak = t.lr(), .floor = t.min_lr(), .warmup = t.lr_warmup_iters(), .total = t.train_iters()},
-      meta_.step + 1);
-  // Skipped steps leave the moments alone, so they do not count for the bias corrections either.
+      {.peak = t.lr(), .floor = t.min_lr(), .warmup = t.lr_warmup_iters(), .total = t.train_iters()}, update);
   if (loss_scale_) {
     in.scalars["loss_scale"] = loss_scale_->value();
     in.scalars["inv_loss_scale"] = 1 / loss_scale_->value();
   }
-  const double applied = static_cast<double>(meta_.step - meta_.skipped_steps + 1);
-  in.scalars["bias1"] = 1 - std::pow(t.adam_beta1(), applied);
-  in.scalars["bias2"] = 1 - std::pow(t.adam_beta2(), applied);
+  in.scalars["bias1"] = 1 - std::pow(t.adam_beta1(), static_cast<double>(update));
+  in.scalars["bias2"] = 1 - std::pow(t.adam_beta2(), static_cast<double>(update));
   return in;
 }
 
@@ -214,15 +214,17 @@ absl::StatusOr<StepMetrics> Trainer::Step() {
   m.global_batch_size = bucket.global_batch;
   m.lm_loss = Scalar(*reports, "lm loss", std::nan(""));
   m.grad_norm = Scalar(*reports, "grad norm");
-  const bool applied = Scalar(*reports, "finite", 1) != 0;
+  const bool applied = Scalar(*reports, "finite", 1) != 0, finite_loss = std::isfinite(m.lm_loss);
+  // An overflow of the scale alone, which is about to be lowered: neither a failure nor a sign of health.
+  const bool backing_off = !applied && finite_loss && loss_scale_ && loss_scale_->CanShrink();
   if (loss_scale_) {
     m.loss_scale = loss_scale_->value();
     loss_scale_->After(applied);
     meta_.loss_scale = loss_scale_->state();
   }
   if (!applied) ++meta_.skipped_steps;
-  if (!std::isfinite(m.lm_loss)) ++meta_.nan_steps;
-  meta_.consecutive_skips = applied && std::isfinite(m.lm_loss) ? 0 : meta_.consecutive_skips + 1;
+  if (!finite_loss) ++meta_.nan_steps;
+  if (!backing_off) meta_.consecutive_skips = applied && finite_loss ? 0 : meta_.consecutive_skips + 1;
   m.skipped_iterations = meta_.skipped_steps;
   m.nan_iterations = meta_.nan_steps;
   const int64_t moe_layers = model::NumMoeLayers(config_.model());

@@ -7,8 +7,9 @@
 //   ASSIGN_OR_RETURN(double loss, trainer.Evaluate());
 //
 // A step whose loss or gradient is not finite changes no weights (the compiled update sees to that on all
-// ranks); it is counted, and after TrainConfig::max_consecutive_skips of them in a row training stops with an
-// error. In f16 the loss scale shrinks with such steps. Where a run stands is (step, consumed samples, skips,
+// ranks) and does not move the learning rate's schedule; it is counted, and after
+// TrainConfig::max_consecutive_skips of them in a row training stops with an error. In f16 the loss scale shrinks
+// with such steps, and while it still can, gradients that overflow are no reason to stop. Where a run stands is (step, consumed samples, skips,
 // loss scale) and nothing else, so an interrupted run that resumes goes on bitwise as if it had not been
 // interrupted.
 //

@@ -130,23 +130,28 @@ TEST(TrainerTest, LossScaleFallsUntilStepsAreFinite) {
   RunConfig config = SmallConfig("dp=2 ep=2 f16");
   config.mutable_train()->set_initial_loss_scale(std::ldexp(1.0, 36));
   config.mutable_train()->set_hysteresis(1);
-  config.mutable_train()->set_max_consecutive_skips(40);
-  config.mutable_train()->set_train_iters(40);
+  config.mutable_train()->set_train_iters(40);  // and stops at 3 skips in a row that lower no scale
   const std::string dir = Folder("loss_scale");
   ASSERT_OK(MakeFolders(dir));
   TrainerOptions options;
   options.run_dir = dir;
-  std::vector<double> scales;
+  std::vector<double> scales, rates;
   std::vector<int64_t> skipped;
   options.progress = [&](const StepMetrics& m) {
     scales.push_back(m.loss_scale);
     skipped.push_back(m.skipped_iterations);
+    rates.push_back(m.learning_rate);
   };
   ASSERT_OK_AND_ASSIGN(Rig s, Make(config, options));
   ASSERT_OK_AND_ASSIGN(const TrainResult result, s.trainer->Train());
   EXPECT_EQ(scales[0], std::ldexp(1.0, 36));
-  EXPECT_GT(skipped.back(), 0);
   EXPECT_LT(skipped.back(), 35);
+  // The warm-up waits for the first step that is taken.
+  size_t taken = 1;
+  while (skipped[taken] > skipped[taken - 1]) ++taken;
+  EXPECT_GT(taken, 3u);
+  EXPECT_EQ(rates[taken], rates[0]);
+  EXPECT_GT(rates[taken + 1], rates[0]);
   EXPECT_EQ(scales.back(), std::ldexp(scales[0], -static_cast<int>(skipped.back())));
   EXPECT_LT(result.losses.back(), result.losses[0] - 0.5);
   ASSERT_OK_AND_ASSIGN(const auto checkpoint, Checkpoint::Open(result.checkpoint));
@@ -306,6 +311,24 @@ TEST(TrainerTest, StepsThatAreNotFiniteAreSkippedCountedAndEndTheRun) {
   EXPECT_EQ(s.trainer->meta().nan_steps, 3);
   ASSERT_OK_AND_ASSIGN(const std::vector<double> after, s.session->ReadState("layers.0.attn.wq"));
   EXPECT_EQ(before, after);
+}
+
+// Gradients that overflow at the least scale, too, end the run, and so does a loss that is not finite, at any scale.
+TEST(TrainerTest, AScaleThatCannotHelpEndsTheRun) {
+  RunConfig config = SmallConfig("dp=2 ep=2 f16");
+  TrainConfig& t = *config.mutable_train();
+  t.set_train_iters(40);
+  t.set_hysteresis(1);
+  t.set_initial_loss_scale(std::ldexp(1.0, 40));
+  t.set_min_loss_scale(std::ldexp(1.0, 38));
+  ASSERT_OK_AND_ASSIGN(Rig s, Make(config));
+  ExpectError(s.trainer->Train(), absl::StatusCode::kFailedPrecondition, "step 5", "not finite in 3 steps");
+  EXPECT_EQ(s.trainer->meta().nan_steps, 0);
+  ASSERT_OK_AND_ASSIGN(s, Make(config));
+  ASSERT_OK_AND_ASSIGN(std::vector<double> norm, s.session->ReadState("final_norm"));
+  norm[3] = INFINITY;
+  ASSERT_OK(s.session->WriteState("final_norm", norm));
+  ExpectError(s.trainer->Train(), absl::StatusCode::kFailedPrecondition, "step 3", "not finite in 3 steps");
 }
 
 TEST(TrainerTest, ASkippedStepDoesNotCountForTheBiasCorrections) {
