@@ -13,6 +13,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "moe/base/file.h"
+#include "moe/base/lines.h"
 #include "moe/base/status.h"
 #include "moe/passes/schedule/schedules.h"
 
@@ -131,17 +132,18 @@ absl::StatusOr<Schedule::Cell> ParseCell(absl::string_view text) {
 absl::StatusOr<ScheduleTable> ParseScheduleTable(absl::string_view csv, absl::string_view where) {
   ScheduleTable table;
   int line_number = 0;
-  for (absl::string_view line : absl::StrSplit(csv, '\n')) {
+  const std::string text = UnixLines(csv);
+  for (absl::string_view line : absl::StrSplit(text, '\n')) {
     ++line_number;
     line = absl::StripAsciiWhitespace(line);
     if (line.empty() || line[0] == '#') continue;
     table.emplace_back();
     int column = 0;
-    for (absl::string_view text : absl::StrSplit(line, ',')) {
+    for (absl::string_view part : absl::StrSplit(line, ',')) {
       ++column;
-      text = absl::StripAsciiWhitespace(text);
-      if (text.empty()) continue;
-      absl::StatusOr<Schedule::Cell> cell = ParseCell(text);
+      part = absl::StripAsciiWhitespace(part);
+      if (part.empty()) continue;
+      absl::StatusOr<Schedule::Cell> cell = ParseCell(part);
       if (!cell.ok()) {
         return Annotate(cell.status(), absl::StrCat(where, ": line ", line_number, ", column ", column));
       }

@@ -7,14 +7,14 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
-#include "moe/base/file.h"
+#include "moe/base/lines.h"
 #include "moe/base/status.h"
 #include "xxhash.h"
 
 namespace moe::train {
 
-LineDataset::LineDataset(std::string text, const TextOptions& options, std::vector<int64_t> lengths)
-    : options_(options), lengths_(std::move(lengths)), text_(std::move(text)) {
+LineDataset::LineDataset(absl::string_view text, const TextOptions& options, std::vector<int64_t> lengths)
+    : options_(options), lengths_(std::move(lengths)), text_(UnixLines(text)) {
   const int64_t size = static_cast<int64_t>(text_.size());
   train_bytes_ = size - static_cast<int64_t>(static_cast<double>(size) * options_.held_out);
   // No line is in both parts.
@@ -23,11 +23,11 @@ LineDataset::LineDataset(std::string text, const TextOptions& options, std::vect
 
 absl::StatusOr<std::unique_ptr<LineDataset>> LineDataset::Load(const TextOptions& options,
                                                                std::vector<int64_t> lengths) {
-  ASSIGN_OR_RETURN(std::string text, ReadTrainingText(options.path));
-  return FromText(std::move(text), options, std::move(lengths));
+  ASSIGN_OR_RETURN(const std::string text, ReadTrainingText(options.path));
+  return FromText(text, options, std::move(lengths));
 }
 
-absl::StatusOr<std::unique_ptr<LineDataset>> LineDataset::FromText(std::string text,
+absl::StatusOr<std::unique_ptr<LineDataset>> LineDataset::FromText(absl::string_view text,
                                                                    const TextOptions& options,
                                                                    std::vector<int64_t> lengths) {
   if (!(options.held_out >= 0 && options.held_out < 1)) {
@@ -43,10 +43,17 @@ absl::StatusOr<std::unique_ptr<LineDataset>> LineDataset::FromText(std::string t
   if (text.empty()) {
     return absl::InvalidArgumentError(absl::StrCat("the training text ", options.path, " is empty"));
   }
-  auto data = std::unique_ptr<LineDataset>(new LineDataset(std::move(text), options, std::move(lengths)));
+  auto data = std::unique_ptr<LineDataset>(new LineDataset(text, options, std::move(lengths)));
   const int64_t size = static_cast<int64_t>(data->text_.size());
   data->train_pieces_ = data->Cut(0, data->train_bytes_);
   data->held_out_pieces_ = data->Cut(data->train_bytes_, size);
+  const auto none = [](const std::vector<Piece>& pieces) { return pieces.empty(); };
+  if (options.held_out > 0 &&
+      std::all_of(data->held_out_pieces_.begin(), data->held_out_pieces_.end(), none)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the training text ", options.path, " is too short: no line is left in a held-out part of ",
+        options.held_out, "; use a longer text, or held_out_fraction = 0"));
+  }
   std::vector<int64_t> used;
   for (size_t b = 0; b < data->lengths_.size(); ++b) {
     if (!data->train_pieces_[b].empty()) used.push_back(data->lengths_[b]);
@@ -63,8 +70,7 @@ absl::StatusOr<std::unique_ptr<LineDataset>> LineDataset::FromText(std::string t
 std::vector<std::vector<LineDataset::Piece>> LineDataset::Cut(int64_t begin, int64_t end) const {
   std::vector<std::vector<Piece>> out(lengths_.size());
   for (int64_t at = begin; at < end;) {
-    size_t line_end = text_.find('\n', at);
-    const int64_t stop = std::min<int64_t>(end, line_end == std::string::npos ? end : line_end + 1);
+    const int64_t stop = std::min<int64_t>(end, text_.find('\n', at) + 1);
     // An empty line says nothing.
     for (int64_t from = at; stop - at > 1 && from < stop;) {
       const int64_t labels = std::min(stop - from, lengths_.back());

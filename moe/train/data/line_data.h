@@ -6,8 +6,8 @@
 //   RETURN_IF_ERROR(data->Fill(/*first=*/0, batch));
 //
 // A sample starts with the end of the line before, so that its first byte has something to follow from, and
-// ends with its own line end: a line of n bytes has n + 1 labels. Longer lines than the longest bucket are
-// cut. What sample i of a bucket is depends on (text, lengths, seed, i) alone. Immutable; any number of
+// ends with its own line end: a line of n bytes has n + 1 labels. Line ends are those of moe/base/lines.h, each one
+// byte. Empty lines are no samples; longer lines than the longest bucket are cut. What sample i of a bucket is depends on (text, lengths, seed, i) alone. Immutable; any number of
 // threads may read.
 #pragma once
 
@@ -30,7 +30,8 @@ class LineDataset : public Dataset {
   // that no line of the train part has is an error too: it would never be trained on.
   static absl::StatusOr<std::unique_ptr<LineDataset>> Load(const TextOptions& options,
                                                            std::vector<int64_t> lengths);
-  static absl::StatusOr<std::unique_ptr<LineDataset>> FromText(std::string text, const TextOptions& options,
+  static absl::StatusOr<std::unique_ptr<LineDataset>> FromText(absl::string_view text,
+                                                               const TextOptions& options,
                                                                std::vector<int64_t> lengths);
 
   int64_t vocab_size() const override { return 256; }
@@ -49,7 +50,7 @@ class LineDataset : public Dataset {
   struct Piece {
     int64_t begin = 0, labels = 0;
   };
-  LineDataset(std::string text, const TextOptions& options, std::vector<int64_t> lengths);
+  LineDataset(absl::string_view text, const TextOptions& options, std::vector<int64_t> lengths);
   std::vector<std::vector<Piece>> Cut(int64_t begin,
                                       int64_t end) const;  // per bucket, in the order of the text
   absl::StatusOr<int> BucketOf(int64_t first, const Batch& batch) const;

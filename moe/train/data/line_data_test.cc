@@ -43,6 +43,22 @@ TEST(LineDataset, EveryByteIsALabelOncePerEpochAndFollowsItsPredecessor) {
                                               "f it\n", "x\n"}));
 }
 
+// What ends a line, and how the file begins and breaks off, makes no difference.
+TEST(LineDataset, TheSameLinesAreTheSameSamples) {
+  const TextOptions options = {.path = "t", .held_out = 0.2};
+  ASSERT_OK_AND_ASSIGN(const auto want, LineDataset::FromText("ab\n\ncd\nefgh\n\nij\n", options, {4, 8}));
+  EXPECT_EQ(want->samples_per_epoch(4) + want->held_out_samples(4), 3);
+  for (const char* text :
+       {"ab\r\n\r\ncd\r\nefgh\r\n\r\nij\r\n", "ab\r\rcd\refgh\r\rij", "ab\n\ncd\nefgh\n\nij",
+        "\xEF\xBB\xBF"
+        "ab\r\n\r\ncd\r\nefgh\r\n\r\nij"}) {
+    ASSERT_OK_AND_ASSIGN(const auto data, LineDataset::FromText(text, options, {4, 8}));
+    EXPECT_EQ(data->Fingerprint(), want->Fingerprint());
+    EXPECT_EQ(data->train(), want->train());
+    EXPECT_EQ(data->held_out(), "ij\n");
+  }
+}
+
 TEST(LineDataset, PadsToTheShortestLengthThatHoldsALine) {
   ASSERT_OK_AND_ASSIGN(const auto data,
                        LineDataset::FromText("abc\nabcdefg\n", {.path = "t", .held_out = 0}, {4, 8}));
@@ -71,6 +87,8 @@ TEST(LineDataset, RefusesWhatCannotBeTrainedOn) {
   ExpectError(LineDataset::FromText("", options, {8}), absl::StatusCode::kInvalidArgument, "is empty");
   ExpectError(LineDataset::FromText("abc\n", options, {8, 16}), absl::StatusCode::kInvalidArgument,
               "it has lines for 8");
+  ExpectError(LineDataset::FromText("abc\ndefghi", {.path = "t", .held_out = 0.3}, {8}),
+              absl::StatusCode::kInvalidArgument, "no line is left in a held-out part of 0.3");
   ASSERT_OK_AND_ASSIGN(const auto data, LineDataset::FromText("abc\n", options, {8}));
   Batch batch(1, 9);
   ExpectError(data->Fill(0, batch), absl::StatusCode::kInvalidArgument, "the dataset 8");
