@@ -79,13 +79,24 @@ _HEADERS = {
 def _with_header(kwargs, optimize):
     name, header = _HEADERS[optimize]
     without = "//%s:without_precompiled_header" % _PACKAGE
-    kwargs["copts"] = kwargs.pop("copts", []) + [optimize] + select({
-        without: [],
-        "//conditions:default": ["-include", "$(GENDIR)/%s/%s/%s" % (_PACKAGE, name, header)],
+    sanitized = "//%s:sanitized" % _PACKAGE  # one level for all: checked code is slow to compile
+    include = "$(GENDIR)/%s/%s/%s"
+    kwargs["copts"] = kwargs.pop("copts", []) + select({
+        without: [optimize],
+        sanitized: ["-O1", "-include", include % (_PACKAGE, "common_O1", "common.h")],
+        "//conditions:default": [optimize, "-include", include % (_PACKAGE, name, header)],
     })
     kwargs["deps"] = kwargs.pop("deps", []) + select({
         without: [],
+        sanitized: ["//%s:common_O1" % _PACKAGE],
         "//conditions:default": ["//%s:%s" % (_PACKAGE, name)],
+    })
+    return kwargs
+
+def _with_sanitizers(kwargs):
+    kwargs["deps"] = kwargs.pop("deps", []) + select({
+        "//%s:sanitized" % _PACKAGE: ["//%s:sanitizers" % _PACKAGE],
+        "//conditions:default": [],
     })
     return kwargs
 
@@ -102,10 +113,10 @@ def cc_binary(name, srcs = [], optimize = "-O1", **kwargs):
     """native.cc_binary. optimize: see above."""
     if _has_sources(srcs):
         kwargs = _with_header(kwargs, optimize)
-    native.cc_binary(name = name, srcs = srcs, **kwargs)
+    native.cc_binary(name = name, srcs = srcs, **_with_sanitizers(kwargs))
 
 def cc_test(name, srcs = [], optimize = "-O0", **kwargs):
     """native.cc_test. optimize: see above."""
     if _has_sources(srcs):
         kwargs = _with_header(kwargs, optimize)
-    native.cc_test(name = name, srcs = srcs, **kwargs)
+    native.cc_test(name = name, srcs = srcs, **_with_sanitizers(kwargs))

@@ -2,6 +2,11 @@
 
 #include <sys/mman.h>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
 #include <boost/context/detail/fcontext.hpp>
 #include <cstdio>
 #include <cstdlib>
@@ -24,7 +29,12 @@ using boost::context::detail::make_fcontext;
 using boost::context::detail::transfer_t;
 
 // Tops of stacks lie at different offsets of a page, so that they do not share lines of the cache.
-constexpr size_t kStack = 128 << 10, kStride = kStack + 832;
+#ifdef __SANITIZE_ADDRESS__
+constexpr size_t kStack = 512 << 10;  // its frames are larger
+#else
+constexpr size_t kStack = 128 << 10;
+#endif
+constexpr size_t kStride = kStack + 832;
 constexpr int kMaxThreads = 1024, kWarp = 32;
 constexpr size_t kMaxShared = 227 << 10;
 constexpr uint64_t kCanary = 0x5afe57ac5afe57ac;
@@ -87,6 +97,7 @@ class BlockRunner {
   [[noreturn]] void Fail(std::string what) {
     if (fault_.empty()) fault_ = std::move(what);
     Fiber* const self = running_;
+    Leave(nullptr, self);
     jump_fcontext(main_, &self->context);
     std::abort();  // abandoned fibers are not resumed
   }
@@ -134,6 +145,7 @@ class BlockRunner {
 
   static void FiberMain(transfer_t t) {
     *static_cast<fcontext_t*>(t.data) = t.fctx;
+    Self().Arrive();
     Self().Loop();
   }
 
@@ -187,10 +199,33 @@ class BlockRunner {
     if (next == self) return;
     const fcontext_t to = next == nullptr ? main_ : next->context;
     running_ = next;
+    Leave(next, self);
     const transfer_t t = jump_fcontext(to, self == nullptr ? &main_ : &self->context);
     *static_cast<fcontext_t*>(t.data) = t.fctx;
+    Arrive();
     running_ = self;
   }
+
+  // Around every jump: AddressSanitizer wants to know on which stack the thread goes on. Null is main's.
+#ifdef __SANITIZE_ADDRESS__
+  void Leave(Fiber* next, Fiber* self) {
+    from_main_ = self == nullptr;
+    __sanitizer_start_switch_fiber(nullptr, next == nullptr ? main_stack_ : next->stack,
+                                   next == nullptr ? main_bytes_ : kStack);
+  }
+  void Arrive() {
+    const void* stack;
+    size_t bytes;
+    __sanitizer_finish_switch_fiber(nullptr, &stack, &bytes);
+    if (from_main_) main_stack_ = stack, main_bytes_ = bytes;
+  }
+  bool from_main_ = false;
+  const void* main_stack_ = nullptr;
+  size_t main_bytes_ = 0;
+#else
+  void Leave(Fiber*, Fiber*) {}
+  void Arrive() {}
+#endif
 
   Fiber* TakeFree() {
     if (!free_.empty()) {
@@ -210,6 +245,9 @@ class BlockRunner {
   }
 
   static void Reset(Fiber& fiber) {
+#ifdef __SANITIZE_ADDRESS__
+    __asan_unpoison_memory_region(fiber.stack, kStack);  // of frames that were abandoned
+#endif
     *reinterpret_cast<uint64_t*>(fiber.stack) = kCanary;
     fiber.context = make_fcontext(fiber.stack + kStack, kStack, &FiberMain);
   }
