@@ -66,7 +66,7 @@ RunConfig DefaultRunConfig() {
   model.set_aux_loss_coeff(0.01);
   model.set_z_loss_coeff(0.001);
 
-  config.set_strategy("pp=2 dp=2 tp=2 ep=2 etp=0 checkpoint=selective");
+  config.set_strategy("pp=2 dp=2 tp=2 ep=4 sp zero=1 checkpoint=selective");
   return config;
 }
 

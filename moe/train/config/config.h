@@ -27,8 +27,8 @@
 
 namespace moe::train {
 
-// A small MoE transformer on English text: 8 virtual devices, pp 2 x dp 2 x tp 2, experts over ep 2 inside
-// dp; 4 microbatches of 8 x 128 tokens.
+// A small MoE transformer on English text: 8 virtual devices, pp 2 x dp 2 x tp 2 with sequence parallelism and
+// ZeRO-1, experts over the 4 ranks of a stage; 4 microbatches of 8 x 128 tokens. Tokens are exchanged there and back.
 RunConfig DefaultRunConfig();
 
 // Overlays a textproto file. InvalidArgument naming every unknown field with line and column.
@@ -62,8 +62,8 @@ std::string RunConfigToText(const RunConfig& config);
 // $XDG_CACHE_HOME/switchyard/english.txt, with ~/.cache where that is not set: what setup.sh makes.
 std::string DefaultDataPath();
 
-// The line of the summary: "8 virtual devices   pp 2 x dp 2 x tp 2   experts: ep 2, edp 1, etp 2   1F1B, 4
-// microbatches of 8 x 128".
+// The line of the summary: "8 virtual devices   pp 2 x dp 2 x tp 2, sequence parallel, ZeRO-1   experts: ep 4,
+// edp 1, etp 1   1F1B, 4 microbatches of 8 x 128".
 std::string DescribeStrategy(const RunConfig& resolved);
 
 }  // namespace moe::train

@@ -31,10 +31,11 @@ TEST(RunConfigTest, TheDefaultIsTheTinyModelOnEightDevices) {
   EXPECT_LE(count.total, 3'000'000);
   const strategy::Strategy s = StrategyOf(config);
   EXPECT_EQ(s.world(), 8);
-  EXPECT_EQ(s.ToString(), "pp=2 dp=2 tp=2 ep=2 etp=2 microbatches=4 checkpoint=selective");
-  EXPECT_EQ(DescribeStrategy(config),
-            "8 virtual devices   pp 2 x dp 2 x tp 2   experts: ep 2, edp 1, etp 2   1F1B, 4 microbatches of "
-            "8 x 128");
+  EXPECT_EQ(s.ToString(), "pp=2 dp=2 tp=2 ep=4 sp zero=1 microbatches=4 checkpoint=selective");
+  EXPECT_EQ(
+      DescribeStrategy(config),
+      "8 virtual devices   pp 2 x dp 2 x tp 2, sequence parallel, ZeRO-1   experts: ep 4, edp 1, etp 1   "
+      "1F1B, 4 microbatches of 8 x 128");
 }
 
 TEST(RunConfigTest, AFileOverlaysEvenWithZeros) {
@@ -76,7 +77,7 @@ TEST(RunConfigTest, UnknownFieldsAllNamedWithTheirLines) {
 
 TEST(RunConfigTest, WhatFollowsFromOthers) {
   RunConfig config = DefaultRunConfig();
-  SetWords("tp=4", config);
+  SetWords("tp=4 ep=2 etp=0", config);
   EXPECT_EQ(StrategyOf(ResolveRunConfig(config)).etp, 4);
   config.mutable_model()->set_num_experts(0);
   EXPECT_EQ(StrategyOf(ResolveRunConfig(config)).etp, 1);

@@ -161,7 +161,7 @@ TEST(FlagsTest, OverlayInOrder) {
   EXPECT_EQ(config.train().train_iters(), 9);  // the flag wins
   EXPECT_EQ(config.model().num_layers(), 6);
   EXPECT_EQ(config.model().capacity_factor(), 0);  // a flag can set a zero
-  EXPECT_EQ(config.strategy(), "pp=2 dp=2 tp=4 ep=2 etp=4 sp checkpoint=selective bf16");
+  EXPECT_EQ(config.strategy(), "pp=2 dp=2 tp=4 ep=4 sp zero=1 checkpoint=selective bf16");
 
   ASSERT_OK(WriteFile(flags, "--model=" + model +
                                  "\n--strategy=dp=4,pp=3\n--nosequence_parallel\n"
