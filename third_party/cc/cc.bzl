@@ -12,6 +12,9 @@ once, "-O0" for the code of tests (their default).
 
 load("@bazel_tools//tools/cpp:toolchain_utils.bzl", "find_cpp_toolchain")
 
+# copts of files for which GCC 12 takes an InlinedVector that has moved to the heap for one that is still inline.
+INLINED_VECTOR_COPTS = ["-Wno-array-bounds"]
+
 _PACKAGE = "third_party/cc"
 
 def _precompiled_header_impl(ctx):

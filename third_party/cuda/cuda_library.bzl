@@ -23,7 +23,7 @@ nvcc's own stubs need.
 """
 
 load("@bazel_tools//tools/cpp:toolchain_utils.bzl", "find_cpp_toolchain")
-load("//third_party/cc:cc.bzl", "cc_library")
+load("//third_party/cc:cc.bzl", "INLINED_VECTOR_COPTS", "cc_library")
 load("@local_cuda//:defs.bzl", "CUDA_HOME", "HAVE_CUDA")
 
 _ARCHITECTURES = ["-gencode=arch=compute_90a,code=sm_90a"]
@@ -36,12 +36,8 @@ _OPTIONS = [
     "-Xcompiler=-fPIC,-Wall,-Wno-unused-parameter,-Wno-sign-compare",
 ]
 
-# nvcc knows pragmas that the host's compiler does not (unroll). GCC 12 takes an InlinedVector that has moved to the heap for
-# one that is still inline.
-_COPTS = [
-    "-Wno-unknown-pragmas",
-    "-Wno-array-bounds",
-]
+# nvcc knows pragmas that the host's compiler does not (unroll).
+_COPTS = ["-Wno-unknown-pragmas"] + INLINED_VECTOR_COPTS
 
 _EMULATED = "//moe/testing/emulated:"
 
