@@ -36,7 +36,7 @@ constexpr DefaultStep kDefaultSteps[] = {
     {"expert-slots",
      "Before shard, which spreads the dim of slots; after autodiff, whose gradients and moments get it, too."},
     {"pad-vocabulary",
-     "Before shard, which wants dims that divide; after autodiff, whose gradients and moments are padded, too."},
+     "Before shard, which needs dims that divide; after autodiff, whose gradients and moments are padded, too."},
     {"context-parallel",
      "On the whole step: the order of the sequence is the same in every chunk and in both phases."},
     {"mixed-precision",

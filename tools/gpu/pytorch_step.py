@@ -84,7 +84,7 @@ class Run:
             lines = [json.loads(line) for line in open(os.path.join(folder, "metrics.jsonl"))]
             checkpoints = sorted(os.listdir(os.path.join(folder, "checkpoint")))
         except OSError as e:
-            fail(f"{e.filename}: {e.strerror}; --run wants the run directory of a compile_and_train that has ended")
+            fail(f"{e.filename}: {e.strerror}; --run takes the run directory of a compile_and_train that has ended")
         check_supported(config)
         self.model, self.strategy, self.train = config["model"], config["strategy"], config["train"]
         self.steps = {line["iteration"]: line for line in lines if line["kind"] == "train"}

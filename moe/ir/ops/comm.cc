@@ -123,7 +123,7 @@ void RegisterCommOps(OpRegistry* r) {
       "comm.rotate",
       "A step of a ring: every rank's block goes to the next rank of the axes, the last one's to the first.",
       kCollective));
-  r->Add(Conversion("comm.reshard", "Several steps whose intermediates are no placements (strided shards).",
+  r->Add(Conversion("comm.reshard", "Several steps whose intermediates are not placements (strided shards).",
                     kCollective));
   r->Add(
       OpDef("comm.bucket")
