@@ -16,8 +16,7 @@
 #include "moe/inspect/graph_svg.h"
 #include "moe/inspect/stage_view.h"
 #include "moe/inspect/timeline.h"
-#include "moe/model/transformer.h"
-#include "moe/plan/compile.h"
+#include "moe/testing/compile_program.h"
 
 namespace moe::inspect {
 namespace {
@@ -26,20 +25,14 @@ using ::testing::HasSubstr;
 using ::testing::Not;
 
 // With `layers`: so many, all of experts.
-Program CompileSmall(const std::string& strategy_text, int64_t layers = 0) {
-  const strategy::Strategy strategy = *strategy::ParseStrategy(strategy_text);
-  absl::StatusOr<model::ModelConfig> config = model::LoadModelConfig("testdata/models/small_test.textproto");
-  EXPECT_TRUE(config.ok()) << config.status();
+Program CompileSmall(const std::string& words, int64_t layers = 0) {
+  model::ModelConfig config = *model::LoadModelConfig("testdata/models/small_test.textproto");
   if (layers > 0) {
-    config->set_num_layers(layers);
-    config->set_first_dense_layers(0);
+    config.set_num_layers(layers);
+    config.set_first_dense_layers(0);
   }
-  absl::StatusOr<std::unique_ptr<Module>> module = model::BuildModel(
-      *config, {.global_batch = 8 * strategy.microbatches, .microbatches = strategy.microbatches});
-  EXPECT_TRUE(module.ok()) << module.status();
-  absl::StatusOr<plan::Compiled> compiled = plan::Compile(*std::move(module), strategy);
-  EXPECT_TRUE(compiled.ok()) << compiled.status();
-  return std::move(compiled->plan.program);
+  const strategy::Strategy strategy = *strategy::ParseStrategy(words);
+  return *testing::CompileProgram(config, strategy, {.global_batch = 8 * strategy.microbatches});
 }
 
 // Checks the nesting of tags and that text holds no bare '<' or '&': enough to tell a broken writer.

@@ -16,8 +16,7 @@
 #include "moe/inspect/model_explorer.h"
 #include "moe/inspect/timeline.h"
 #include "moe/ir/text.h"
-#include "moe/model/transformer.h"
-#include "moe/plan/compile.h"
+#include "moe/testing/compile_program.h"
 
 namespace moe::inspect {
 namespace {
@@ -47,16 +46,10 @@ Program ParseProgram(absl::string_view text) {
   return p;
 }
 
-Program CompileSmall(const std::string& strategy_text) {
-  const strategy::Strategy strategy = *strategy::ParseStrategy(strategy_text);
-  absl::StatusOr<model::ModelConfig> config = model::LoadModelConfig("testdata/models/small_test.textproto");
-  EXPECT_TRUE(config.ok()) << config.status();
-  absl::StatusOr<std::unique_ptr<Module>> module = model::BuildModel(
-      *config, {.global_batch = 8 * strategy.microbatches, .microbatches = strategy.microbatches});
-  EXPECT_TRUE(module.ok()) << module.status();
-  absl::StatusOr<plan::Compiled> compiled = plan::Compile(*std::move(module), strategy);
-  EXPECT_TRUE(compiled.ok()) << compiled.status();
-  return std::move(compiled->plan.program);
+Program CompileSmall(const std::string& words) {
+  const model::ModelConfig config = *model::LoadModelConfig("testdata/models/small_test.textproto");
+  const strategy::Strategy strategy = *strategy::ParseStrategy(words);
+  return *testing::CompileProgram(config, strategy, {.global_batch = 8 * strategy.microbatches});
 }
 
 void ExpectNarrow(const std::string& text) {

@@ -17,10 +17,9 @@
 #include "moe/ir/serialize.h"
 #include "moe/ir/text.h"
 #include "moe/ir/verifier.h"
-#include "moe/model/transformer.h"
 #include "moe/passes/pipeline.h"
-#include "moe/strategy/fold.h"
 #include "moe/strategy/strategy.h"
+#include "moe/testing/compile_program.h"
 
 namespace moe::passes {
 namespace {
@@ -51,15 +50,6 @@ class DefaultPipelineTest : public ::testing::TestWithParam<const char*> {};
 TEST_P(DefaultPipelineTest, EveryStepVerifiesAndRoundTrips) {
   for (const double capacity_factor : {1.5, 0.0}) {
     const model::ModelConfig config = Config(capacity_factor);
-    PassContext context;
-    ASSERT_OK_AND_ASSIGN(context.strategy, strategy::ParseStrategy(GetParam()));
-    Program program;
-    ASSERT_OK_AND_ASSIGN(
-        program.module,
-        model::BuildModel(config, {.global_batch = 8, .microbatches = context.strategy.microbatches}));
-    ASSERT_OK_AND_ASSIGN(program.module->mesh(),
-                         strategy::FoldMesh(context.strategy, config.num_key_value_heads()));
-    EXPECT_OK(Verify(*program.module));
     PipelineOptions options;
     std::vector<std::string> changed;
     options.validate = [&](const std::string& pass, const Program&, const Program& after) -> absl::Status {
@@ -76,7 +66,7 @@ TEST_P(DefaultPipelineTest, EveryStepVerifiesAndRoundTrips) {
       }
       return absl::OkStatus();
     };
-    EXPECT_OK(RunPipeline(Passes(), DefaultPipeline(), program, context, options));
+    EXPECT_OK(testing::CompileProgram(config, GetParam(), {.passes = options}).status());
     EXPECT_GE(changed.size(), 5);
   }
 }
@@ -88,18 +78,10 @@ INSTANTIATE_TEST_SUITE_P(Strategies, DefaultPipelineTest,
 
 // Runs `pipeline` without the pass `off` and checks what is left for the trainer.
 absl::Status Incomplete(const std::string& words, const std::string& pipeline, const std::string& off = "") {
-  const model::ModelConfig config = Config(1.5);
-  PassContext context;
-  ASSIGN_OR_RETURN(context.strategy, strategy::ParseStrategy(words));
-  Program program;
-  ASSIGN_OR_RETURN(
-      program.module,
-      model::BuildModel(config, {.global_batch = 8, .microbatches = context.strategy.microbatches}));
-  ASSIGN_OR_RETURN(program.module->mesh(),
-                   strategy::FoldMesh(context.strategy, config.num_key_value_heads()));
   PipelineOptions options;
   if (!off.empty()) options.disable_passes = {off};
-  RETURN_IF_ERROR(RunPipeline(Passes(), pipeline, program, context, options).status());
+  ASSIGN_OR_RETURN(const Program program,
+                   testing::CompileProgram(Config(1.5), words, {.pipeline = pipeline, .passes = options}));
   return CheckTrainable(program);
 }
 

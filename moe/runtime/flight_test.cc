@@ -12,13 +12,8 @@
 #include "moe/comm/device_worlds.h"
 #include "moe/comm/in_process/in_process.h"
 #include "moe/model/config.h"
-#include "moe/model/transformer.h"
-#include "moe/passes/builtin.h"
-#include "moe/passes/pipeline.h"
 #include "moe/runtime/executor.h"
-#include "moe/runtime/local.h"
-#include "moe/strategy/fold.h"
-#include "moe/strategy/strategy.h"
+#include "moe/testing/compile_program.h"
 #include "moe/testing/random_inputs.h"
 
 namespace moe::runtime {
@@ -155,19 +150,9 @@ TEST(Flight, ARankThatHangsIsNamedAndLeftBehind) {
       num_layers: 2 hidden_size: 32 num_attention_heads: 4 num_key_value_heads: 2 vocab_size: 64 seq_length: 16
       num_experts: 4 moe_router_topk: 2 moe_ffn_hidden_size: 32 capacity_factor: 1.25)",
                                                                                "model"));
-  ASSERT_OK_AND_ASSIGN(const strategy::Strategy strategy,
-                       strategy::ParseStrategy("pp=2 dp=2 tp=2 ep=2 etp=2 microbatches=2"));
-  model::BuildOptions build;
-  build.global_batch = 8;
-  build.microbatches = strategy.microbatches;
   // What a hanging thread may touch when it goes on is never freed.
   auto& program = *new Program;
-  ASSERT_OK_AND_ASSIGN(program.module, model::BuildModel(model, build));
-  ASSERT_OK_AND_ASSIGN(program.module->mesh(), strategy::FoldMesh(strategy, 2));
-  passes::PassContext context;
-  context.strategy = strategy;
-  context.workspace = WorkspaceHook(kernels::Backend::kCpu, strategy.overload);
-  ASSERT_OK(passes::RunPipeline(passes::Passes(), passes::DefaultPipeline(), program, context).status());
+  ASSERT_OK_AND_ASSIGN(program, testing::CompileProgram(model, "pp=2 dp=2 tp=2 ep=2 etp=2 microbatches=2"));
   auto& inner = *new comm::InProcessWorld(8, {.timeout = absl::Seconds(2)});
   auto& stuck = *new StuckWorld(inner.rank(6));
   comm::DeviceWorldsOptions ranks;

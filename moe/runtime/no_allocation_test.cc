@@ -7,12 +7,8 @@
 #include <string>
 
 #include "moe/base/status_matchers.h"
-#include "moe/model/transformer.h"
-#include "moe/passes/builtin.h"
-#include "moe/passes/pipeline.h"
 #include "moe/runtime/executor.h"
-#include "moe/runtime/local.h"
-#include "moe/strategy/fold.h"
+#include "moe/testing/compile_program.h"
 #include "moe/testing/random_inputs.h"
 
 namespace {
@@ -60,18 +56,9 @@ TEST_P(NoAllocationTest, StepsAllocateNothing) {
   ASSERT_OK_AND_ASSIGN(const model::ModelConfig model,
                        model::ParseModelConfig(text + (dropless ? "" : "capacity_factor: 1.25"), "model"));
   ASSERT_OK_AND_ASSIGN(
-      const strategy::Strategy strategy,
-      strategy::ParseStrategy("pp=2 dp=2 tp=2 ep=2 etp=2 microbatches=4 checkpoint=selective"));
-  model::BuildOptions build;
-  build.global_batch = 16;
-  build.microbatches = strategy.microbatches;
-  Program program;
-  ASSERT_OK_AND_ASSIGN(program.module, model::BuildModel(model, build));
-  ASSERT_OK_AND_ASSIGN(program.module->mesh(), strategy::FoldMesh(strategy, 2));
-  passes::PassContext context;
-  context.strategy = strategy;
-  context.workspace = WorkspaceHook(kernels::Backend::kCpu, strategy.overload);
-  ASSERT_OK(passes::RunPipeline(passes::Passes(), passes::DefaultPipeline(), program, context).status());
+      const Program program,
+      testing::CompileProgram(model, "pp=2 dp=2 tp=2 ep=2 etp=2 microbatches=4 checkpoint=selective",
+                              {.global_batch = 16}));
   ASSERT_OK_AND_ASSIGN(std::unique_ptr<Executor> executor, Executor::Create(program, {}));
   ASSERT_OK(executor->InitializeState(1));
   ASSERT_OK_AND_ASSIGN(const StepInputs inputs, testing::RandomInputs(*program.module, {}, 1));

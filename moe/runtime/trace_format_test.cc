@@ -15,15 +15,9 @@
 #include "moe/base/status_matchers.h"
 #include "moe/ir/conversion_parts.h"
 #include "moe/ir/registry.h"
-#include "moe/model/transformer.h"
-#include "moe/passes/builtin.h"
-#include "moe/passes/pass.h"
-#include "moe/passes/pipeline.h"
 #include "moe/runtime/executor.h"
-#include "moe/runtime/local.h"
 #include "moe/runtime/trace.h"
-#include "moe/strategy/fold.h"
-#include "moe/strategy/strategy.h"
+#include "moe/testing/compile_program.h"
 #include "moe/testing/random_inputs.h"
 
 namespace moe::runtime {
@@ -171,16 +165,8 @@ TEST_P(TraceFormatTest, HoldsOfRealSteps) {
                           z_loss_coeff: 0.001 capacity_factor: 1.25)",
                               "model"));
   ASSERT_OK_AND_ASSIGN(const strategy::Strategy strategy, strategy::ParseStrategy(GetParam()));
-  model::BuildOptions build;
-  build.global_batch = 4 * strategy.microbatches;
-  build.microbatches = strategy.microbatches;
-  Program program;
-  ASSERT_OK_AND_ASSIGN(program.module, model::BuildModel(model, build));
-  ASSERT_OK_AND_ASSIGN(program.module->mesh(), strategy::FoldMesh(strategy, 2));
-  passes::PassContext context;
-  context.strategy = strategy;
-  context.workspace = WorkspaceHook(kernels::Backend::kCpu, strategy.overload);
-  ASSERT_OK(passes::RunPipeline(passes::Passes(), passes::DefaultPipeline(), program, context).status());
+  ASSERT_OK_AND_ASSIGN(const Program program,
+                       testing::CompileProgram(model, strategy, {.global_batch = 4 * strategy.microbatches}));
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Executor> executor, Executor::Create(program, {}));
   ASSERT_OK(executor->InitializeState(1));
   ASSERT_OK_AND_ASSIGN(const StepInputs inputs, testing::RandomInputs(*program.module, {}, 1));

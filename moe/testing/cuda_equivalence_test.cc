@@ -22,13 +22,9 @@
 #include "moe/ir/state.h"
 #include "moe/kernels/cuda/cudnn_api.h"
 #include "moe/model/config.h"
-#include "moe/model/transformer.h"
-#include "moe/passes/builtin.h"
-#include "moe/passes/pipeline.h"
 #include "moe/runtime/executor.h"
-#include "moe/runtime/local.h"
-#include "moe/strategy/fold.h"
 #include "moe/strategy/word.h"
+#include "moe/testing/compile_program.h"
 #include "moe/testing/equivalence.h"
 #include "moe/testing/equivalence_lines.h"
 #include "moe/testing/random_inputs.h"
@@ -95,25 +91,11 @@ constexpr Line kLines[] = {
 INSTANTIATE_TEST_SUITE_P(Strategies, CudaEquivalenceTest, ::testing::ValuesIn(kLines));
 
 // A program on CUDA, without the reference.
-absl::StatusOr<std::unique_ptr<Program>> Compile(const char* model_key, const char* words,
-                                                 const std::set<std::string>& libraries = {}) {
+absl::StatusOr<Program> Compile(const char* model_key, const char* words,
+                                const std::set<std::string>& libraries = {}) {
   ASSIGN_OR_RETURN(model::ModelConfig model, model::ParseModelConfig(LineModel(model_key), "model"));
   model.set_dtype("f32");
-  ASSIGN_OR_RETURN(const strategy::Strategy strategy, strategy::ParseStrategy(words));
-  auto program = std::make_unique<Program>();
-  model::BuildOptions build;
-  build.global_batch = 8;
-  build.microbatches = strategy.microbatches;
-  ASSIGN_OR_RETURN(program->module, model::BuildModel(model, build));
-  ASSIGN_OR_RETURN(program->module->mesh(),
-                   strategy::FoldMesh(strategy, AttrInt(program->module->attributes(), "kv_heads")));
-  passes::PassContext context;
-  context.strategy = strategy;
-  context.target.libraries = libraries;
-  context.workspace = runtime::WorkspaceHook(kernels::Backend::kCuda, strategy.overload);
-  RETURN_IF_ERROR(
-      passes::RunPipeline(passes::Passes(), passes::DefaultPipeline(), *program, context).status());
-  return program;
+  return CompileProgram(model, words, {.backend = kernels::Backend::kCuda, .libraries = libraries});
 }
 
 absl::StatusOr<std::vector<double>> Losses(const Program& program, const runtime::ExecutorOptions& options,
@@ -141,14 +123,14 @@ TEST(CudaGraphs, GiveTheSameBits) {
        {std::pair{"cap", "dp=1 microbatches=2"},
         std::pair{"drop", "pp=2 dp=2 ep=2 zero=1 microbatches=2 overlap=on"}}) {
     SCOPED_TRACE(strategy);
-    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Program> program, Compile(model, strategy));
+    ASSERT_OK_AND_ASSIGN(const Program program, Compile(model, strategy));
     runtime::ExecutorOptions options;
     options.backend = kernels::Backend::kCuda;
     options.poison = true;
     int64_t graphs = 0, none = 0;
-    ASSERT_OK_AND_ASSIGN(const std::vector<double> with, Losses(*program, options, &graphs));
+    ASSERT_OK_AND_ASSIGN(const std::vector<double> with, Losses(program, options, &graphs));
     options.graphs = false;
-    ASSERT_OK_AND_ASSIGN(const std::vector<double> without, Losses(*program, options, &none));
+    ASSERT_OK_AND_ASSIGN(const std::vector<double> without, Losses(program, options, &none));
     EXPECT_EQ(with, without);
     EXPECT_GT(graphs, 0);
     EXPECT_EQ(none, 0);
@@ -167,9 +149,9 @@ TEST_P(CudaCudnnTest, MatchesTheReference) {
   if (const auto cudnn = kernels::LoadCudnn(); !cudnn.ok()) GTEST_SKIP() << cudnn.status();
   const CudnnLine& line = GetParam();
   SCOPED_TRACE(line.strategy);
-  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Program> program, Compile(line.model, line.strategy, {"cudnn"}));
+  ASSERT_OK_AND_ASSIGN(const Program program, Compile(line.model, line.strategy, {"cudnn"}));
   int forward = 0, backward = 0;
-  for (const auto& f : program->module->functions()) {
+  for (const auto& f : program.module->functions()) {
     for (const Node* n : f->NodesOf("nn.attention")) forward += n->Has("library");
     for (const Node* n : f->NodesOf("nn.attention_grad")) backward += n->Has("library");
   }
@@ -211,11 +193,11 @@ TEST(CudaCudnn, PositionsAscend) {
   for (const bool library : {true, false}) {
     std::set<std::string> libraries;
     if (library) libraries.insert("cudnn");
-    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Program> program, Compile("cap", "dp=1 bf16", libraries));
+    ASSERT_OK_AND_ASSIGN(const Program program, Compile("cap", "dp=1 bf16", libraries));
     ASSERT_OK_AND_ASSIGN(const std::unique_ptr<runtime::Executor> plan,
-                         runtime::Executor::Create(*program, options));
+                         runtime::Executor::Create(program, options));
     ASSERT_OK(plan->InitializeState(3));
-    ASSERT_OK_AND_ASSIGN(runtime::StepInputs in, RandomInputs(*program->module, {}, 1));
+    ASSERT_OK_AND_ASSIGN(runtime::StepInputs in, RandomInputs(*program.module, {}, 1));
     std::swap(in.positions[4], in.positions[5]);
     if (library) {
       ExpectError(plan->TrainStep(in), absl::StatusCode::kInvalidArgument, "number 5 is 4 after 5");
@@ -235,7 +217,7 @@ TEST(CudaNccl, RanksWithAGpuEachTrainAsThoseThatShareOne) {
        {std::pair{"cap", "tp=2 dp=2 etp=2 ep=2 sp"}, std::pair{"drop", "dp=4 ep=4 zero=3"},
         std::pair{"drop", "pp=2 dp=2 ep=2 zero=1 microbatches=2 overlap=on"}}) {
     SCOPED_TRACE(strategy);
-    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Program> program, Compile(model, strategy));
+    ASSERT_OK_AND_ASSIGN(const Program program, Compile(model, strategy));
     comm::DeviceWorldsOptions worlds;
     worlds.kind = device::DeviceKind::kCuda;
     worlds.num_ranks = 4;
@@ -250,9 +232,9 @@ TEST(CudaNccl, RanksWithAGpuEachTrainAsThoseThatShareOne) {
     options.backend = kernels::Backend::kCuda;
     options.worlds = in_process.get();
     int64_t graphs = 0;
-    ASSERT_OK_AND_ASSIGN(const std::vector<double> shared, Losses(*program, options, &graphs));
+    ASSERT_OK_AND_ASSIGN(const std::vector<double> shared, Losses(program, options, &graphs));
     options.worlds = nccl.get();
-    ASSERT_OK_AND_ASSIGN(const std::vector<double> apart, Losses(*program, options, &graphs));
+    ASSERT_OK_AND_ASSIGN(const std::vector<double> apart, Losses(program, options, &graphs));
     EXPECT_EQ(apart, shared);
   }
 }
@@ -262,14 +244,14 @@ TEST(CudaNccl, RanksWithAGpuEachTrainAsThoseThatShareOne) {
 TEST(CudaTraces, ShowWhenTheDeviceWorked) {
   constexpr int64_t kEach = 500 * 1000;  // ns; kernels of this model take less in emulation
   emulated::SetDevices(1, size_t{4} << 30);
-  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Program> program,
+  ASSERT_OK_AND_ASSIGN(const Program program,
                        Compile("cap", "pp=2 dp=2 ep=2 zero=1 microbatches=2 overlap=on"));
   runtime::ExecutorOptions options;
   options.backend = kernels::Backend::kCuda;
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<runtime::Executor> plan,
-                       runtime::Executor::Create(*program, options));
+                       runtime::Executor::Create(program, options));
   ASSERT_OK(plan->InitializeState(3));
-  ASSERT_OK_AND_ASSIGN(const runtime::StepInputs in, RandomInputs(*program->module, {}, 1));
+  ASSERT_OK_AND_ASSIGN(const runtime::StepInputs in, RandomInputs(*program.module, {}, 1));
   ASSERT_OK(plan->TrainStep(in).status());
   emulated::SetSlowness(std::chrono::nanoseconds(kEach));
   ASSERT_OK(plan->StartTrace(1));
@@ -284,7 +266,7 @@ TEST(CudaTraces, ShowWhenTheDeviceWorked) {
   // What makes a value, through futures, where its name says so.
   std::map<std::string, std::set<std::string>> operands;
   std::map<std::string, int> made;
-  for (const auto& f : program->module->functions()) {
+  for (const auto& f : program.module->functions()) {
     for (const auto& n : f->body()) {
       ++made[n->result_name()];
       for (const Value& v : n->operands()) {
@@ -345,15 +327,15 @@ TEST(CudaTraces, ShowWhenTheDeviceWorked) {
 }
 
 TEST(CudaMemory, TooLittleIsRefusedWithThePlansNumbers) {
-  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Program> program, Compile("cap", "dp=1"));
+  ASSERT_OK_AND_ASSIGN(const Program program, Compile("cap", "dp=1"));
   runtime::ExecutorOptions options;
   options.backend = kernels::Backend::kCuda;
   emulated::SetDevices(1, 100000);
-  ExpectError(runtime::Executor::Create(*program, options), absl::StatusCode::kResourceExhausted,
-              absl::StrCat("the plan needs ", program->memory.stages[0].peak_bytes(), " bytes"), "frame ",
+  ExpectError(runtime::Executor::Create(program, options), absl::StatusCode::kResourceExhausted,
+              absl::StrCat("the plan needs ", program.memory.stages[0].peak_bytes(), " bytes"), "frame ",
               "CUDA device 0", "100000 are free");
   emulated::SetDevices(0, 0);
-  ExpectError(runtime::Executor::Create(*program, options), absl::StatusCode::kUnavailable, "no CUDA device");
+  ExpectError(runtime::Executor::Create(program, options), absl::StatusCode::kUnavailable, "no CUDA device");
   emulated::SetDevices(2, size_t{4} << 30);
 }
 #endif

@@ -11,13 +11,10 @@
 #include "moe/base/status.h"
 #include "moe/ir/state.h"
 #include "moe/model/config.h"
-#include "moe/model/transformer.h"
-#include "moe/passes/builtin.h"
-#include "moe/passes/pipeline.h"
 #include "moe/runtime/executor.h"
 #include "moe/runtime/interpreter.h"
-#include "moe/strategy/fold.h"
 #include "moe/strategy/word.h"
+#include "moe/testing/compile_program.h"
 #include "moe/testing/random_inputs.h"
 #include "moe/testing/trace_check.h"
 
@@ -39,13 +36,8 @@ double Distance(const std::vector<double>& x, const std::vector<double>& y) {
   return std::sqrt(s);
 }
 
-model::BuildOptions OptionsOf(const EquivalenceCase& c, const strategy::Strategy& s) {
-  model::BuildOptions o;
-  o.global_batch = c.global_batch;
-  o.microbatches = s.microbatches;
-  o.clip_grad = 0.05;  // low enough to clip, so that the global norm matters
-  return o;
-}
+// Low enough to clip, so that the global norm matters.
+constexpr double kClip = 0.05;
 
 struct Reference {
   std::vector<runtime::StepInputs> inputs;
@@ -83,10 +75,12 @@ absl::StatusOr<const Reference*> ReferenceFor(model::ModelConfig model, const st
   auto it = cache.find(key);
   if (it != cache.end()) return &it->second;
   Reference r;
-  Program program;
-  ASSIGN_OR_RETURN(program.module, model::BuildModel(model, OptionsOf(c, strategy)));
-  ASSIGN_OR_RETURN(auto passes,
-                   passes::RunPipeline(passes::Passes(), "autodiff", program, passes::PassContext{}));
+  strategy::Strategy one;
+  one.microbatches = strategy.microbatches;
+  ASSIGN_OR_RETURN(
+      const Program program,
+      CompileProgram(model, one,
+                     {.global_batch = c.global_batch, .clip_grad = kClip, .pipeline = "autodiff"}));
   runtime::InterpreterOptions oracle_options;
   oracle_options.backend = kernels::Backend::kBlas;
   oracle_options.poison = c.poison;
@@ -128,17 +122,12 @@ absl::StatusOr<EquivalenceResult> CheckEquivalence(const model::ModelConfig& con
   const double scale =
       strategy.precision == strategy::Precision::kF16 ? ref->inputs[0].scalars.at("loss_scale") : 1;
   model.set_dtype(f32 ? "f32" : "f64");
-  Program program;
-  ASSIGN_OR_RETURN(program.module, model::BuildModel(model, OptionsOf(c, strategy)));
-  ASSIGN_OR_RETURN(program.module->mesh(),
-                   strategy::FoldMesh(strategy, AttrInt(program.module->attributes(), "kv_heads")));
-  passes::PassContext context;
-  context.strategy = strategy;
-  context.target.libraries = c.libraries;
-  context.workspace = runtime::WorkspaceHook(c.backend, strategy.overload);
-  ASSIGN_OR_RETURN(auto passes, passes::RunPipeline(passes::Passes(),
-                                                    c.passes.empty() ? passes::DefaultPipeline() : c.passes,
-                                                    program, context));
+  ASSIGN_OR_RETURN(const Program program, CompileProgram(model, strategy,
+                                                         {.global_batch = c.global_batch,
+                                                          .clip_grad = kClip,
+                                                          .pipeline = c.passes,
+                                                          .backend = c.backend,
+                                                          .libraries = c.libraries}));
   EquivalenceResult result;
   for (const StageMemory& s : program.memory.stages) result.planned_peak.push_back(s.peak_bytes());
   result.may_spill = strategy.overload > 0;

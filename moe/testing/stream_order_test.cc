@@ -19,12 +19,8 @@
 #include "moe/device/host_device.h"
 #include "moe/ir/state.h"
 #include "moe/model/config.h"
-#include "moe/model/transformer.h"
-#include "moe/passes/builtin.h"
-#include "moe/passes/pipeline.h"
 #include "moe/runtime/executor.h"
-#include "moe/runtime/local.h"
-#include "moe/strategy/fold.h"
+#include "moe/testing/compile_program.h"
 #include "moe/testing/equivalence.h"
 #include "moe/testing/equivalence_lines.h"
 #include "moe/testing/order_check.h"
@@ -68,27 +64,15 @@ absl::StatusOr<std::unique_ptr<Watched>> Watch(kernels::Backend backend, int64_t
   return watched;
 }
 
-absl::StatusOr<std::unique_ptr<Program>> Compile(const std::string& model_text, const std::string& words,
-                                                 int64_t global_batch, kernels::Backend backend) {
+// In f32.
+absl::StatusOr<Program> Compile(const std::string& model_text, const std::string& words, int64_t global_batch,
+                                kernels::Backend backend) {
   ASSIGN_OR_RETURN(model::ModelConfig model, model::ParseModelConfig(model_text, "model"));
   model.set_dtype("f32");
-  ASSIGN_OR_RETURN(const strategy::Strategy strategy, strategy::ParseStrategy(words));
-  auto program = std::make_unique<Program>();
-  model::BuildOptions build;
-  build.global_batch = global_batch;
-  build.microbatches = strategy.microbatches;
-  ASSIGN_OR_RETURN(program->module, model::BuildModel(model, build));
-  ASSIGN_OR_RETURN(program->module->mesh(),
-                   strategy::FoldMesh(strategy, AttrInt(program->module->attributes(), "kv_heads")));
-  passes::PassContext context;
-  context.strategy = strategy;
-  context.workspace = runtime::WorkspaceHook(backend, strategy.overload);
-  RETURN_IF_ERROR(
-      passes::RunPipeline(passes::Passes(), passes::DefaultPipeline(), *program, context).status());
-  return program;
+  return CompileProgram(model, words, {.global_batch = global_batch, .backend = backend});
 }
 
-absl::StatusOr<std::unique_ptr<Program>> Compile(const Plan& plan) {
+absl::StatusOr<Program> Compile(const Plan& plan) {
   return Compile(LineModel(plan.model), plan.strategy, /*global_batch=*/8, plan.backend);
 }
 
@@ -131,30 +115,30 @@ TEST_P(StreamOrderTest, EventsOrderAllWork) {
   const Plan& plan = GetParam();
   SCOPED_TRACE(plan.strategy);
   if (!EnoughDevices(plan)) GTEST_SKIP() << "needs " << plan.devices << " GPUs";
-  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Program> program, Compile(plan));
+  ASSERT_OK_AND_ASSIGN(const Program program, Compile(plan));
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Watched> watched,
-                       Watch(plan.backend, program->module->mesh().num_ranks(), plan.devices));
+                       Watch(plan.backend, program.module->mesh().num_ranks(), plan.devices));
   const OrderCheck& check = watched->check;
   runtime::ExecutorOptions options;
   options.backend = plan.backend;
   options.worlds = watched->worlds.get();
   options.graphs = plan.graphs;
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<runtime::Executor> executor,
-                       runtime::Executor::Create(*program, options));
+                       runtime::Executor::Create(program, options));
   ASSERT_OK(executor->InitializeState(3));
   // Graphs are recorded when a part runs for the second time.
   const bool graphs = plan.backend == kGpu && plan.graphs;
   int step = 1;
-  for (; step <= (graphs ? 3 : 2); ++step) ASSERT_OK(Train(*program, step, executor.get()));
+  for (; step <= (graphs ? 3 : 2); ++step) ASSERT_OK(Train(program, step, executor.get()));
   EXPECT_EQ(executor->rank(0).graphs() > 0, graphs);
-  for (const auto& state : program->module->states()) {
+  for (const auto& state : program.module->states()) {
     const std::string kind = AttrString(state->attributes, "kind");
     if (kind == "parameter") ASSERT_OK(executor->ReadState(state->name).status());
   }
   // A step whose decisions are recorded looks at the device on its way.
   runtime::Decisions decisions;
   executor->RecordDecisions(&decisions);
-  ASSERT_OK(Train(*program, step, executor.get()));
+  ASSERT_OK(Train(program, step, executor.get()));
   EXPECT_THAT(check.Races(), IsEmpty());
 
   // Each wait of the first streams is left out in turn. Not every one is missed: some give an order that
@@ -171,7 +155,7 @@ TEST_P(StreamOrderTest, EventsOrderAllWork) {
     ++kind.tried;
     kind.missed += !check.Races(&site).empty();
   }
-  for (const std::string& kind : KindsOf(plan, *program, *watched->worlds)) {
+  for (const std::string& kind : KindsOf(plan, program, *watched->worlds)) {
     EXPECT_GT(kinds[kind].missed, 0) << kind;
   }
   std::string result = absl::StrCat(watched->worlds->Describe(), ": ", check.size(), " entries");
@@ -216,17 +200,16 @@ TEST_P(StreamOrderOfTheMatrix, EventsOrderAllWork) {
   for (size_t i = 4 * GetParam(); i < points.size(); i += 4 * kSlices) {
     const EquivalenceCase c = MatrixSpace().Case(points[i]);
     SCOPED_TRACE(c.strategy);
-    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Program> program,
-                         Compile(c.model, c.strategy, c.global_batch, kHost));
-    const int64_t ranks = program->module->mesh().num_ranks();
+    ASSERT_OK_AND_ASSIGN(const Program program, Compile(c.model, c.strategy, c.global_batch, kHost));
+    const int64_t ranks = program.module->mesh().num_ranks();
     const int devices = i / (4 * kSlices) % 2 == 0 ? static_cast<int>(ranks) : 1;
     ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Watched> watched, Watch(kHost, ranks, devices));
     runtime::ExecutorOptions options;
     options.worlds = watched->worlds.get();
     ASSERT_OK_AND_ASSIGN(const std::unique_ptr<runtime::Executor> executor,
-                         runtime::Executor::Create(*program, options));
+                         runtime::Executor::Create(program, options));
     ASSERT_OK(executor->InitializeState(3));
-    for (int step = 1; step <= 2; ++step) ASSERT_OK(Train(*program, step, executor.get()));
+    for (int step = 1; step <= 2; ++step) ASSERT_OK(Train(program, step, executor.get()));
     EXPECT_THAT(watched->check.Races(), IsEmpty());
   }
 }
@@ -238,23 +221,23 @@ TEST(StreamOrder, OfPlansInTheSameMemory) {
   const Plan one = {"drop", "dp=4 ep=4 microbatches=2 overlap=on", kGpu, 4};
   const Plan other = {"drop", "dp=4 ep=4 overlap=on checkpoint=full", kGpu, 4};
   if (!EnoughDevices(one)) GTEST_SKIP() << "needs " << one.devices << " GPUs";
-  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Program> program, Compile(one));
-  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Program> next, Compile(other));
+  ASSERT_OK_AND_ASSIGN(const Program program, Compile(one));
+  ASSERT_OK_AND_ASSIGN(const Program next, Compile(other));
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Watched> watched, Watch(kGpu, 4, one.devices));
   runtime::ExecutorOptions options;
   options.backend = kGpu;
   options.worlds = watched->worlds.get();
-  options.room_for = {next.get()};
+  options.room_for = {&next};
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<runtime::Executor> executor,
-                       runtime::Executor::Create(*program, options));
+                       runtime::Executor::Create(program, options));
   options.room_for.clear();
   options.memory_of = executor.get();
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<runtime::Executor> second,
-                       runtime::Executor::Create(*next, options));
+                       runtime::Executor::Create(next, options));
   ASSERT_OK(executor->InitializeState(3));
   for (int step = 1; step <= 4; step += 2) {
-    ASSERT_OK(Train(*program, step, executor.get()));
-    ASSERT_OK(Train(*next, step + 1, second.get()));
+    ASSERT_OK(Train(program, step, executor.get()));
+    ASSERT_OK(Train(next, step + 1, second.get()));
   }
   EXPECT_THAT(watched->check.Races(), IsEmpty());
 }

@@ -15,12 +15,11 @@
 #include "moe/cost/node_cost.h"
 #include "moe/ir/registry.h"
 #include "moe/ir/state.h"
-#include "moe/model/transformer.h"
 #include "moe/passes/builtin.h"
 #include "moe/passes/pipeline.h"
 #include "moe/passes/schedule/schedule_table.h"
 #include "moe/passes/schedule/split_phases.h"
-#include "moe/strategy/fold.h"
+#include "moe/testing/compile_program.h"
 #include "moe/testing/equivalence.h"
 
 namespace moe::passes {
@@ -31,16 +30,7 @@ constexpr char kBefore[] = "autodiff,partition-stages,shard,insert-collectives";
 absl::StatusOr<Program> Place(const std::string& strategy, const std::string& pipeline) {
   ASSIGN_OR_RETURN(const model::ModelConfig config,
                    model::LoadModelConfig("testdata/models/small_test.textproto"));
-  PassContext context;
-  ASSIGN_OR_RETURN(context.strategy, strategy::ParseStrategy(strategy));
-  Program program;
-  ASSIGN_OR_RETURN(
-      program.module,
-      model::BuildModel(config, {.global_batch = 8, .microbatches = context.strategy.microbatches}));
-  ASSIGN_OR_RETURN(program.module->mesh(),
-                   strategy::FoldMesh(context.strategy, config.num_key_value_heads()));
-  RETURN_IF_ERROR(RunPipeline(Passes(), pipeline, program, context).status());
-  return program;
+  return testing::CompileProgram(config, strategy, {.pipeline = pipeline});
 }
 
 int64_t ResidualBytes(const Program& program) {

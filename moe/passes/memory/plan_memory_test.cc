@@ -11,14 +11,11 @@
 #include "moe/base/status.h"
 #include "moe/base/status_matchers.h"
 #include "moe/ir/text.h"
-#include "moe/model/transformer.h"
-#include "moe/passes/builtin.h"
 #include "moe/passes/pipeline.h"
 #include "moe/passes/schedule/schedule.h"
 #include "moe/passes/schedule/schedule_table.h"
-#include "moe/runtime/local.h"
-#include "moe/strategy/fold.h"
 #include "moe/strategy/strategy.h"
+#include "moe/testing/compile_program.h"
 #include "moe/testing/sharded_model.h"
 #include "moe/testing/validate_passes.h"
 
@@ -133,14 +130,6 @@ TEST_F(PlanMemoryTest, RefusesAStateThatIsReadAfterItsUpdate) {
 class PlanMemoryMeaningTest : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(PlanMemoryMeaningTest, PlacesHoldTheStep) {
-  ASSERT_OK_AND_ASSIGN(const strategy::Strategy strategy, strategy::ParseStrategy(GetParam()));
-  const model::ModelConfig config = model::ResolveModelConfig(testing::SmallDropless());
-  Program program;
-  ASSERT_OK_AND_ASSIGN(program.module, model::BuildModel(config, {.global_batch = 8, .microbatches = 2}));
-  ASSERT_OK_AND_ASSIGN(program.module->mesh(), strategy::FoldMesh(strategy, config.num_key_value_heads()));
-  PassContext context;
-  context.strategy = strategy;
-  context.workspace = runtime::WorkspaceHook(kernels::Backend::kCpu, strategy.overload);
   testing::PassValidator validator({.microbatches = 0});
   int compared = 0;
   PipelineOptions options;
@@ -149,7 +138,7 @@ TEST_P(PlanMemoryMeaningTest, PlacesHoldTheStep) {
     ++compared;
     return validator.Compare(pass, before, after);
   };
-  ASSERT_OK(RunPipeline(Passes(), DefaultPipeline(), program, context, options));
+  ASSERT_OK(testing::CompileProgram(testing::SmallDropless(), GetParam(), {.passes = options}).status());
   EXPECT_EQ(compared, 1);
 }
 

@@ -9,13 +9,10 @@
 #include "moe/base/status.h"
 #include "moe/base/status_matchers.h"
 #include "moe/ir/text.h"
-#include "moe/model/transformer.h"
-#include "moe/passes/builtin.h"
 #include "moe/passes/pipeline.h"
 #include "moe/passes/schedule/schedule_table.h"
-#include "moe/runtime/local.h"
-#include "moe/strategy/fold.h"
 #include "moe/strategy/strategy.h"
+#include "moe/testing/compile_program.h"
 #include "moe/testing/sharded_model.h"
 #include "moe/testing/validate_passes.h"
 
@@ -141,14 +138,6 @@ TEST_F(ScheduleTest, RefusesATableThatStandsStill) {
 class ScheduleMeaningTest : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(ScheduleMeaningTest, ActionsComputeTheStep) {
-  ASSERT_OK_AND_ASSIGN(const strategy::Strategy strategy, strategy::ParseStrategy(GetParam()));
-  const model::ModelConfig config = model::ResolveModelConfig(testing::SmallMoe());
-  Program program;
-  ASSERT_OK_AND_ASSIGN(program.module, model::BuildModel(config, {.global_batch = 8, .microbatches = 4}));
-  ASSERT_OK_AND_ASSIGN(program.module->mesh(), strategy::FoldMesh(strategy, config.num_key_value_heads()));
-  PassContext context;
-  context.strategy = strategy;
-  context.workspace = runtime::WorkspaceHook(kernels::Backend::kCpu, strategy.overload);
   testing::PassValidator validator({.microbatches = 0});
   Program unscheduled;
   int compared = 0;
@@ -160,7 +149,7 @@ TEST_P(ScheduleMeaningTest, ActionsComputeTheStep) {
     ++compared;
     return validator.Compare("schedule", unscheduled, after);
   };
-  ASSERT_OK(RunPipeline(Passes(), DefaultPipeline(), program, context, options));
+  ASSERT_OK(testing::CompileProgram(testing::SmallMoe(), GetParam(), {.passes = options}).status());
   EXPECT_EQ(compared, 1);
 }
 
