@@ -8,8 +8,8 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
+#include <random>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -43,6 +43,22 @@ std::string Parent(const std::string& path) {
   const size_t slash = path.find_last_of('/');
   if (slash == std::string::npos) return ".";
   return slash == 0 ? "/" : path.substr(0, slash);
+}
+
+// A name beside `path` that nothing has. `make` creates it, and gives -1 with errno as the system's calls do.
+// Modes follow the umask that way; those of mkstemp and mkdtemp do not.
+template <typename Make>
+absl::StatusOr<std::string> CreateBeside(const std::string& path, absl::string_view what, Make make) {
+  constexpr absl::string_view kLetters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+  constexpr int kTries = 100;
+  thread_local std::mt19937_64 random(std::random_device{}());
+  for (int i = 0; i < kTries; ++i) {
+    std::string name = absl::StrCat(path, ".tmp.");
+    for (int c = 0; c < 6; ++c) name += kLetters[random() % kLetters.size()];
+    if (make(name.c_str()) >= 0) return name;
+    if (errno != EEXIST) break;
+  }
+  return SystemError(absl::StrCat("create a ", what, " for"), path);
 }
 
 absl::Status SyncFolder(const std::string& path) {
@@ -120,10 +136,10 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes)
 }
 
 absl::Status WriteFile(const std::string& path, absl::string_view contents) {
-  std::string temporary = absl::StrCat(path, ".tmp.XXXXXX");
-  const int fd = ::mkstemp(temporary.data());
-  if (fd < 0) return SystemError("create a file for", path);
-  ::fchmod(fd, 0644);
+  int fd = -1;
+  ASSIGN_OR_RETURN(const std::string temporary, CreateBeside(path, "file", [&](const char* name) {
+                     return fd = ::open(name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+                   }));
   ::close(fd);
   absl::Status status = [&]() -> absl::Status {
     ASSIGN_OR_RETURN(FileWriter writer, FileWriter::Create(temporary));
@@ -140,7 +156,7 @@ absl::Status MakeFolders(const std::string& path) {
   if (path.empty() || IsFolder(path)) return absl::OkStatus();
   const std::string parent = Parent(path);
   if (parent != path) RETURN_IF_ERROR(MakeFolders(parent));
-  if (::mkdir(path.c_str(), 0755) != 0) {
+  if (::mkdir(path.c_str(), 0777) != 0) {
     const int error = errno;
     if (error == EEXIST && IsFolder(path)) return absl::OkStatus();  // someone else was faster
     return SystemError("create folder", path, error);
@@ -173,7 +189,7 @@ absl::StatusOr<std::vector<std::string>> ListFolder(const std::string& path) {
 }
 
 absl::StatusOr<FileWriter> FileWriter::Create(const std::string& path, bool append) {
-  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | (append ? O_APPEND : O_TRUNC), 0644);
+  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | (append ? O_APPEND : O_TRUNC), 0666);
   if (fd < 0) return SystemError("write", path);
   return FileWriter(path, fd);
 }
@@ -249,9 +265,8 @@ absl::StatusOr<AtomicFolder> AtomicFolder::Create(const std::string& final_path)
   while (path.size() > 1 && path.back() == '/') path.pop_back();
   if (path.empty()) return absl::InvalidArgumentError("a folder needs a path");
   RETURN_IF_ERROR(MakeFolders(Parent(path)));
-  std::string temporary = absl::StrCat(path, ".tmp.XXXXXX");
-  if (::mkdtemp(temporary.data()) == nullptr) return SystemError("create a temporary folder for", path);
-  ::chmod(temporary.c_str(), 0755);
+  ASSIGN_OR_RETURN(std::string temporary, CreateBeside(path, "temporary folder",
+                                                       [](const char* name) { return ::mkdir(name, 0777); }));
   return AtomicFolder(std::move(path), std::move(temporary));
 }
 

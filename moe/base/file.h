@@ -7,9 +7,9 @@
 //   RETURN_IF_ERROR(WriteFile(JoinPath(folder.path(), "manifest.json"), manifest));
 //   RETURN_IF_ERROR(folder.Commit());                                     // readers see all of it, or nothing
 //
-// Every error names the path and what the system said. The functions are safe to call from several threads on
-// different paths; FileWriter and AtomicFolder belong to one thread at a time, RandomAccessFile to any
-// number.
+// Modes of new files and folders follow the umask. Every error names the path and what the system said. The
+// functions are safe to call from several threads on different paths; FileWriter and AtomicFolder belong to
+// one thread at a time, RandomAccessFile to any number.
 #pragma once
 
 #include <cstdint>

@@ -109,6 +109,28 @@ TEST_F(FileTest, AtomicFolderAppearsOnlyOnCommit) {
   EXPECT_THAT(names, ElementsAre("ckpt"));
 }
 
+TEST_F(FileTest, ModesFollowTheUmask) {
+  const auto mode = [&](absl::string_view name) {
+    struct stat info = {};
+    EXPECT_EQ(::stat(Path(name).c_str(), &info), 0) << name;
+    return info.st_mode & 0777;
+  };
+  const mode_t before = ::umask(0);
+  for (const mode_t mask : {0002, 0022, 0077}) {
+    ::umask(mask);
+    ASSERT_OK(RemoveTree(Path("a")));
+    ASSERT_OK(MakeFolders(Path("a/b")));
+    ASSERT_OK(WriteFile(Path("a/whole"), "x"));
+    ASSERT_OK_AND_ASSIGN(FileWriter writer, FileWriter::Create(Path("a/appended")));
+    ASSERT_OK(writer.Close());
+    ASSERT_OK_AND_ASSIGN(AtomicFolder folder, AtomicFolder::Create(Path("a/folder")));
+    ASSERT_OK(folder.Commit());
+    for (const char* name : {"a", "a/b", "a/folder"}) EXPECT_EQ(mode(name), 0777 & ~mask) << name;
+    for (const char* name : {"a/whole", "a/appended"}) EXPECT_EQ(mode(name), 0666 & ~mask) << name;
+  }
+  ::umask(before);
+}
+
 TEST_F(FileTest, AtomicFolderNeedsAWritablePlace) {
   ASSERT_OK(WriteFile(Path("file"), ""));
   ExpectError(AtomicFolder::Create(Path("file/ckpt")), absl::StatusCode::kFailedPrecondition, Path("file"));
