@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -389,7 +390,8 @@ absl::Status Checkpoint::CheckTensors(absl::Span<const TensorSpec> expected,
                    hidden > 0 ? absl::StrCat("\n  and ", hidden, " more") : ""));
 }
 
-absl::Status CheckSameModel(const std::string& saved_text, const model::ModelConfig& wanted_config) {
+absl::StatusOr<std::vector<std::string>> ModelDifferences(const std::string& saved_text,
+                                                          const model::ModelConfig& wanted_config) {
   // These change neither the parameters nor the function that they compute on an unmasked token.
   static const auto* const ignored = new std::set<std::string>{
       "name",     "seq_length",     "capacity_factor", "routing_groups_per_sequence",
@@ -416,6 +418,11 @@ absl::Status CheckSameModel(const std::string& saved_text, const model::ModelCon
     printer.PrintFieldValueToString(wanted, field, -1, &b);
     if (a != b) differences.push_back(absl::StrCat(field->name(), ": checkpoint ", a, ", this run ", b));
   }
+  return differences;
+}
+
+absl::Status CheckSameModel(const std::string& saved, const model::ModelConfig& wanted) {
+  ASSIGN_OR_RETURN(const std::vector<std::string> differences, ModelDifferences(saved, wanted));
   if (differences.empty()) return absl::OkStatus();
   return absl::FailedPreconditionError(
       absl::StrCat("the checkpoint is of another model:\n  ", absl::StrJoin(differences, "\n  ")));
@@ -423,22 +430,53 @@ absl::Status CheckSameModel(const std::string& saved_text, const model::ModelCon
 
 std::string CheckpointName(int64_t step) { return absl::StrFormat("step_%08d", step); }
 
+int64_t CheckpointStep(absl::string_view name) {
+  int64_t step = -1;
+  absl::string_view digits = name;
+  if (!absl::ConsumePrefix(&digits, "step_") || !absl::SimpleAtoi(digits, &step)) return -1;
+  return name == CheckpointName(step) ? step : -1;
+}
+
+std::vector<int64_t> ListCheckpoints(const std::string& root) {
+  std::vector<int64_t> steps;
+  for (const std::string& name : ListFolder(root).value_or(std::vector<std::string>())) {
+    const int64_t step = CheckpointStep(name);
+    if (step >= 0 && IsFolder(JoinPath(root, name))) steps.push_back(step);
+  }
+  std::sort(steps.begin(), steps.end());
+  return steps;
+}
+
 absl::StatusOr<std::string> FindLatestCheckpoint(const std::string& root) {
   if (FileExists(JoinPath(root, kManifest))) return root;  // it is one itself
-  absl::StatusOr<std::vector<std::string>> names = ListFolder(root);
-  if (!names.ok()) return Annotate(names.status(), "no checkpoint");
-  int64_t best = -1;
-  for (const std::string& name : *names) {
-    int64_t step = -1;
-    absl::string_view digits = name;
-    if (!absl::ConsumePrefix(&digits, "step_") || !absl::SimpleAtoi(digits, &step)) continue;
-    if (step > best && name == CheckpointName(step) &&
-        FileExists(JoinPath(JoinPath(root, name), kManifest))) {
-      best = step;
-    }
+  const std::vector<int64_t> steps = ListCheckpoints(root);
+  if (steps.empty()) return absl::NotFoundError(absl::StrCat("there is no checkpoint in ", root));
+  return JoinPath(root, CheckpointName(steps.back()));
+}
+
+absl::StatusOr<std::unique_ptr<Checkpoint>> OpenWhole(const std::string& dir) {
+  const auto open = [](const std::string& d) -> absl::StatusOr<std::unique_ptr<Checkpoint>> {
+    ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(d));
+    RETURN_IF_ERROR(checkpoint->Verify());
+    return checkpoint;
+  };
+  absl::StatusOr<std::unique_ptr<Checkpoint>> opened = open(dir);
+  const absl::Status status = opened.status();
+  if (!absl::IsDataLoss(status) && !absl::IsNotFound(status) && !absl::IsInvalidArgument(status))
+    return opened;
+  const std::filesystem::path path = std::filesystem::path(dir).lexically_normal();
+  const std::string root = path.has_parent_path() ? path.parent_path().string() : ".";
+  std::vector<int64_t> steps = ListCheckpoints(root);
+  std::reverse(steps.begin(), steps.end());
+  std::string advice = "there is no whole one beside it";
+  for (const int64_t step : steps) {
+    const std::string other = JoinPath(root, CheckpointName(step));
+    if (path == std::filesystem::path(other).lexically_normal() || !open(other).ok()) continue;
+    advice = absl::StrCat("the newest whole one is that of step ", step, ": --resume=", other);
+    break;
   }
-  if (best < 0) return absl::NotFoundError(absl::StrCat("there is no checkpoint in ", root));
-  return JoinPath(root, CheckpointName(best));
+  return absl::Status(status.code(),
+                      absl::StrCat("checkpoint ", dir, " is damaged: ", status.message(), ";\n", advice));
 }
 
 }  // namespace moe::train

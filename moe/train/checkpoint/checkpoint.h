@@ -116,13 +116,24 @@ class Checkpoint {
   std::set<std::string, std::less<>> verified_ ABSL_GUARDED_BY(mutex_);
 };
 
-// FailedPrecondition naming every field that makes `saved` (textproto) another model than `wanted`. Fields
-// that change neither the tensors nor what they compute are ignored: the name, loss coefficients, capacity,
-// sequence length, ...
+// A line for every field that makes `saved` (textproto) another model than `wanted`: "num_experts: checkpoint
+// 8, this run 4". Fields that change neither the tensors nor what they compute are ignored: the name, loss
+// coefficients, capacity, sequence length, ... DataLoss if `saved` does not parse.
+absl::StatusOr<std::vector<std::string>> ModelDifferences(const std::string& saved,
+                                                          const model::ModelConfig& wanted);
+// FailedPrecondition with all of them, if there are any.
 absl::Status CheckSameModel(const std::string& saved, const model::ModelConfig& wanted);
 
-// "step_00000300"; and the folder of the highest step under `root`, or NotFound.
+// "step_00000300", and the reverse, -1 for other names.
 std::string CheckpointName(int64_t step);
+int64_t CheckpointStep(absl::string_view name);
+// Steps that have a folder under `root`, whole or not, ascending; none if there is no `root`.
+std::vector<int64_t> ListCheckpoints(const std::string& root);
+// The folder of the highest of them, or NotFound; `root`, if that is a checkpoint itself. A damaged one is not
+// passed over in silence: who opens it is told.
 absl::StatusOr<std::string> FindLatestCheckpoint(const std::string& root);
+// Opens a checkpoint and hashes every tensor. Of one that is damaged, the error names the newest whole one
+// beside it.
+absl::StatusOr<std::unique_ptr<Checkpoint>> OpenWhole(const std::string& dir);
 
 }  // namespace moe::train

@@ -234,12 +234,41 @@ TEST_F(CheckpointTest, FindsTheLatest) {
   Save();
   dir_ = JoinPath(root_, CheckpointName(20));
   Save();
-  ASSERT_OK(MakeFolders(JoinPath(root_, CheckpointName(400))));         // no manifest
   ASSERT_OK(MakeFolders(JoinPath(root_, "step_00000500.tmp.AbCdEf")));  // a write that was cut off
+  ASSERT_OK(WriteFile(JoinPath(root_, CheckpointName(600)), "a file"));
   ASSERT_OK_AND_ASSIGN(std::string latest, FindLatestCheckpoint(root_));
   EXPECT_EQ(latest, JoinPath(root_, CheckpointName(300)));
+  EXPECT_THAT(ListCheckpoints(root_), ::testing::ElementsAre(20, 300));
   ASSERT_OK_AND_ASSIGN(latest, FindLatestCheckpoint(dir_));
   EXPECT_EQ(latest, dir_);
+}
+
+TEST_F(CheckpointTest, OfADamagedOneTheNewestWholeOneIsNamed) {
+  Save();  // step 300
+  EXPECT_OK(OpenWhole(dir_));
+  const std::string whole = dir_;
+  for (const int64_t step : {20, 400, 500, 600}) {
+    dir_ = JoinPath(root_, CheckpointName(step));
+    Save();
+  }
+  const auto damage = [&](int64_t step, const std::string& file) {
+    const std::string path = JoinPath(JoinPath(root_, CheckpointName(step)), file);
+    ASSERT_OK_AND_ASSIGN(std::string bytes, ReadFile(path));
+    bytes[bytes.size() - 3] ^= 1;
+    ASSERT_OK(WriteFile(path, bytes));
+  };
+  damage(600, "manifest.json");
+  damage(500, "model-00002-of-00002.safetensors");
+  ASSERT_OK(RemoveTree(JoinPath(JoinPath(root_, CheckpointName(400)), "manifest.json")));
+  for (const int64_t step : {400, 500, 600}) {
+    ExpectError(OpenWhole(JoinPath(root_, CheckpointName(step))),
+                step == 400 ? absl::StatusCode::kNotFound : absl::StatusCode::kDataLoss, CheckpointName(step),
+                "is damaged", absl::StrCat("step 300: --resume=", whole));
+  }
+  damage(300, "manifest.json");
+  damage(20, "manifest.json");
+  ExpectError(OpenWhole(JoinPath(root_, CheckpointName(600))), absl::StatusCode::kDataLoss,
+              "there is no whole one");
 }
 
 }  // namespace

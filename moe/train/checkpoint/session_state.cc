@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <memory>
 #include <utility>
 
@@ -95,8 +96,10 @@ absl::StatusOr<CheckpointMeta> RestoreSession(const std::string& dir, const mode
 }
 
 absl::StatusOr<std::string> FindCheckpoint(const std::string& path) {
-  if (FileExists(JoinPath(path, "manifest.json"))) return path;
   if (!IsFolder(path)) return absl::NotFoundError(absl::StrCat("there is no checkpoint folder ", path));
+  const std::filesystem::path named(path);
+  const std::string name = (named.has_filename() ? named : named.parent_path()).filename().string();
+  if (CheckpointStep(name) >= 0) return path;  // whoever opens it is told what is missing
   const std::string inside = JoinPath(path, "checkpoint");
   return FindLatestCheckpoint(IsFolder(inside) ? inside : path);
 }
