@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <filesystem>
 #include <map>
 #include <utility>
 #include <vector>
@@ -72,7 +73,14 @@ RunConfig DefaultRunConfig() {
 
 absl::Status MergeRunConfigFile(const std::string& path, RunConfig& config) {
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path, 1 << 24));
-  return MergeTextproto(text, path, config);
+  RETURN_IF_ERROR(MergeTextproto(text, path, config));
+  RunConfig alone;
+  RETURN_IF_ERROR(MergeTextproto(text, path, alone));
+  if (!alone.train().data_path().empty()) {
+    const std::string folder = std::filesystem::path(path).parent_path().string();
+    config.mutable_train()->set_data_path(JoinPath(folder, alone.train().data_path()));
+  }
+  return absl::OkStatus();
 }
 
 RunConfig ResolveRunConfig(RunConfig config) {

@@ -31,7 +31,8 @@ namespace moe::train {
 // ZeRO-1, experts over the 4 ranks of a stage; 4 microbatches of 8 x 128 tokens. Tokens are exchanged there and back.
 RunConfig DefaultRunConfig();
 
-// Overlays a textproto file. InvalidArgument naming every unknown field with line and column.
+// Overlays a textproto file. A relative data_path is meant from the folder that the file is in. InvalidArgument
+// naming every unknown field with line and column.
 absl::Status MergeRunConfigFile(const std::string& path, RunConfig& config);
 
 // Sets every field that was left out and has a default or follows from others. What is given keeps its value, and

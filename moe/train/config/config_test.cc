@@ -59,6 +59,17 @@ TEST(RunConfigTest, TheSavedTextGivesTheSameRunAgain) {
   EXPECT_TRUE(MessageDifferencer::Equals(ResolveRunConfig(again), config));
 }
 
+TEST(RunConfigTest, ARelativeTextIsMeantFromTheFolderOfTheFile) {
+  RunConfig config = DefaultRunConfig();
+  ASSERT_OK(MergeRunConfigFile(WriteConfig("train { data_path: 'texts/a.txt' }"), config));
+  EXPECT_EQ(config.train().data_path(), JoinPath(::testing::TempDir(), "texts/a.txt"));
+  // A file that names none leaves what there is.
+  ASSERT_OK(MergeRunConfigFile(WriteConfig("train { lr: 0.5 }"), config));
+  EXPECT_EQ(config.train().data_path(), JoinPath(::testing::TempDir(), "texts/a.txt"));
+  ASSERT_OK(MergeRunConfigFile(WriteConfig("train { data_path: '/texts/b.txt' }"), config));
+  EXPECT_EQ(config.train().data_path(), "/texts/b.txt");
+}
+
 TEST(RunConfigTest, UnknownFieldsAllNamedWithTheirLines) {
   RunConfig config = DefaultRunConfig();
   const RunConfig before = config;
