@@ -129,16 +129,23 @@ std::string SummaryJson(const RunSummary& summary) {
   return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
+MetricsLines SplitMetrics(absl::string_view text, int64_t iteration) {
+  MetricsLines lines;
+  for (absl::string_view line : absl::StrSplit(text, '\n', absl::SkipEmpty())) {
+    const nlohmann::json json = nlohmann::json::parse(line.begin(), line.end(), nullptr, false);
+    if (!json.is_object() || !json.contains("iteration") || !json["iteration"].is_number_integer()) continue;
+    const int64_t at = json["iteration"].get<int64_t>();
+    absl::StrAppend(at <= iteration ? &lines.kept : &lines.later, line, "\n");
+    lines.evaluated = lines.evaluated || (at == iteration && json.value("kind", "") == "eval");
+  }
+  return lines;
+}
+
 absl::StatusOr<MetricsWriter> MetricsWriter::Open(const std::string& path, int64_t resume_after) {
   std::string kept;
   if (resume_after > 0 && FileExists(path)) {
     ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
-    for (absl::string_view line : absl::StrSplit(text, '\n', absl::SkipEmpty())) {
-      const nlohmann::json json = nlohmann::json::parse(line.begin(), line.end(), nullptr, false);
-      const bool whole =
-          json.is_object() && json.contains("iteration") && json["iteration"].is_number_integer();
-      if (whole && json["iteration"].get<int64_t>() <= resume_after) absl::StrAppend(&kept, line, "\n");
-    }
+    kept = SplitMetrics(text, resume_after).kept;
   }
   RETURN_IF_ERROR(WriteFile(path, kept));
   ASSIGN_OR_RETURN(FileWriter file, FileWriter::Create(path, /*append=*/true));

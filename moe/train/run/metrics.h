@@ -16,6 +16,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "moe/base/file.h"
 
@@ -72,6 +73,13 @@ struct RunSummary {
 };
 // {"kind":"summary","step":100,"held_out_loss":1.9,...}; bytes that are not UTF-8 are replaced.
 std::string SummaryJson(const RunSummary& summary);
+
+// Lines of metrics.jsonl up to an iteration, and of later ones; what is no whole line of either is dropped.
+struct MetricsLines {
+  std::string kept, later;
+  bool evaluated = false;  // at the iteration itself
+};
+MetricsLines SplitMetrics(absl::string_view text, int64_t iteration);
 
 class MetricsWriter {
  public:
