@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <numeric>
 #include <utility>
 
@@ -17,6 +18,7 @@
 #include "moe/model/config.h"
 #include "moe/train/checkpoint/session_state.h"
 #include "moe/train/run/learning_rate.h"
+#include "moe/train/run/resume_check.h"
 
 namespace moe::train {
 namespace {
@@ -107,20 +109,13 @@ Trainer::Next Trainer::NextStep() const {
 
 absl::Status Trainer::Resume(const std::string& path) {
   ASSIGN_OR_RETURN(const std::string dir, FindCheckpoint(path));
+  {
+    ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(dir));
+    RETURN_IF_ERROR(
+        Annotate(CheckResume(checkpoint->meta(), config_, meta_.data_fingerprint, /*planned=*/true), dir));
+  }
   ASSIGN_OR_RETURN(const CheckpointMeta saved,
                    RestoreSession(dir, config_.model(), module_, *buckets_[0].plans[0].session));
-  if (saved.data_fingerprint != meta_.data_fingerprint) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("checkpoint ", dir, " was trained on another text or split (", saved.data_fingerprint,
-                     ", here ", meta_.data_fingerprint,
-                     "); resume with the same --data_path and --held_out_fraction, or evaluate with "
-                     "--eval_only"));
-  }
-  if (saved.seed != meta_.seed) {
-    return absl::FailedPreconditionError(absl::StrCat("checkpoint ", dir, " was trained with seed ",
-                                                      saved.seed, ", here it is ", meta_.seed,
-                                                      "; the order of the data would change"));
-  }
   meta_.step = saved.step;
   meta_.consumed_samples = saved.consumed_samples;
   meta_.skipped_steps = saved.skipped_steps;

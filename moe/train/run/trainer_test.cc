@@ -366,7 +366,8 @@ TEST(TrainerTest, RefusesCheckpointsOfOtherRuns) {
   other = config;
   other.mutable_train()->set_seed(2);
   ASSERT_OK_AND_ASSIGN(Rig c, Make(other));
-  ExpectError(c.trainer->Resume(dir), absl::StatusCode::kFailedPrecondition, "seed 1", "2");
+  ExpectError(c.trainer->Resume(dir), absl::StatusCode::kFailedPrecondition,
+              "seed: checkpoint 1, this run 2");
   EXPECT_OK(c.trainer->LoadWeights(dir));
   ExpectError(c.trainer->Resume(Folder("nowhere")), absl::StatusCode::kNotFound, "nowhere");
 }
