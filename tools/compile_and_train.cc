@@ -21,12 +21,13 @@
 #include "absl/strings/str_replace.h"
 #include "absl/time/time.h"
 #include "absl/types/optional.h"
-#include "moe/base/file.h"
+#include "moe/base/status.h"
 #include "moe/comm/job/environment.h"
 #include "moe/comm/job/job.h"
 #include "moe/comm/job/spawn.h"
 #include "moe/testing/validate_passes.h"
 #include "moe/train/config/flags.h"
+#include "moe/train/run/resume_point.h"
 #include "moe/train/run/run.h"
 #include "tools/check_against_reference.h"
 #include "tools/opt.h"
@@ -171,12 +172,12 @@ int main(int argc, char** argv) {
     std::cout << moe::tools::DescribePasses();
     return 0;
   }
-  // A run directory says itself what it was: flags need only name what shall differ.
-  if (absl::GetFlag(FLAGS_config).empty() && absl::GetFlag(FLAGS_resume).has_value()) {
-    const std::string saved = moe::JoinPath(*absl::GetFlag(FLAGS_resume), "config.textproto");
-    if (moe::FileExists(saved)) absl::SetFlag(&FLAGS_config, saved);
-  }
-  const absl::StatusOr<moe::train::RunConfig> config = moe::train::RunConfigFromFlags();
+  // A run says itself what it was: flags need only name what shall differ.
+  absl::StatusOr<moe::train::RunConfig> base = moe::train::DefaultRunConfig();
+  const std::string resume = absl::GetFlag(FLAGS_resume).value_or("");
+  if (absl::GetFlag(FLAGS_config).empty() && !resume.empty()) base = moe::train::ConfigToResume(resume);
+  if (!base.ok()) return fail(moe::Annotate(base.status(), "--resume"));
+  const absl::StatusOr<moe::train::RunConfig> config = moe::train::RunConfigFromFlags(*base);
   if (!config.ok()) return fail(config.status());
   moe::testing::PassValidator validator;
   moe::train::RunOptions options = OptionsFromFlags(validator);

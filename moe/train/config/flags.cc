@@ -115,7 +115,7 @@ ABSL_FLAG(
   X(std::string, device, train, device, "Where the ranks live: cpu or cuda; left out: as --target says.")    \
   X(std::string, run_dir, train, run_dir, "Folder of the run; left out: runs/<date-time>.")                  \
   X(std::string, resume, train, resume,                                                                      \
-    "A checkpoint, or a folder of checkpoints whose latest is taken; empty: from the beginning.")
+    "A run, or a checkpoint of one: go on there, with its configuration. See docs/runs.md.")
 
 // flag, part of RunConfig, its field, help. Apart, because --flag and --noflag work for plain bools only.
 #define MOE_SWITCH_FLAGS(X)                                                                  \
@@ -257,8 +257,8 @@ void MakeRoomForBatch(bool microbatches, RunConfig& config) {
 
 }  // namespace
 
-absl::StatusOr<RunConfig> RunConfigFromFlags() {
-  RunConfig config = DefaultRunConfig();
+absl::StatusOr<RunConfig> RunConfigFromFlags(const RunConfig& base) {
+  RunConfig config = base;
   if (updates_of_config > 1) {
     RETURN_IF_ERROR(Annotate(MergeRunConfigFile(absl::GetFlag(FLAGS_config), config), "--config"));
   }
@@ -292,6 +292,8 @@ absl::StatusOr<RunConfig> RunConfigFromFlags() {
   if (updates_of_##flag > 1) config.mutable_##part()->set_##field(absl::GetFlag(FLAGS_##flag));
   MOE_SWITCH_FLAGS(MOE_OVERLAY)
 #undef MOE_OVERLAY
+  const bool resumes = !absl::GetFlag(FLAGS_resume).value_or("").empty();
+  if (resumes && !absl::GetFlag(FLAGS_run_dir)) config.mutable_train()->clear_run_dir();
   return ResolveRunConfig(std::move(config));
 }
 

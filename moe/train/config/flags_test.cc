@@ -177,6 +177,21 @@ TEST(FlagsTest, OverlayInOrder) {
   ASSERT_EQ(parsed.problems.size(), 1u);
   EXPECT_EQ(parsed.problems[0].what, "zero_stage = 9");
 
+  // What is resumed is where it lies, unless a flag says that it goes on elsewhere.
+  ASSERT_OK(WriteFile(run, "train { run_dir: 'from_the_file' }"));
+  args = {"test", "--config=" + run};
+  parse();
+  ASSERT_OK_AND_ASSIGN(config, RunConfigFromFlags());
+  EXPECT_EQ(config.train().run_dir(), "from_the_file");
+  args = {"test", "--resume=runs/mine"};
+  parse();
+  ASSERT_OK_AND_ASSIGN(config, RunConfigFromFlags());
+  EXPECT_EQ(config.train().run_dir(), "");
+  args = {"test", "--run_dir=runs/branch"};
+  parse();
+  ASSERT_OK_AND_ASSIGN(config, RunConfigFromFlags());
+  EXPECT_EQ(config.train().run_dir(), "runs/branch");
+
   ASSERT_OK(WriteFile(run, "train { lr_: 0.25 }"));
   ExpectError(RunConfigFromFlags(), absl::StatusCode::kInvalidArgument, "--config", run + ":1:", "'lr'");
 }

@@ -8,6 +8,7 @@
 #include "absl/strings/str_replace.h"
 #include "moe/base/file.h"
 #include "moe/runtime/flight.h"
+#include "moe/train/run/resume_point.h"
 
 namespace moe::train {
 namespace {
@@ -81,9 +82,12 @@ absl::Status ExplainFailure(const absl::Status& status, const runtime::Executor&
     written = saved.ok() ? absl::StrCat("flight record of all ranks: ", folder, "/   ")
                          : absl::StrCat("no flight record: ", saved.message(), "   ");
   }
-  absl::StrAppend(&text, "\n       ", written,
-                  checkpoint.empty() ? std::string("no checkpoint was saved yet; see --save_interval")
-                                     : absl::StrCat("last checkpoint: resume with --resume=", checkpoint));
+  // One of another run, that this one began from, would be gone on with there.
+  const bool own = !checkpoint.empty() && (dir.empty() || SameFolder(RunOf(checkpoint), dir));
+  absl::StrAppend(
+      &text, "\n       ", written,
+      own ? absl::StrCat("last checkpoint: resume with --resume=", checkpoint)
+          : absl::StrCat("no checkpoint was saved yet (--save_interval): begin again with --resume=", dir));
   return absl::Status(status.code(), text);
 }
 

@@ -77,9 +77,11 @@ absl::Status Evaluate(RunState& run, RunSummary* summary, std::string* line) {
       loss * bits, bigram, bigram * bits);
   run.speaker.Say("eval", *line);
   summary->held_out = RunSummary::HeldOut{loss, bigram};
-  if (StepsRun(run) == 0 || !run.leads) return absl::OkStatus();
-  ASSIGN_OR_RETURN(MetricsWriter metrics,
-                   MetricsWriter::Open(JoinPath(run.dir, "metrics.jsonl"), run.trainer->step()));
+  if (!run.folder) return absl::OkStatus();
+  const std::string path = JoinPath(run.dir, "metrics.jsonl");
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
+  if (SplitMetrics(text, run.trainer->step()).evaluated) return absl::OkStatus();  // before it was resumed
+  ASSIGN_OR_RETURN(MetricsWriter metrics, MetricsWriter::Open(path, run.trainer->step()));
   RETURN_IF_ERROR(metrics.WriteEvaluation(run.trainer->step(), loss));
   return metrics.Close();
 }
@@ -184,6 +186,7 @@ absl::Status Report(RunState& run) {
   ASSIGN_OR_RETURN(const std::vector<std::string> files, ListFolder(run.dir));
   absl::StrAppend(&end, "\n", run.dir, "/ ");
   for (const std::string& file : files) {
+    if (file[0] == '.') continue;
     absl::StrAppend(&end, " ", file, IsFolder(JoinPath(run.dir, file)) ? "/" : "");
   }
   absl::StrAppend(&end, "\nlook at it:  bazel run //tools:inspect -- --run=", run.dir);

@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "moe/base/file.h"
 #include "moe/base/status.h"
 #include "moe/cost/targets.h"
@@ -26,6 +27,9 @@
 #include "moe/train/checkpoint/session_state.h"
 #include "moe/train/config/validate.h"
 #include "moe/train/run/failure.h"
+#include "moe/train/run/history.h"
+#include "moe/train/run/resume_check.h"
+#include "moe/train/run/resume_point.h"
 #include "moe/train/run/run_state.h"
 
 namespace moe::train {
@@ -39,15 +43,6 @@ absl::Status CheckPasses(const RunOptions& options) {
     RETURN_IF_ERROR(passes::FindPass(passes::Passes(), step.pass).status());
   }
   return absl::OkStatus();
-}
-
-// The checkpoint to start from, checked in full: a run is refused before it compiles or writes anything.
-absl::Status CheckResume(const RunConfig& config, const Module& logical) {
-  ASSIGN_OR_RETURN(const std::string dir, FindCheckpoint(config.train().resume()));
-  ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(dir));
-  RETURN_IF_ERROR(CheckSameModel(checkpoint->meta().model_config, config.model()));
-  RETURN_IF_ERROR(checkpoint->CheckTensors(PersistentTensors(logical), {"adam."}));
-  return checkpoint->Verify();
 }
 
 // The text, cut into samples of the run's lengths.
@@ -69,35 +64,46 @@ std::string PlanName(const RunConfig& config) {
   return absl::StrCat("seq", config.model().seq_length(), "_mb", config.train().micro_batch_size());
 }
 
-// A folder for this run, made and proven writable. An earlier run in it is continued or left alone, never
-// mixed with.
-absl::StatusOr<std::string> OpenRunDirectory(const TrainConfig& train) {
-  std::string dir = train.run_dir();
-  const auto holds_run = [](const std::string& d) {
-    return FileExists(JoinPath(d, "metrics.jsonl")) || IsFolder(JoinPath(d, "checkpoint"));
-  };
+// The folder of the run: the named one, that of what is resumed, or a new one. An earlier run in it is continued
+// or left alone, never mixed with.
+absl::StatusOr<RunFolder> ClaimFolder(const TrainConfig& train) {
+  const std::string continued = ContinuedRun(train);
+  const std::string dir = train.run_dir().empty() ? continued : train.run_dir();
   if (dir.empty()) {
-    const std::string base =
-        JoinPath("runs", absl::FormatTime("%Y-%m-%d-%H%M%S", absl::Now(), absl::LocalTimeZone()));
-    dir = base;
-    for (int i = 2; IsFolder(dir); ++i) dir = absl::StrCat(base, "-", i);
-  } else if (train.resume().empty() && holds_run(dir)) {
+    return RunFolder::ClaimNew(
+        JoinPath("runs", absl::FormatTime("%Y-%m-%d-%H%M%S", absl::Now(), absl::LocalTimeZone())));
+  }
+  ASSIGN_OR_RETURN(RunFolder folder, RunFolder::Claim(dir));
+  if (continued.empty() && HoldsRun(dir)) {
     return absl::AlreadyExistsError(absl::StrCat("run directory ", dir,
                                                  " holds a run already; continue it with --resume=", dir,
                                                  " or choose another --run_dir"));
   }
-  absl::Status status = MakeFolders(dir);
-  const std::string probe = JoinPath(dir, ".writable");
-  if (status.ok()) status = WriteFile(probe, "");
-  if (status.ok()) status = RemoveTree(probe);
-  RETURN_IF_ERROR(Annotate(status, "the run directory cannot be written; choose another with --run_dir"));
-  return dir;
+  return folder;
+}
+
+// The checkpoint to start from, in full.
+absl::Status CheckFrom(const RunState& run) {
+  if (run.from.empty()) {
+    if (!run.options.eval_only) return absl::OkStatus();
+    return absl::NotFoundError(absl::StrCat(run.train.resume(), " has no checkpoint yet to evaluate"));
+  }
+  // What differs is said before all bytes are read.
+  if (const absl::StatusOr<std::unique_ptr<Checkpoint>> opened = Checkpoint::Open(run.from); opened.ok()) {
+    const CheckpointMeta& saved = (*opened)->meta();
+    RETURN_IF_ERROR(Annotate(run.options.eval_only
+                                 ? CheckSameModel(saved.model_config, run.config.model())
+                                 : CheckResume(saved, run.config, run.data->Fingerprint(), /*planned=*/false),
+                             run.from));
+    ASSIGN_OR_RETURN(const std::unique_ptr<Module> module, BuildLogical(run.config));
+    RETURN_IF_ERROR((*opened)->CheckTensors(PersistentTensors(*module), {"adam."}));
+  }
+  return OpenWhole(run.from).status();
 }
 
 // What the run is, for whoever finds the folder.
 absl::Status WriteConfig(const RunState& run) {
-  if (!run.leads || run.dir.empty()) return absl::OkStatus();
-  return WriteFile(JoinPath(run.dir, "config.textproto"), RunConfigToText(run.config));
+  return run.folder ? WriteRunConfig(run.dir, run.config) : absl::OkStatus();
 }
 
 // Check: all that can be refused before anything is compiled; then the run directory, and what the run will
@@ -105,6 +111,13 @@ absl::Status WriteConfig(const RunState& run) {
 absl::Status Check(RunState& run) {
   const RunOptions& options = run.options;
   RETURN_IF_ERROR(CheckRun(run.config, options));
+  if (run.leads && !options.eval_only) {
+    run.continues = !ContinuedRun(run.train).empty();
+    ASSIGN_OR_RETURN(RunFolder folder, ClaimFolder(run.train));
+    run.folder.emplace(std::move(folder));
+    run.dir = run.folder->path();
+  }
+  ASSIGN_OR_RETURN(run.from, FindStartOf(run.train));
   if (TargetOf(run.config).device == "cuda") {
     RETURN_IF_ERROR(Annotate(device::LoadBackend(device::DeviceKind::kCuda), "--device=cuda"));
     RETURN_IF_ERROR(Annotate(device::CheckDevices(device::DeviceKind::kCuda), "--device=cuda"));
@@ -117,19 +130,18 @@ absl::Status Check(RunState& run) {
         absl::StrCat("vocab_size = ", vocabulary, " is less than the ", tokens,
                      " different tokens of a text read as bytes; it must be at least ", tokens));
   }
-  if (!run.train.resume().empty()) {
-    ASSIGN_OR_RETURN(const std::unique_ptr<Module> module, BuildLogical(run.config));
-    RETURN_IF_ERROR(CheckResume(run.config, *module));
-  }
+  RETURN_IF_ERROR(CheckFrom(run));
   if (!options.eval_only) {
-    if (run.leads) {
-      ASSIGN_OR_RETURN(run.dir, OpenRunDirectory(run.train));
-    }
     if (options.job != nullptr) {
       ASSIGN_OR_RETURN(run.dir, options.job->Agree("run_dir", run.dir));
     }
     run.config.mutable_train()->set_run_dir(run.dir);
-    RETURN_IF_ERROR(WriteConfig(run));
+    if (run.folder) run.folder->Keep();
+    // What is to be resumed stays as it is until the first step can begin.
+    if (run.folder && !run.continues) {
+      RETURN_IF_ERROR(NoteOrigin(run.dir, run.from));
+      RETURN_IF_ERROR(WriteConfig(run));
+    }
   }
   run.speaker.Say("model", model::DescribeModel(run.config.model()));
   run.speaker.Say("data", run.data->Describe());
@@ -138,6 +150,8 @@ absl::Status Check(RunState& run) {
     run.speaker.Say("", absl::StrCat("in ", options.job->count(), " processes, met at ",
                                      options.job->store()->Describe()));
   }
+  const std::string warm_up = options.eval_only ? "" : WarmUpBeyondTheEnd(run.train);
+  if (!warm_up.empty()) run.speaker.Say("note", warm_up);
   run.speaker.Break();
   return absl::OkStatus();
 }
@@ -201,13 +215,13 @@ absl::Status Plan(RunState& run) {
   const bool changed = !run.by_lines() && !run.planned.said.empty();
   if (changed) {
     run.config = main_plan.config;  // what was changed to fit is what the run is
-    RETURN_IF_ERROR(WriteConfig(run));
+    if (!run.continues) RETURN_IF_ERROR(WriteConfig(run));
   }
   for (const std::string& line : run.planned.said) run.speaker.Say("plan", line);
   if (changed) run.speaker.Say("mesh", DescribeStrategy(run.config));
   run.speaker.Say("compile", PassTable(main_plan.compiled.passes, main_plan.compiled.milliseconds));
   run.speaker.Break();
-  return WritePlans(run);
+  return run.continues ? absl::OkStatus() : WritePlans(run);
 }
 
 // "2 ranks on 0 (NVIDIA H200, ...), 2 ranks on 1 (...)"
@@ -384,26 +398,43 @@ TrainerOptions Hooks(RunState& run) {
   return hooks;
 }
 
+// What the run changes by going on as it does, and its folder as the steps to come need it.
+absl::Status Accept(RunState& run, const CheckpointMeta* saved) {
+  if (saved != nullptr) {
+    const std::vector<std::string> changes = ChangedSettings(*saved, run.config);
+    if (!changes.empty()) run.speaker.Say("changed", absl::StrJoin(changes, "\n"));
+    const std::string rate = ChangedLearningRate(*saved, run.config);
+    if (!rate.empty()) run.speaker.Say("note", rate);
+  }
+  if (!run.folder) return absl::OkStatus();
+  RETURN_IF_ERROR(RemoveRemains(run.dir));
+  ASSIGN_OR_RETURN(const std::string aside, SetLaterAside(run.dir, run.continues ? run.trainer->step() : 0));
+  if (!aside.empty()) run.speaker.Say("retired", aside);
+  RETURN_IF_ERROR(run.continues ? WritePlans(run) : RemoveTree(JoinPath(run.dir, "metrics.jsonl")));
+  return WriteConfig(run);
+}
+
 // Train: from the beginning or from a checkpoint, unless the run only evaluates one.
 absl::Status Train(RunState& run) {
   const RunOptions& options = run.options;
-  const std::string& resume = run.train.resume();
   const int64_t steps = run.train.train_iters();
-  int64_t done = 0;
-  if (!resume.empty()) {
-    ASSIGN_OR_RETURN(const std::string from, FindCheckpoint(resume));
-    ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(from));
-    done = checkpoint->meta().step;
+  std::unique_ptr<Checkpoint> saved;
+  if (!run.from.empty()) {
+    ASSIGN_OR_RETURN(saved, Checkpoint::Open(run.from));
   }
-  run.tracer.emplace(run.executors, done, steps);
+  run.tracer.emplace(run.executors, saved == nullptr ? 0 : saved->meta().step, steps);
   run.trainer.emplace(run.config, run.module(), run.buckets, run.data.get(), Hooks(run));
   Trainer& trainer = *run.trainer;
   run.meeting.begun = true;
-  if (!resume.empty()) {
-    RETURN_IF_ERROR(options.eval_only ? trainer.LoadWeights(resume) : trainer.Resume(resume));
+  if (saved != nullptr) {
+    RETURN_IF_ERROR(options.eval_only ? trainer.LoadWeights(run.from) : trainer.Resume(run.from));
     run.speaker.Say(options.eval_only ? "weights" : "resume",
-                    absl::StrCat("step ", trainer.step(), " of ", trainer.last_checkpoint()));
+                    absl::StrCat("step ", trainer.step(), " of ", run.from));
+  } else if (!run.train.resume().empty()) {
+    run.speaker.Say("resume",
+                    absl::StrCat(run.train.resume(), " has no checkpoint yet: it begins with step 1"));
   }
+  if (!options.eval_only) RETURN_IF_ERROR(Accept(run, saved == nullptr ? nullptr : &saved->meta()));
   if (options.eval_only) return absl::OkStatus();
   if (trainer.step() >= steps) {
     run.speaker.Say("train", absl::StrCat("nothing left: step ", trainer.step(), " of ", steps,

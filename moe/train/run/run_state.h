@@ -26,6 +26,7 @@
 #include "moe/train/data/line_data.h"
 #include "moe/train/run/process_group.h"
 #include "moe/train/run/run.h"
+#include "moe/train/run/run_folder.h"
 #include "moe/train/run/speaker.h"
 #include "moe/train/run/step_tracer.h"
 #include "moe/train/run/trainer.h"
@@ -62,6 +63,9 @@ struct RunState {
   Speaker speaker;
 
   // Check.
+  std::optional<RunFolder> folder;  // claimed by the process that writes
+  bool continues = false;           // what is in that folder; what else is there does not count
+  std::string from;                 // the checkpoint that the run goes on from; empty: it begins
   RunConfig config;
   std::vector<int64_t> lengths;  // of samples
   std::unique_ptr<Dataset> data;
