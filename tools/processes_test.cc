@@ -308,7 +308,7 @@ TEST_F(ProcessesTest, AProcessThatDiesIsNamedByEverySurvivor) {
   ExpectNamed(4, 2, SIGKILL, kGpus ? "6" : "30");
 }
 
-TEST_F(ProcessesTest, AProcessThatStopsIsNamedByEverySurvivor) { ExpectNamed(4, 3, SIGSTOP, "6"); }
+TEST_F(ProcessesTest, AProcessThatStopsIsNamedByEverySurvivor) { ExpectNamed(4, 3, SIGSTOP, "2"); }
 
 TEST_F(ProcessesTest, SoIsRankZero) { ExpectNamed(2, 0, SIGKILL, "30"); }
 
@@ -345,7 +345,7 @@ TEST_F(ProcessesTest, AProcessThatStopsAmongSeveralLengths) {
   std::string lines;
   for (int i = 0; i < 900; ++i) absl::StrAppend(&lines, std::string(4 + i * i % 24, 'a' + i % 7), "\n");
   ASSERT_OK(WriteFile(Path("text.txt"), lines));
-  ExpectNamed(2, 1, SIGSTOP, "6", " --length_buckets=8,16,32");
+  ExpectNamed(2, 1, SIGSTOP, "2", " --length_buckets=8,16,32");
 }
 
 TEST_F(ProcessesTest, AWrongNumberOfProcessesIsRefused) {

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <ctime>
 
 namespace moe::comm {
 
@@ -26,27 +25,12 @@ struct ComputeGate::Thread {
   Thread* next_ready = nullptr;
   // Guarded by the mutex of the Condition's users.
   Thread* next_waiting = nullptr;
-  bool waiting = false;
 };
 
 namespace {
 
 void Sleep(sem_t* granted) {
   while (sem_wait(granted) != 0) CHECK_EQ(errno, EINTR);
-}
-
-// False: the deadline came first.
-bool SleepUntil(sem_t* granted, absl::Time deadline) {
-  if (deadline == absl::InfiniteFuture()) {
-    Sleep(granted);
-    return true;
-  }
-  const timespec until = absl::ToTimespec(deadline);
-  while (sem_timedwait(granted, &until) != 0) {
-    if (errno == ETIMEDOUT) return false;
-    CHECK_EQ(errno, EINTR);
-  }
-  return true;
 }
 
 }  // namespace
@@ -156,20 +140,20 @@ void ComputeGate::GiveBack(Thread& t) {
   if (next != nullptr) WakeUp(*next);
 }
 
-bool ComputeGate::Park(Thread& t, absl::Time deadline) {
+void ComputeGate::Park(Thread& t) {
   Thread* next;
   {
     absl::MutexLock lock(&mutex_);
     if (t.pending) {
       t.pending = false;
-      return true;
+      return;
     }
     t.parked = true;
     next = PassOn(t.token);
     t.token = -1;
   }
   if (next != nullptr) WakeUp(*next);
-  return SleepUntil(&t.granted, deadline);
+  Sleep(&t.granted);
 }
 
 void ComputeGate::MakeReady(Thread& t) {
@@ -215,34 +199,19 @@ ComputeGate::Released::~Released() {
   if (gate_ != nullptr) gate_->Enter();
 }
 
-bool ComputeGate::Condition::WaitWithDeadline(absl::Mutex* mutex, absl::Time deadline) {
+void ComputeGate::Condition::Wait(absl::Mutex* mutex) {
   Thread& t = Self();
   Thread** end = &waiting_;
   while (*end != nullptr) end = &(*end)->next_waiting;
   *end = &t;
   t.next_waiting = nullptr;
-  t.waiting = true;
   mutex->Unlock();
-  bool notified = t.gate != nullptr ? t.gate->Park(t, deadline) : SleepUntil(&t.granted, deadline);
-  if (!notified) {
-    {
-      absl::MutexLock lock(mutex);
-      notified = !t.waiting;
-      if (t.waiting) {
-        Thread** at = &waiting_;
-        while (*at != &t) at = &(*at)->next_waiting;
-        *at = t.next_waiting;
-        t.waiting = false;
-      }
-    }
-    if (notified) {
-      Sleep(&t.granted);  // it was notified just in time: what it waits for is on its way
-    } else if (t.gate != nullptr) {
-      t.gate->GetBack(t);
-    }
+  if (t.gate != nullptr) {
+    t.gate->Park(t);
+  } else {
+    Sleep(&t.granted);
   }
   mutex->Lock();
-  return !notified;
 }
 
 void ComputeGate::Condition::NotifyAll() {
@@ -251,7 +220,6 @@ void ComputeGate::Condition::NotifyAll() {
   while (t != nullptr) {
     // Those who are woken need the mutex before they can wait again, or end.
     Thread* next = t->next_waiting;
-    t->waiting = false;
     if (t->gate != nullptr) {
       t->gate->MakeReady(*t);
     } else {

@@ -82,18 +82,14 @@ class ComputeGate {
 
  public:
   // A condition variable for threads with tokens and without. Waiting gives up the mutex and the token; on
-  // return the thread has both again. Wakes up only when notified, or at the deadline.
+  // return the thread has both again. Wakes up only when notified.
   class Condition {
    public:
     Condition() = default;
     Condition(const Condition&) = delete;
     Condition& operator=(const Condition&) = delete;
 
-    void Wait(absl::Mutex* mutex) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
-      WaitWithDeadline(mutex, absl::InfiniteFuture());
-    }
-    // True if the deadline came first.
-    bool WaitWithDeadline(absl::Mutex* mutex, absl::Time deadline) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+    void Wait(absl::Mutex* mutex) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
     void NotifyAll();  // the caller holds the mutex of those who wait
 
    private:
@@ -108,9 +104,8 @@ class ComputeGate {
   Thread* PassOn(int token) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void GiveBack(Thread& t) ABSL_LOCKS_EXCLUDED(mutex_);
   void GetBack(Thread& t) ABSL_LOCKS_EXCLUDED(mutex_);
-  // Waits without token to be made ready. True: it was, and has a token. False: the deadline came first, and
-  // it has none.
-  bool Park(Thread& t, absl::Time deadline) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Waits without token until it is made ready, and has one.
+  void Park(Thread& t) ABSL_LOCKS_EXCLUDED(mutex_);
   void MakeReady(Thread& t) ABSL_LOCKS_EXCLUDED(mutex_);
   void WakeUp(Thread& t);  // that was granted a token
   void Pin(Thread& t);     // to the core of its token

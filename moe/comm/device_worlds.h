@@ -26,6 +26,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "moe/comm/in_process/in_process.h"
+#include "moe/comm/store/pulse.h"
 #include "moe/comm/store/store.h"
 #include "moe/comm/world.h"
 #include "moe/device/device.h"
@@ -38,6 +39,7 @@ struct DeviceWorldsOptions {
   // Of a run of several processes: how many, which this is, and the same among those of this machine.
   int64_t processes = 1, process = 0, local_processes = 1, local_process = 0;
   Store* store = nullptr;    // of the job; needed with several processes
+  Pulse* pulse = nullptr;    // of the job, where pauses of others are looked for
   std::vector<World*> host;  // of the local ranks, for the host's memory; needed with several processes
   absl::Duration timeout = absl::Seconds(60);          // of a call
   absl::Duration connect_timeout = absl::Seconds(60);  // for the members of a group to come

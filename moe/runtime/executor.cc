@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "moe/base/clock.h"
+#include "moe/base/running_time.h"
 #include "moe/base/status.h"
 #include "moe/ir/runnable.h"
 #include "moe/ir/state.h"
@@ -168,8 +169,9 @@ absl::Status Executor::RunRanks(const std::string& name, const StepInputs& input
     for (auto& world : worlds_) ended.Update(world->Ended());
   }
   // After a failure the others are woken from whatever they wait in. One that does not come back then, hangs.
-  const absl::Duration grace = std::min(timeout_, absl::Seconds(10));
-  crew_->done.wait_for(lock, absl::ToChronoNanoseconds(grace), [&] { return crew_->running == 0; });
+  const absl::Duration until = RunningTime() + std::min(timeout_, absl::Seconds(10));
+  while (crew_->running > 0 && RunningTime() < until)
+    crew_->done.wait_for(lock, std::chrono::milliseconds(100));
   // The first cause, not what followed from it: a rank that was aborted only repeats it.
   const absl::Status* cause = nullptr;
   for (const absl::Status& s : crew_->statuses) {

@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "moe/base/status.h"
 #include "moe/comm/compute_gate.h"
 #include "moe/device/reduce.h"
@@ -176,7 +175,7 @@ Call GlooGroup::CallOf(const Header& h, const Call& mine) const {
   return c;
 }
 
-absl::Status GlooGroup::ExchangeHeaders(const Call& call, absl::Time deadline) {
+absl::Status GlooGroup::ExchangeHeaders(const Call& call, PeerDeadline& deadline) {
   for (int p = 0; p < size(); ++p) {
     if (p == me_) continue;
     Peer& peer = *peers_[p];
@@ -186,12 +185,12 @@ absl::Status GlooGroup::ExchangeHeaders(const Call& call, absl::Time deadline) {
     Copy(peer.out.data() + sizeof(Header), blocks_[p].from, payload);
     RETURN_IF_ERROR(
         Explain(peer.outgoing.Send(Slot(kHeaderSlot), static_cast<int64_t>(sizeof(Header)) + payload), call,
-                "calls", ranks_[p]));
+                "calls", ranks_[p], deadline));
   }
   for (int p = 0; p < size(); ++p) {
     if (p == me_) continue;
     Peer& peer = *peers_[p];
-    if (!peer.posted) return Explain(peer.incoming.Lost(), call, "waits for", ranks_[p]);
+    if (!peer.posted) return Explain(peer.incoming.Lost(), call, "waits for", ranks_[p], deadline);
     const absl::Status status = peer.incoming.WaitReceived(deadline);
     if (absl::IsDeadlineExceeded(status)) {
       std::vector<Call> calls(size());
@@ -201,13 +200,13 @@ absl::Status GlooGroup::ExchangeHeaders(const Call& call, absl::Time deadline) {
         calls[q] = q == me_ ? call : CallOf(*peers_[q]->received(), call);
         entered[q] = &calls[q];
       }
-      return TimeoutError(ranks_, transport_->options().timeout, entered);
+      return TimeoutError(ranks_, deadline.limit(), entered);
     }
-    RETURN_IF_ERROR(Explain(status, call, "waits for", ranks_[p]));
+    RETURN_IF_ERROR(Explain(status, call, "waits for", ranks_[p], deadline));
   }
   for (int p = 0; p < size(); ++p) {
     if (p != me_)
-      RETURN_IF_ERROR(Explain(peers_[p]->outgoing.WaitSent(deadline), call, "sends to", ranks_[p]));
+      RETURN_IF_ERROR(Explain(peers_[p]->outgoing.WaitSent(deadline), call, "sends to", ranks_[p], deadline));
   }
   return absl::OkStatus();
 }
@@ -243,14 +242,13 @@ absl::Status GlooGroup::Compare(const Call& call) {
   return absl::OkStatus();
 }
 
-absl::Status GlooGroup::Explain(const absl::Status& status, const Call& call, const char* doing,
-                                int64_t peer) {
+absl::Status GlooGroup::Explain(const absl::Status& status, const Call& call, const char* doing, int64_t peer,
+                                const PeerDeadline& deadline) {
   if (status.ok()) return status;
   if (absl::IsDeadlineExceeded(status)) {
-    return absl::DeadlineExceededError(absl::StrCat(GroupName(ranks_), ": rank ", ranks_[me_], " waited ",
-                                                    absl::FormatDuration(transport_->options().timeout),
-                                                    " in ", CallToString(call), ": rank ", peer,
-                                                    " entered it and then stopped"));
+    return absl::DeadlineExceededError(absl::StrCat(
+        GroupName(ranks_), ": rank ", ranks_[me_], " waited ", absl::FormatDuration(deadline.limit()), " in ",
+        CallToString(call), ": rank ", peer, " entered it and then stopped"));
   }
   if (!absl::IsUnavailable(status)) return status;
   return Annotate(status,
@@ -258,7 +256,7 @@ absl::Status GlooGroup::Explain(const absl::Status& status, const Call& call, co
 }
 
 // Sends and receives what blocks_ say, without what has come with the headers.
-absl::Status GlooGroup::Move(const Call& call, int kind, bool inlined, absl::Time deadline) {
+absl::Status GlooGroup::Move(const Call& call, int kind, bool inlined, PeerDeadline& deadline) {
   moving_.clear();
   std::vector<std::unique_ptr<GlooTransport::Message>>& moving = moving_;
   int received = 0;
@@ -271,7 +269,7 @@ absl::Status GlooGroup::Move(const Call& call, int kind, bool inlined, absl::Tim
     if (skip(p, b.receive_bytes)) continue;
     moving.push_back(std::make_unique<GlooTransport::Message>(transport_, ranks_[p], b.to, b.receive_bytes));
     if (!moving.back()->Receive(Slot(kind)))
-      return Explain(moving.back()->Lost(), call, "receives from", ranks_[p]);
+      return Explain(moving.back()->Lost(), call, "receives from", ranks_[p], deadline);
     ++received;
   }
   for (int i = 1; i < size(); ++i) {
@@ -280,18 +278,19 @@ absl::Status GlooGroup::Move(const Call& call, int kind, bool inlined, absl::Tim
     if (skip(p, b.send_bytes)) continue;
     moving.push_back(std::make_unique<GlooTransport::Message>(transport_, ranks_[p],
                                                               const_cast<void*>(b.from), b.send_bytes));
-    RETURN_IF_ERROR(Explain(moving.back()->Send(Slot(kind), b.send_bytes), call, "sends to", ranks_[p]));
+    RETURN_IF_ERROR(
+        Explain(moving.back()->Send(Slot(kind), b.send_bytes), call, "sends to", ranks_[p], deadline));
   }
   for (size_t i = 0; i < moving.size(); ++i) {
     const bool receive = static_cast<int>(i) < received;
     RETURN_IF_ERROR(Explain(receive ? moving[i]->WaitReceived(deadline) : moving[i]->WaitSent(deadline), call,
-                            receive ? "receives from" : "sends to", moving[i]->peer()));
+                            receive ? "receives from" : "sends to", moving[i]->peer(), deadline));
   }
   return absl::OkStatus();
 }
 
 absl::Status GlooGroup::Collective(const Call& call) {
-  const absl::Time deadline = absl::Now() + transport_->options().timeout;
+  PeerDeadline deadline = transport_->Deadline();
   const int64_t element = ByteSize(call.dtype);
   ++sequence_;
   LayOut(call);
@@ -332,7 +331,8 @@ absl::Status GlooGroup::Collective(const Call& call) {
     blocks_[p] = {reduced, At(call.out, segment.begin * element), block, segment.count * element};
   }
   ComputeGate::Released released;
-  return Move(call, kSecondSlot, /*inlined=*/false, absl::Now() + transport_->options().timeout);
+  PeerDeadline second = transport_->Deadline();
+  return Move(call, kSecondSlot, /*inlined=*/false, second);
 }
 
 absl::Status GlooGroup::Exchange(const Call& call) {
@@ -343,13 +343,12 @@ absl::Status GlooGroup::Exchange(const Call& call) {
   }
   const bool send = call.op == Call::kSend;
   const int64_t peer = ranks_[call.peer];
-  const absl::Time deadline = absl::Now() + transport_->options().timeout;
+  PeerDeadline deadline = transport_->Deadline();
   const auto explain = [&](const absl::Status& status, bool came) {
     if (absl::IsDeadlineExceeded(status)) {
-      return absl::DeadlineExceededError(
-          absl::StrCat(MessageToString(call, ranks_, me_), " in ", GroupName(ranks_), " waited ",
-                       absl::FormatDuration(transport_->options().timeout), "; rank ", peer,
-                       came ? " stopped in it" : " never came"));
+      return absl::DeadlineExceededError(absl::StrCat(
+          MessageToString(call, ranks_, me_), " in ", GroupName(ranks_), " waited ",
+          absl::FormatDuration(deadline.limit()), "; rank ", peer, came ? " stopped in it" : " never came"));
     }
     return absl::IsUnavailable(status) ? Annotate(status, MessageToString(call, ranks_, me_)) : status;
   };

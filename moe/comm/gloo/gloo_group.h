@@ -40,10 +40,11 @@ class GlooGroup : public Communicator {
   };
   absl::Status Collective(const Call& call);
   absl::Status Exchange(const Call& message);
-  absl::Status ExchangeHeaders(const Call& call, absl::Time deadline);
+  absl::Status ExchangeHeaders(const Call& call, PeerDeadline& deadline);
   absl::Status Compare(const Call& call);
-  absl::Status Move(const Call& call, int slot, bool inlined, absl::Time deadline);
-  absl::Status Explain(const absl::Status& status, const Call& call, const char* doing, int64_t peer);
+  absl::Status Move(const Call& call, int slot, bool inlined, PeerDeadline& deadline);
+  absl::Status Explain(const absl::Status& status, const Call& call, const char* doing, int64_t peer,
+                       const PeerDeadline& deadline);
   void LayOut(const Call& call);
   void FillHeader(const Call& call, int peer, Header* h) const;
   Call CallOf(const Header& h, const Call& mine) const;

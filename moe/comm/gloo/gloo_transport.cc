@@ -12,7 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "absl/time/clock.h"
+#include "moe/base/running_time.h"
 #include "moe/base/status.h"
 #include "moe/comm/compute_gate.h"
 
@@ -34,9 +34,9 @@ std::string AddressKey(int64_t rank) { return absl::StrCat("gloo/", rank); }
 absl::StatusOr<std::unique_ptr<GlooTransport>> GlooTransport::Connect(int64_t rank, int64_t num_ranks,
                                                                       Store* store,
                                                                       const GlooOptions& options) {
-  std::unique_ptr<GlooTransport> t(new GlooTransport(store, options));
+  std::unique_ptr<GlooTransport> t(new GlooTransport(store, options, rank, num_ranks));
   // Every rank connects to those below it as they connect to it; all have published where they listen before.
-  const absl::Time deadline = absl::Now() + options.connect_timeout;
+  const absl::Duration deadline = RunningTime() + options.connect_timeout;
   std::string addresses;  // what rank p connects to, for each p in turn
   size_t each = 0;
   try {
@@ -61,7 +61,7 @@ absl::StatusOr<std::unique_ptr<GlooTransport>> GlooTransport::Connect(int64_t ra
     if (p == rank) continue;
     // Once somebody is missing, the others are only asked for.
     const absl::Duration left =
-        missing.empty() ? std::max(deadline - absl::Now(), absl::ZeroDuration()) : absl::ZeroDuration();
+        missing.empty() ? std::max(deadline - RunningTime(), absl::ZeroDuration()) : absl::ZeroDuration();
     const absl::StatusOr<std::string> theirs = GetUnlessAborted(store, AddressKey(p), left);
     if (absl::IsDeadlineExceeded(theirs.status())) {
       missing.push_back(p);
@@ -88,15 +88,21 @@ absl::StatusOr<std::unique_ptr<GlooTransport>> GlooTransport::Connect(int64_t ra
         "rank ", rank, " waited ", absl::FormatDuration(options.connect_timeout), " for ", num_ranks,
         " ranks to meet at ", store->Describe(), "; missing: ", absl::StrJoin(missing, ", ")));
   }
-  t->watchdog_ = std::thread([p = t.get()] { p->WatchDeadlines(); });
   return t;
 }
 
 GlooTransport::~GlooTransport() {
-  stop_.Cancel();
-  if (watchdog_.joinable()) watchdog_.join();
   context_.reset();
   device_.reset();
+}
+
+bool GlooTransport::LostSome() {
+  constexpr uint64_t kNobodySends = ~uint64_t{0};
+  for (int64_t p = 0; p < num_ranks_; ++p) {
+    char byte;
+    if (p != rank_ && !Message(this, p, &byte, 1).Receive(kNobodySends)) return true;
+  }
+  return false;
 }
 
 absl::Status GlooTransport::failed() const {
@@ -118,20 +124,6 @@ void GlooTransport::Fail(absl::Status reason) {
   if (!failed_.ok()) return;
   failed_ = std::move(reason);
   for (Pending* p : pending_) Interrupt(*p);
-}
-
-void GlooTransport::WatchDeadlines() {
-  const absl::Duration period =
-      std::clamp(options_.timeout / 20, absl::Milliseconds(5), absl::Milliseconds(200));
-  while (!stop_.SleepFor(period)) {
-    absl::MutexLock lock(&mutex_);
-    const absl::Time now = absl::Now();
-    for (Pending* p : pending_) {
-      if (p->interrupted || now < p->deadline) continue;
-      p->timed_out = true;
-      Interrupt(*p);
-    }
-  }
 }
 
 absl::Status GlooTransport::ConnectionLost(int64_t peer) {
@@ -174,9 +166,9 @@ bool GlooTransport::Message::Receive(uint64_t slot) {
   return true;
 }
 
-absl::Status GlooTransport::Message::Wait(bool receive, absl::Time deadline) {
+absl::Status GlooTransport::Message::Wait(bool receive, PeerDeadline& deadline) {
   for (;;) {
-    Pending p = {buffer_.get(), receive, deadline};
+    Pending p = {buffer_.get(), receive};
     {
       absl::MutexLock lock(&transport_->mutex_);
       if (!transport_->failed_.ok()) return transport_->failed_;
@@ -184,6 +176,11 @@ absl::Status GlooTransport::Message::Wait(bool receive, absl::Time deadline) {
     }
     bool done = false, lost = false;
     try {
+      const Alarm alarm(deadline.at(), [&] {
+        absl::MutexLock lock(&transport_->mutex_);
+        p.timed_out = true;
+        if (!p.interrupted) Interrupt(p);
+      });
       done = receive ? buffer_->waitRecv(nullptr, kForever) : buffer_->waitSend(nullptr, kForever);
     } catch (const std::exception&) {
       lost = true;
@@ -194,7 +191,7 @@ absl::Status GlooTransport::Message::Wait(bool receive, absl::Time deadline) {
     }
     if (lost) return transport_->ConnectionLost(peer_);
     if (done) return absl::OkStatus();
-    if (p.timed_out) return absl::DeadlineExceededError("");
+    if (p.timed_out && !deadline.Extend()) return absl::DeadlineExceededError("");
     // Otherwise the world has failed, or an interruption was left over from a wait that had just ended.
   }
 }

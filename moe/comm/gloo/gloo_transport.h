@@ -2,7 +2,7 @@
 // Gloo's exceptions.
 //
 // Gloo's own timeout closes all connections of the process, which its peers cannot tell from its death. So
-// waits here are without limit, and a thread wakes those that are due or must end.
+// waits here are without limit, and an alarm wakes those that are due.
 //
 // Thread-safe. A Message belongs to one thread.
 #pragma once
@@ -11,7 +11,6 @@
 #include <functional>
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -46,43 +45,44 @@ class GlooTransport {
     bool Receive(uint64_t slot);                      // at most all of it; false if the connection is gone
     absl::Status Lost() { return transport_->ConnectionLost(peer_); }
     // Until the operation is done. DeadlineExceeded without a text; the reason of Fail.
-    absl::Status WaitSent(absl::Time deadline) { return Wait(false, deadline); }
-    absl::Status WaitReceived(absl::Time deadline) { return Wait(true, deadline); }
+    absl::Status WaitSent(PeerDeadline& deadline) { return Wait(false, deadline); }
+    absl::Status WaitReceived(PeerDeadline& deadline) { return Wait(true, deadline); }
     int64_t peer() const { return peer_; }
 
    private:
-    absl::Status Wait(bool receive, absl::Time deadline);
+    absl::Status Wait(bool receive, PeerDeadline& deadline);
     GlooTransport* transport_;
     int64_t peer_;
     std::unique_ptr<gloo::transport::UnboundBuffer> buffer_;
   };
 
+  // Whether the connection to some rank is gone. Costs a little memory each time.
+  bool LostSome();
   // Ends all waits, now and later, with this status.
   void Fail(absl::Status reason);
   absl::Status failed() const;
   const GlooOptions& options() const { return options_; }
+  PeerDeadline Deadline() const { return PeerDeadline(options_.timeout, options_.pulse); }
 
  private:
   struct Pending {
     gloo::transport::UnboundBuffer* buffer;
     bool receive;
-    absl::Time deadline;
     bool timed_out = false, interrupted = false;
   };
-  explicit GlooTransport(Store* store, const GlooOptions& options) : store_(store), options_(options) {}
+  GlooTransport(Store* store, const GlooOptions& options, int64_t rank, int64_t num_ranks)
+      : store_(store), options_(options), rank_(rank), num_ranks_(num_ranks) {}
   absl::Status ConnectionLost(int64_t peer);
-  void WatchDeadlines();
   static void Interrupt(Pending& p);
 
   Store* const store_;
   const GlooOptions options_;
+  const int64_t rank_, num_ranks_;
   std::shared_ptr<gloo::transport::Device> device_;
   std::shared_ptr<gloo::transport::Context> context_;
   mutable absl::Mutex mutex_;
   std::vector<Pending*> pending_ ABSL_GUARDED_BY(mutex_);
   absl::Status failed_ ABSL_GUARDED_BY(mutex_);
-  Cancellation stop_;
-  std::thread watchdog_;
 };
 
 }  // namespace moe::comm

@@ -55,6 +55,8 @@ absl::StatusOr<Communicator*> GlooWorld::Group(absl::Span<const int64_t> ranks, 
   return group.get();
 }
 
+bool GlooWorld::LostSome() { return transport_->LostSome(); }
+
 absl::Status GlooWorld::Ended() { return transport_->failed(); }
 
 void GlooWorld::Abort(absl::Status reason) {

@@ -13,7 +13,7 @@
 // and after the timeout who entered and who did not (DeadlineExceeded). A peer whose process ended gives
 // Unavailable, naming it. Abort reaches the other ranks through the store, under kAbortKey.
 //
-// The store outlives the world. Owns its threads: Gloo's, one that watches deadlines, one that watches for
+// The store outlives the world. Owns its threads: Gloo's, and one that watches for
 // the errors of others. Gloo allocates as it sends; besides, steps allocate nothing.
 #pragma once
 
@@ -33,6 +33,7 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "moe/comm/communicator.h"
+#include "moe/comm/store/pulse.h"
 #include "moe/comm/store/store.h"
 #include "moe/comm/world.h"
 
@@ -45,6 +46,7 @@ struct GlooOptions {
   std::string address = "127.0.0.1";           // of this process, where its peers reach it
   absl::Duration timeout = absl::Seconds(60);  // for peers to enter a call
   absl::Duration connect_timeout = absl::Seconds(60);
+  Pulse* pulse = nullptr;  // of the job, which outlives the world; null: pauses of others are not looked for
   int64_t eager_bytes = 2048;  // contributions of at most so many bytes travel with the header
 };
 
@@ -62,6 +64,8 @@ class GlooWorld : public World {
   absl::StatusOr<Communicator*> Group(absl::Span<const int64_t> ranks, absl::string_view channel,
                                       device::Stream* stream = nullptr) override;
   absl::Status Ended() override;
+  // Whether the connection to some rank is gone: its process has ended.
+  bool LostSome();
   void Abort(absl::Status reason) override;
 
  private:

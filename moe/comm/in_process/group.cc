@@ -6,7 +6,7 @@
 
 #include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
+#include "moe/base/running_time.h"
 #include "moe/base/status.h"
 #include "moe/comm/compute_gate.h"
 #include "moe/device/reduce.h"
@@ -230,19 +230,20 @@ void InProcessGroup::NextEpoch() {
 
 absl::Status InProcessGroup::WaitForRound(int rank, uint64_t epoch, bool* split) {
   *split = false;
+  bool late = false;
+  Alarm alarm(RunningTime() + options_.timeout, [&] {
+    absl::MutexLock lock(&mutex_);
+    late = true;
+    epoch_changed_.NotifyAll();
+  });
   absl::MutexLock lock(&mutex_);
-  const absl::Time deadline = absl::Now() + options_.timeout;
   while (epoch_ == epoch) {
-    if (formed_) {
-      epoch_changed_.Wait(&mutex_);
-      continue;
-    }
-    if (!failed_.ok()) {
+    if (!formed_ && late && failed_.ok()) Fail(WaitedTooLong());
+    if (!formed_ && !failed_.ok()) {
       entered_[rank] = false;
       return failed_;
     }
-    const bool timed_out = epoch_changed_.WaitWithDeadline(&mutex_, deadline);
-    if (timed_out && epoch_ == epoch && !formed_ && failed_.ok()) Fail(WaitedTooLong());
+    epoch_changed_.Wait(&mutex_);
   }
   // Neither can change before this member enters the next round.
   *split = split_;
@@ -348,24 +349,25 @@ absl::Status InProcessGroup::Exchange(int rank, const Call& message) {
     other->changed.NotifyAll();
     return status;
   }
+  bool late = false;
+  Alarm alarm(RunningTime() + options_.timeout, [&] {
+    absl::MutexLock lock(&mutex_);
+    late = true;
+    mine.changed.NotifyAll();
+  });
   absl::MutexLock lock(&mutex_);
-  const absl::Time deadline = absl::Now() + options_.timeout;
   while (!mine.done) {
-    if (mine.taken) {
-      mine.changed.Wait(&mutex_);
-      continue;
-    }
-    if (!failed_.ok()) {
-      auto& queue = posts_[key];
-      queue.erase(std::find(queue.begin(), queue.end(), &mine));
-      return failed_;
-    }
-    const bool timed_out = mine.changed.WaitWithDeadline(&mutex_, deadline);
-    if (timed_out && !mine.taken && failed_.ok()) {
+    if (!mine.taken && late && failed_.ok()) {
       Fail(absl::DeadlineExceededError(absl::StrCat(describe(message, rank), " in ", Name(), " waited ",
                                                     absl::FormatDuration(options_.timeout), "; rank ",
                                                     ranks_[message.peer], " never came")));
     }
+    if (!mine.taken && !failed_.ok()) {
+      auto& queue = posts_[key];
+      queue.erase(std::find(queue.begin(), queue.end(), &mine));
+      return failed_;
+    }
+    mine.changed.Wait(&mutex_);
   }
   return mine.status;
 }

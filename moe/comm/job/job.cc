@@ -9,7 +9,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
+#include "moe/base/running_time.h"
 #include "moe/base/status.h"
 #include "moe/comm/store/directory_store.h"
 
@@ -128,9 +128,9 @@ bool Job::RankZeroSays(absl::string_view error) {
   }
   store_->Set(kSaidKey, error).IgnoreError();
   // Who runs the rendezvous stays until the others have heard.
-  const absl::Time deadline = absl::Now() + kSaysWithin;
+  const absl::Duration deadline = RunningTime() + kSaysWithin;
   for (int64_t p = 1; serves() && p < place_.count; ++p) {
-    store_->Get(heard(p), std::max(deadline - absl::Now(), absl::ZeroDuration())).status().IgnoreError();
+    store_->Get(heard(p), std::max(deadline - RunningTime(), absl::ZeroDuration())).status().IgnoreError();
   }
   return false;
 }

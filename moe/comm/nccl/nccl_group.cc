@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
+#include "moe/base/running_time.h"
 #include "moe/base/status.h"
 #include "moe/comm/compute_gate.h"
 #include "moe/device/cuda/cuda.h"
@@ -94,10 +95,10 @@ NcclGroup::NcclGroup(const NcclApi* nccl, Store* store, std::string name, std::v
 
 NcclGroup::~NcclGroup() {
   absl::MutexLock lock(&mutex_);
-  const absl::Time deadline = absl::Now() + kLastWork;
+  const absl::Duration deadline = RunningTime() + kLastWork;
   for (Given& g : given_) {
     while (failed_.ok() && g.waiting && cudaEventQuery(g.event) == cudaErrorNotReady &&
-           absl::Now() < deadline) {
+           RunningTime() < deadline) {
       absl::SleepFor(absl::Milliseconds(1));
     }
     if (g.event != nullptr) cudaEventDestroy(g.event);
@@ -188,32 +189,35 @@ absl::Status NcclGroup::Check() {
 absl::Status NcclGroup::Watch() {
   std::string late;
   uint64_t number = 0;
+  absl::Duration waited;
   {
     absl::MutexLock lock(&mutex_);
     bool in_progress;
     if (!Poll(&in_progress).ok()) return absl::OkStatus();  // known already
-    absl::Time oldest = absl::Now() - options_.timeout;
+    const absl::Duration now = RunningTime();
+    Given* oldest = nullptr;
     for (Given& g : given_) {
       if (!g.waiting) continue;
       const cudaError_t e = cudaEventQuery(g.event);
       g.waiting = e == cudaErrorNotReady;
-      if (g.waiting && g.since < oldest) {
-        oldest = g.since;
-        late = g.text;
-        number = g.number;
+      if (g.waiting && g.deadline.at() < (oldest == nullptr ? now : oldest->deadline.at())) {
+        oldest = &g;
       } else if (e != cudaSuccess && e != cudaErrorNotReady) {
         Fail(cuda::StatusOf(e, absl::StrCat(g.text, " in ", GroupName(ranks_)))).IgnoreError();
         return absl::OkStatus();
       }
     }
+    if (oldest == nullptr || oldest->deadline.Extend()) return absl::OkStatus();
+    late = oldest->text;
+    number = oldest->number;
+    waited = oldest->deadline.limit();
   }
-  if (late.empty()) return absl::OkStatus();
-  absl::Status why = ExplainTimeout(late, number, options_.timeout);
+  absl::Status why = ExplainTimeout(late, number, waited);
   absl::MutexLock lock(&mutex_);
   return Fail(std::move(why));
 }
 
-absl::Status NcclGroup::AwaitTaken(absl::Time deadline) {
+absl::Status NcclGroup::AwaitTaken(PeerDeadline& deadline) {
   Patience patience;
   for (;;) {
     {
@@ -222,7 +226,7 @@ absl::Status NcclGroup::AwaitTaken(absl::Time deadline) {
       RETURN_IF_ERROR(Poll(&in_progress));
       if (!in_progress) return absl::OkStatus();
     }
-    if (absl::Now() > deadline) return absl::DeadlineExceededError("");
+    if (RunningTime() > deadline.at() && !deadline.Extend()) return absl::DeadlineExceededError("");
     patience.Wait();
   }
 }
@@ -250,12 +254,12 @@ absl::Status NcclGroup::ExplainTimeout(const std::string& text, uint64_t number,
   // The others notice at about the same time, if they are there.
   const absl::Duration grace = std::clamp(options_.timeout / 2, absl::Milliseconds(100), absl::Seconds(5));
   store_->Set(key(me_), text).IgnoreError();
-  const absl::Time deadline = absl::Now() + grace;
+  const absl::Duration deadline = RunningTime() + grace;
   std::vector<std::string> in;
   std::vector<int64_t> missing;
   for (int p = 0; p < size(); ++p) {
     const absl::StatusOr<std::string> theirs =
-        p == me_ ? text : store_->Get(key(p), std::max(deadline - absl::Now(), absl::ZeroDuration()));
+        p == me_ ? text : store_->Get(key(p), std::max(deadline - RunningTime(), absl::ZeroDuration()));
     if (!theirs.ok()) {
       missing.push_back(ranks_[p]);
     } else if (*theirs != text) {
@@ -293,14 +297,15 @@ absl::Status NcclGroup::Run(const Call& call) {
     }
     return RunAlone(call);
   }
-  absl::Status status = AwaitTaken(absl::Now() + options_.connect_timeout);
+  PeerDeadline connecting(options_.connect_timeout, options_.pulse);
+  absl::Status status = AwaitTaken(connecting);
   const bool met = status.ok(), message = IsMessage(call);
   if (!message) ++number_;
-  deadline_ = absl::Now() + options_.timeout;
+  deadline_ = PeerDeadline(options_.timeout, options_.pulse);
   if (met) status = GiveCall(call);
   const std::string text = message ? MessageToString(call, ranks_, me_) : CallToString(call);
   if (absl::IsDeadlineExceeded(status) && status.message().empty()) {
-    const absl::Duration waited = met ? options_.timeout : options_.connect_timeout;
+    const absl::Duration waited = met ? deadline_.limit() : connecting.limit();
     absl::Status why = message
                            ? absl::DeadlineExceededError(absl::StrCat(
                                  text, " in ", GroupName(ranks_), " waited ", absl::FormatDuration(waited),
@@ -322,7 +327,7 @@ void NcclGroup::Track(const std::string& text) {
     g.waiting = cudaEventRecord(g.event, native()) == cudaSuccess;
     g.text = text;
     g.number = number_;
-    g.since = absl::Now();
+    g.deadline = PeerDeadline(options_.timeout, options_.pulse);
     return;
   }
 }
@@ -444,7 +449,7 @@ absl::Status NcclGroup::Barrier(const Call& call) {
       absl::MutexLock lock(&mutex_);
       RETURN_IF_ERROR(Poll(&in_progress));
     }
-    if (absl::Now() > deadline_) return absl::DeadlineExceededError("");
+    if (RunningTime() > deadline_.at() && !deadline_.Extend()) return absl::DeadlineExceededError("");
     patience.Wait();
   }
 }

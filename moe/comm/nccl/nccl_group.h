@@ -58,7 +58,7 @@ class NcclGroup : public Communicator {
   struct Given {
     std::string text;  // as errors show it
     uint64_t number = 0;
-    absl::Time since;
+    PeerDeadline deadline = {absl::ZeroDuration(), nullptr};
     cudaEvent_t event = nullptr;
     bool waiting = false;
   };
@@ -80,7 +80,7 @@ class NcclGroup : public Communicator {
   absl::Status Give(absl::Span<const device::MemoryUse> uses,
                     const std::function<ncclResult_t(ncclComm_t, cudaStream_t)>& calls);
   // Until NCCL has nothing in progress. Error of DeadlineExceeded without words: the caller finds them.
-  absl::Status AwaitTaken(absl::Time deadline);
+  absl::Status AwaitTaken(PeerDeadline& deadline);
   absl::Status Poll(bool* in_progress) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status ErrorOf(ncclResult_t result) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status Fail(absl::Status status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -103,8 +103,8 @@ class NcclGroup : public Communicator {
   std::vector<const void*> sources_;     // of a sum, by member
   std::vector<device::MemoryUse> uses_;  // of parts; room for all members
   std::unique_ptr<device::DeviceMemory> scratch_;
-  uint64_t number_ = 0;  // of the last call
-  absl::Time deadline_;  // of the call that runs
+  uint64_t number_ = 0;                                      // of the last call
+  PeerDeadline deadline_ = {absl::ZeroDuration(), nullptr};  // of the call that runs
 
   absl::Mutex mutex_;
   ncclComm_t comm_ ABSL_GUARDED_BY(mutex_) = nullptr;

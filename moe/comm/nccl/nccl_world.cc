@@ -26,6 +26,7 @@ const NcclBackendRegistration registration({
       options.timeout = wanted.timeout;
       options.connect_timeout = wanted.connect_timeout;
       options.canonical_order = wanted.canonical_order;
+      options.pulse = wanted.pulse;
       return NcclWorld::Connect(rank, num_ranks, store, host, options);
     },
 });

@@ -45,6 +45,7 @@
 #include "absl/types/span.h"
 #include "moe/comm/communicator.h"
 #include "moe/comm/nccl/nccl_api.h"
+#include "moe/comm/store/pulse.h"
 #include "moe/comm/store/store.h"
 #include "moe/comm/world.h"
 
@@ -55,6 +56,7 @@ class NcclGroup;
 struct NcclOptions {
   absl::Duration timeout = absl::Seconds(60);  // of a call, from when it was given to its end
   absl::Duration connect_timeout = absl::Seconds(60);
+  Pulse* pulse = nullptr;  // of the job, which outlives the world; null: pauses of others are not looked for
   bool canonical_order = false;
 };
 

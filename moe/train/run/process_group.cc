@@ -11,6 +11,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
+#include "moe/base/running_time.h"
 #include "moe/base/status.h"
 
 namespace moe::train {
@@ -62,6 +63,7 @@ absl::StatusOr<std::unique_ptr<ProcessGroup>> ProcessGroup::Connect(comm::Job* j
   }
   std::unique_ptr<ProcessGroup> g(new ProcessGroup(job, num_ranks));
   g->per_process_ = num_ranks / job->count();
+  g->pulse_ = std::make_unique<comm::Pulse>(job->store(), job->rank(), job->count());
   g->worlds_.resize(g->per_process_);
   // Ranks connect to each other, also those of one process: at the same time.
   std::vector<absl::Status> statuses(g->per_process_);
@@ -72,6 +74,7 @@ absl::StatusOr<std::unique_ptr<ProcessGroup>> ProcessGroup::Connect(comm::Job* j
       options.address = job->address();
       options.timeout = timeout;
       options.connect_timeout = connect_timeout;
+      options.pulse = g->pulse_.get();
       auto world =
           comm::GlooWorld::Connect(job->rank() * g->per_process_ + i, num_ranks, job->store(), options);
       if (world.ok()) {
@@ -84,13 +87,17 @@ absl::StatusOr<std::unique_ptr<ProcessGroup>> ProcessGroup::Connect(comm::Job* j
   for (std::thread& t : threads) t.join();
   for (const absl::Status& s : statuses) RETURN_IF_ERROR(s);
   for (const auto& world : g->worlds_) g->local_.push_back(world.get());
+  g->pulse_->SetDeathCheck([world = g->worlds_[0].get()] { return world->LostSome(); });
   std::vector<int64_t> first_ranks;
   for (int64_t p = 0; p < job->count(); ++p) first_ranks.push_back(p * g->per_process_);
   ASSIGN_OR_RETURN(g->host_, g->worlds_[0]->Group(first_ranks, "host"));
   return g;
 }
 
-ProcessGroup::~ProcessGroup() { StopReporting(); }
+ProcessGroup::~ProcessGroup() {
+  StopReporting();
+  pulse_->SetDeathCheck(nullptr);
+}
 
 void ProcessGroup::StopReporting() {
   stop_.Cancel();
@@ -161,7 +168,7 @@ std::vector<runtime::FlightRecord> ProcessGroup::CollectFlight(const std::vector
   stop_.Cancel();
   if (!job_->store()->Set(FinalKey(job_->rank()), Pack(mine)).ok()) return mine;
   std::vector<runtime::FlightRecord> all;
-  const absl::Time deadline = absl::Now() + kAnswerWithin;
+  const absl::Duration deadline = RunningTime() + kAnswerWithin;
   for (int64_t p = 0; p < job_->count(); ++p) {
     std::vector<runtime::FlightRecord> theirs;
     double age = 0;
@@ -169,7 +176,7 @@ std::vector<runtime::FlightRecord> ProcessGroup::CollectFlight(const std::vector
       theirs = mine;
     } else {
       absl::StatusOr<std::string> text =
-          job_->store()->Get(FinalKey(p), std::max(deadline - absl::Now(), absl::ZeroDuration()));
+          job_->store()->Get(FinalKey(p), std::max(deadline - RunningTime(), absl::ZeroDuration()));
       const bool answers = text.ok();
       if (!answers) text = job_->store()->Get(LiveKey(p), absl::ZeroDuration());
       if (text.ok()) theirs = Unpack(*text, &age);

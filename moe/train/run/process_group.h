@@ -24,6 +24,7 @@
 #include "absl/time/time.h"
 #include "moe/comm/gloo/gloo_world.h"
 #include "moe/comm/job/job.h"
+#include "moe/comm/store/pulse.h"
 #include "moe/runtime/executor.h"
 #include "moe/runtime/flight.h"
 
@@ -39,6 +40,7 @@ class ProcessGroup {
 
   const std::vector<comm::World*>& worlds() const { return local_; }  // of the ranks of this process
   comm::Communicator* host() const { return host_; }                  // one member a process
+  comm::Pulse* pulse() const { return pulse_.get(); }
   bool leads() const { return job_->rank() == 0; }
 
   // FailedPrecondition if the processes have different texts, naming one that has not rank 0's.
@@ -65,6 +67,7 @@ class ProcessGroup {
   comm::Job* const job_;
   const int64_t num_ranks_;
   int64_t per_process_ = 1;
+  std::unique_ptr<comm::Pulse> pulse_;
   std::vector<std::unique_ptr<comm::GlooWorld>> worlds_;
   std::vector<comm::World*> local_;
   comm::Communicator* host_ = nullptr;

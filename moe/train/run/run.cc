@@ -276,6 +276,7 @@ absl::Status MeetOnDevices(RunState& run, runtime::ExecutorOptions* executor) {
     wanted.local_processes = job->local_count(), wanted.local_process = job->local_rank();
     wanted.store = run.options.job->store();
     wanted.host = meeting.group->worlds();
+    wanted.pulse = meeting.group->pulse();
     executor->host = meeting.group->host();
   }
   ASSIGN_OR_RETURN(meeting.devices, comm::DeviceWorlds::Open(wanted));
