@@ -16,6 +16,7 @@
 #include "moe/base/status.h"
 #include "moe/train/config/config.h"
 #include "tools/bench_parts.h"
+#include "tools/tool.h"
 
 ABSL_FLAG(std::vector<std::string>, only, {},
           "tables to make: step, gemm, scaling, compile, memory, overlap, context, precision; none: all");
@@ -76,9 +77,8 @@ absl::Status Run() {
 }  // namespace moe::tools
 
 int main(int argc, char** argv) {
+  moe::tools::BeginTool();
   absl::SetProgramUsageMessage("Measures steps, matrix products, scaling, compile time and memory.");
   absl::ParseCommandLine(argc, argv);
-  const absl::Status status = moe::tools::Run();
-  if (!status.ok()) std::fprintf(stderr, "%s\n", status.ToString().c_str());
-  return status.ok() ? 0 : 1;
+  return moe::tools::EndTool(moe::tools::Run());
 }

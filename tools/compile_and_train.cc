@@ -1,8 +1,6 @@
 // compile_and_train: one command from a configuration to a trained model. See --help, and README.md.
 
 #include <algorithm>
-#include <atomic>
-#include <csignal>
 #include <cstdlib>
 #include <iostream>
 #include <memory>
@@ -19,9 +17,11 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "absl/types/optional.h"
 #include "moe/base/status.h"
+#include "moe/base/stop_request.h"
 #include "moe/comm/job/environment.h"
 #include "moe/comm/job/job.h"
 #include "moe/comm/job/spawn.h"
@@ -31,6 +31,7 @@
 #include "moe/train/run/run.h"
 #include "tools/check_against_reference.h"
 #include "tools/opt.h"
+#include "tools/tool.h"
 #include "tools/working_directory.h"
 
 ABSL_FLAG(std::string, passes, "",
@@ -79,14 +80,6 @@ ABSL_DECLARE_FLAG(absl::optional<std::string>, resume);
 
 namespace {
 
-std::atomic<bool> interrupted{false};
-
-// The first signal lets the step end and a checkpoint be saved; a second one ends the process at once.
-void OnSignal(int signal) {
-  interrupted = true;
-  std::signal(signal, SIG_DFL);
-}
-
 moe::train::RunOptions OptionsFromFlags(moe::testing::PassValidator& validator) {
   using moe::train::RunOptions;
   RunOptions options;
@@ -105,7 +98,6 @@ moe::train::RunOptions OptionsFromFlags(moe::testing::PassValidator& validator) 
   if (!absl::GetFlag(FLAGS_prompt).empty()) options.prompt = absl::GetFlag(FLAGS_prompt);
   options.cuda_graphs = absl::GetFlag(FLAGS_cuda_graphs);
   options.peak_tflops = absl::GetFlag(FLAGS_peak_tflops);
-  options.stop = &interrupted;
   return options;
 }
 
@@ -122,26 +114,28 @@ absl::StatusOr<bool> Spawns(int count, const std::optional<moe::comm::ProcessPla
 }
 
 // What one of several processes says of its error: rank 0 all, the others a line.
-void PrintError(const absl::Status& status, int64_t rank) {
-  if (status.message().empty()) return;  // rank 0 says it
-  if (rank == 0) {
-    std::cerr << absl::StrCat("error: ", status.message(), "\n") << std::flush;
-    return;
-  }
+absl::Status InOneLine(const absl::Status& status, int64_t rank) {
+  if (rank == 0 || status.message().empty()) return status;  // rank 0 says it
   absl::string_view text = status.message();
   text = text.substr(0, text.find("\n       first seen as"));
   text = text.substr(0, text.find("\n       flight record"));
   std::cerr << absl::StrCat("rank ", rank, ": error: ", absl::StrReplaceAll(text, {{"\n       ", "; "}}),
                             "\n")
             << std::flush;
+  return absl::Status(status.code(), "");
+}
+
+// A peer that is missed may have been asked to stop a moment before this process is.
+void AwaitRequest(const moe::StopRequest& stop) {
+  for (int i = 0; i < 25 && !stop.asked(); ++i) absl::SleepFor(absl::Milliseconds(20));
+  if (stop.asked()) absl::SleepFor(absl::Milliseconds(500));  // where nothing is to be saved, it ends here
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  // Parallelism comes from the virtual devices; what the libraries read at start must say so before they do.
-  setenv("OMP_NUM_THREADS", "1", 0);
-  setenv("OPENBLAS_NUM_THREADS", "1", 0);
+  moe::comm::EndWithParent();
+  moe::tools::BeginTool();
   absl::SetProgramUsageMessage(
       "Compiles a Mixture-of-Experts transformer for many devices and trains it on a text.\n"
       "  compile_and_train                                     the default model on 8 virtual devices\n"
@@ -150,65 +144,65 @@ int main(int argc, char** argv) {
       "  compile_and_train --spawn=4                           the same in 4 processes; also under torchrun, "
       "Slurm, MPI\n"
       "  compile_and_train --resume=runs/mine                  continue;  with --eval_only: evaluate\n"
-      "Ctrl-C ends the step, saves a checkpoint and stops. Exit code 1 for any error.");
+      "Ctrl-C ends the step, saves a checkpoint and stops, and so does SIGTERM; a second Ctrl-C stops at once.\n"
+      "Exit codes: 0 done, 1 error, 75 stopped before it was done, 130 stopped at once.");
   absl::FlagsUsageConfig usage;
   usage.contains_help_flags = [](absl::string_view file) {
     return absl::EndsWith(file, "compile_and_train.cc") || absl::EndsWith(file, "train/config/flags.cc");
   };
   absl::SetFlagsUsageConfig(usage);
   const std::vector<char*> args = absl::ParseCommandLine(argc, argv);
-  auto fail = [](const absl::Status& status) {
-    std::cerr << "error: " << status.message() << std::endl;
-    return 1;
-  };
+  using moe::tools::EndTool;
   if (args.size() > 1) {
-    return fail(absl::InvalidArgumentError(
+    return EndTool(absl::InvalidArgumentError(
         absl::StrCat("'", args[1], "' is not a flag; every argument begins with --, see --help")));
   }
   // `bazel run` starts the tool in a folder of its own; paths are meant from where the user stands.
   absl::Status entered = moe::tools::EnterWorkingDirectory();
-  if (!entered.ok()) return fail(entered);
+  if (!entered.ok()) return EndTool(entered);
   if (absl::GetFlag(FLAGS_print_passes)) {
     std::cout << moe::tools::DescribePasses();
-    return 0;
+    return EndTool(absl::OkStatus());
   }
   // A run says itself what it was: flags need only name what shall differ.
   absl::StatusOr<moe::train::RunConfig> base = moe::train::DefaultRunConfig();
   const std::string resume = absl::GetFlag(FLAGS_resume).value_or("");
   if (absl::GetFlag(FLAGS_config).empty() && !resume.empty()) base = moe::train::ConfigToResume(resume);
-  if (!base.ok()) return fail(moe::Annotate(base.status(), "--resume"));
+  if (!base.ok()) return EndTool(moe::Annotate(base.status(), "--resume"));
   const absl::StatusOr<moe::train::RunConfig> config = moe::train::RunConfigFromFlags(*base);
-  if (!config.ok()) return fail(config.status());
+  if (!config.ok()) return EndTool(config.status());
   moe::testing::PassValidator validator;
   moe::train::RunOptions options = OptionsFromFlags(validator);
   const absl::StatusOr<std::optional<moe::comm::ProcessPlace>> place =
       moe::comm::FindProcess(moe::comm::SystemEnvironment());
-  if (!place.ok()) return fail(place.status());
+  if (!place.ok()) return EndTool(place.status());
   const absl::Status timeouts = moe::train::CheckTimeouts(options);
-  if (!timeouts.ok()) return fail(timeouts);
+  if (!timeouts.ok()) return EndTool(timeouts);
   const int spawn = absl::GetFlag(FLAGS_spawn);
   const absl::StatusOr<bool> spawns = Spawns(spawn, *place);
-  if (!spawns.ok()) return fail(spawns.status());
+  if (!spawns.ok()) return EndTool(spawns.status());
   if (*spawns) {
     // What is wrong with the run is said once.
     const absl::Status valid = moe::train::CheckRun(*config, options);
-    if (!valid.ok()) return fail(valid);
-    const absl::Duration grace = options.DeviceTimeout() + absl::Seconds(20);
-    return moe::comm::SpawnProcesses(spawn, argv, {.grace_after_death = grace}, std::cerr);
+    if (!valid.ok()) return EndTool(valid);
+    return moe::comm::SpawnProcesses(spawn, argv, std::cerr);
   }
-  if (place->has_value() && (*place)->spawned) moe::comm::EndWithParent();
-
-  std::signal(SIGINT, OnSignal);
-  std::signal(SIGTERM, OnSignal);
+  moe::StopRequest& stop = moe::StopRequest::Listen();
+  const int64_t rank = place->has_value() ? (*place)->rank : 0;
+  if (rank != 0) stop.Silence();
+  stop.EndsAtOnce("before training began; start it again");
+  moe::tools::WhenNobodyReads([&stop] {
+    stop.Silence();
+    stop.Ask("an output that nobody reads");
+  });
+  options.stop = &stop;
   if (absl::GetFlag(FLAGS_check_against_reference)) {
     if (place->has_value()) {
-      return fail(absl::InvalidArgumentError("--check_against_reference compares within one process"));
+      return EndTool(absl::InvalidArgumentError("--check_against_reference compares within one process"));
     }
-    const absl::Status status = moe::tools::CheckAgainstReference(*config, options.passes, std::cout);
-    return status.ok() ? 0 : fail(status);
+    return EndTool(moe::tools::CheckAgainstReference(*config, options.passes, std::cout));
   }
   std::unique_ptr<moe::comm::Job> job;
-  const int64_t rank = place->has_value() ? (*place)->rank : 0;
   absl::Status status;
   if (place->has_value()) {
     absl::StatusOr<std::unique_ptr<moe::comm::Job>> joined =
@@ -221,9 +215,9 @@ int main(int argc, char** argv) {
     options.job = job.get();
   }
   if (status.ok()) status = moe::train::RunTraining(*config, options, std::cout);
-  if (status.ok()) return 0;
-  PrintError(status, rank);
-  std::cout.flush();
+  if (absl::IsUnavailable(status) || absl::IsAborted(status)) AwaitRequest(stop);
+  const int code = EndTool(InOneLine(status, rank));
   // Threads of a rank that hangs may still use what would be destroyed now.
-  std::_Exit(1);
+  if (!status.ok()) std::_Exit(code);
+  return code;
 }

@@ -2,7 +2,6 @@
 
 #include "moe/testing/fuzz.h"
 
-#include <cstdlib>
 #include <iostream>
 #include <string>
 #include <vector>
@@ -11,16 +10,27 @@
 #include "absl/flags/parse.h"
 #include "absl/flags/usage.h"
 #include "absl/flags/usage_config.h"
+#include "absl/status/status.h"
 #include "absl/strings/match.h"
+#include "tools/tool.h"
 
 ABSL_FLAG(double, seconds, 60, "How long to draw.");
 ABSL_FLAG(uint64_t, seed, 1, "Of the draws.");
 ABSL_FLAG(std::string, replay, "", "Run one point, as a failure prints it, instead of drawing.");
 ABSL_FLAG(bool, f32, false, "With --replay: the plan in f32.");
 
+namespace {
+
+// What was found has been printed.
+absl::Status Found(const std::string& failure) {
+  return failure.empty() ? absl::OkStatus() : absl::InternalError("");
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
-  setenv("OMP_NUM_THREADS", "1", 0);
-  setenv("OPENBLAS_NUM_THREADS", "1", 0);
+  using moe::tools::EndTool;
+  moe::tools::BeginTool();
   absl::SetProgramUsageMessage(
       "Draws random legal strategies and random small models, and compares each plan with the one-device "
       "reference.\n"
@@ -34,10 +44,7 @@ int main(int argc, char** argv) {
   const moe::testing::StrategySpace& space = moe::testing::FuzzSpace();
   if (const std::string replay = absl::GetFlag(FLAGS_replay); !replay.empty()) {
     const absl::StatusOr<moe::testing::Point> point = moe::testing::ParsePoint(replay, space);
-    if (!point.ok()) {
-      std::cerr << "error: " << point.status().message() << std::endl;
-      return 1;
-    }
+    if (!point.ok()) return EndTool(point.status());
     moe::testing::EquivalenceCase c = space.Case(*point);
     c.steps = 3;
     c.f32 = absl::GetFlag(FLAGS_f32);
@@ -45,15 +52,11 @@ int main(int argc, char** argv) {
     std::cout << space.Describe(*point) << std::endl;
     const std::string wrong = moe::testing::CheckCase(c);
     std::cout << (wrong.empty() ? "as the reference" : wrong) << std::endl;
-    return wrong.empty() ? 0 : 1;
+    return EndTool(Found(wrong));
   }
   moe::testing::FuzzOptions options;
   options.seconds = absl::GetFlag(FLAGS_seconds);
   options.seed = absl::GetFlag(FLAGS_seed);
   const absl::StatusOr<moe::testing::FuzzReport> report = moe::testing::Fuzz(space, options, std::cout);
-  if (!report.ok()) {
-    std::cerr << "error: " << report.status().message() << std::endl;
-    return 1;
-  }
-  return report->failure.empty() ? 0 : 1;
+  return EndTool(report.ok() ? Found(report->failure) : report.status());
 }

@@ -1,11 +1,12 @@
 // Writes docs/ops.md to standard output:  bazel run //tools:gen_ops_doc > docs/ops.md
-#include <cstdio>
-#include <string>
+#include <iostream>
 
 #include "moe/kernels/kernel.h"
 #include "moe/kernels/ops_page.h"
+#include "tools/tool.h"
 
 int main() {
-  const std::string page = moe::kernels::OpsPage(moe::Ops(), moe::kernels::Kernels());
-  return std::fwrite(page.data(), 1, page.size(), stdout) == page.size() ? 0 : 1;
+  moe::tools::BeginTool();
+  std::cout << moe::kernels::OpsPage(moe::Ops(), moe::kernels::Kernels());
+  return moe::tools::EndTool(absl::OkStatus());
 }

@@ -1,6 +1,5 @@
 // generate: continues a prompt from a checkpoint. See --help.
 
-#include <cstdlib>
 #include <iostream>
 #include <memory>
 #include <string>
@@ -18,6 +17,7 @@
 #include "moe/train/checkpoint/checkpoint.h"
 #include "moe/train/checkpoint/session_state.h"
 #include "moe/train/run/generator.h"
+#include "tools/tool.h"
 #include "tools/working_directory.h"
 
 ABSL_FLAG(std::string, checkpoint, "", "A checkpoint, a folder of them, or a run directory.");
@@ -59,15 +59,14 @@ absl::Status Generate() {
   };
   RETURN_IF_ERROR(generator->Continue(prompt, options).status());
   if (!begun) std::cout << prompt;
-  std::cout << std::endl;
-  return std::cout.good() ? absl::OkStatus() : absl::UnknownError("cannot write to standard output");
+  std::cout << "\n";
+  return absl::OkStatus();
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  setenv("OMP_NUM_THREADS", "1", 0);
-  setenv("OPENBLAS_NUM_THREADS", "1", 0);
+  moe::tools::BeginTool();
   absl::SetProgramUsageMessage(
       "Continues a prompt from a checkpoint.\n"
       "  generate --checkpoint=runs/mine --prompt=\"In the beginning\" --tokens=300");
@@ -75,11 +74,8 @@ int main(int argc, char** argv) {
   usage.contains_help_flags = [](absl::string_view file) { return absl::EndsWith(file, "generate.cc"); };
   absl::SetFlagsUsageConfig(usage);
   const std::vector<char*> args = absl::ParseCommandLine(argc, argv);
-  absl::Status status = args.size() > 1
-                            ? absl::InvalidArgumentError(absl::StrCat(
-                                  "'", args[1], "' is not a flag; every argument begins with --, see --help"))
-                            : Generate();
-  if (status.ok()) return 0;
-  std::cerr << "error: " << status.message() << std::endl;
-  return 1;
+  return moe::tools::EndTool(
+      args.size() > 1 ? absl::InvalidArgumentError(absl::StrCat(
+                            "'", args[1], "' is not a flag; every argument begins with --, see --help"))
+                      : Generate());
 }

@@ -25,6 +25,7 @@
 #include "moe/runtime/local.h"
 #include "moe/train/config/validate.h"
 #include "moe/train/tuning/plan_search.h"
+#include "tools/tool.h"
 #include "tools/working_directory.h"
 
 ABSL_FLAG(std::string, run, "", "Folder of a training run: its plan.pb, and trace.json where it has one.");
@@ -214,6 +215,7 @@ absl::Status Inspect(const std::vector<char*>& args) {
 }  // namespace moe::tools
 
 int main(int argc, char** argv) {
+  moe::tools::BeginTool();
   absl::SetProgramUsageMessage(
       "Shows a compiled program: what each stage does, where values live, why collectives are there.\n"
       "  inspect --run=runs/NAME [--stage=1 --layer=2]\n"
@@ -226,10 +228,5 @@ int main(int argc, char** argv) {
   absl::FlagsUsageConfig usage;
   usage.contains_help_flags = [](absl::string_view file) { return absl::EndsWith(file, "inspect.cc"); };
   absl::SetFlagsUsageConfig(usage);
-  const absl::Status status = moe::tools::Inspect(absl::ParseCommandLine(argc, argv));
-  if (!status.ok()) {
-    std::cerr << "error: " << status.message() << "\n";
-    return 1;
-  }
-  return 0;
+  return moe::tools::EndTool(moe::tools::Inspect(absl::ParseCommandLine(argc, argv)));
 }

@@ -14,6 +14,7 @@
 #include "moe/ir/limits.h"
 #include "moe/passes/builtin.h"
 #include "tools/opt.h"
+#include "tools/tool.h"
 #include "tools/working_directory.h"
 
 ABSL_FLAG(
@@ -34,11 +35,6 @@ ABSL_FLAG(std::string, output, "-", "File for the resulting module; - is standar
 
 namespace {
 
-int Fail(const absl::Status& status) {
-  std::cerr << "error: " << status.message() << "\n";
-  return 1;
-}
-
 absl::StatusOr<std::string> ReadInput(const std::string& file) {
   if (file != "-") return moe::ReadFile(file, moe::kMaxTextBytes);
   return std::string(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
@@ -55,6 +51,8 @@ void PrintStats(const std::vector<moe::passes::PassResult>& results) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  using moe::tools::EndTool;
+  moe::tools::BeginTool();
   absl::SetProgramUsageMessage(
       "Runs passes on IR text and prints the resulting module.\n"
       "  opt --passes=common-subexpressions,remove-dead-nodes file.moe\n"
@@ -67,14 +65,14 @@ int main(int argc, char** argv) {
   const std::vector<char*> args = absl::ParseCommandLine(argc, argv);
   if (absl::GetFlag(FLAGS_print_passes)) {
     std::cout << moe::tools::DescribePasses();
-    return 0;
+    return EndTool(absl::OkStatus());
   }
   if (args.size() != 2) {
-    return Fail(absl::InvalidArgumentError(absl::StrFormat(
+    return EndTool(absl::InvalidArgumentError(absl::StrFormat(
         "one input file is needed (- for standard input), not %d; see --help", args.size() - 1)));
   }
   const absl::Status entered = moe::tools::EnterWorkingDirectory();
-  if (!entered.ok()) return Fail(entered);
+  if (!entered.ok()) return EndTool(entered);
   const std::string file = args[1];
   std::vector<moe::passes::PassResult> results;
   moe::tools::OptOptions options;
@@ -89,16 +87,15 @@ int main(int argc, char** argv) {
   options.results = &results;
 
   const absl::StatusOr<std::string> text = ReadInput(file);
-  if (!text.ok()) return Fail(text.status());
+  if (!text.ok()) return EndTool(text.status());
   const absl::StatusOr<std::string> out =
       moe::tools::Optimize(*text, file == "-" ? "<stdin>" : file, options);
-  if (!out.ok()) return Fail(out.status());
+  if (!out.ok()) return EndTool(out.status());
   if (absl::GetFlag(FLAGS_stats)) PrintStats(results);
   const std::string output = absl::GetFlag(FLAGS_output);
   if (output != "-") {
-    const absl::Status written = moe::WriteFile(output, *out);
-    return written.ok() ? 0 : Fail(written);
+    return EndTool(moe::WriteFile(output, *out));
   }
-  std::cout << *out << std::flush;
-  return std::cout.good() ? 0 : Fail(absl::UnknownError("cannot write to standard output"));
+  std::cout << *out;
+  return EndTool(absl::OkStatus());
 }

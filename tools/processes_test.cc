@@ -19,6 +19,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
+#include "moe/base/exit_code.h"
 #include "moe/base/file.h"
 #include "moe/base/status_matchers.h"
 
@@ -397,7 +398,7 @@ TEST_F(ProcessesTest, TheFirstInterruptSavesAndStopsAll) {
   ASSERT_TRUE(WaitUntilLogged("stopped", 2));
   kill(pid, SIGINT);
   const Outcome o = Wait("stopped", pid);
-  EXPECT_EQ(o.code, 0) << o.errors;
+  EXPECT_EQ(o.code, kExitStopped) << o.errors;
   EXPECT_TRUE(IsFolder(JoinPath(Path("stopped"), "checkpoint")));
 }
 

@@ -84,7 +84,7 @@ absl::StatusOr<std::optional<ProcessPlace>> FindProcess(const Environment& envir
     if (p.master_address.empty() && get("OMPI_COMM_WORLD_LOCAL_SIZE") == get(l.count)) {
       p.master_address = "127.0.0.1";
     }
-    p.spawned = get("SWITCHYARD_SPAWNED") == "1";
+    p.spawned = !get("SWITCHYARD_SPAWNED").empty();
     for (const char* name : kTokens) {
       if (p.token.empty() && get(name) != "none") p.token = get(name);
     }

@@ -1,21 +1,33 @@
 #include "moe/comm/job/spawn.h"
 
+#include <errno.h>
 #include <signal.h>
 #include <spawn.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <ostream>
 #include <random>
+#include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "moe/base/exit_code.h"
+#include "moe/base/running_time.h"
+#include "moe/base/stop_request.h"
 #include "moe/comm/store/grpc_store.h"
 
 extern char** environ;
@@ -23,9 +35,13 @@ extern char** environ;
 namespace moe::comm {
 namespace {
 
-std::atomic<int> pass_on{0};  // a signal that the children have not been told of
+constexpr char kParent[] = "SWITCHYARD_SPAWNED";  // in children: the process that started them
+// For the others to say what they know of a child that is gone, and for all to end once a user insists.
+constexpr absl::Duration kGrace = absl::Seconds(20), kShortGrace = absl::Seconds(2);
 
-void OnSignal(int signal) { pass_on = signal; }
+std::atomic<bool> suspend{false};  // Ctrl-Z
+
+void OnSuspend(int) { suspend = true; }
 
 std::string RandomToken() {
   std::random_device random;
@@ -53,30 +69,118 @@ pid_t Start(char** argv, const std::vector<std::pair<std::string, std::string>>&
   pid_t pid = -1;
   const int error = posix_spawn(&pid, "/proc/self/exe", nullptr, &attributes, argv, pointers.data());
   posix_spawnattr_destroy(&attributes);
+  errno = error;
   return error == 0 ? pid : -1;
 }
 
-}  // namespace
+// The processes of the job, by rank.
+class Children {
+ public:
+  Children(Store* store, std::ostream& errors) : store_(store), errors_(errors) {}
 
-void EndWithParent() { prctl(PR_SET_PDEATHSIG, SIGKILL); }
-
-int SpawnProcesses(int count, char** argv, const SpawnOptions& options, std::ostream& errors) {
-  const std::string token = RandomToken();
-  const auto server = StoreServer::Start({.token = token, .max_connections = 4 * count + 16});
-  if (!server.ok()) {
-    errors << "error: " << server.status().message() << std::endl;
-    return 1;
+  void Add(pid_t pid) { pids_.push_back(pid); }
+  int running() const {
+    return static_cast<int>(std::count_if(pids_.begin(), pids_.end(), [](pid_t p) { return p > 0; }));
   }
-  struct sigaction act {};
-  act.sa_handler = OnSignal;
-  sigaction(SIGINT, &act, nullptr);
-  sigaction(SIGTERM, &act, nullptr);
-  std::vector<pid_t> children;
-  const auto tell = [&](int signal) {
-    for (pid_t pid : children) {
+  void Tell(int signal) const {
+    for (const pid_t pid : pids_) {
       if (pid > 0) kill(pid, signal);
     }
-  };
+  }
+  // Those that are left, for good.
+  void Kill() {
+    Tell(SIGKILL);
+    for (pid_t& pid : pids_) {
+      if (pid > 0) waitpid(pid, nullptr, 0);
+      pid = 0;
+    }
+  }
+  void SayKilled() const {
+    for (size_t r = 0; r < pids_.size(); ++r) {
+      if (pids_[r] <= 0) continue;
+      errors_ << "rank " << r << " (process " << pids_[r] << ") does not end by itself and is killed"
+              << std::endl;
+    }
+  }
+  // Takes note of who has ended.
+  void Look() {
+    for (size_t r = 0; r < pids_.size(); ++r) {
+      int status = 0;
+      if (pids_[r] <= 0 || waitpid(pids_[r], &status, WNOHANG | WUNTRACED | WCONTINUED) != pids_[r]) continue;
+      if (WIFSTOPPED(status)) {
+        if (!suspend) {
+          errors_ << "rank " << r << " (process " << pids_[r] << ") is stopped ("
+                  << strsignal(WSTOPSIG(status)) << "); the others wait for it, with patience" << std::endl;
+        }
+        continue;
+      }
+      if (WIFCONTINUED(status)) continue;
+      pids_[r] = 0;
+      Ended(static_cast<int64_t>(r), status);
+    }
+  }
+  bool failed() const { return code_ == kExitError; }
+  int code() const { return code_; }
+
+ private:
+  void Ended(int64_t rank, int status) {
+    int code = WIFEXITED(status) ? WEXITSTATUS(status) : kExitError;
+    if (WIFSIGNALED(status)) {
+      const int signal = WTERMSIG(status);
+      if (signal == SIGTERM || signal == SIGINT || signal == SIGHUP || signal == SIGUSR1 ||
+          signal == SIGUSR2) {
+        code = kExitStopped;  // which came before the child listened
+      } else {
+        const std::string how = absl::StrCat("was ended by signal ", signal, " (", strsignal(signal), ")");
+        if (!failed()) errors_ << "rank " << rank << " " << how << std::endl;
+        AnnounceAbort(store_, rank, absl::UnavailableError(absl::StrCat("its process ", how)));
+      }
+    } else if (code != kExitDone && code != kExitStopped && code != kExitAtOnce) {
+      AnnounceAbort(store_, rank,
+                    absl::UnavailableError(absl::StrCat("its process ended with exit code ", code)));
+      code = kExitError;
+    }
+    if (code_ == kExitDone || code == kExitError || (code == kExitAtOnce && code_ == kExitStopped)) {
+      if (code != kExitDone) code_ = code;
+    }
+  }
+
+  Store* const store_;
+  std::ostream& errors_;
+  std::vector<pid_t> pids_;  // 0: has ended
+  int code_ = kExitDone;
+};
+
+}  // namespace
+
+void EndWithParent() {
+  const char* const parent = std::getenv(kParent);
+  pid_t pid = 0;
+  if (parent == nullptr || !absl::SimpleAtoi(parent, &pid)) return;
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (getppid() != pid) _exit(kExitError);
+}
+
+int SpawnProcesses(int count, char** argv, std::ostream& errors) {
+  StopRequest& stop = StopRequest::Listen();
+  stop.EndsByCaller();
+  struct sigaction act {};
+  if (sigaction(SIGTSTP, nullptr, &act) == 0 && act.sa_handler != SIG_IGN) {
+    act.sa_handler = OnSuspend;
+    act.sa_flags = SA_RESTART;
+    sigaction(SIGTSTP, &act, nullptr);
+  }
+  const std::string token = RandomToken();
+  const auto server = StoreServer::Start({.token = token, .max_connections = 4 * count + 16});
+  absl::StatusOr<std::unique_ptr<GrpcStore>> store =
+      server.ok()
+          ? GrpcStore::Connect(absl::StrCat("127.0.0.1:", (*server)->port()), token, absl::Seconds(30))
+          : server.status();
+  if (!store.ok()) {
+    errors << "error: " << store.status().message() << std::endl;
+    return kExitError;
+  }
+  Children children(store->get(), errors);
   for (int r = 0; r < count; ++r) {
     const pid_t pid = Start(argv, {{"RANK", absl::StrCat(r)},
                                    {"LOCAL_RANK", absl::StrCat(r)},
@@ -84,56 +188,44 @@ int SpawnProcesses(int count, char** argv, const SpawnOptions& options, std::ost
                                    {"LOCAL_WORLD_SIZE", absl::StrCat(count)},
                                    {"MASTER_ADDR", "127.0.0.1"},
                                    {"MASTER_PORT", absl::StrCat((*server)->port())},
-                                   {"SWITCHYARD_SPAWNED", "1"},
+                                   {kParent, absl::StrCat(getpid())},
                                    {"SWITCHYARD_JOB_TOKEN", token}});
     if (pid < 0) {
-      errors << "error: cannot start process " << r << " of " << count << std::endl;
-      tell(SIGKILL);
-      for (pid_t started : children) waitpid(started, nullptr, 0);
-      return 1;
+      errors << "error: cannot start process " << r << " of " << count << ": " << strerror(errno)
+             << (errno == EAGAIN ? " (see ulimit -u)" : "") << std::endl;
+      children.Kill();
+      return kExitError;
     }
-    children.push_back(pid);
+    children.Add(pid);
   }
-  int running = count, code = 0;
-  absl::Time limit = absl::InfiniteFuture();
-  while (running > 0) {
-    if (const int signal = pass_on.exchange(0); signal != 0) tell(signal);
-    int status = 0;
-    bool any = false;
-    for (int r = 0; r < count; ++r) {
-      if (children[r] <= 0 || waitpid(children[r], &status, WNOHANG) != children[r]) continue;
-      any = true;
-      --running;
-      children[r] = 0;
-      const bool died = WIFSIGNALED(status);
-      if (died) {
-        const int signal = WTERMSIG(status);
-        if (absl::Now() < limit)
-          errors << "rank " << r << " was ended by signal " << signal << " (" << strsignal(signal) << ")"
-                 << std::endl;
-      }
-      const int its_code = died ? 1 : WEXITSTATUS(status);
-      if (its_code == 0) continue;
-      if (code == 0) code = its_code;
-      limit = std::min(limit, absl::Now() + (died ? options.grace_after_death : options.grace_after_error));
+  bool told = false, insisted = false;
+  absl::Duration limit = absl::InfiniteDuration();
+  while (children.running() > 0) {
+    if (suspend) {
+      children.Tell(SIGSTOP);
+      raise(SIGSTOP);  // until somebody continues this process
+      suspend = false;
+      children.Tell(SIGCONT);
     }
-    if (running > 0 && absl::Now() >= limit) {
-      for (int r = 0; r < count; ++r) {
-        if (children[r] > 0)
-          errors << "rank " << r << " (process " << children[r] << ") does not end by itself and is killed"
-                 << std::endl;
-      }
-      tell(SIGKILL);
-      limit = absl::InfiniteFuture();
-      for (pid_t& pid : children) {
-        if (pid > 0) waitpid(pid, nullptr, 0);
-        pid = 0;
-      }
-      running = 0;
+    if ((stop.asked() || children.code() == kExitStopped) && !told) {
+      told = true;
+      children.Tell(stop.by() == "SIGINT" ? SIGINT : SIGTERM);
     }
-    if (!any) absl::SleepFor(absl::Milliseconds(20));
+    if (stop.insists() && !insisted) {
+      insisted = true;
+      children.Tell(SIGINT);
+      limit = std::min(limit, RunningTime() + kShortGrace);
+    }
+    const bool known = children.failed();
+    children.Look();
+    if (children.failed() && !known) limit = std::min(limit, RunningTime() + kGrace);
+    if (RunningTime() >= limit && children.running() > 0) {
+      children.SayKilled();
+      children.Kill();
+    }
+    absl::SleepFor(absl::Milliseconds(20));
   }
-  return code;
+  return insisted ? kExitAtOnce : children.code();
 }
 
 }  // namespace moe::comm

@@ -133,6 +133,12 @@ absl::StatusOr<std::string> Generator::Continue(absl::string_view prompt, const 
   for (int64_t i = 0; i < options.tokens; ++i) {
     if (window.size() > seq) window.erase(window.begin(), window.end() - static_cast<int64_t>(seq));
     ASSIGN_OR_RETURN(const std::vector<double> logits, NextLogits(window));
+    for (int32_t token = 0; token < tokenizer_.vocab_size(); ++token) {
+      if (std::isfinite(logits[token])) continue;
+      return absl::FailedPreconditionError(
+          absl::StrCat("token ", i + 1, ": a logit is ", logits[token],
+                       "; the weights are not finite, or too large for what the model computes"));
+    }
     window.push_back(Choose(logits, options, i, tokenizer_.vocab_size()));
     const std::string piece = tokenizer_.Decode({&window.back(), 1});
     if (options.sink) options.sink(piece);

@@ -44,7 +44,8 @@ class Generator {
 
   // Logits of the token after the last one of `tokens` (1 to seq_length of them).
   absl::StatusOr<std::vector<double>> NextLogits(absl::Span<const int32_t> tokens);
-  // What follows the prompt, without it. InvalidArgument for an empty prompt or senseless options.
+  // What follows the prompt, without it. InvalidArgument for an empty prompt or senseless options;
+  // FailedPrecondition for logits that are not finite.
   absl::StatusOr<std::string> Continue(absl::string_view prompt, const GenerateOptions& options = {});
 
  private:

@@ -141,6 +141,12 @@ MetricsLines SplitMetrics(absl::string_view text, int64_t iteration) {
   return lines;
 }
 
+std::string StoppedJson(int64_t step, absl::string_view text) {
+  JsonLine line;
+  line.Add("kind", "stopped").Add("step", step).Add("text", text);
+  return line.Text();
+}
+
 absl::StatusOr<MetricsWriter> MetricsWriter::Open(const std::string& path, int64_t resume_after) {
   std::string kept;
   if (resume_after > 0 && FileExists(path)) {

@@ -73,6 +73,8 @@ struct RunSummary {
 };
 // {"kind":"summary","step":100,"held_out_loss":1.9,...}; bytes that are not UTF-8 are replaced.
 std::string SummaryJson(const RunSummary& summary);
+// {"kind":"stopped","step":12,"text":"after step 12; go on with --resume=runs/7"}
+std::string StoppedJson(int64_t step, absl::string_view text);
 
 // Lines of metrics.jsonl up to an iteration, and of later ones; what is no whole line of either is dropped.
 struct MetricsLines {

@@ -62,14 +62,21 @@ absl::Status Evaluate(RunState& run, RunSummary* summary, std::string* line) {
   for (const int64_t length : run.lengths) held_out += run.data->held_out_samples(length);
   if (held_out == 0) return absl::OkStatus();
   const absl::StatusOr<double> evaluated = run.trainer->Evaluate();
-  if (absl::IsCancelled(evaluated.status()) && !run.options.eval_only) {
-    run.speaker.Say("stopped",
-                    absl::StrCat("in the evaluation; repeat it with --eval_only --resume=", run.dir));
+  if (absl::IsCancelled(evaluated.status())) {
+    const std::string& of = run.options.eval_only ? run.train.resume() : run.dir;
+    run.speaker.Stopped(run.trainer->step(),
+                        absl::StrCat("in the evaluation; repeat it with --eval_only --resume=", of));
     run.stopped = true;
     return absl::OkStatus();
   }
   if (!evaluated.ok()) return Explain(run, evaluated.status());
   const double loss = *evaluated;
+  if (!std::isfinite(loss)) {
+    return absl::FailedPreconditionError(
+        absl::StrFormat("the held-out loss after step %d is %g: the weights are not finite, or too large for "
+                        "what the model computes. Resume from an earlier checkpoint with a lower --lr",
+                        run.trainer->step(), loss));
+  }
   const double bigram = BigramModel(run.data->train()).NatsPerByte(run.data->held_out());
   const double bits = 1 / std::log(2.0);
   *line = absl::StrFormat(
@@ -165,8 +172,10 @@ absl::Status Report(RunState& run) {
   RunSummary summary;
   summary.step = run.trainer->step();
   std::string line;
+  if (run.options.stop != nullptr) run.options.stop->EndsInOrder("again, at once");
   RETURN_IF_ERROR(Evaluate(run, &summary, &line));
   if (run.stopped) return absl::OkStatus();
+  if (run.options.stop != nullptr) run.options.stop->EndsAtOnce("when all was trained and evaluated");
   RETURN_IF_ERROR(Sample(run, &summary));
   if (run.options.eval_only) {
     run.speaker.Result(summary, line);

@@ -352,7 +352,7 @@ absl::Status Open(RunState& run) {
   wanted.graphs = run.options.cuda_graphs;
   wanted.tf32 = run.train.tf32();
   wanted.timeout = run.options.DeviceTimeout();
-  wanted.stop = run.options.stop;
+  if (run.options.stop != nullptr) wanted.stop = run.options.stop->flag();
   RETURN_IF_ERROR(MeetProcesses(run, &wanted));
   RETURN_IF_ERROR(OpenExecutors(run, wanted));
   runtime::Executor& executor = *run.executors[0];
@@ -443,13 +443,17 @@ absl::Status Train(RunState& run) {
   } else {
     run.speaker.Say("train", absl::StrCat(steps - trainer.step(), " steps"));
   }
+  if (options.stop != nullptr) {
+    options.stop->EndsInOrder(
+        absl::StrCat("again, at once; go on from the last checkpoint with --resume=", run.dir));
+  }
   absl::StatusOr<TrainResult> trained = trainer.Train();
   if (!trained.ok()) return Explain(run, trained.status());
   run.result = *std::move(trained);
   run.speaker.Break();
   if (run.result.interrupted) {
-    run.speaker.Say("stopped",
-                    absl::StrCat("after step ", run.result.last_step, "; go on with --resume=", run.dir));
+    run.speaker.Stopped(run.result.last_step,
+                        absl::StrCat("after step ", run.result.last_step, "; go on with --resume=", run.dir));
     run.stopped = true;
   }
   return absl::OkStatus();
@@ -518,14 +522,19 @@ absl::Status RunTraining(const RunConfig& config, const RunOptions& options, std
   std::ostream silence(nullptr);
   const bool leads = options.job == nullptr || options.job->rank() == 0;
   absl::Status status;
+  bool stopped = false;
   {
     RunState run(config, options, leads ? out : silence, *meeting);
     status = Run(run);
+    stopped = run.stopped;
   }
   const bool begun = meeting->begun;
   if (!status.ok()) meeting.release();  // a rank that hangs may still use it
+  if (status.ok()) {
+    if (options.job != nullptr) RETURN_IF_ERROR(options.job->Finish());
+    return stopped ? absl::CancelledError("") : absl::OkStatus();
+  }
   if (options.job == nullptr) return status;
-  if (status.ok()) return options.job->Finish();
   options.job->GiveUp(status);
   const bool said = !begun && options.job->RankZeroSays(status.message());
   return said ? absl::Status(status.code(), "") : status;

@@ -6,7 +6,6 @@
 // Everything that can be refused is refused before anything is compiled or written. One run at a time.
 #pragma once
 
-#include <atomic>
 #include <functional>
 #include <iosfwd>
 #include <string>
@@ -14,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "moe/base/stop_request.h"
 #include "moe/comm/job/job.h"
 #include "moe/ir/program.h"
 #include "moe/train/config/config.h"
@@ -36,9 +36,9 @@ struct RunOptions {
   absl::Duration DeviceTimeout() const;
   absl::Duration ConnectTimeout() const;
   std::string prompt = kSamplePrompt;
-  bool cuda_graphs = true;  // record and launch what is the same in every step
-  double peak_tflops = 0;   // of a device, which MFU is a share of; 0: what is known of a GPU of its name
-  const std::atomic<bool>* stop = nullptr;
+  bool cuda_graphs = true;      // record and launch what is the same in every step
+  double peak_tflops = 0;       // of a device, which MFU is a share of; 0: what is known of a GPU of its name
+  StopRequest* stop = nullptr;  // who may ask the run to end before it is done; null: nobody
   // This process among those that train together; null: it is alone. Rank 0 speaks and writes.
   comm::Job* job = nullptr;
 };
@@ -55,6 +55,9 @@ absl::Status CheckRun(const RunConfig& config, const RunOptions& options);
 // meets ends all; of a hang or a death every survivor says who caused it, and flight/ in the run directory
 // gets the records of all ranks. An error that keeps the run from beginning is without words on those
 // processes whose words rank 0 has said.
+//
+// Cancelled, without words, for a run that was asked to stop, and has said how to go on. Before training
+// begins, and once all is trained and evaluated, such a request ends the process.
 absl::Status RunTraining(const RunConfig& config, const RunOptions& options, std::ostream& out);
 
 }  // namespace moe::train

@@ -36,6 +36,14 @@ class Speaker {
     if (voice_ == RunOptions::kText) Say("eval", absl::StrFormat("step %d: held-out loss %.4f", step, loss));
     if (voice_ == RunOptions::kJson) out_ << EvaluationJson(step, loss) << std::endl;
   }
+  // A run that was asked to stop says so in every voice. `text`: where, and how to go on.
+  void Stopped(int64_t step, absl::string_view text) {
+    if (voice_ == RunOptions::kJson) {
+      out_ << StoppedJson(step, text) << std::endl;
+    } else {
+      out_ << SummaryLine("stopped", text) << std::flush;
+    }
+  }
   // The end: all that remains of a run that is quiet, and the summary of one that speaks JSON.
   void Result(const RunSummary& summary, absl::string_view line) {
     if (voice_ == RunOptions::kQuiet) out_ << line << std::endl;
