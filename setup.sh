@@ -8,8 +8,7 @@ packages=(
   bazel-bootstrap bazel-rules-java bazel-rules-proto bazel-platforms bazel-skylib
   # compiler and libraries
   g++ pkg-config libabsl-dev libprotobuf-dev protobuf-compiler libgoogle-glog-dev
-  libgrpc++-dev protobuf-compiler-grpc
-  libboost-context-dev
+  libboost-dev libboost-context-dev libssl-dev
   libdnnl-dev libopenblas-dev libhwy-dev libgloo-dev nlohmann-json3-dev libxxhash-dev libzstd-dev libre2-dev
   # tests, benchmarks, drawings, formatting
   libgtest-dev libgmock-dev libbenchmark-dev graphviz clang-format

@@ -25,6 +25,7 @@
 #include "moe/comm/job/environment.h"
 #include "moe/comm/job/job.h"
 #include "moe/comm/job/spawn.h"
+#include "moe/comm/job/token.h"
 #include "moe/testing/validate_passes.h"
 #include "moe/train/config/flags.h"
 #include "moe/train/run/resume_point.h"
@@ -70,10 +71,8 @@ ABSL_FLAG(
 ABSL_FLAG(int, spawn, 0,
           "Run as so many processes on this machine, which share the ranks of the strategy evenly; 0: one "
           "process, or as torchrun, Slurm or Open MPI started it.");
-ABSL_FLAG(std::string, rendezvous, "",
-          "A shared folder, fresh for each run, where processes meet instead of at MASTER_ADDR:MASTER_PORT.");
 ABSL_FLAG(std::string, bind_address, "",
-          "The address where other processes reach this one; empty: that of the way to the rendezvous.");
+          "The numeric address where other processes reach this one; empty: that of the way to MASTER_ADDR.");
 
 ABSL_DECLARE_FLAG(std::string, config);
 ABSL_DECLARE_FLAG(absl::optional<std::string>, resume);
@@ -111,6 +110,15 @@ absl::StatusOr<bool> Spawns(int count, const std::optional<moe::comm::ProcessPla
   if (!place.has_value()) return true;
   return absl::InvalidArgumentError(absl::StrCat("--spawn=", count, " in a process that ", place->found_in,
                                                  " started; leave one of them out"));
+}
+
+absl::StatusOr<std::unique_ptr<moe::comm::Job>> JoinJob(const moe::comm::ProcessPlace& place,
+                                                        const moe::train::RunOptions& options) {
+  ASSIGN_OR_RETURN(const moe::comm::JobToken token, moe::comm::FindToken(moe::comm::SystemEnvironment()));
+  return moe::comm::Job::Join(place, {.token = token,
+                                      .address = absl::GetFlag(FLAGS_bind_address),
+                                      .timeout = std::max(options.DeviceTimeout(), absl::Seconds(60)),
+                                      .connect_timeout = options.ConnectTimeout()});
 }
 
 // What one of several processes says of its error: rank 0 all, the others a line.
@@ -187,6 +195,10 @@ int main(int argc, char** argv) {
     if (!valid.ok()) return EndTool(valid);
     return moe::comm::SpawnProcesses(spawn, argv, std::cerr);
   }
+  if (!place->has_value()) {
+    const absl::Status alone = moe::comm::CheckStartedBySrun(moe::comm::SystemEnvironment());
+    if (!alone.ok()) return EndTool(alone);
+  }
   moe::StopRequest& stop = moe::StopRequest::Listen();
   const int64_t rank = place->has_value() ? (*place)->rank : 0;
   if (rank != 0) stop.Silence();
@@ -205,11 +217,7 @@ int main(int argc, char** argv) {
   std::unique_ptr<moe::comm::Job> job;
   absl::Status status;
   if (place->has_value()) {
-    absl::StatusOr<std::unique_ptr<moe::comm::Job>> joined =
-        moe::comm::Job::Join(**place, {.rendezvous = absl::GetFlag(FLAGS_rendezvous),
-                                       .address = absl::GetFlag(FLAGS_bind_address),
-                                       .timeout = std::max(options.DeviceTimeout(), absl::Seconds(60)),
-                                       .connect_timeout = options.ConnectTimeout()});
+    absl::StatusOr<std::unique_ptr<moe::comm::Job>> joined = JoinJob(**place, options);
     status = joined.status();
     if (joined.ok()) job = *std::move(joined);
     options.job = job.get();

@@ -2,7 +2,9 @@
 // those of one process to the bit, checkpoints go from any number of processes to any, and one that dies or
 // stops is named by every survivor.
 
+#include <netinet/in.h>
 #include <signal.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -51,8 +53,10 @@ struct Outcome {
 class ProcessesTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    for (const char* name : {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"})
+    for (const char* name :
+         {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SWITCHYARD_JOB_TOKEN"}) {
       unsetenv(name);
+    }
     if (kGpus) {
       setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7", 1);
       // Where the program finds the library that --device=cuda loads.
@@ -63,6 +67,7 @@ class ProcessesTest : public ::testing::Test {
                  absl::StrCat("processes_", ::testing::UnitTest::GetInstance()->current_test_info()->name()));
     ASSERT_OK(RemoveTree(folder_));
     ASSERT_OK(MakeFolders(folder_));
+    setenv("SWITCHYARD_JOB_TOKEN_FILE", Path("token").c_str(), 1);
     std::string text;
     for (int i = 0; i < 3000; ++i) absl::StrAppend(&text, "the ", i % 13, " quick brown foxes\n");
     ASSERT_OK(WriteFile(Path("text.txt"), text));
@@ -185,19 +190,32 @@ class ProcessesTest : public ::testing::Test {
                                                       : "does not end by itself and is killed"));
   }
 
-  // Two processes that meet in a folder, as a launcher of clusters starts them; the second has more
-  // variables.
-  std::vector<Outcome> RunTwo(const std::string& name, const std::string& variables,
-                              const std::string& flags) const {
+  // The variables of a process of several on this host, which meet at this port.
+  static std::string Place(int rank, int count, int port) {
+    return absl::StrCat("env RANK=", rank, " LOCAL_RANK=", rank, " WORLD_SIZE=", count,
+                        " LOCAL_WORLD_SIZE=", count, " MASTER_ADDR=127.0.0.1 MASTER_PORT=", port, " ");
+  }
+  static int FreePort() {
+    const int fd = socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in a{};
+    a.sin_family = AF_INET;
+    a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof(a);
+    EXPECT_EQ(bind(fd, reinterpret_cast<sockaddr*>(&a), size), 0);
+    getsockname(fd, reinterpret_cast<sockaddr*>(&a), &size);
+    close(fd);
+    return ntohs(a.sin_port);
+  }
+  // Two processes, as a launcher of clusters starts them; the second has more variables and flags.
+  std::vector<Outcome> RunTwo(const std::string& name, const std::string& variables, const std::string& flags,
+                              const std::string& second_flags = "") const {
     std::vector<pid_t> pids;
+    const int port = FreePort();
     for (int r = 0; r < 2; ++r) {
-      const std::string place = absl::StrCat("env RANK=", r, " LOCAL_RANK=", r,
-                                             " WORLD_SIZE=2 LOCAL_WORLD_SIZE=2 ", r == 0 ? "" : variables);
-      pids.push_back(Start(
-          absl::StrCat(name, r),
-          Command(name,
-                  absl::StrCat("--strategy=\"dp=2 ep=2\" --rendezvous=", Path(name + "_meet"), " ", flags),
-                  place)));
+      pids.push_back(
+          Start(absl::StrCat(name, r),
+                Command(name, absl::StrCat("--strategy=\"dp=2 ep=2\" ", flags, r == 0 ? "" : second_flags),
+                        Place(r, 2, port) + (r == 0 ? "" : variables))));
     }
     std::vector<Outcome> outcomes;
     for (int r = 0; r < 2; ++r) outcomes.push_back(Wait(absl::StrCat(name, r), pids[r]));
@@ -362,34 +380,25 @@ TEST_F(ProcessesTest, AWrongNumberOfProcessesIsRefused) {
 }
 
 TEST_F(ProcessesTest, AProcessThatNeverComesIsNamed) {
-  const std::string variables = "env RANK=0 LOCAL_RANK=0 WORLD_SIZE=2 LOCAL_WORLD_SIZE=2";
-  const std::string flags = absl::StrCat("--strategy=\"dp=2 ep=2\" --train_iters=1 --connect_timeout=1 ",
-                                         "--rendezvous=", Path("meet"));
-  const Outcome o = Wait("alone", Start("alone", Command("alone", flags, variables)));
+  const std::string flags = "--strategy=\"dp=2 ep=2\" --train_iters=1 --connect_timeout=1";
+  const Outcome o = Wait("alone", Start("alone", Command("alone", flags, Place(0, 2, FreePort()))));
   EXPECT_EQ(o.code, 1);
-  EXPECT_THAT(o.errors, HasSubstr("rank 0 waited 1s for 2 ranks to meet at the folder"));
+  EXPECT_THAT(o.errors, HasSubstr("rank 0 waited 1s for 2 processes to meet at 127.0.0.1:"));
   EXPECT_THAT(o.errors, HasSubstr("missing: 1"));
+  EXPECT_FALSE(IsFolder(Path("alone")));
 }
 
 // One of two has no text to train on: the other learns it while it still waits for it.
 TEST_F(ProcessesTest, WhatOneLacksEndsAllAndIsSaidOnce) {
   ASSERT_OK(WriteFile(Path("short.txt"), "x"));
-  std::vector<pid_t> pids;
-  for (int r = 0; r < 2; ++r) {
-    const std::string place =
-        absl::StrCat("env RANK=", r, " LOCAL_RANK=", r, " WORLD_SIZE=2 LOCAL_WORLD_SIZE=2");
-    const std::string flags = absl::StrCat("--strategy=\"dp=2 ep=2\" --rendezvous=", Path("meet"),
-                                           r == 0 ? "" : absl::StrCat(" --data_path=", Path("short.txt")));
-    pids.push_back(Start(absl::StrCat("one", r), Command("one", flags, place)));
-  }
   const absl::Time start = absl::Now();
-  const Outcome first = Wait("one0", pids[0]), second = Wait("one1", pids[1]);
+  const std::vector<Outcome> two = RunTwo("one", "", "", absl::StrCat(" --data_path=", Path("short.txt")));
   EXPECT_LT(absl::Now() - start, absl::Seconds(40)) << "waited for the one that gave up";
-  EXPECT_EQ(first.code, 1);
-  EXPECT_EQ(second.code, 1);
-  EXPECT_THAT(first.errors, HasSubstr("error: rank 1 ended the run: "));
-  EXPECT_THAT(first.errors, HasSubstr("short.txt"));
-  EXPECT_EQ(second.errors, "");
+  EXPECT_EQ(two[0].code, 1);
+  EXPECT_EQ(two[1].code, 1);
+  EXPECT_THAT(two[0].errors, HasSubstr("error: rank 1 ended the run: "));
+  EXPECT_THAT(two[0].errors, HasSubstr("short.txt"));
+  EXPECT_EQ(two[1].errors, "");
 }
 
 TEST_F(ProcessesTest, TheFirstInterruptSavesAndStopsAll) {
@@ -402,15 +411,18 @@ TEST_F(ProcessesTest, TheFirstInterruptSavesAndStopsAll) {
   EXPECT_TRUE(IsFolder(JoinPath(Path("stopped"), "checkpoint")));
 }
 
-// Processes that share a folder, started one by one as a launcher of clusters does.
-TEST_F(ProcessesTest, AFolderServesAsRendezvous) {
-  const std::string flags = absl::StrCat("--strategy=\"dp=2 ep=2\" --train_iters=3");
+// Started one by one, as a launcher of clusters does.
+TEST_F(ProcessesTest, TasksOfSlurm) {
+  const std::string flags = "--strategy=\"dp=2 ep=2\" --train_iters=3";
   ASSERT_EQ(Run("alone", flags).code, 0);
   std::vector<pid_t> pids;
+  const int port = FreePort();
   for (int r = 0; r < 2; ++r) {
-    pids.push_back(Start(absl::StrCat("slurm", r),
-                         Command("slurm", absl::StrCat(flags, " --rendezvous=", Path("meet")),
-                                 absl::StrCat("env SLURM_NTASKS=2 SLURM_LOCALID=", r, " SLURM_PROCID=", r))));
+    pids.push_back(Start(
+        absl::StrCat("slurm", r),
+        Command("slurm", flags,
+                absl::StrCat("env SLURM_JOB_ID=7 SLURM_STEP_ID=0 SLURM_NTASKS=2 SLURM_LOCALID=", r,
+                             " SLURM_PROCID=", r, " SLURM_JOB_NODELIST=localhost MASTER_PORT=", port))));
   }
   for (int r = 0; r < 2; ++r) {
     const Outcome o = Wait(absl::StrCat("slurm", r), pids[r]);
@@ -418,6 +430,15 @@ TEST_F(ProcessesTest, AFolderServesAsRendezvous) {
     EXPECT_EQ(o.output.empty(), r != 0);
   }
   EXPECT_EQ(Losses("slurm"), Losses("alone"));
+}
+
+TEST_F(ProcessesTest, AScriptOfSlurmWithoutSrunIsTold) {
+  const Outcome o =
+      Wait("script", Start("script", Command("script", "--train_iters=1",
+                                             "env SLURM_NTASKS=2 SLURM_PROCID=0 SLURM_LOCALID=0")));
+  EXPECT_EQ(o.code, 1);
+  EXPECT_THAT(o.errors, HasSubstr("put srun before the command"));
+  EXPECT_FALSE(IsFolder(Path("script")));
 }
 
 #ifdef ON_EMULATED_GPUS
@@ -429,12 +450,11 @@ TEST_F(ProcessesTest, ProcessesThatCountAsHostsShareAGpu) {
   for (const bool hosts : {true, false}) {
     const std::string name = hosts ? "hosts" : "one";
     std::vector<pid_t> pids;
+    const int port = FreePort();
     for (int r = 0; r < 2; ++r) {
-      const std::string variables = absl::StrCat("env RANK=", r, " LOCAL_RANK=", r,
-                                                 " WORLD_SIZE=2 LOCAL_WORLD_SIZE=2 CUDA_VISIBLE_DEVICES=0",
+      const std::string variables = absl::StrCat(Place(r, 2, port), "CUDA_VISIBLE_DEVICES=0",
                                                  hosts ? absl::StrCat(" NCCL_HOSTID=host", r) : "");
-      const std::string meets = absl::StrCat(flags, " --rendezvous=", Path(name + "_meet"));
-      pids.push_back(Start(absl::StrCat(name, r), Command(name, meets, variables)));
+      pids.push_back(Start(absl::StrCat(name, r), Command(name, flags, variables)));
     }
     for (int r = 0; r < 2; ++r) {
       const Outcome o = Wait(absl::StrCat(name, r), pids[r]);
@@ -554,7 +574,7 @@ TEST_F(ProcessesTest, OverSeveralAddresses) {
                            Command(name, flags,
                                    absl::StrCat("env RANK=", r, " LOCAL_RANK=", r % 2,
                                                 " WORLD_SIZE=4 MASTER_ADDR=10.77.0.1 MASTER_PORT=29517 "
-                                                "SWITCHYARD_JOB_TOKEN=secret ip netns exec ",
+                                                "SWITCHYARD_JOB_TOKEN=a_secret_of_this_test ip netns exec ",
                                                 hosts.Name(r / 2)))));
     }
   };

@@ -17,21 +17,3 @@ def moe_proto_library(name, src, deps = [], proto_deps = [], **kwargs):
         deps = deps + ["//third_party/system:protobuf"],
         **kwargs
     )
-
-def moe_grpc_library(name, src, deps = [], **kwargs):
-    """The service stubs of a .proto file. deps: among them the moe_proto_library of the same file."""
-    base = src.replace(".proto", "")
-    native.genrule(
-        name = name + "_gen",
-        srcs = [src],
-        outs = [base + ".grpc.pb.h", base + ".grpc.pb.cc"],
-        cmd = "protoc -I. --grpc_out=$(GENDIR) --plugin=protoc-gen-grpc=/usr/bin/grpc_cpp_plugin $(location " + src + ")",
-    )
-    native.cc_library(
-        name = name,
-        srcs = [base + ".grpc.pb.cc"],
-        hdrs = [base + ".grpc.pb.h"],
-        copts = ["-Wno-error", "-w", "-O1"],
-        deps = deps + ["//third_party/system:grpc"],
-        **kwargs
-    )

@@ -1,6 +1,8 @@
 #include "moe/comm/job/environment.h"
 
+#include <algorithm>
 #include <cstdlib>
+#include <iterator>
 #include <vector>
 
 #include "absl/strings/numbers.h"
@@ -24,9 +26,15 @@ constexpr Launcher kLaunchers[] = {
 
 constexpr int64_t kMaxProcesses = 1 << 20;
 
-// What tells jobs apart, a secret if the user gave one.
-constexpr const char* kTokens[] = {"SWITCHYARD_JOB_TOKEN", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID",
-                                   "PMIX_NAMESPACE"};
+constexpr const char* kJobs[] = {"TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "PMIX_NAMESPACE"};
+
+// What srun sets, and sbatch and salloc do not.
+constexpr const char* kSteps[] = {"SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NODELIST"};
+
+bool StartedBySrun(const Environment& environment) {
+  return std::any_of(std::begin(kSteps), std::end(kSteps),
+                     [&](const char* name) { return environment(name) != nullptr; });
+}
 
 }  // namespace
 
@@ -51,6 +59,7 @@ absl::StatusOr<std::optional<ProcessPlace>> FindProcess(const Environment& envir
   };
   for (const Launcher& l : kLaunchers) {
     if (get(l.rank).empty() || get(l.count).empty()) continue;
+    if (absl::string_view(l.rank) == "SLURM_PROCID" && !StartedBySrun(environment)) continue;
     ProcessPlace p;
     p.found_in = l.name;
     std::vector<std::string> wrong;
@@ -85,12 +94,27 @@ absl::StatusOr<std::optional<ProcessPlace>> FindProcess(const Environment& envir
       p.master_address = "127.0.0.1";
     }
     p.spawned = !get("SWITCHYARD_SPAWNED").empty();
-    for (const char* name : kTokens) {
-      if (p.token.empty() && get(name) != "none") p.token = get(name);
+    for (const char* name : kJobs) {
+      if (p.job.empty() && !p.spawned && get(name) != "none") p.job = get(name);
     }
     return std::optional<ProcessPlace>(p);
   }
   return std::optional<ProcessPlace>();
+}
+
+absl::Status CheckStartedBySrun(const Environment& environment) {
+  const char* const text = environment("SLURM_NTASKS");
+  int64_t tasks = 0;
+  if (text == nullptr || !absl::SimpleAtoi(text, &tasks) || tasks <= 1 || StartedBySrun(environment)) {
+    return absl::OkStatus();
+  }
+  return absl::FailedPreconditionError(
+      absl::StrCat("Slurm gives this job ", tasks,
+                   " tasks (SLURM_NTASKS), but srun did not start this process, so it is "
+                   "alone: put srun before the command, or --spawn=",
+                   tasks,
+                   " after it for processes of this host, or "
+                   "SLURM_NTASKS=1 before it for one process"));
 }
 
 }  // namespace moe::comm

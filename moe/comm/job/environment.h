@@ -4,9 +4,9 @@
 //   ASSIGN_OR_RETURN(std::optional<ProcessPlace> place, FindProcess(SystemEnvironment()));
 //
 //   torchrun   RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT
-//   Slurm      SLURM_PROCID SLURM_LOCALID SLURM_NTASKS SLURM_TASKS_PER_NODE; the first host of
-//   SLURM_JOB_NODELIST is the master Open MPI   OMPI_COMM_WORLD_RANK _LOCAL_RANK _SIZE _LOCAL_SIZE; alone on
-//   one host that is the master
+//   Slurm      SLURM_PROCID SLURM_LOCALID SLURM_NTASKS SLURM_TASKS_PER_NODE, of a process that srun started; the
+//              first host of SLURM_JOB_NODELIST is the master
+//   Open MPI   OMPI_COMM_WORLD_RANK _LOCAL_RANK _SIZE _LOCAL_SIZE; alone on one host that is the master
 //
 // MASTER_ADDR and MASTER_PORT, where set, win for all three. Plain functions.
 #pragma once
@@ -31,12 +31,16 @@ struct ProcessPlace {
   std::string master_address;  // a name or an address; "" if it is not known
   int master_port = 29500;
   bool spawned = false;  // by --spawn: what started it runs the rendezvous
-  std::string token;     // of the job; "" if there is none
+  std::string job;       // what the launcher calls this run, the same in all its processes; "" if nothing
 };
 
 // Nothing for a process alone (also a job of one). InvalidArgument for variables that make no sense, naming
 // them.
 absl::StatusOr<std::optional<ProcessPlace>> FindProcess(const Environment& environment);
+
+// FailedPrecondition for one process where Slurm gives several, because srun did not start it: the others would
+// not run.
+absl::Status CheckStartedBySrun(const Environment& environment);
 
 // "node[04-07,9]" -> "node04"; "a,b" -> "a".
 std::string FirstHost(const std::string& node_list);

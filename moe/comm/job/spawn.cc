@@ -13,7 +13,6 @@
 #include <cstring>
 #include <memory>
 #include <ostream>
-#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -22,13 +21,14 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "moe/base/exit_code.h"
 #include "moe/base/running_time.h"
 #include "moe/base/stop_request.h"
-#include "moe/comm/store/grpc_store.h"
+#include "moe/comm/job/token.h"
+#include "moe/comm/store/store_server.h"
+#include "moe/comm/store/tcp_store.h"
 
 extern char** environ;
 
@@ -42,13 +42,6 @@ constexpr absl::Duration kGrace = absl::Seconds(20), kShortGrace = absl::Seconds
 std::atomic<bool> suspend{false};  // Ctrl-Z
 
 void OnSuspend(int) { suspend = true; }
-
-std::string RandomToken() {
-  std::random_device random;
-  std::string token;
-  for (int i = 0; i < 4; ++i) absl::StrAppendFormat(&token, "%08x", random());
-  return token;
-}
 
 pid_t Start(char** argv, const std::vector<std::pair<std::string, std::string>>& variables) {
   std::vector<std::string> environment;
@@ -171,11 +164,14 @@ int SpawnProcesses(int count, char** argv, std::ostream& errors) {
     sigaction(SIGTSTP, &act, nullptr);
   }
   const std::string token = RandomToken();
-  const auto server = StoreServer::Start({.token = token, .max_connections = 4 * count + 16});
-  absl::StatusOr<std::unique_ptr<GrpcStore>> store =
-      server.ok()
-          ? GrpcStore::Connect(absl::StrCat("127.0.0.1:", (*server)->port()), token, absl::Seconds(30))
-          : server.status();
+  // The launcher that may have started this process has no name for the job of its children.
+  const std::string shown = TokenOfJob(token, "");
+  const auto server =
+      StoreServer::Start({.token = shown, .members = count, .max_connections = 4 * count + 16});
+  absl::StatusOr<std::unique_ptr<TcpStore>> store =
+      server.ok() ? TcpStore::Connect({SocketAddress{.port = (*server)->port()}}, shown, absl::Seconds(30),
+                                      "this process")
+                  : server.status();
   if (!store.ok()) {
     errors << "error: " << store.status().message() << std::endl;
     return kExitError;

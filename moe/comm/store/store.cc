@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
+#include "moe/base/running_time.h"
 #include "moe/base/status.h"
 
 namespace moe::comm {
@@ -76,9 +76,9 @@ absl::Status AwaitAbort(Store* store, Cancellation* stop) {
 }
 
 absl::StatusOr<std::string> GetUnlessAborted(Store* store, absl::string_view key, absl::Duration timeout) {
-  const absl::Time deadline = absl::Now() + timeout;
+  const absl::Duration deadline = RunningTime() + timeout;
   for (;;) {
-    const absl::Duration left = std::max(deadline - absl::Now(), absl::ZeroDuration());
+    const absl::Duration left = std::max(deadline - RunningTime(), absl::ZeroDuration());
     absl::StatusOr<std::string> value = store->Get(key, std::min(left, absl::Milliseconds(500)));
     if (value.ok() || !absl::IsDeadlineExceeded(value.status())) return value;
     const absl::StatusOr<std::string> abort = store->Get(kAbortKey, absl::ZeroDuration());
@@ -105,7 +105,7 @@ absl::StatusOr<bool> MemoryStore::SetOnce(absl::string_view key, absl::string_vi
 
 absl::StatusOr<std::string> MemoryStore::Get(absl::string_view key, absl::Duration timeout,
                                              Cancellation* cancel) {
-  const absl::Time deadline = absl::Now() + timeout;
+  const absl::Duration deadline = RunningTime() + timeout;
   bool cancelled = false;
   // Cancel holds its own lock when it calls this, and nobody takes that one while holding mutex_.
   Cancellation::Hook hook(cancel, [&] {
@@ -118,7 +118,7 @@ absl::StatusOr<std::string> MemoryStore::Get(absl::string_view key, absl::Durati
     const auto it = values_.find(key);
     if (it != values_.end()) return it->second;
     if (cancelled) return absl::CancelledError("the wait was cancelled");
-    if (absl::Now() >= deadline) return StoreTimeout(*this, key, timeout);
+    if (RunningTime() >= deadline) return StoreTimeout(*this, key, timeout);
     changed_.WaitWithDeadline(&mutex_, deadline);
   }
 }

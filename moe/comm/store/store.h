@@ -6,8 +6,8 @@
 //   ASSIGN_OR_RETURN(std::string peer, store->Get("gloo/4", absl::Seconds(60)));   // waits until it is there
 //
 // Keys are short printable names, values are any bytes of at most kMaxStoreValue. Thread-safe.
-// Implementations: MemoryStore (one process), GrpcStore (a service of rank 0), DirectoryStore (a shared
-// folder).
+// Implementations: MemoryStore (one process), TcpStore (kept by a StoreServer, of rank 0 or of what started the
+// processes).
 #pragma once
 
 #include <functional>
@@ -64,7 +64,7 @@ class Store {
   // Unavailable if the store is gone.
   virtual absl::StatusOr<std::string> Get(absl::string_view key, absl::Duration timeout,
                                           Cancellation* cancel = nullptr) = 0;
-  // "the folder /shared/job7", "10.0.0.1:29500"; for messages.
+  // "10.0.0.1:29500 (run by rank 0)"; for messages.
   virtual std::string Describe() const = 0;
 };
 

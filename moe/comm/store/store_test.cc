@@ -16,8 +16,8 @@
 #include "moe/base/file.h"
 #include "moe/base/status.h"
 #include "moe/base/status_matchers.h"
-#include "moe/comm/store/directory_store.h"
-#include "moe/comm/store/grpc_store.h"
+#include "moe/comm/store/store_server.h"
+#include "moe/comm/store/tcp_store.h"
 
 namespace moe::comm {
 namespace {
@@ -26,7 +26,6 @@ namespace {
 struct Fixture {
   std::function<absl::StatusOr<std::unique_ptr<Store>>()> open;
   std::shared_ptr<void> keep;
-  std::string unavailable;
 };
 
 template <typename T>
@@ -53,21 +52,20 @@ class SharedStore : public Store {
 
 Fixture Memory() {
   auto s = std::make_shared<MemoryStore>();
-  return {[s] { return absl::StatusOr<std::unique_ptr<Store>>(std::make_unique<SharedStore>(s)); }, s, ""};
+  return {[s] { return absl::StatusOr<std::unique_ptr<Store>>(std::make_unique<SharedStore>(s)); }, s};
 }
 
-Fixture Directory() {
-  const std::string path = JoinPath(::testing::TempDir(), absl::StrCat("store", getpid(), "/job"));
-  RemoveTree(path).IgnoreError();
-  return {[path] { return Upcast(DirectoryStore::Open(path)); }, nullptr, ""};
+absl::StatusOr<std::unique_ptr<Store>> Connect(const StoreServer& server,
+                                               const std::string& token = "secret") {
+  return Upcast(TcpStore::Connect({{.port = server.port()}}, token, absl::Seconds(20)));
 }
 
-Fixture Grpc() {
+// A server that cannot be started fails the tests.
+Fixture Tcp() {
   auto server = StoreServer::Start({.token = "secret"});
-  if (!server.ok()) return {nullptr, nullptr, std::string(server.status().message())};
-  const std::string address = absl::StrCat("127.0.0.1:", (*server)->port());
-  return {[address] { return Upcast(GrpcStore::Connect(address, "secret", absl::Seconds(20))); },
-          std::shared_ptr<StoreServer>(*std::move(server)), ""};
+  if (!server.ok()) return {[status = server.status()] { return status; }, nullptr};
+  const std::shared_ptr<StoreServer> shared = *std::move(server);
+  return {[shared] { return Connect(*shared); }, shared};
 }
 
 void ExpectValue(const absl::StatusOr<std::string>& got, const std::string& want) {
@@ -84,7 +82,6 @@ class StoreTest : public ::testing::TestWithParam<Kind> {
  protected:
   void SetUp() override {
     fixture_ = GetParam().make();
-    if (!fixture_.unavailable.empty()) GTEST_SKIP() << fixture_.unavailable;
     ASSERT_OK_AND_ASSIGN(store_, fixture_.open());
   }
   Fixture fixture_;
@@ -156,45 +153,80 @@ TEST_P(StoreTest, RefusesWhatIsNoEntry) {
   EXPECT_OK(store_->Set("..", "a name like any other"));
 }
 
-INSTANTIATE_TEST_SUITE_P(Stores, StoreTest,
-                         ::testing::Values(Kind{"Memory", Memory}, Kind{"Directory", Directory},
-                                           Kind{"Grpc", Grpc}),
+INSTANTIATE_TEST_SUITE_P(Stores, StoreTest, ::testing::Values(Kind{"Memory", Memory}, Kind{"Tcp", Tcp}),
                          [](const auto& info) { return std::string(info.param.name); });
 
-TEST(GrpcStore, StrangersAndFloodsAreRefused) {
+TEST(TcpStore, OthersAreRefusedAndAllIsBounded) {
   ASSERT_OK_AND_ASSIGN(
       const auto server,
-      StoreServer::Start({.token = "secret", .max_connections = 2, .max_keys = 3, .max_bytes = 1000}));
-  const std::string address = absl::StrCat("127.0.0.1:", server->port());
+      StoreServer::Start({.token = "secret", .max_connections = 2, .max_keys = 2, .max_bytes = 1000}));
   for (const char* token : {"", "secre", "secrets", "Secret"}) {
-    ExpectError(GrpcStore::Connect(address, token, absl::Seconds(20)).status(),
-                absl::StatusCode::kPermissionDenied, "token");
+    ExpectError(Connect(*server, token).status(), absl::StatusCode::kPermissionDenied, "token", "127.0.0.1:");
   }
-  ASSERT_OK_AND_ASSIGN(const auto one, GrpcStore::Connect(address, "secret", absl::Seconds(20)));
-  ASSERT_OK_AND_ASSIGN(const auto two, GrpcStore::Connect(address, "secret", absl::Seconds(20)));
-  ExpectError(GrpcStore::Connect(address, "secret", absl::Seconds(20)).status(),
-              absl::StatusCode::kResourceExhausted, "2 connections");
+  ASSERT_OK_AND_ASSIGN(const auto one, Connect(*server));
+  ASSERT_OK_AND_ASSIGN(const auto two, Connect(*server));
+  ExpectError(Connect(*server).status(), absl::StatusCode::kResourceExhausted, "as many are connected");
   ASSERT_OK(one->Set("a", std::string(900, 'x')));
   ExpectError(two->Set("b", std::string(200, 'x')), absl::StatusCode::kResourceExhausted, "full");
   ASSERT_OK(two->Set("a", std::string(10, 'x')));  // replaced, not added
   ASSERT_OK(two->Set("b", "y"));
-  ExpectError(two->Set("c", "y"), absl::StatusCode::kResourceExhausted, "3 keys");
+  ExpectError(two->Set("c", "y"), absl::StatusCode::kResourceExhausted, "2 keys");
 }
 
-TEST(GrpcStore, AServerThatEndsFreesThoseWhoWait) {
+TEST(TcpStore, AServerThatEndsFreesThoseWhoWait) {
   ASSERT_OK_AND_ASSIGN(auto server, StoreServer::Start({.token = "t"}));
-  const std::string address = absl::StrCat("127.0.0.1:", server->port());
+  const SocketAddress address = {.port = server->port()};
   ExpectError(StoreServer::Start({.address = address, .token = "t"}).status(), absl::StatusCode::kUnavailable,
-              address);
-  ASSERT_OK_AND_ASSIGN(const auto store, GrpcStore::Connect(address, "t", absl::Seconds(20)));
+              AddressText(address), "in use");
+  ASSERT_OK_AND_ASSIGN(const auto store, TcpStore::Connect({address}, "t", absl::Seconds(20)));
   std::thread later([&] {
     absl::SleepFor(absl::Milliseconds(50));
     server.reset();
   });
-  ExpectError(store->Get("never", absl::Seconds(100)).status(), absl::StatusCode::kUnavailable, address);
+  ExpectError(store->Get("never", absl::Seconds(100)).status(), absl::StatusCode::kUnavailable,
+              AddressText(address), "it has ended");
   later.join();
-  ExpectError(GrpcStore::Connect(address, "t", absl::Milliseconds(300)).status(),
-              absl::StatusCode::kUnavailable, address);
+  ExpectError(store->Set("key", "value"), absl::StatusCode::kUnavailable, "it has ended");
+  ExpectError(TcpStore::Connect({address}, "t", absl::Milliseconds(300)).status(),
+              absl::StatusCode::kUnavailable, AddressText(address), "nobody answers", "300ms");
+}
+
+TEST(TcpStore, AServerThatComesLateIsWaitedFor) {
+  ASSERT_OK_AND_ASSIGN(auto first, StoreServer::Start({.token = "t"}));
+  const SocketAddress address = {.port = first->port()};
+  first.reset();
+  absl::StatusOr<std::unique_ptr<StoreServer>> server;
+  std::thread later([&] {
+    absl::SleepFor(absl::Milliseconds(200));
+    server = StoreServer::Start({.address = address, .token = "t"});
+  });
+  EXPECT_OK(TcpStore::Connect({{.port = 1}, address}, "t", absl::Seconds(20)));  // the second address answers
+  later.join();
+  EXPECT_OK(server);
+}
+
+TEST(TcpStore, ThePortClosesOnceAllHaveCome) {
+  ASSERT_OK_AND_ASSIGN(const auto server, StoreServer::Start({.token = "secret", .members = 2}));
+  ASSERT_OK_AND_ASSIGN(const auto one, Connect(*server));
+  ASSERT_OK_AND_ASSIGN(const auto two, Connect(*server));
+  ASSERT_OK(one->SetOnce("joined/0", ""));
+  ASSERT_OK(one->SetOnce("joined/0", ""));  // the same one again
+  ASSERT_OK(Connect(*server));
+  ASSERT_OK(two->SetOnce("joined/1", ""));
+  ExpectError(TcpStore::Connect({{.port = server->port()}}, "secret", absl::Milliseconds(200)).status(),
+              absl::StatusCode::kUnavailable, "nobody answers");
+  ASSERT_OK(one->Set("still", "here"));
+  ExpectValue(two->Get("still", absl::Seconds(20)), "here");
+}
+
+TEST(TcpStore, OverIpv6) {
+  const auto server = StoreServer::Start({.address = {.host = "::1"}, .token = "t"});
+  if (!server.ok() && !IsFolder("/proc/sys/net/ipv6")) GTEST_SKIP() << "this system has no IPv6";
+  ASSERT_OK(server);
+  ASSERT_OK_AND_ASSIGN(const auto store,
+                       TcpStore::Connect({{"::1", (*server)->port()}}, "t", absl::Seconds(20)));
+  EXPECT_EQ(store->Describe(), absl::StrCat("[::1]:", (*server)->port(), " (run by rank 0)"));
+  ASSERT_OK(store->Set("key", "value"));
 }
 
 }  // namespace
