@@ -1,13 +1,20 @@
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <memory>
 #include <thread>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
+#include "moe/base/file.h"
 #include "moe/base/status.h"
 #include "moe/base/status_matchers.h"
 #include "moe/comm/gloo/gloo_world.h"
@@ -136,6 +143,74 @@ TEST(Gloo, RanksThatDoNotComeAreNamed) {
   });
   ExpectError(statuses[0], absl::StatusCode::kDeadlineExceeded, "rank 0", "missing: 1, 3");
   EXPECT_FALSE(statuses[1].ok());
+}
+
+// A socket that is connected to a port of loopback; -1 if nobody listens there.
+int ConnectTo(int port) {
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in a{};
+  a.sin_family = AF_INET;
+  a.sin_port = htons(static_cast<uint16_t>(port));
+  a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  if (connect(fd, reinterpret_cast<sockaddr*>(&a), sizeof(a)) == 0) return fd;
+  close(fd);
+  return -1;
+}
+
+// They come first, say what they like or nothing, and stay.
+TEST(Gloo, StrangersAtAPortDoNotKeepTheRanksApart) {
+  MemoryStore store;
+  std::atomic<int> port = 0;
+  std::vector<int> strangers;
+  const std::vector<absl::Status> statuses = testing::RunRanks(2, [&](int r) -> absl::Status {
+    if (r == 1) {
+      ASSIGN_OR_RETURN(const std::string entry, store.Get("ranks/0", absl::Seconds(60)));
+      const std::vector<std::string> parts = absl::StrSplit(entry, ' ');
+      int number = 0;
+      EXPECT_TRUE(parts.size() == 3 && absl::SimpleAtoi(parts[1], &number)) << entry;
+      port = number;
+      for (int i = 0; i < 200; ++i) {
+        strangers.push_back(ConnectTo(number));
+        EXPECT_GE(strangers.back(), 0);
+        const std::string bytes = i % 3 == 0 ? "" : std::string(i, i % 3 == 1 ? '\0' : 'G');
+        EXPECT_GE(send(strangers.back(), bytes.data(), bytes.size(), MSG_NOSIGNAL), 0);
+      }
+    }
+    ASSIGN_OR_RETURN(const auto world, GlooWorld::Connect(r, 2, &store, {}));
+    ASSIGN_OR_RETURN(Communicator * c, world->Group({0, 1}, ""));
+    int64_t sum = r + 1;
+    RETURN_IF_ERROR(c->AllReduce(&sum, &sum, 1, DType::kS64, Reduction::kSum, "sum"));
+    EXPECT_EQ(sum, 3);
+    EXPECT_EQ(ConnectTo(port), -1) << "the port is still open";
+    return c->Barrier("before either closes its connections");
+  });
+  for (const absl::Status& s : statuses) EXPECT_OK(s);
+  for (const int fd : strangers) close(fd);
+}
+
+TEST(Gloo, OverIpv6) {
+  if (!IsFolder("/proc/sys/net/ipv6")) GTEST_SKIP() << "this system has no IPv6";
+  ASSERT_OK_AND_ASSIGN(auto worlds, Worlds::Make(3, {.address = "::1"}));
+  for (const absl::Status& s : testing::RunRanks(3, [&](int r) -> absl::Status {
+         ASSIGN_OR_RETURN(Communicator * c, worlds->rank(r)->Group({0, 1, 2}, ""));
+         return c->Barrier("all are there");
+       })) {
+    EXPECT_OK(s);
+  }
+}
+
+TEST(Gloo, ARankThatGivesUpWhileOthersConnectIsNotWaitedFor) {
+  MemoryStore store;
+  const absl::Time start = absl::Now();
+  const std::vector<absl::Status> statuses = testing::RunRanks(3, [&](int r) -> absl::Status {
+    if (r < 2) return GlooWorld::Connect(r, 3, &store, {.connect_timeout = absl::Seconds(100)}).status();
+    RETURN_IF_ERROR(store.Set("ranks/2", "127.0.0.1 1 none"));
+    absl::SleepFor(absl::Milliseconds(200));
+    AnnounceAbort(&store, 2, absl::NotFoundError("no text"));
+    return absl::OkStatus();
+  });
+  for (int r : {0, 1}) ExpectError(statuses[r], absl::StatusCode::kAborted, "rank 2", "no text");
+  EXPECT_LT(absl::Now() - start, absl::Seconds(50)) << "waited for the timeout";
 }
 
 TEST(Gloo, APeerThatEndsIsNamedAtOnce) {

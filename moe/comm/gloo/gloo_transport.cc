@@ -1,8 +1,7 @@
 #include "moe/comm/gloo/gloo_transport.h"
 
 #include <gloo/transport/context.h>
-#include <gloo/transport/device.h>
-#include <gloo/transport/tcp/attr.h>
+#include <gloo/transport/tcp/device.h>
 #include <gloo/transport/unbound_buffer.h>
 
 #include <algorithm>
@@ -11,23 +10,19 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "moe/base/running_time.h"
 #include "moe/base/status.h"
 #include "moe/comm/compute_gate.h"
-
-namespace gloo::transport::tcp {
-// From gloo/transport/tcp/device.h, which includes headers that are not installed.
-std::shared_ptr<::gloo::transport::Device> CreateDevice(const struct attr&);
-}  // namespace gloo::transport::tcp
+#include "moe/comm/gloo/adopted_pair.h"
+#include "moe/comm/gloo/peers.h"
 
 namespace moe::comm {
 namespace {
 
 // No limit of Gloo's own; longer ones overflow its clock.
 constexpr std::chrono::hours kForever(24 * 365);
-
-std::string AddressKey(int64_t rank) { return absl::StrCat("gloo/", rank); }
+// For Gloo to connect to its own process, five times as long as is said here.
+constexpr std::chrono::seconds kOwnConnection(4);
 
 }  // namespace
 
@@ -35,58 +30,19 @@ absl::StatusOr<std::unique_ptr<GlooTransport>> GlooTransport::Connect(int64_t ra
                                                                       Store* store,
                                                                       const GlooOptions& options) {
   std::unique_ptr<GlooTransport> t(new GlooTransport(store, options, rank, num_ranks));
-  // Every rank connects to those below it as they connect to it; all have published where they listen before.
-  const absl::Duration deadline = RunningTime() + options.connect_timeout;
-  std::string addresses;  // what rank p connects to, for each p in turn
-  size_t each = 0;
+  ASSIGN_OR_RETURN(Peers peers,
+                   ConnectPeers(rank, num_ranks, store, options.address, options.connect_timeout));
   try {
-    t->device_ = gloo::transport::tcp::CreateDevice(gloo::transport::tcp::attr(options.address.c_str()));
-    t->context_ = t->device_->createContext(static_cast<int>(rank), static_cast<int>(num_ranks));
-    // Gloo waits five times as long for a connection.
-    t->context_->setTimeout(std::chrono::milliseconds(std::max<int64_t>(
-        1, std::min(absl::ToInt64Milliseconds(options.connect_timeout / 5), int64_t{3600000}))));
+    const auto device = AdoptingDevice();
+    t->device_ = device;
+    t->context_ = device->createContext(static_cast<int>(rank), static_cast<int>(num_ranks));
+    t->context_->setTimeout(kOwnConnection);
     for (int64_t p = 0; p < num_ranks; ++p) {
       if (p == rank) continue;
-      const std::vector<char> bytes = t->context_->createPair(static_cast<int>(p))->address().bytes();
-      each = bytes.size();
-      addresses.append(bytes.begin(), bytes.end());
+      AdoptPair(*device, *t->context_, static_cast<int>(p), std::exchange(peers.sockets[p], -1));
     }
   } catch (const std::exception& e) {
-    return absl::UnavailableError(
-        absl::StrCat("rank ", rank, " cannot listen at ", options.address, ": ", e.what()));
-  }
-  RETURN_IF_ERROR(store->Set(AddressKey(rank), addresses));
-  std::vector<int64_t> missing;
-  for (int64_t p = 0; p < num_ranks; ++p) {
-    if (p == rank) continue;
-    // Once somebody is missing, the others are only asked for.
-    const absl::Duration left =
-        missing.empty() ? std::max(deadline - RunningTime(), absl::ZeroDuration()) : absl::ZeroDuration();
-    const absl::StatusOr<std::string> theirs = GetUnlessAborted(store, AddressKey(p), left);
-    if (absl::IsDeadlineExceeded(theirs.status())) {
-      missing.push_back(p);
-      continue;
-    }
-    RETURN_IF_ERROR(theirs.status());
-    if (!missing.empty()) continue;
-    const size_t at = static_cast<size_t>(rank < p ? rank : rank - 1) * each;
-    if (theirs->size() != addresses.size()) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("rank ", p, " is of another job or build: it published ", theirs->size(),
-                       " bytes of addresses, not ", addresses.size()));
-    }
-    try {
-      t->context_->getPair(static_cast<int>(p))
-          ->connect(std::vector<char>(theirs->begin() + at, theirs->begin() + at + each));
-    } catch (const std::exception& e) {
-      return absl::UnavailableError(absl::StrCat("rank ", rank, " at ", options.address,
-                                                 " cannot connect to rank ", p, ": ", e.what()));
-    }
-  }
-  if (!missing.empty()) {
-    return absl::DeadlineExceededError(absl::StrCat(
-        "rank ", rank, " waited ", absl::FormatDuration(options.connect_timeout), " for ", num_ranks,
-        " ranks to meet at ", store->Describe(), "; missing: ", absl::StrJoin(missing, ", ")));
+    return absl::UnavailableError(absl::StrCat("rank ", rank, " cannot use its connections: ", e.what()));
   }
   return t;
 }

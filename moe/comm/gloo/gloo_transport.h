@@ -1,5 +1,5 @@
-// GlooTransport: Gloo's unbound buffers with deadlines, aborts and absl::Status; the only file that meets
-// Gloo's exceptions.
+// GlooTransport: Gloo's unbound buffers with deadlines, aborts and absl::Status; what it calls of Gloo throws, and
+// it does not. Gloo asks nobody who connects to it, so the connections come from ConnectPeers (peers.h).
 //
 // Gloo's own timeout closes all connections of the process, which its peers cannot tell from its death. So
 // waits here are without limit, and an alarm wakes those that are due.

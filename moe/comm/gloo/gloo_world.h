@@ -3,8 +3,9 @@
 //   ASSIGN_OR_RETURN(auto world, GlooWorld::Connect(rank, num_ranks, store, {.address = "10.0.0.7"}));
 //   ASSIGN_OR_RETURN(Communicator* c, world->Group({0, 1, 2, 3}, "comm"));
 //
-// Of Gloo only the transport is used: one connection for each pair of ranks, and its unbound buffers, which
-// match messages by number. Groups and channels are numbers over these connections and cost nothing to make.
+// Of Gloo only the transport is used: its unbound buffers, which match messages by number, over one connection for
+// each pair of ranks. The ends of a connection have shown each other that they belong to the job (peers.h), and
+// nobody can connect once all have; what goes over it is neither encrypted nor signed. Groups and channels are numbers over these connections and cost nothing to make.
 // The collectives are this project's: contributions are gathered and added in ascending group rank, so
 // results equal those of the in-process back end to the bit.
 //
@@ -43,7 +44,7 @@ class GlooGroup;
 class GlooTransport;
 
 struct GlooOptions {
-  std::string address = "127.0.0.1";           // of this process, where its peers reach it
+  std::string address = "127.0.0.1";           // numeric, of this process, where its peers reach it
   absl::Duration timeout = absl::Seconds(60);  // for peers to enter a call
   absl::Duration connect_timeout = absl::Seconds(60);
   Pulse* pulse = nullptr;  // of the job, which outlives the world; null: pauses of others are not looked for
