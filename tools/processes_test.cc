@@ -401,6 +401,25 @@ TEST_F(ProcessesTest, WhatOneLacksEndsAllAndIsSaidOnce) {
   EXPECT_EQ(two[1].errors, "");
 }
 
+// Where the text lies may differ, what is in it may not, nor what is asked for.
+TEST_F(ProcessesTest, ProcessesThatAreGivenOtherThingsTrainNothing) {
+  const std::string text = ReadFile(Path("text.txt")).value();
+  ASSERT_OK(WriteFile(Path("same.txt"), text));
+  ASSERT_OK(WriteFile(Path("other.txt"), text.substr(1)));
+  const auto data = [&](const std::string& name) { return absl::StrCat(" --data_path=", Path(name)); };
+  for (const Outcome& o : RunTwo("same", "", "--train_iters=1", data("same.txt")))
+    EXPECT_EQ(o.code, 0) << o.errors;
+  const std::vector<Outcome> two = RunTwo("two", "", "--train_iters=1", data("other.txt") + " --lr=0.01");
+  for (const Outcome& o : two) EXPECT_EQ(o.code, 1);
+  for (const char* part :
+       {"do not have the same, so nothing was trained", "\n       training text: ", "text.txt (byte-",
+        " in process 0; ", "other.txt (byte-", " in process 1", "\n       lr: ", "; 0.01 in process 1"}) {
+    EXPECT_THAT(two[0].errors, HasSubstr(part));
+  }
+  EXPECT_EQ(two[1].errors, "");  // rank 0 has said it
+  EXPECT_FALSE(IsFolder(Path("two")));
+}
+
 TEST_F(ProcessesTest, TheFirstInterruptSavesAndStopsAll) {
   const pid_t pid =
       Start("stopped", Command("stopped", "--strategy=\"dp=2 ep=2\" --train_iters=100000 --spawn=2"));

@@ -26,6 +26,7 @@
 #include "moe/train/checkpoint/checkpoint.h"
 #include "moe/train/checkpoint/session_state.h"
 #include "moe/train/config/validate.h"
+#include "moe/train/run/agreement.h"
 #include "moe/train/run/failure.h"
 #include "moe/train/run/history.h"
 #include "moe/train/run/resume_check.h"
@@ -43,6 +44,24 @@ absl::Status CheckPasses(const RunOptions& options) {
     RETURN_IF_ERROR(passes::FindPass(passes::Passes(), step.pass).status());
   }
   return absl::OkStatus();
+}
+
+// All processes train on the same, or none does.
+absl::Status CompareProcesses(const RunState& run) {
+  const RunOptions& options = run.options;
+  if (options.job == nullptr) return absl::OkStatus();
+  std::vector<Fact> facts = {ProgramFact(),
+                             {"training text", run.data->Fingerprint(),
+                              absl::StrCat(run.train.data_path(), " (", run.data->Fingerprint(), ")")},
+                             {"vocabulary of the tokenizer", absl::StrCat(run.data->vocab_size()), ""}};
+  ASSIGN_OR_RETURN(facts.emplace_back(), CheckpointFact(run.from));
+  for (Fact& fact : ConfigFacts(run.config)) facts.push_back(std::move(fact));
+  facts.push_back({"--passes", options.passes, ""});
+  facts.push_back({"--disable_passes", absl::StrJoin(options.disable_passes, ","), ""});
+  facts.push_back({"--eval_only", options.eval_only ? "true" : "false", ""});
+  facts.push_back({"--cuda_graphs", options.cuda_graphs ? "true" : "false", ""});
+  facts.push_back({"--device_timeout", absl::StrCat(options.device_timeout), ""});
+  return CompareWithOthers(options.job, facts);
 }
 
 // The text, cut into samples of the run's lengths.
@@ -131,6 +150,7 @@ absl::Status Check(RunState& run) {
                      " different tokens of a text read as bytes; it must be at least ", tokens));
   }
   RETURN_IF_ERROR(CheckFrom(run));
+  RETURN_IF_ERROR(CompareProcesses(run));
   if (!options.eval_only) {
     if (options.job != nullptr) {
       ASSIGN_OR_RETURN(run.dir, options.job->Agree("run_dir", run.dir));
