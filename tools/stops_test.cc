@@ -233,5 +233,13 @@ TEST_F(StopsTest, LimitsOfTheSystemAreErrorsWithWords) {
   }
 }
 
+TEST_F(StopsTest, AnUpdateBeyondAllNumbersIsAnErrorAndNothingIsSaved) {
+  const Outcome o =
+      RunShell(Train("--train_iters=4 --lr=1e300 --lr_warmup_iters=0 --save_interval=1 --quiet"));
+  EXPECT_EQ(o.code, kExitError);
+  EXPECT_THAT(o.output, HasSubstr("the updated weights are not finite"));
+  EXPECT_FALSE(IsFolder(Path("run/checkpoint")));
+}
+
 }  // namespace
 }  // namespace moe::tools

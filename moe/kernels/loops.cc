@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "moe/kernels/larger.h"
+
 namespace moe::kernels {
 namespace {
 
@@ -113,7 +115,7 @@ class Nest {
       const Offsets stride = Strides(f);
       T* out = c_.out[0].As<T>() + offset[num_in_];
       ForEachProduct(offset, stride, ExtentOf(f, cell), [&](double x) {
-        *out = static_cast<T>(reduce_ == Reduce::kSum ? x : std::max(-1e30, x));
+        *out = static_cast<T>(reduce_ == Reduce::kSum ? x : Larger(-1e30, x));
         out += stride[num_in_];
       });
       return;
@@ -137,7 +139,7 @@ class Nest {
     if (depth == order_.size()) {
       double x = 1;
       for (int i = 0; i < num_in_; ++i) x *= static_cast<double>(c_.in[i].As<T>()[offset[i]]);
-      acc = reduce_ == Reduce::kSum ? acc + x : std::max(acc, x);
+      acc = reduce_ == Reduce::kSum ? acc + x : Larger(acc, x);
       return;
     }
     const int f = order_[depth];
@@ -148,7 +150,7 @@ class Nest {
       if (reduce_ == Reduce::kSum) {
         ForEachProduct(offset, Strides(f), n, [&](double x) { result += x; });
       } else {
-        ForEachProduct(offset, Strides(f), n, [&](double x) { result = std::max(result, x); });
+        ForEachProduct(offset, Strides(f), n, [&](double x) { result = Larger(result, x); });
       }
       acc = result;
       return;

@@ -25,7 +25,8 @@ void RegisterOptimOps(OpRegistry* r) {
              .Doc("AdamW with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2): g = factor "
                   "gradient; m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2; p = p - lr (m / "
                   "bias1 / (sqrt(v / bias2) + eps) + weight_decay p), bias_i = 1 - beta_i^t. With finite = 0 "
-                  "everything stays as it is.")
+                  "everything stays as it is, and so does each element whose p would not be finite where "
+                  "it is stored: on the host the step ends with an error then.")
              .Operands({"p", AnyFloatOperand("gradient"), "m", "v", "factor", "finite", "learning_rate",
                         "bias1", "bias2"})
              .Results({"p", "m", "v"})

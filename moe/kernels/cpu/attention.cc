@@ -4,6 +4,7 @@
 #include "moe/kernels/cpu/attention_simd.h"
 #include "moe/kernels/cpu/families.h"
 #include "moe/kernels/cpu/simd.h"
+#include "moe/kernels/larger.h"
 
 namespace moe::kernels {
 namespace {
@@ -79,7 +80,7 @@ absl::Status AttentionMerge(KernelContext& c) {
   const Simd<T>& simd = Simd<T>::Get();
   const T *lse = c.in[1].As<T>(), *lse2 = c.in[3].As<T>();
   for (int64_t i = 0; i < c.out[1].elements(); ++i) {
-    const T max = std::max(lse[i], lse2[i]);
+    const T max = Larger(lse[i], lse2[i]);
     T* y = c.out[0].As<T>() + i * d;
     if (max <= static_cast<T>(kAttentionMasked / 10)) {
       c.out[1].As<T>()[i] = static_cast<T>(kAttentionMasked);

@@ -10,6 +10,7 @@
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "hwy/highway.h"
 #include "hwy/contrib/math/math-inl.h"
+#include "moe/kernels/cpu/exp-inl.h"
 // clang-format on
 
 HWY_BEFORE_NAMESPACE();
@@ -280,7 +281,7 @@ HWY_ATTR void Scores(const AttentionHead<T>& h, const Tile<T>& tile, const Keys&
 // Where nothing is seen, differences to the maximum (or the log-sum-exp) must not be 0.
 template <typename T>
 HWY_INLINE Vec<T> Bounded(Vec<T> max) {
-  return hn::Max(max, hn::Set(Tag<T>(), static_cast<T>(kAttentionMasked / 10)));
+  return hn::Max(hn::Set(Tag<T>(), static_cast<T>(kAttentionMasked / 10)), max);  // this way NaN of NaN
 }
 
 template <typename T>
@@ -308,12 +309,12 @@ HWY_ATTR void Forward(const AttentionHead<T>& h) {
         for (int64_t j = 0; j < keys.rows; ++j) m = hn::Max(m, hn::LoadU(d, scores + j * kQueries + i));
         hn::StoreU(m, d, max + i);
         const Vec<T> bound = Bounded<T>(m);
-        const Vec<T> kept = hn::Exp(d, hn::Sub(Bounded<T>(old), bound));
+        const Vec<T> kept = ExpOrNaN(d, hn::Sub(Bounded<T>(old), bound));
         hn::StoreU(kept, d, keep + i);
         Vec<T> s = hn::Mul(hn::LoadU(d, sum + i), kept);
         for (int64_t j = 0; j < keys.rows; ++j) {
           T* p = scores + j * kQueries + i;
-          const Vec<T> e = hn::Exp(d, hn::Sub(hn::LoadU(d, p), bound));
+          const Vec<T> e = ExpOrNaN(d, hn::Sub(hn::LoadU(d, p), bound));
           hn::StoreU(e, d, p);
           s = hn::Add(s, e);
         }
@@ -333,11 +334,12 @@ HWY_ATTR void Forward(const AttentionHead<T>& h) {
     }
     for (int64_t i = 0; i < tile.columns; i += lanes) {  // keep: what the output is multiplied by
       const Vec<T> s = hn::LoadU(d, sum + i), masked = hn::Set(d, static_cast<T>(kAttentionMasked));
-      const auto seen = hn::Gt(s, hn::Zero(d));
+      const auto seen = hn::Not(hn::Eq(s, hn::Zero(d)));  // also NaN
       const Vec<T> safe = hn::IfThenElse(seen, s, hn::Set(d, T(1)));
       hn::StoreU(hn::IfThenElseZero(seen, hn::Div(hn::Set(d, T(1)), safe)), d, keep + i);
       const Vec<T> lse = hn::Add(hn::LoadU(d, max + i), hn::Log(d, safe));
-      hn::StoreU(hn::IfThenElse(seen, lse, masked), d, max + i);
+      const Vec<T> known = hn::IfThenElse(hn::IsNaN(s), s, lse);
+      hn::StoreU(hn::IfThenElse(seen, known, masked), d, max + i);
     }
     for (int64_t i = 0; i < tile.n; ++i) {
       T* row = h.o + (s0 + i) * h.q_stride;
@@ -392,7 +394,7 @@ HWY_ATTR void Backward(const AttentionHead<T>& h) {
         const Vec<T> bound = Bounded<T>(hn::LoadU(d, lse + i)), sub = hn::LoadU(d, delta + i);
         for (int64_t j = 0; j < keys.rows; ++j) {
           T *pj = p + j * kQueries + i, *dj = ds + j * kQueries + i;
-          const Vec<T> e = hn::Exp(d, hn::Sub(hn::LoadU(d, pj), bound));
+          const Vec<T> e = ExpOrNaN(d, hn::Sub(hn::LoadU(d, pj), bound));
           hn::StoreU(e, d, pj);
           hn::StoreU(hn::Mul(hn::Mul(scale, e), hn::Sub(hn::LoadU(d, dj), sub)), d, dj);
         }

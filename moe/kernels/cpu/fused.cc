@@ -3,11 +3,13 @@
 #include <cmath>
 
 #include "absl/strings/numbers.h"
+#include "moe/base/status.h"
 #include "moe/ir/ops/fused_program.h"
 #include "moe/ir/ops/multi_adamw.h"
 #include "moe/kernels/cpu/families.h"
 #include "moe/kernels/cpu/optim.h"
 #include "moe/kernels/cpu/simd.h"
+#include "moe/kernels/larger.h"
 #include "moe/kernels/loops.h"
 
 namespace moe::kernels {
@@ -37,7 +39,7 @@ void SelectFew(const T* p, int64_t e, int64_t k, int32_t* chosen) {
     int best = -1;
     for (uint64_t rest = left; rest != 0; rest &= rest - 1) {
       const int n = std::countr_zero(rest);
-      if (best < 0 || p[n] > p[best]) best = n;
+      if (best < 0 || IsLarger(p[n], p[best])) best = n;
     }
     chosen[j] = best;
     if (best >= 0) left &= ~(uint64_t{1} << best);
@@ -51,8 +53,8 @@ void SelectMany(const T* p, int64_t e, int64_t k, int32_t* chosen) {
     const int32_t last = j > 0 ? chosen[j - 1] : -1;
     int64_t best = -1;
     for (int64_t n = 0; n < e && (j == 0 || last >= 0); ++n) {
-      const bool left = j == 0 || p[n] < p[last] || (p[n] == p[last] && n > last);
-      if (left && (best < 0 || p[n] > p[best])) best = n;
+      const bool left = j == 0 || IsLarger(p[last], p[n]) || (IsSame(p[n], p[last]) && n > last);
+      if (left && (best < 0 || IsLarger(p[n], p[best]))) best = n;
     }
     chosen[j] = static_cast<int32_t>(best);
   }
@@ -159,9 +161,9 @@ absl::Status MultiAdamW(KernelContext& c) {
     const Tensor* in = &c.in[kMultiAdamWScalars + 4 * i];
     const Tensor* out = &c.out[3 * i];
     const int copy = MultiAdamWCopy(*c.node, i);
-    AdamWTensor<T>(*c.node, decay, {&c.in[0], kMultiAdamWScalars})
-        .Run({&in[0], &in[1], &in[2], &in[3]}, {&out[0], &out[1], &out[2]},
-             copy < 0 ? nullptr : &c.out[copy]);
+    RETURN_IF_ERROR(AdamWTensor<T>(*c.node, decay, {&c.in[0], kMultiAdamWScalars})
+                        .Run({&in[0], &in[1], &in[2], &in[3]}, {&out[0], &out[1], &out[2]},
+                             copy < 0 ? nullptr : &c.out[copy]));
   }
   return absl::OkStatus();
 }

@@ -59,7 +59,7 @@ absl::Status HeadStats(KernelContext& c) {
           T &m = max[(t0 + i) * a.u + iu], &s = sum[(t0 + i) * a.u + iu];
           const T new_max = std::max(m, simd.max(row, nr));
           s = s * std::exp(m - new_max) + simd.exp_sum(row, T(1), new_max, row, nr);
-          m = new_max;
+          m = s == s ? new_max : s;
         }
       }
     }

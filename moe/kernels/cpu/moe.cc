@@ -5,6 +5,7 @@
 #include "moe/kernels/cpu/simd.h"
 #include "moe/kernels/dispatched.h"
 #include "moe/kernels/expert_parts.h"
+#include "moe/kernels/larger.h"
 #include "moe/kernels/loops.h"
 
 namespace moe::kernels {
@@ -206,8 +207,9 @@ absl::Status TopK(KernelContext& c) {
       int64_t best = -1;
       for (int64_t n = 0; n < e; ++n) {
         // After the last one in falling order, ties by rising index.
-        const bool left = j == 0 || p[n] < top[j - 1] || (p[n] == top[j - 1] && n > expert[j - 1]);
-        if (left && (best < 0 || p[n] > p[best])) best = n;
+        const bool left =
+            j == 0 || IsLarger(top[j - 1], p[n]) || (IsSame(p[n], top[j - 1]) && n > expert[j - 1]);
+        if (left && (best < 0 || IsLarger(p[n], p[best]))) best = n;
       }
       top[j] = best >= 0 ? p[best] : T(0);
       expert[j] = static_cast<int32_t>(best);

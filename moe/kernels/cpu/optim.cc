@@ -14,9 +14,8 @@ absl::Status Accumulate(KernelContext& c) {
 
 template <typename T>
 absl::Status AdamW(KernelContext& c) {
-  AdamWTensor<T>(*c.node, c.node->Float("weight_decay"), {&c.in[4], 5})
+  return AdamWTensor<T>(*c.node, c.node->Float("weight_decay"), {&c.in[4], 5})
       .Run({&c.in[0], &c.in[1], &c.in[2], &c.in[3]}, {&c.out[0], &c.out[1], &c.out[2]}, nullptr);
-  return absl::OkStatus();
 }
 
 template <typename T>

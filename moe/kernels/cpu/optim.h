@@ -4,12 +4,15 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 #include <type_traits>
 
+#include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "moe/device/convert.h"
 #include "moe/kernels/cpu/simd.h"
 #include "moe/kernels/kernel.h"
+#include "moe/kernels/update_check.h"
 
 namespace moe::kernels {
 
@@ -26,10 +29,17 @@ class AdamWTensor {
     step_ = {static_cast<T>(scalar(0)),     static_cast<T>(scalar(2)),      static_cast<T>(beta1),
              static_cast<T>(beta2),         static_cast<T>(n.Float("eps")), static_cast<T>(weight_decay),
              static_cast<T>(1 / scalar(3)), static_cast<T>(1 / scalar(4)),  static_cast<T>(1 - beta1),
-             static_cast<T>(1 - beta2)};
+             static_cast<T>(1 - beta2),     std::numeric_limits<T>::max()};
   }
 
-  void Run(std::array<const Tensor*, 4> in, std::array<const Tensor*, 3> out, const Tensor* copy) const {
+  // FailedPrecondition if an updated weight is not finite where it is stored; it stays as it was.
+  absl::Status Run(std::array<const Tensor*, 4> in, std::array<const Tensor*, 3> out,
+                   const Tensor* copy) const {
+    AdamWStep<T> step = step_;
+    for (const Tensor* t : {out[0], copy}) {
+      if (t != nullptr) step.largest = std::min(step.largest, static_cast<T>(LargestOf(t->dtype)));
+    }
+    bool fits = true;
     const int64_t size = out[0]->elements();
     const auto whole = [](const Tensor* t) { return t == nullptr || t->dtype == kWide; };
     const bool plain = std::all_of(in.begin(), in.end(), whole) &&
@@ -43,7 +53,7 @@ class AdamWTensor {
       for (int i = 0; i < 4; ++i) x[i] = Read(*in[i], begin, n, buffers[i]);
       for (int i = 0; i < 3; ++i) y[i] = whole(out[i]) ? out[i]->As<T>() + begin : buffers[4 + i];
       if (finite_) {
-        Simd<T>::Get().adamw(step_, x[0], x[1], x[2], x[3], y[0], y[1], y[2], n);
+        fits = Simd<T>::Get().adamw(step, x[0], x[1], x[2], x[3], y[0], y[1], y[2], n) && fits;
       } else {  // everything stays as it is
         const T* const from[3] = {x[0], x[2], x[3]};
         for (int i = 0; i < 3; ++i) {
@@ -53,6 +63,7 @@ class AdamWTensor {
       for (int i = 0; i < 3; ++i) Write(y[i], begin, n, *out[i]);
       if (copy != nullptr) Write(y[0], begin, n, *copy);
     }
+    return fits ? absl::OkStatus() : UpdateNotFinite(static_cast<double>(step.learning_rate));
   }
 
  private:

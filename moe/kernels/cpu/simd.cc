@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 // This order is Highway's: the file includes itself once per instruction set.
@@ -12,6 +13,7 @@
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "hwy/highway.h"
 #include "hwy/contrib/math/math-inl.h"
+#include "moe/kernels/cpu/exp-inl.h"
 // clang-format on
 
 HWY_BEFORE_NAMESPACE();
@@ -56,7 +58,7 @@ HWY_INLINE V Sigmoid(V x) {
   const V one = hn::Set(d, T(1));
   // Beyond 80 the sigmoid of -x is below 1e-34; the bound keeps Exp in its range.
   const V negated = hn::Min(hn::Neg(x), hn::Set(d, T(std::is_same_v<T, float> ? 80 : 700)));
-  return hn::Div(one, hn::Add(one, hn::Exp(d, negated)));
+  return hn::Div(one, hn::Add(one, ExpOrNaN(d, negated)));
 }
 
 template <typename T>
@@ -158,7 +160,7 @@ HWY_ATTR T ExpSum(const T* x, T a, T b, T* y, int64_t n) {
   auto sum = hn::Zero(d);
   int64_t i = 0;
   for (; i + lanes <= n; i += lanes) {
-    const auto e = hn::Exp(d, hn::MulSub(va, hn::LoadU(d, x + i), vb));
+    const auto e = ExpOrNaN(d, hn::MulSub(va, hn::LoadU(d, x + i), vb));
     hn::StoreU(e, d, y + i);
     sum = hn::Add(sum, e);
   }
@@ -166,7 +168,7 @@ HWY_ATTR T ExpSum(const T* x, T a, T b, T* y, int64_t n) {
   if (i < n) {
     HWY_ALIGN T buffer[HWY_MAX_BYTES / sizeof(T)] = {};
     std::memcpy(buffer, x + i, (n - i) * sizeof(T));
-    hn::Store(hn::Exp(d, hn::MulSub(va, hn::Load(d, buffer), vb)), d, buffer);
+    hn::Store(ExpOrNaN(d, hn::MulSub(va, hn::Load(d, buffer), vb)), d, buffer);
     for (int64_t j = 0; i + j < n; ++j) {
       y[i + j] = buffer[j];
       result += buffer[j];
@@ -297,7 +299,7 @@ HWY_ATTR void SoftmaxDs(const T* p, const T* dp, T delta, T scale, T* ds, int64_
 }
 
 template <typename T>
-HWY_ATTR void AdamW(const AdamWStep<T>& step, const T* p, const T* g, const T* m, const T* v, T* p_out,
+HWY_ATTR bool AdamW(const AdamWStep<T>& step, const T* p, const T* g, const T* m, const T* v, T* p_out,
                     T* m_out, T* v_out, int64_t n) {
   const Tag<T> d;
   const auto factor = hn::Set(d, step.factor), lr = hn::Set(d, step.learning_rate),
@@ -305,16 +307,34 @@ HWY_ATTR void AdamW(const AdamWStep<T>& step, const T* p, const T* g, const T* m
   const auto b1 = hn::Set(d, step.beta1), c1 = hn::Set(d, step.one_minus_beta1);
   const auto b2 = hn::Set(d, step.beta2), c2 = hn::Set(d, step.one_minus_beta2);
   const auto i1 = hn::Set(d, step.inverse_bias1), i2 = hn::Set(d, step.inverse_bias2);
-  const auto decay = hn::Set(d, step.weight_decay);
-  ForVectors<T>(n, [=](auto load, auto store) HWY_ATTR {
-    const auto grad = hn::Mul(factor, load(g)), old = load(p);
-    const auto m1 = hn::MulAdd(b1, load(m), hn::Mul(c1, grad));
-    const auto v1 = hn::MulAdd(b2, load(v), hn::Mul(c2, hn::Mul(grad, grad)));
-    const auto update = hn::Div(hn::Mul(m1, i1), hn::Add(hn::Sqrt(hn::Mul(v1, i2)), eps));
-    store(m1, m_out);
-    store(v1, v_out);
-    store(hn::NegMulAdd(lr, hn::MulAdd(decay, old, update), old), p_out);
+  const auto decay = hn::Set(d, step.weight_decay), zero = hn::Zero(d);
+  const auto largest = hn::Set(d, step.largest), most = hn::Set(d, std::numeric_limits<T>::max());
+  // All bits are set in the lanes of elements that do not fit, and move at all: those after n do not.
+  const auto update = [=](auto load, auto store) HWY_ATTR {
+    const auto grad = hn::Mul(factor, load(g)), old = load(p), old_m = load(m), old_v = load(v);
+    const auto m1 = hn::MulAdd(b1, old_m, hn::Mul(c1, grad));
+    const auto v1 = hn::MulAdd(b2, old_v, hn::Mul(c2, hn::Mul(grad, grad)));
+    const auto by = hn::Div(hn::Mul(m1, i1), hn::Add(hn::Sqrt(hn::Mul(v1, i2)), eps));
+    const auto p1 = hn::NegMulAdd(lr, hn::MulAdd(decay, old, by), old);
+    const auto fits = hn::And(hn::Le(hn::Abs(p1), largest), hn::Le(v1, most));  // NaN does not
+    store(hn::IfThenElse(fits, m1, old_m), m_out);
+    store(hn::IfThenElse(fits, v1, old_v), v_out);
+    store(hn::IfThenElse(fits, p1, old), p_out);
+    return hn::VecFromMask(d, hn::Not(hn::Or(fits, hn::Eq(m1, zero))));
+  };
+  auto beyond = zero;
+  const int64_t lanes = hn::Lanes(d);
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    beyond = hn::Or(beyond, update([d, i](const T* q) HWY_ATTR { return hn::LoadU(d, q + i); },
+                                   [d, i](hn::Vec<Tag<T>> x, T* q) HWY_ATTR { hn::StoreU(x, d, q + i); }));
+  }
+  auto* const all = &beyond;
+  ForVectors<T>(n - i, [=](auto load, auto store) HWY_ATTR {
+    *all = hn::Or(*all, update([=](const T* q) HWY_ATTR { return load(q + i); },
+                               [=](hn::Vec<Tag<T>> x, T* q) HWY_ATTR { store(x, q + i); }));
   });
+  return hn::AllFalse(d, hn::MaskFromVec(beyond));
 }
 
 template <typename T>

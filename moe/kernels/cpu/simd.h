@@ -17,6 +17,7 @@ template <typename T>
 struct AdamWStep {
   T factor, learning_rate, beta1, beta2, eps, weight_decay, inverse_bias1, inverse_bias2;
   T one_minus_beta1, one_minus_beta2;  // from double: 1 - 0.999f has lost 4 digits
+  T largest;                           // magnitude of p that what holds it can hold
 };
 
 template <typename T>
@@ -30,7 +31,7 @@ struct Simd {
   void (*axpy)(T a, const T* x, T* y, int64_t n);                    // y += a x
   void (*scaled_mul)(T a, const T* x, const T* y, T* z, int64_t n);  // z = a x y
   T (*dot)(const T* x, const T* y, int64_t n);
-  T (*max)(const T* x, int64_t n);  // -1e30 for n = 0
+  T (*max)(const T* x, int64_t n);  // -1e30 for n = 0; passes over NaN
   // y = exp(a x - b); returns the sum of y. a x - b must not exceed 80.
   T (*exp_sum)(const T* x, T a, T b, T* y, int64_t n);
   void (*silu)(const T* x, T* y, int64_t n);
@@ -49,7 +50,9 @@ struct Simd {
   void (*rotate)(const T* x, const T* cos, const T* sin, T* y, int64_t n, int64_t rows, int64_t stride);
   // ds = scale p (dp - delta)
   void (*softmax_ds)(const T* p, const T* dp, T delta, T scale, T* ds, int64_t n);
-  void (*adamw)(const AdamWStep<T>& step, const T* p, const T* g, const T* m, const T* v, T* p_out, T* m_out,
+  // An element whose p would be larger than step.largest, or NaN, or whose v would not be finite, stays as it
+  // is: false if there was one.
+  bool (*adamw)(const AdamWStep<T>& step, const T* p, const T* g, const T* m, const T* v, T* p_out, T* m_out,
                 T* v_out, int64_t n);
 };
 

@@ -222,11 +222,11 @@ __global__ void __launch_bounds__(Tiles::kThreads) ForwardKernel(AttentionArgs a
     float sum = sum_of[h];
     sum += __shfl_xor_sync(0xffffffffu, sum, 1);
     sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-    by[h] = sum > 0 ? 1 / sum : 0;
+    by[h] = sum != 0 ? 1 / sum : 0;
     const int64_t row = WarpRow() + RowOf(2 * h);
     if (Lane() % 4 == 0 && row < queries) {
       a.lse[(sample * a.s + first + row) * heads + head] =
-          sum > 0 ? (max_of[h] + log2f(sum)) * kLn2 : kMasked;
+          sum != 0 ? (max_of[h] + log2f(sum)) * kLn2 : kMasked;
     }
   }
   StoreRows(sums, a.o, a, sample, head, heads, first, a.s, by);

@@ -6,6 +6,7 @@
 
 #include "moe/device/cuda/cuda.h"
 #include "moe/kernels/cuda/launch.h"
+#include "moe/kernels/larger.h"
 
 namespace moe::kernels {
 
@@ -20,7 +21,7 @@ struct SumOf {
 struct MaxOf {
   template <typename T>
   __device__ T operator()(T a, T b) const {
-    return a > b ? a : b;
+    return Larger(a, b);
   }
 };
 

@@ -16,6 +16,7 @@
 #include "moe/kernels/cuda/nvrtc.h"
 #include "moe/kernels/cuda/ragged.h"
 #include "moe/kernels/cuda/vec.h"
+#include "moe/kernels/larger.h"
 
 namespace moe::kernels {
 namespace {
@@ -86,7 +87,7 @@ __global__ void InterpretKernel(Interpreted p) {
           t[k] = 1 / a;
           break;
         case FusedOp::kAtLeast:
-          t[k] = fmaxf(a, in.constant);
+          t[k] = Larger(a, in.constant);
           break;
       }
     }

@@ -70,7 +70,8 @@ std::string Expression(const FusedInstruction& in) {
     case FusedOp::kReciprocal:
       return absl::StrCat("1.0f / ", a);
     case FusedOp::kAtLeast:
-      return absl::StrCat("fmaxf(", a, ", ", Constant(in.constant), ")");
+      return absl::StrCat(a, " < ", Constant(in.constant), " ? ", Constant(in.constant), " : ",
+                          a);  // NaN stays
   }
   return "";
 }

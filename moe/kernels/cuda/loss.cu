@@ -8,6 +8,7 @@
 #include "moe/kernels/cuda/families.h"
 #include "moe/kernels/cuda/tiled_product.h"
 #include "moe/kernels/cuda/vec.h"
+#include "moe/kernels/larger.h"
 
 namespace moe::kernels {
 namespace {
@@ -89,7 +90,7 @@ __global__ void StatsKernel(StatsArgs a, HeadShape s) {
     const float* const logits = a.logits + row * s.w;
     const int64_t token = a.first_token + row, at = token * s.u + a.block;
     float max = -1e30f, sum = 0;
-    for (int64_t j = threadIdx.x; j < words; j += blockDim.x) max = fmaxf(max, logits[j]);
+    for (int64_t j = threadIdx.x; j < words; j += blockDim.x) max = Larger(max, logits[j]);
     max = Rounded(a.max.storage, RowMax(max));  // the sum is relative to the maximum as it is stored
     for (int64_t j = threadIdx.x; j < words; j += blockDim.x) sum += expf(logits[j] - max);
     sum = RowSum(sum);

@@ -6,6 +6,7 @@
 #include "moe/kernels/cuda/families.h"
 #include "moe/kernels/cuda/map.h"
 #include "moe/kernels/cuda/nest.h"
+#include "moe/kernels/larger.h"
 
 namespace moe::kernels {
 namespace {
@@ -118,8 +119,8 @@ __global__ void ReduceMaxKernel(Reals x, Reals y, NestShape nest) {
     const int64_t from = nest.Offset(i, nest.outer_extent, nest.outer_stride, nest.num_outer);
     float max = -1e30f;
     for (int64_t j = 0; j < nest.inner; ++j) {
-      max =
-          fmaxf(max, LoadOne(x, from + nest.Offset(j, nest.inner_extent, nest.inner_stride, nest.num_inner)));
+      max = Larger(max,
+                   LoadOne(x, from + nest.Offset(j, nest.inner_extent, nest.inner_stride, nest.num_inner)));
     }
     StoreOne(y, i, max);
   }

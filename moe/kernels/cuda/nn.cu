@@ -5,6 +5,7 @@
 
 #include "moe/kernels/cuda/families.h"
 #include "moe/kernels/cuda/map.h"
+#include "moe/kernels/larger.h"
 
 namespace moe::kernels {
 namespace {
@@ -361,8 +362,8 @@ struct MergeArgs {
 
 __global__ void AttentionMergeKernel(MergeArgs a, RowShape s) {
   for (int64_t row = FirstRow(); row < s.rows; row += RowStep()) {
-    const float l0 = LoadOne(a.lse[0], row), l1 = LoadOne(a.lse[1], row), max = fmaxf(l0, l1);
-    const bool sees = max > -1e29f;
+    const float l0 = LoadOne(a.lse[0], row), l1 = LoadOne(a.lse[1], row), max = Larger(l0, l1);
+    const bool sees = !(max <= -1e29f);
     const float w0 = sees ? expf(l0 - max) : 0, w1 = sees ? expf(l1 - max) : 0;
     if (threadIdx.x == 0) StoreOne(a.merged_lse, row, sees ? max + logf(w0 + w1) : -1e30f);
     for (int64_t at = FirstChunk(); at < s.width; at += ChunkStep()) {

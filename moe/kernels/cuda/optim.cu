@@ -6,6 +6,7 @@
 #include "moe/ir/ops/multi_adamw.h"
 #include "moe/kernels/cuda/families.h"
 #include "moe/kernels/cuda/map.h"
+#include "moe/kernels/update_check.h"
 
 namespace moe::kernels {
 namespace {
@@ -30,7 +31,7 @@ struct AdamWTensor {
   Reals p, g, m, v;                 // operands
   Reals new_p, new_m, new_v, copy;  // copy.data: null if there is none
   int64_t elements, first_block, blocks;
-  float decay;
+  float decay, largest;  // magnitude of p that what holds it can hold
   bool aligned;
 };
 
@@ -72,9 +73,12 @@ __global__ void AdamWKernel(const __grid_constant__ AdamWArgs a) {
     for (int i = 0; i < kChunk; ++i) {
       if (!finite) continue;
       const float d = factor * g.x[i];
-      m.x[i] = a.beta1 * m.x[i] + a.rest1 * d;
-      v.x[i] = a.beta2 * v.x[i] + a.rest2 * d * d;
-      p.x[i] -= rate * (m.x[i] * by1 / (sqrtf(v.x[i] * by2) + a.eps) + t.decay * p.x[i]);
+      const float m1 = a.beta1 * m.x[i] + a.rest1 * d, v1 = a.beta2 * v.x[i] + a.rest2 * d * d;
+      const float p1 = p.x[i] - rate * (m1 * by1 / (sqrtf(v1 * by2) + a.eps) + t.decay * p.x[i]);
+      if (!(fabsf(p1) <= t.largest && v1 <= 3.402823466e38f)) continue;  // it stays as it is
+      m.x[i] = m1;
+      v.x[i] = v1;
+      p.x[i] = p1;
     }
     Store(t.new_p, at, n, t.aligned, p);
     Store(t.new_m, at, n, t.aligned, m);
@@ -116,6 +120,8 @@ absl::Status AddTensor(double decay, absl::Span<const Tensor> in, absl::Span<con
     ASSIGN_OR_RETURN(t.copy, RealsOf(*copy));
     t.aligned = t.aligned && IsAligned(copy->data);
   }
+  t.largest = static_cast<float>(
+      std::min(LargestOf(out[0].dtype), LargestOf(copy != nullptr ? copy->dtype : DType::kF32)));
   t.elements = out[0].elements();
   t.decay = static_cast<float>(decay);
   t.blocks = FlatLaunch(CeilDiv(t.elements, kChunk)).blocks;

@@ -16,6 +16,7 @@
 #include "moe/base/status_matchers.h"
 #include "moe/device/device.h"
 #include "moe/kernels/kernel.h"
+#include "moe/testing/nan_check.h"
 #include "moe/testing/op_cases.h"
 #include "moe/testing/op_cases_run.h"
 
@@ -246,6 +247,21 @@ TEST_F(DeviceTest, RunsAgreeToTheBit) {
                          testing::RunNode(*c.node, *kernel, c.operands, run));
     for (size_t r = 0; r < first.size(); ++r) EXPECT_EQ(first[r].data, second[r].data) << "result " << r;
   }
+}
+
+TEST_F(DeviceTest, NoKernelPassesOverNaN) {
+  int64_t looked_at = 0;
+  for (const testing::OpCase& c : testing::MakeOpCases(Ops(), {.dtype = DType::kF32, .seed = Seed()})) {
+    const absl::StatusOr<const Kernel*> kernel = Kernels().Lookup(*c.node, Backend::kCuda);
+    if (!kernel.ok() || IsElsewhere(c.node->op_name())) continue;
+    ASSERT_OK_AND_ASSIGN(const Kernel* reference, Kernels().Lookup(*c.node, Backend::kReference));
+    const auto run = [&](const std::vector<testing::HostValue>& operands) {
+      return testing::RunNode(*c.node, **kernel, operands,
+                              {.device = device_.get(), .stream = stream_.get()});
+    };
+    looked_at += testing::ExpectNaNIsKept(c, *reference, Seed(), run);
+  }
+  EXPECT_GT(looked_at, 500);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include "moe/kernels/cuda/families.h"
 #include "moe/kernels/cuda/rank.h"
 #include "moe/kernels/cuda/vec.h"
+#include "moe/kernels/larger.h"
 
 namespace moe::kernels {
 namespace {
@@ -23,7 +24,7 @@ struct RouterArgs {
 // The better of two candidates: the larger, ties to the lower index; -1 stands for none.
 __device__ void TakeBetter(float& p, int& n, float other_p, int other_n) {
   if (other_n < 0) return;
-  if (n < 0 || other_p > p || (other_p == p && other_n < n)) {
+  if (n < 0 || IsLarger(other_p, p) || (IsSame(other_p, p) && other_n < n)) {
     p = other_p;
     n = other_n;
   }
@@ -86,7 +87,7 @@ __global__ void RouterKernel(RouterArgs a, bool shared_counts) {
       int best = -1;
       if (routed && (j == 0 || last >= 0)) {
         const auto consider = [&](float candidate, int n) {
-          if (j == 0 || candidate < last_p || (candidate == last_p && n > last))
+          if (j == 0 || IsLarger(last_p, candidate) || (IsSame(candidate, last_p) && n > last))
             TakeBetter(p, best, candidate, n);
         };
         if constexpr (kPerLane > 0) {

@@ -9,6 +9,7 @@
 
 #include "moe/kernels/cpu/gemm.h"
 #include "moe/kernels/kernel.h"
+#include "moe/kernels/larger.h"
 #include "moe/kernels/loops.h"
 #include "moe/kernels/rounded_operands.h"
 
@@ -220,8 +221,8 @@ absl::Status Attention(KernelContext& c) {
         row[j] = h.Sees(ib, i, j) ? std::exp(row[j] - max) : 0;
         sum += row[j];
       }
-      for (int64_t j = 0; j < h.t; ++j) row[j] = sum > 0 ? row[j] / sum : 0;
-      c.out[1].As<double>()[(ib * h.s + i) * heads + head] = sum > 0 ? max + std::log(sum) : -1e30;
+      for (int64_t j = 0; j < h.t; ++j) row[j] = sum != 0 ? row[j] / sum : 0;
+      c.out[1].As<double>()[(ib * h.s + i) * heads + head] = sum != 0 ? max + std::log(sum) : -1e30;
     }
     Product(false, false, h.s, h.d, h.t, p.data(), v.data(), false, o.data());
     h.Add(o, ib, head, h.s, heads, c.out[0]);
@@ -303,7 +304,7 @@ absl::Status HeadStats(KernelContext& c) {
       for (int64_t u = 0; u < head.u; ++u) {
         double max = -1e30, sum = 0;
         for (int64_t row = u * head.w; row < (u + 1) * head.w; ++row) {
-          if (head.Exists(row)) max = std::max(max, of[row]);
+          if (head.Exists(row)) max = Larger(max, of[row]);
         }
         for (int64_t row = u * head.w; row < (u + 1) * head.w; ++row) {
           if (head.Exists(row)) sum += std::exp(of[row] - max);

@@ -1,12 +1,15 @@
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "absl/strings/numbers.h"
 #include "moe/ir/ops/fused_program.h"
 #include "moe/ir/ops/multi_adamw.h"
+#include "moe/kernels/larger.h"
 #include "moe/kernels/loops.h"
 #include "moe/kernels/reference/families.h"
+#include "moe/kernels/update_check.h"
 
 namespace moe::kernels {
 namespace {
@@ -50,7 +53,7 @@ absl::Status Router(KernelContext& c) {
     for (int64_t j = 0; j < k; ++j) {
       int64_t best = -1;
       for (int64_t n = 0; n < e; ++n) {
-        if (!taken[n] && (best < 0 || p[n] > p[best])) best = n;
+        if (!taken[n] && (best < 0 || IsLarger(p[n], p[best]))) best = n;
       }
       if (best >= 0) taken[best] = true;
       const bool routed = best >= 0 && mask[i] != 0;
@@ -109,26 +112,36 @@ absl::Status MultiAdamW(KernelContext& c) {
   const double beta1 = c.node->Float("beta1"), beta2 = c.node->Float("beta2"), eps = c.node->Float("eps");
   const auto scalar = [&](int i) { return static_cast<double>(*c.in[i].As<T>()); };
   const double factor = scalar(0), finite = scalar(1), rate = scalar(2), bias1 = scalar(3), bias2 = scalar(4);
+  bool fits = true;
   for (int i = 0; i < MultiAdamWTensors(*c.node); ++i) {
     double decay = 0;
     if (!absl::SimpleAtod(c.node->Strings("weight_decay")[i], &decay))
       return absl::InternalError("weight_decay");
     const Tensor* in = &c.in[kMultiAdamWScalars + 4 * i];
     Tensor* out = &c.out[3 * i];
+    const int copy = MultiAdamWCopy(*c.node, i);
+    const double largest =
+        std::min(LargestOf(out[0].dtype), copy < 0 ? INFINITY : LargestOf(c.out[copy].dtype));
     for (int64_t j = 0; j < out[0].elements(); ++j) {
       const double p = in[0].As<T>()[j], m = in[2].As<T>()[j], v = in[3].As<T>()[j];
       const double g = factor * in[1].As<T>()[j];
       const double m1 = finite == 0 ? m : beta1 * m + (1 - beta1) * g;
       const double v1 = finite == 0 ? v : beta2 * v + (1 - beta2) * g * g;
       const double step = finite == 0 ? 0 : rate * (m1 / bias1 / (std::sqrt(v1 / bias2) + eps) + decay * p);
+      if (finite != 0 && !(std::abs(p - step) <= largest && v1 <= std::numeric_limits<T>::max())) {
+        fits = fits && m1 == 0 && p == 0;
+        out[0].As<T>()[j] = static_cast<T>(p);
+        out[1].As<T>()[j] = static_cast<T>(m);
+        out[2].As<T>()[j] = static_cast<T>(v);
+        continue;
+      }
       out[0].As<T>()[j] = static_cast<T>(p - step);
       out[1].As<T>()[j] = static_cast<T>(m1);
       out[2].As<T>()[j] = static_cast<T>(v1);
     }
-    const int copy = MultiAdamWCopy(*c.node, i);
     if (copy >= 0) std::copy_n(out[0].As<T>(), out[0].elements(), c.out[copy].As<T>());
   }
-  return absl::OkStatus();
+  return fits ? absl::OkStatus() : UpdateNotFinite(rate);
 }
 
 template <typename T>

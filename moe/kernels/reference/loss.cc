@@ -2,6 +2,7 @@
 #include <cmath>
 #include <vector>
 
+#include "moe/kernels/larger.h"
 #include "moe/kernels/loops.h"
 #include "moe/kernels/reference/families.h"
 
@@ -43,7 +44,7 @@ absl::Status HeadStats(KernelContext& c) {
       for (int64_t row = u * head.w; row < (u + 1) * head.w; ++row) {
         if (!head.Exists(row)) continue;
         const double logit = head.Logit(i, row);
-        max = std::max(max, logit);
+        max = Larger(max, logit);
         if (head.labels[i] == head.v0 + row) label_logit = logit;
       }
       // The sum is relative to the maximum as it is stored.

@@ -4,6 +4,7 @@
 
 #include "moe/kernels/dispatched.h"
 #include "moe/kernels/expert_parts.h"
+#include "moe/kernels/larger.h"
 #include "moe/kernels/loops.h"
 #include "moe/kernels/reference/families.h"
 
@@ -23,7 +24,7 @@ absl::Status TopK(KernelContext& c) {
     for (int64_t j = 0; j < k; ++j) {
       int64_t best = -1;
       for (int64_t n = 0; n < e; ++n) {
-        if (!taken[n] && (best < 0 || p[i * e + n] > p[i * e + best])) best = n;
+        if (!taken[n] && (best < 0 || IsLarger(p[i * e + n], p[i * e + best]))) best = n;
       }
       if (best >= 0) taken[best] = true;
       const bool routed = best >= 0 && mask[i] != 0;

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <vector>
 
+#include "moe/kernels/larger.h"
 #include "moe/kernels/loops.h"
 #include "moe/kernels/reference/families.h"
 
@@ -153,7 +154,7 @@ absl::Status Attention(KernelContext& c) {
           p[it] = kp[it] > qp[is] ? 0 : std::exp(p[it] - max);
           sum += p[it];
         }
-        lse[iq] = static_cast<T>(sum > 0 ? max + std::log(sum) : -1e30);
+        lse[iq] = static_cast<T>(sum != 0 ? max + std::log(sum) : -1e30);
         for (int64_t j = 0; j < a.d; ++j) {
           double y = 0;
           for (int64_t it = 0; it < a.t; ++it) {
@@ -209,8 +210,8 @@ absl::Status AttentionMerge(KernelContext& c) {
   const int64_t d = c.Extent("d");
   const T *lse = c.in[1].As<T>(), *lse2 = c.in[3].As<T>();
   for (int64_t i = 0; i < c.out[1].elements(); ++i) {
-    const double max = std::max(lse[i], lse2[i]);
-    const bool sees = max > -1e29;
+    const double max = Larger(lse[i], lse2[i]);
+    const bool sees = !(max <= -1e29);
     const double w = sees ? std::exp(lse[i] - max) : 0, w2 = sees ? std::exp(lse2[i] - max) : 0;
     c.out[1].As<T>()[i] = static_cast<T>(sees ? max + std::log(w + w2) : -1e30);
     for (int64_t j = i * d; j < (i + 1) * d; ++j) {

@@ -1,8 +1,11 @@
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
+#include "moe/base/status.h"
 #include "moe/kernels/loops.h"
 #include "moe/kernels/reference/families.h"
+#include "moe/kernels/update_check.h"
 
 namespace moe::kernels {
 namespace {
@@ -27,15 +30,25 @@ template <typename T>
 absl::Status AdamW(KernelContext& c) {
   const double beta1 = c.node->Float("beta1"), beta2 = c.node->Float("beta2"), eps = c.node->Float("eps"),
                decay = c.node->Float("weight_decay");
+  const double largest = LargestOf(c.out[0].dtype);
+  double rate = 0;
+  bool fits = true;
   // Operands: p, gradient, m, v, factor, finite, learning_rate, bias1, bias2.
-  return MapN<T, 9, 3>(c, [=](const auto& x) {
-    if (x[5] == 0) return std::array<double, 3>{x[0], x[2], x[3]};
+  RETURN_IF_ERROR((MapN<T, 9, 3>(c, [&, beta1, beta2, eps, decay](const auto& x) {
+    const std::array<double, 3> old = {x[0], x[2], x[3]};
+    if (x[5] == 0) return old;
+    rate = x[6];
     const double g = x[4] * x[1];
     const double m = beta1 * x[2] + (1 - beta1) * g;
     const double v = beta2 * x[3] + (1 - beta2) * g * g;
     const double p = x[0] - x[6] * (m / x[7] / (std::sqrt(v / x[8]) + eps) + decay * x[0]);
-    return std::array<double, 3>{p, m, v};
-  });
+    if (std::abs(p) <= largest && static_cast<T>(v) <= std::numeric_limits<T>::max()) {
+      return std::array<double, 3>{p, m, v};
+    }
+    fits = fits && m == 0 && x[0] == 0;
+    return old;
+  })));
+  return fits ? absl::OkStatus() : UpdateNotFinite(rate);
 }
 
 template <typename T>
