@@ -119,7 +119,7 @@ absl::StatusOr<std::string> MemoryStore::Get(absl::string_view key, absl::Durati
     if (it != values_.end()) return it->second;
     if (cancelled) return absl::CancelledError("the wait was cancelled");
     if (RunningTime() >= deadline) return StoreTimeout(*this, key, timeout);
-    changed_.WaitWithDeadline(&mutex_, deadline);
+    changed_.WaitWithTimeout(&mutex_, deadline - RunningTime());
   }
 }
 
