@@ -67,48 +67,109 @@ constexpr DefaultStep kDefaultSteps[] = {
 
 // Sorted by name.
 void RegisterBuiltinPasses(PassRegistry* registry) {
-  registry->Add({"autodiff", "Adds the backward phase, gradient accumulators and the update.", Autodiff});
-  registry->Add({"bucket-collectives", "Lets small collectives travel together.", BucketCollectives});
-  registry->Add(
-      {"certify", "Proves the plan: waits, order, coverage, memory. Changes nothing.", CertifyProgram});
-  registry->Add({"checkpoint", "Computes values again in the backward instead of keeping them.", Checkpoint});
-  registry->Add({"common-subexpressions", "Merges nodes of one phase that compute the same.",
-                 ForEachFunction(MergeCommonSubexpressions)});
-  registry->Add({"compress", "Marks exchanges whose values travel narrower than they are.", Compress});
-  registry->Add({"context-parallel",
-                 "Orders the sequence over context ranks; attention as a ring, or with gathered keys.",
-                 ContextParallel});
-  registry->Add({"expert-slots",
-                 "Stores experts by slots, empty ones and replicas among them, as the strategy says.",
-                 StoreByExpertSlots});
-  registry->Add({"fp8-experts", "Marks the products of the experts to be multiplied in e4m3.", Fp8Experts});
-  registry->Add({"fuse", "Replaces patterns by ops with a kernel of their own.", Fuse});
-  registry->Add(
-      {"insert-collectives", "Lowers conversions to the cheapest legal collectives.", InsertCollectives});
-  registry->Add({"mixed-precision", "Computes in bf16 or f16; keeps masters, sums and statistics wide.",
-                 MixedPrecision});
-  registry->Add({"overlap", "Hides communication behind compute: order, start and done.", Overlap});
-  registry->Add({"pad-vocabulary", "Pads a sharded vocabulary that does not divide, where that is exact.",
-                 PadVocabulary});
-  registry->Add(
-      {"partition-stages", "Cuts the step into chunks by cost, each node exactly once.", PartitionStages});
-  registry->Add({"plan-memory", "Gives every value of every rank its place in the arena.", PlanMemory});
-  registry->Add(
-      {"remove-dead-nodes", "Removes nodes whose results nobody uses.", ForEachFunction(RemoveDeadNodes)});
-  registry->Add(
-      {"schedule", "Resolves the actions of every stage from the schedule's table.", ResolveSchedule});
-  registry->Add(
-      {"shard", "Places every value by the strategy, the sharding rules and cost.", Shard, /*places=*/true});
-  registry->Add({"split-backward",
-                 "Cuts backwards into input and weight gradients where the schedule has both.",
-                 SplitBackward});
-  registry->Add({"split-experts",
-                 "Cuts the experts of a rank in parts, to be exchanged and computed in turn.", SplitExperts});
-  registry->Add(
-      {"split-phases", "Cuts each chunk into forward and backward with explicit residuals.", SplitPhases});
-  registry->Add({"use-libraries",
-                 "Gives nodes to kernels of the target's libraries, where they compute the same.",
-                 UseLibraries});
+  registry->Add({.name = "autodiff",
+                 .doc = "Adds the backward phase, gradient accumulators and the update.",
+                 .run = Autodiff,
+                 .needs = {Fact::kStep, Fact::kForward, Fact::kUnplaced},
+                 .provides = {Fact::kUpdate},
+                 .ends = {Fact::kForward}});
+  registry->Add({.name = "bucket-collectives",
+                 .doc = "Lets small collectives travel together.",
+                 .run = BucketCollectives,
+                 .needs = {Fact::kLowered},
+                 .asked = AsksForBuckets});
+  registry->Add({.name = "certify",
+                 .doc = "Proves the plan: waits, order, coverage, memory. Changes nothing.",
+                 .run = CertifyProgram,
+                 .needs = {Fact::kScheduled}});
+  registry->Add({.name = "checkpoint",
+                 .doc = "Computes values again in the backward instead of keeping them.",
+                 .run = Checkpoint,
+                 .needs = {Fact::kChunks},
+                 .asked = AsksForCheckpoint});
+  registry->Add({.name = "common-subexpressions",
+                 .doc = "Merges nodes of one phase that compute the same.",
+                 .run = ForEachFunction(MergeCommonSubexpressions)});
+  registry->Add({.name = "compress",
+                 .doc = "Marks exchanges whose values travel narrower than they are.",
+                 .run = Compress,
+                 .needs = {Fact::kLowered},
+                 .asked = AsksForCompression});
+  registry->Add({.name = "context-parallel",
+                 .doc = "Orders the sequence over context ranks; attention as a ring, or with gathered keys.",
+                 .run = ContextParallel,
+                 .needs = {Fact::kStep, Fact::kUnplaced},
+                 .asked = AsksForContextParallel});
+  registry->Add({.name = "expert-slots",
+                 .doc = "Stores experts by slots, empty ones and replicas among them, as the strategy says.",
+                 .run = StoreByExpertSlots,
+                 .needs = {Fact::kStep, Fact::kUnplaced},
+                 .asked = AsksForExpertSlots});
+  registry->Add({.name = "fp8-experts",
+                 .doc = "Marks the products of the experts to be multiplied in e4m3.",
+                 .run = Fp8Experts,
+                 .needs = {Fact::kStep, Fact::kForward, Fact::kUnplaced},
+                 .asked = AsksForFp8Experts});
+  registry->Add({.name = "fuse", .doc = "Replaces patterns by ops with a kernel of their own.", .run = Fuse});
+  registry->Add({.name = "insert-collectives",
+                 .doc = "Lowers conversions to the cheapest legal collectives.",
+                 .run = InsertCollectives,
+                 .provides = {Fact::kLowered}});
+  registry->Add({.name = "mixed-precision",
+                 .doc = "Computes in bf16 or f16; keeps masters, sums and statistics wide.",
+                 .run = MixedPrecision,
+                 .needs = {Fact::kStep, Fact::kUpdate, Fact::kUnplaced},
+                 .asked = AsksForMixedPrecision});
+  registry->Add({.name = "overlap",
+                 .doc = "Hides communication behind compute: order, start and done.",
+                 .run = Overlap,
+                 .needs = {Fact::kLowered},
+                 .asked = AsksForOverlap});
+  registry->Add({.name = "pad-vocabulary",
+                 .doc = "Pads a sharded vocabulary that does not divide, where that is exact.",
+                 .run = PadVocabulary,
+                 .needs = {Fact::kStep, Fact::kUnplaced},
+                 .asked = AsksForVocabularyBlocks});
+  registry->Add({.name = "partition-stages",
+                 .doc = "Cuts the step into chunks by cost, each node exactly once.",
+                 .run = PartitionStages,
+                 .needs = {Fact::kStep, Fact::kUnplaced},
+                 .provides = {Fact::kChunks},
+                 .ends = {Fact::kStep}});
+  registry->Add({.name = "plan-memory",
+                 .doc = "Gives every value of every rank its place in the arena.",
+                 .run = PlanMemory,
+                 .needs = {Fact::kScheduled}});
+  registry->Add({.name = "remove-dead-nodes",
+                 .doc = "Removes nodes whose results nobody uses.",
+                 .run = ForEachFunction(RemoveDeadNodes)});
+  registry->Add({.name = "schedule",
+                 .doc = "Resolves the actions of every stage from the schedule's table.",
+                 .run = ResolveSchedule,
+                 .needs = {Fact::kPhases},
+                 .provides = {Fact::kScheduled}});
+  registry->Add({.name = "shard",
+                 .doc = "Places every value by the strategy, the sharding rules and cost.",
+                 .run = Shard,
+                 .ends = {Fact::kUnplaced, Fact::kLowered}});
+  registry->Add({.name = "split-backward",
+                 .doc = "Cuts backwards into input and weight gradients where the schedule has both.",
+                 .run = SplitBackward,
+                 .needs = {Fact::kPhases}});
+  registry->Add({.name = "split-experts",
+                 .doc = "Cuts the experts of a rank in parts, to be exchanged and computed in turn.",
+                 .run = SplitExperts,
+                 .needs = {Fact::kLowered},
+                 .asked = AsksForExpertParts});
+  registry->Add({.name = "split-phases",
+                 .doc = "Cuts each chunk into forward and backward with explicit residuals.",
+                 .run = SplitPhases,
+                 .needs = {Fact::kChunks},
+                 .provides = {Fact::kPhases},
+                 .ends = {Fact::kChunks}});
+  registry->Add({.name = "use-libraries",
+                 .doc = "Gives nodes to kernels of the target's libraries, where they compute the same.",
+                 .run = UseLibraries});
 }
 
 PassRegistry& Passes() {

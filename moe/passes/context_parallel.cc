@@ -247,14 +247,12 @@ AttentionSeconds EstimateAttention(const Node& attention, const strategy::Strate
   return out;
 }
 
+bool AsksForContextParallel(const PassContext& context) { return context.strategy.cp != 1; }
+
 absl::StatusOr<bool> ContextParallel(Program& program, const PassContext& context) {
   const strategy::Strategy& s = context.strategy;
   Function* step = program.module->Find(FunctionKind::kStep);
-  if (s.cp == 1) return false;
-  if (step == nullptr) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(kPass, " needs the function @step: it runs before partition-stages"));
-  }
+  if (!AsksForContextParallel(context)) return false;
   int64_t length = 0, groups = 0;
   for (const Node* a : step->args()) {
     if (a->binding.kind == Binding::kBatch && a->type().rank() > 0) length = a->type().dims.back();

@@ -31,6 +31,9 @@
 
 namespace moe::passes {
 
+// The strategy has cp above 1.
+bool AsksForContextParallel(const PassContext& context);
+
 // Runs after autodiff and before partition-stages; nothing to do with cp = 1. Errors (InvalidArgument): cp
 // does not divide the sequence; a zig-zag asked for whose blocks do not.
 absl::StatusOr<bool> ContextParallel(Program& program, const PassContext& context);

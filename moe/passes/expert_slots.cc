@@ -173,14 +173,15 @@ std::string Describe(const StoredRows& rows) {
 
 }  // namespace
 
+bool AsksForExpertSlots(const PassContext& context) {
+  return context.strategy.expert_slots != 0 || !context.strategy.expert_map.empty();
+}
+
 absl::StatusOr<bool> StoreByExpertSlots(Program& program, const PassContext& context) {
   const strategy::Strategy& strategy = context.strategy;
-  if (strategy.expert_slots == 0 && strategy.expert_map.empty()) return false;
+  if (!AsksForExpertSlots(context)) return false;
   Module& module = *program.module;
   Function* step = module.Find(FunctionKind::kStep);
-  if (step == nullptr) {
-    return absl::FailedPreconditionError(absl::StrCat(kPass, " needs a function @step; there is none"));
-  }
   const std::vector<Node*> dispatches = step->NodesOf("moe.dispatch");
   if (dispatches.empty()) {
     return absl::InvalidArgumentError("the strategy has expert slots, but the model has no experts");

@@ -22,6 +22,9 @@
 
 namespace moe::passes {
 
+// The strategy has expert_slots= or expert_map=.
+bool AsksForExpertSlots(const PassContext& context);
+
 absl::StatusOr<bool> StoreByExpertSlots(Program& program, const PassContext& context);
 
 }  // namespace moe::passes

@@ -11,20 +11,17 @@
 #include "moe/passes/resize_states.h"
 
 namespace moe::passes {
-namespace {
+namespace {}  // namespace
 
-constexpr char kPass[] = "pad-vocabulary";
-
-}  // namespace
+bool AsksForVocabularyBlocks(const PassContext& context) {
+  return context.strategy.vocab_parallel && context.strategy.tp > 1;
+}
 
 absl::StatusOr<bool> PadVocabulary(Program& program, const PassContext& context) {
   const int64_t tp = context.strategy.tp;
-  if (!context.strategy.vocab_parallel || tp == 1) return false;
+  if (!AsksForVocabularyBlocks(context)) return false;
   Module& module = *program.module;
   Function* step = module.Find(FunctionKind::kStep);
-  if (step == nullptr) {
-    return absl::FailedPreconditionError(absl::StrCat(kPass, " needs a function @step; there is none"));
-  }
   std::vector<Node*> heads;
   for (const char* op : {"nn.head_stats", "nn.head_stats_grad"}) {
     for (Node* n : step->NodesOf(op)) heads.push_back(n);

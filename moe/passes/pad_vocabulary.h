@@ -16,6 +16,9 @@
 
 namespace moe::passes {
 
+// The strategy shards the vocabulary.
+bool AsksForVocabularyBlocks(const PassContext& context);
+
 absl::StatusOr<bool> PadVocabulary(Program& program, const PassContext& context);
 
 }  // namespace moe::passes

@@ -18,6 +18,7 @@
 #include "absl/strings/string_view.h"
 #include "moe/cost/target.h"
 #include "moe/ir/program.h"
+#include "moe/passes/facts.h"
 #include "moe/strategy/strategy.h"
 
 namespace moe {
@@ -66,7 +67,13 @@ struct PassDef {
   std::string name;  // kebab-case
   std::string doc;
   Pass run;
-  bool places = false;  // gives every node its placement; modules may be partly placed before it
+  // What must hold of the program for the pass to run (the pipeline refuses it otherwise), what holds after it, and
+  // what does not any more. From the last two an error says which pass is missing, or stands too early. Before a pass
+  // that ends Fact::kUnplaced, modules may be partly placed.
+  std::vector<Fact> needs, provides, ends;
+  // Whether strategy, target and options ask the pass to do something. Where they do not, it needs nothing and changes
+  // nothing. Null: they always do.
+  std::function<bool(const PassContext&)> asked;
 };
 
 class PassRegistry {

@@ -32,6 +32,10 @@ absl::Status Malformed(absl::string_view text, size_t at, absl::string_view what
 // Word characters of names, options and values; everything but the separators.
 bool IsWordChar(char c) { return !absl::ascii_isspace(c) && c != ',' && c != '{' && c != '}' && c != '='; }
 
+bool Names(const std::vector<Fact>& facts, Fact fact) {
+  return std::find(facts.begin(), facts.end(), fact) != facts.end();
+}
+
 // What a module has to be when these passes are still to come.
 VerifyOptions VerifyBefore(const PassRegistry& registry, absl::Span<const PipelineStep> steps,
                            const PipelineOptions& options) {
@@ -40,7 +44,8 @@ VerifyOptions VerifyBefore(const PassRegistry& registry, absl::Span<const Pipeli
   for (const PipelineStep& step : steps) {
     const PassDef* def = registry.Find(step.pass);
     const bool runs = std::find(off.begin(), off.end(), step.pass) == off.end();
-    verify.unplaced_nodes = verify.unplaced_nodes || (def != nullptr && def->places && runs);
+    verify.unplaced_nodes =
+        verify.unplaced_nodes || (def != nullptr && runs && Names(def->ends, Fact::kUnplaced));
   }
   return verify;
 }
@@ -56,6 +61,40 @@ absl::Status ErrorOf(const absl::Status& status, const std::string& pass) {
   return absl::StartsWith(status.message(), absl::StrCat(pass, ": ")) ? status : Annotate(status, pass);
 }
 
+// The passes of the registry that have the fact in that list of theirs: "shard", "a or b".
+std::string NamesOf(const PassRegistry& registry, Fact fact, std::vector<Fact> PassDef::*list) {
+  std::vector<std::string> names;
+  for (const PassDef* def : registry.All()) {
+    if (Names(def->*list, fact)) names.push_back(def->name);
+  }
+  return absl::StrJoin(names, " or ");
+}
+
+absl::Status CheckNeeds(const PassRegistry& registry, const PassDef& def, const Program& program,
+                        const PassContext& context) {
+  if (def.asked && !def.asked(context)) return absl::OkStatus();
+  for (const Fact fact : def.needs) {
+    const std::string why = WhyNot(fact, program);
+    if (why.empty()) continue;
+    std::string message = absl::StrCat(def.name, " needs ", DescribeFact(fact), ", and ", why);
+    const std::string provided = NamesOf(registry, fact, &PassDef::provides);
+    const std::string ended = NamesOf(registry, fact, &PassDef::ends);
+    if (!provided.empty()) absl::StrAppend(&message, "; run ", provided, " before it");
+    if (!ended.empty()) absl::StrAppend(&message, "; it cannot stand after ", ended);
+    return absl::FailedPreconditionError(message);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<bool> RunPass(const PassRegistry& registry, const std::string& name, Program& program,
+                             const PassContext& context) {
+  const PassDef& def = *registry.Find(name);
+  RETURN_IF_ERROR(CheckNeeds(registry, def, program, context));
+  const absl::StatusOr<bool> changed = def.run(program, context);
+  if (!changed.ok()) return ErrorOf(changed.status(), name);
+  return changed;
+}
+
 // See PassContext::preview. Says nothing and verifies nothing: the passes will do both when they run in
 // earnest.
 absl::StatusOr<Program> Preview(const PassRegistry& registry, const std::vector<PipelineStep>& rest,
@@ -69,10 +108,9 @@ absl::StatusOr<Program> Preview(const PassRegistry& registry, const std::vector<
   for (const PipelineStep& step : rest) {
     if (std::find(off.begin(), off.end(), step.pass) != off.end()) continue;
     context.options = step.options;
-    const absl::StatusOr<bool> changed = registry.Find(step.pass)->run(copy, context);
-    if (!changed.ok()) return ErrorOf(changed.status(), step.pass);
+    ASSIGN_OR_RETURN(const bool changed, RunPass(registry, step.pass, copy, context));
     for (const auto& function : copy.module->functions()) {
-      if (*changed) RETURN_IF_ERROR(RemoveDeadNodes(*function, context).status());
+      if (changed) RETURN_IF_ERROR(RemoveDeadNodes(*function, context).status());
     }
     if (step.pass == until) return copy;
   }
@@ -209,9 +247,7 @@ absl::StatusOr<std::vector<PassResult>> RunPipeline(const PassRegistry& registry
     };
     context.counts = &result.counts;
     const auto start = std::chrono::steady_clock::now();
-    const absl::StatusOr<bool> changed = registry.Find(step.pass)->run(program, context);
-    if (!changed.ok()) return ErrorOf(changed.status(), step.pass);
-    result.changed = *changed;
+    ASSIGN_OR_RETURN(result.changed, RunPass(registry, step.pass, program, context));
     if (result.changed) {
       for (const auto& function : program.module->functions()) {
         RETURN_IF_ERROR(RemoveDeadNodes(*function, context).status());

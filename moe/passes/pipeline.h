@@ -51,9 +51,10 @@ struct PipelineOptions {
   std::function<absl::Status(const std::string& pass, const Program& before, const Program& after)> validate;
 };
 
-// Verifies the module and runs the passes in order. After one that changed something, nodes without uses are
+// Verifies the module and runs the passes in order, each if what it needs of the program holds (PassDef::needs). After one that changed something, nodes without uses are
 // removed and the module is verified. Errors: unknown passes and malformed text before anything runs; then
-// the first error of a pass, with its name. Each pass's notes are also appended to program.notes.
+// the first pass that lacks something (FailedPrecondition: what, and which pass provides it), or the first error of a
+// pass, with its name. Each pass's notes are also appended to program.notes.
 absl::StatusOr<std::vector<PassResult>> RunPipeline(const PassRegistry& registry, absl::string_view pipeline,
                                                     Program& program, PassContext context,
                                                     const PipelineOptions& options = {});

@@ -19,7 +19,6 @@
 namespace moe::passes {
 namespace {
 
-constexpr char kPass[] = "checkpoint";
 constexpr int64_t kSmall = 64;  // bytes; a saved value takes as many anyway
 
 bool Cheap(const Node& n) {
@@ -126,17 +125,22 @@ class Choice {
   std::set<Node*> recompute_;  // forward nodes
 };
 
+std::string Mode(const PassContext& context) {
+  return context.OptionOr("mode", context.strategy.checkpoint.ToString());
+}
+
 }  // namespace
 
+bool AsksForCheckpoint(const PassContext& context) {
+  const absl::StatusOr<strategy::CheckpointPolicy> policy = strategy::ParseCheckpointPolicy(Mode(context));
+  return !policy.ok() || !policy->Is(strategy::CheckpointMode::kNone);
+}
+
 absl::StatusOr<bool> Checkpoint(Program& program, const PassContext& context) {
-  const std::string mode = context.OptionOr("mode", context.strategy.checkpoint.ToString());
+  const std::string mode = Mode(context);
   ASSIGN_OR_RETURN(const strategy::CheckpointPolicy policy, strategy::ParseCheckpointPolicy(mode));
-  if (policy.Is(strategy::CheckpointMode::kNone)) return false;
+  if (!AsksForCheckpoint(context)) return false;
   const std::vector<Function*> chunks = ChunkFunctions(*program.module);
-  if (chunks.empty()) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        kPass, " needs the functions @chunk0, ...: it runs after partition-stages and before split-phases"));
-  }
   const bool automatic = policy.mode == strategy::CheckpointMode::kAuto;
   AutoChoice chosen;
   if (automatic) {

@@ -30,6 +30,9 @@
 
 namespace moe::passes {
 
+// Strategy or options name a policy, legal or not, that is not none.
+bool AsksForCheckpoint(const PassContext& context);
+
 absl::StatusOr<bool> Checkpoint(Program& program, const PassContext& context);
 
 }  // namespace moe::passes

@@ -545,9 +545,6 @@ std::string FutureScratchName(const Function& f, const Node& start) {
 }
 
 absl::StatusOr<bool> PlanMemory(Program& program, const PassContext& context) {
-  if (program.schedule.actions.empty()) {
-    return absl::FailedPreconditionError("plan-memory needs resolved actions; run schedule before it");
-  }
   RETURN_IF_ERROR(Planner(program, context).Run());
   return true;
 }

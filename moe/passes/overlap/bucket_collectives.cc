@@ -263,11 +263,17 @@ class Bucketing {
   int count_ = 0, members_ = 0;
 };
 
+int64_t BucketBytes(const PassContext& context) {
+  return context.strategy.bucket >= 0 ? context.strategy.bucket : context.target.bucket_bytes;
+}
+
 }  // namespace
 
+bool AsksForBuckets(const PassContext& context) { return BucketBytes(context) > 0; }
+
 absl::StatusOr<bool> BucketCollectives(Program& program, const PassContext& context) {
-  const int64_t limit = context.strategy.bucket >= 0 ? context.strategy.bucket : context.target.bucket_bytes;
-  if (limit <= 0) return false;
+  if (!AsksForBuckets(context)) return false;
+  const int64_t limit = BucketBytes(context);
   std::map<std::string, std::string> accumulated_by;
   for (const auto& f : program.module->functions()) {
     if (!f->role().IsOfMicrobatch()) continue;

@@ -17,6 +17,9 @@
 
 namespace moe::passes {
 
+// Strategy or target name a size.
+bool AsksForBuckets(const PassContext& context);
+
 // Wants lowered collectives. 0 bytes: changes nothing.
 absl::StatusOr<bool> BucketCollectives(Program& program, const PassContext& context);
 

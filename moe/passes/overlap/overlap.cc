@@ -89,10 +89,13 @@ absl::StatusOr<int> SplitExchanges(Function& f, const cost::Target& target) {
 
 }  // namespace
 
-absl::StatusOr<bool> Overlap(Program& program, const PassContext& context) {
+bool AsksForOverlap(const PassContext& context) {
   const strategy::Toggle word = context.strategy.overlap;
-  if (word == strategy::Toggle::kOff || (word == strategy::Toggle::kAuto && !context.target.overlaps))
-    return false;
+  return word == strategy::Toggle::kOn || (word == strategy::Toggle::kAuto && context.target.overlaps);
+}
+
+absl::StatusOr<bool> Overlap(Program& program, const PassContext& context) {
+  if (!AsksForOverlap(context)) return false;
   const Mesh& mesh = program.module->mesh();
   ASSIGN_OR_RETURN(const int early, ReduceGradientsEarly(program));
   bool changed = early > 0;

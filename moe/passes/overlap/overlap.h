@@ -25,6 +25,9 @@
 
 namespace moe::passes {
 
+// The strategy says overlap=on, or leaves it open and the target says so.
+bool AsksForOverlap(const PassContext& context);
+
 // Wants lowered collectives and split phases. Strategy::overlap says whether; left open, the target does.
 absl::StatusOr<bool> Overlap(Program& program, const PassContext& context);
 

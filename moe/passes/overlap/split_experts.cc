@@ -255,8 +255,10 @@ class Splitter {
 
 }  // namespace
 
+bool AsksForExpertParts(const PassContext& context) { return context.strategy.moe_chunks > 1; }
+
 absl::StatusOr<bool> SplitExperts(Program& program, const PassContext& context) {
-  if (context.strategy.moe_chunks <= 1) return false;
+  if (!AsksForExpertParts(context)) return false;
   bool changed = false;
   int exchanges = 0;
   for (const auto& f : program.module->functions()) {

@@ -18,6 +18,9 @@
 
 namespace moe::passes {
 
+// The strategy has moe_chunks above 1.
+bool AsksForExpertParts(const PassContext& context);
+
 // The chunks must be placed and their collectives lowered. Error (InvalidArgument): parts that do not divide
 // the experts of a rank, with those that do.
 absl::StatusOr<bool> SplitExperts(Program& program, const PassContext& context);

@@ -17,8 +17,6 @@
 namespace moe::passes {
 namespace {
 
-constexpr char kPass[] = "compress";
-
 bool IsConversion(const Node& n) { return n.Has("axes") && absl::StartsWith(n.op_name(), "comm."); }
 
 // Leaves every value as it is.
@@ -97,6 +95,14 @@ class Classifier {
 
 }  // namespace
 
+bool AsksForCompression(const PassContext& context) {
+  const strategy::Strategy& s = context.strategy;
+  const strategy::Wire wires[] = {s.compress_dispatch, s.compress_combine, s.compress_gather,
+                                  s.compress_grad};
+  return std::any_of(std::begin(wires), std::end(wires),
+                     [](strategy::Wire w) { return w != strategy::Wire::kAsComputed; });
+}
+
 absl::StatusOr<bool> Compress(Program& program, const PassContext& context) {
   const strategy::Strategy& s = context.strategy;
   const std::map<std::string, strategy::Wire> asked = {{"dispatch", s.compress_dispatch},
@@ -104,17 +110,10 @@ absl::StatusOr<bool> Compress(Program& program, const PassContext& context) {
                                                        {"gather", s.compress_gather},
                                                        {"grad", s.compress_grad}};
   std::map<std::string, int> marked, left;
-  bool any = false;
-  for (const auto& [what, word] : asked) any |= word != strategy::Wire::kAsComputed;
-  if (!any) return false;
+  if (!AsksForCompression(context)) return false;
   const Classifier classifier(*program.module);
   for (const auto& f : program.module->functions()) {
     for (Node* n : f->Nodes()) {
-      if (n->Is("comm.convert")) {
-        return absl::FailedPreconditionError(
-            absl::StrCat(kPass, ": %", n->result_name(), " of @", f->name(),
-                         " is not lowered yet; it runs after insert-collectives"));
-      }
       if (!IsConversion(*n) || !n->op().Has(kCollective) || !IsFloat(n->type().dtype)) continue;
       const std::string what = classifier.Of(*n);
       if (what.empty() || asked.at(what) == strategy::Wire::kAsComputed) continue;

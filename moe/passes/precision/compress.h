@@ -22,6 +22,9 @@ namespace moe::passes {
 
 struct PassContext;
 
+// The strategy has one of the words compress_...=.
+bool AsksForCompression(const PassContext& context);
+
 // Error: FailedPrecondition before insert-collectives.
 absl::StatusOr<bool> Compress(Program& program, const PassContext& context);
 

@@ -127,16 +127,5 @@ TEST_F(CompressTest, WhatIsAsNarrowAlreadyStays) {
   EXPECT_THAT(results_[0].notes[0], HasSubstr("gather 1 as narrow already"));
 }
 
-TEST_F(CompressTest, WantsLoweredConversions) {
-  ExpectPassError(Compress, R"(
-    module @m mesh<dp=2>
-    func @f(%x: f32[8@dp, 4]) {
-      %y = comm.convert(%x) {axes = [dp]} : f32[8, 4]
-      return %y
-    })",
-                  absl::StatusCode::kFailedPrecondition, {"%y of @f", "after insert-collectives"},
-                  With("compress_grad=bf16"));
-}
-
 }  // namespace
 }  // namespace moe::passes

@@ -20,8 +20,10 @@ bool IsExpertWeight(const Module& module, Value v) {
 
 }  // namespace
 
+bool AsksForFp8Experts(const PassContext& context) { return context.strategy.fp8_experts; }
+
 absl::StatusOr<bool> Fp8Experts(Program& program, const PassContext& context) {
-  if (!context.strategy.fp8_experts) return false;
+  if (!AsksForFp8Experts(context)) return false;
   if (context.strategy.precision != strategy::Precision::kBF16) {
     return absl::InvalidArgumentError(
         absl::StrCat(kPass, ": fp8_experts rounds what is computed in bf16; legal with the word bf16"));
@@ -31,11 +33,6 @@ absl::StatusOr<bool> Fp8Experts(Program& program, const PassContext& context) {
         absl::StrCat(kPass, ": target ", context.target.name, " has no products of e4m3"));
   }
   Function* const step = program.module->Find(FunctionKind::kStep);
-  if (step == nullptr || std::any_of(step->body().begin(), step->body().end(),
-                                     [](const auto& n) { return n->phase != Phase::kForward; })) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(kPass, " needs a function @step with the forward alone: it runs before autodiff"));
-  }
   int marked = 0;
   for (Node* n : step->NodesOf("math.einsum")) {
     if (std::none_of(n->operands().begin(), n->operands().end(),

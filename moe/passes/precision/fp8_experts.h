@@ -17,6 +17,9 @@ namespace moe::passes {
 
 struct PassContext;
 
+// The strategy has the word fp8_experts.
+bool AsksForFp8Experts(const PassContext& context);
+
 // Error: InvalidArgument without bf16 and for targets without such products; FailedPrecondition behind
 // autodiff.
 absl::StatusOr<bool> Fp8Experts(Program& program, const PassContext& context);

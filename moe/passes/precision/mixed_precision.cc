@@ -283,15 +283,25 @@ class WorkingCopies {
   const DType narrow_;
 };
 
+// What is computed in, and what gradients are summed in, where it is said.
+std::string Word(const PassContext& context) {
+  const strategy::Precision precision = context.strategy.precision;
+  return context.OptionOr("to", precision == strategy::Precision::kAsModel ? "" : strategy::Name(precision));
+}
+std::string GradientsWord(const PassContext& context) {
+  const strategy::GradientType grads = context.strategy.grads;
+  return context.OptionOr("grads", grads == strategy::GradientType::kF32 ? "" : strategy::Name(grads));
+}
+
 }  // namespace
 
+bool AsksForMixedPrecision(const PassContext& context) {
+  return !Word(context).empty() || !GradientsWord(context).empty();
+}
+
 absl::StatusOr<bool> MixedPrecision(Program& program, const PassContext& context) {
-  const strategy::Strategy& s = context.strategy;
-  const std::string word =
-      context.OptionOr("to", s.precision == strategy::Precision::kAsModel ? "" : strategy::Name(s.precision));
-  const std::string gradients =
-      context.OptionOr("grads", s.grads == strategy::GradientType::kF32 ? "" : strategy::Name(s.grads));
-  if (word.empty() && gradients.empty()) return false;
+  const std::string word = Word(context), gradients = GradientsWord(context);
+  if (!AsksForMixedPrecision(context)) return false;
   if (!gradients.empty() && gradients != word) {
     return absl::InvalidArgumentError(absl::StrCat(kPass, ": gradients summed in ", gradients, " where ",
                                                    word.empty() ? "f32" : word,
@@ -304,10 +314,6 @@ absl::StatusOr<bool> MixedPrecision(Program& program, const PassContext& context
   Module& module = *program.module;
   Function* const step = module.Find(FunctionKind::kStep);
   Function* const update = module.Find(FunctionKind::kUpdate);
-  if (step == nullptr || update == nullptr) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        kPass, " needs the functions @step and @update: it runs after autodiff, before partition-stages"));
-  }
   for (const auto& s : module.states()) {
     if (AttrString(s->attributes, "kind") != "parameter" || s->type.dtype == DType::kF32) continue;
     return absl::InvalidArgumentError(absl::StrCat(kPass, ": parameter ", s->name, " is ",

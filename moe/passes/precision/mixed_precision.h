@@ -36,6 +36,9 @@ namespace moe::passes {
 
 struct PassContext;
 
+// Strategy or options name a narrow type.
+bool AsksForMixedPrecision(const PassContext& context);
+
 // Errors: InvalidArgument for another dtype, or parameters that are not f32; FailedPrecondition without
 // @step, or before autodiff.
 absl::StatusOr<bool> MixedPrecision(Program& program, const PassContext& context);

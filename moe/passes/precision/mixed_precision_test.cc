@@ -70,8 +70,6 @@ TEST_F(MixedPrecisionTest, NothingWithoutTheWord) {
 }
 
 TEST_F(MixedPrecisionTest, Refuses) {
-  ExpectPassError(MixedPrecision, "module @m\nfunc @f(%x: f32[2]) {\n return %x\n }",
-                  absl::StatusCode::kFailedPrecondition, {"@step and @update", "after autodiff"}, To("bf16"));
   PassContext f8;
   f8.options["to"] = "f8";
   ExpectPassError(MixedPrecision, kLayer, absl::StatusCode::kInvalidArgument, {"'f8'", "bf16 and f16"}, f8);

@@ -99,10 +99,6 @@ std::vector<Function*> ChunkFunctions(const Module& module) {
 absl::StatusOr<bool> SplitPhases(Program& program, const PassContext&) {
   Module& module = *program.module;
   const std::vector<Function*> chunks = ChunkFunctions(module);
-  if (chunks.empty()) {
-    return absl::FailedPreconditionError(
-        "split-phases needs the functions @chunk0, ...; run partition-stages before it");
-  }
   for (size_t c = 0; c < chunks.size(); ++c) RETURN_IF_ERROR(Split(module, *chunks[c], static_cast<int>(c)));
   for (Function* chunk : chunks) module.RemoveFunction(chunk->role().Name());
   return true;

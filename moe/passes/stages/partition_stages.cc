@@ -409,11 +409,6 @@ std::vector<int64_t> StagesOf(const State& state) {
 
 absl::StatusOr<bool> PartitionStages(Program& program, const PassContext& context) {
   Module& module = *program.module;
-  if (module.Find(FunctionKind::kStep) == nullptr) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(kPass, " needs a function @step; there is none",
-                     module.Find({FunctionKind::kChunk, 0}) ? " (it ran already)" : ""));
-  }
   if (context.strategy.pp != module.mesh().num_stages()) {
     return absl::InvalidArgumentError(absl::StrCat(kPass, ": pp = ", context.strategy.pp,
                                                    ", but the mesh has ", module.mesh().num_stages(),
