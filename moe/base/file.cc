@@ -110,10 +110,17 @@ bool IsFolder(const std::string& path) {
 absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) return SystemError("open", path);
+  const auto too_large = [&] {
+    ::close(fd);
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, " is larger than the ", max_bytes, " bytes allowed here"));
+  };
   std::string contents;
   struct stat info;
-  if (::fstat(fd, &info) == 0 && S_ISREG(info.st_mode) && info.st_size <= max_bytes)
+  if (::fstat(fd, &info) == 0 && S_ISREG(info.st_mode)) {
+    if (info.st_size > max_bytes) return too_large();
     contents.reserve(info.st_size);
+  }
   std::vector<char> block(1 << 20);
   while (true) {
     const ssize_t got = ::read(fd, block.data(), block.size());
@@ -124,11 +131,7 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes)
       return SystemError("read", path, error);
     }
     if (got == 0) break;
-    if (static_cast<int64_t>(contents.size()) + got > max_bytes) {
-      ::close(fd);
-      return absl::InvalidArgumentError(
-          absl::StrCat(path, " is larger than the ", max_bytes, " bytes allowed here"));
-    }
+    if (static_cast<int64_t>(contents.size()) + got > max_bytes) return too_large();
     contents.append(block.data(), got);
   }
   ::close(fd);

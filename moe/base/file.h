@@ -30,8 +30,12 @@ std::string JoinPath(absl::string_view a, absl::string_view b);
 bool FileExists(const std::string& path);  // a regular file (or a link to one)
 bool IsFolder(const std::string& path);
 
-// The whole file. NotFound if there is none, InvalidArgument above `max_bytes` or for a folder.
-absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes = int64_t{1} << 32);
+// What a file that is read whole may have, where the format has no bound of its own.
+inline constexpr int64_t kMaxFileBytes = int64_t{64} << 20;
+
+// The whole file. NotFound if there is none, InvalidArgument above `max_bytes` (before anything is read, where the system
+// knows the size) or for a folder.
+absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes = kMaxFileBytes);
 
 // Replaces `path` as a whole: a reader sees the old contents or the new ones, also after a crash.
 absl::Status WriteFile(const std::string& path, absl::string_view contents);

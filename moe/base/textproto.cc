@@ -69,6 +69,25 @@ class Collector : public google::protobuf::io::ErrorCollector {
   std::vector<std::string> problems_;
 };
 
+// The byte at which brackets nest deeper than messages may, outside of strings and comments; npos if none does. Looked for
+// before the parser runs, whose own limit does not hold for fields that it skips.
+size_t TooDeep(absl::string_view text) {
+  int depth = 0;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (c == '#') {
+      i = std::min(text.find('\n', i), text.size());
+    } else if (c == '"' || c == '\'') {
+      for (++i; i < text.size() && text[i] != c && text[i] != '\n'; ++i) i += text[i] == '\\';
+    } else if (c == '{' || c == '<' || c == '[') {
+      if (++depth > kMaxTextprotoDepth) return i;
+    } else if (c == '}' || c == '>' || c == ']') {
+      depth = std::max(0, depth - 1);
+    }
+  }
+  return absl::string_view::npos;
+}
+
 void Print(const Message& message, int indent, std::string* out) {
   const Descriptor* descriptor = message.GetDescriptor();
   const google::protobuf::Reflection* reflection = message.GetReflection();
@@ -102,6 +121,14 @@ void Print(const Message& message, int indent, std::string* out) {
 
 std::vector<std::string> ParseTextproto(absl::string_view text, absl::string_view file_name,
                                         Message& message) {
+  if (static_cast<int64_t>(text.size()) > kMaxTextprotoBytes) {
+    return {absl::StrCat(file_name, ": a text of ", text.size(), " bytes; at most ", kMaxTextprotoBytes,
+                         " are allowed")};
+  }
+  if (const size_t deep = TooDeep(text); deep != absl::string_view::npos) {
+    return {
+        absl::StrCat(file_name, ": byte ", deep, ": messages nest more than ", kMaxTextprotoDepth, " deep")};
+  }
   Collector collector(file_name);
   TextFormat::Parser parser;
   parser.RecordErrorsTo(&collector);

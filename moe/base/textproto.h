@@ -4,9 +4,12 @@
 //   SetDefaults(config);                                             // what the text and `config` left out
 //   std::string all = PrintTextproto(config);                        // what is set, zeros too
 //
+// A text may be hostile: its bytes and its depth are bounded before anything is read.
+//
 // Plain functions; thread-safe.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -15,6 +18,9 @@
 #include "google/protobuf/message.h"
 
 namespace moe {
+
+inline constexpr int64_t kMaxTextprotoBytes = int64_t{4} << 20;
+inline constexpr int kMaxTextprotoDepth = 32;  // of messages within messages
 
 // Sets in `message` every field that the text sets, zeros too. InvalidArgument with all unknown fields and
 // the first syntax error, each as `file_name`:line:column and with the nearest known field; `message` is then

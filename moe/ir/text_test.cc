@@ -315,6 +315,10 @@ TEST(Text, DeepNestingAndTruncation) {
   EXPECT_FALSE(
       ParseModule(WithLine(absl::StrCat("%y = math.add(%x, %x) : f32", std::string(10000, '[')))).ok());
   EXPECT_FALSE(ParseModule(WithLine(absl::StrCat("%y = math.einsum(%x) {eq = \"", deep, "\"}"))).ok());
+  std::string futures;
+  for (int i = 0; i < 20'000; ++i) futures += "future<";
+  ExpectError(ParseModule(absl::StrCat("module @m\nfunc @f(%x: ", futures)),
+              absl::StatusCode::kInvalidArgument, "2:20", "a future of a future");
   const std::string text = kModule;
   for (size_t n = 0; n + 30 < text.size(); ++n) {
     const absl::StatusOr<std::unique_ptr<Module>> module = ParseModule(text.substr(0, n));

@@ -18,6 +18,7 @@ namespace {
 // Above these nothing can be trained, and products of sizes would leave 64 bits.
 constexpr int64_t kMaxSize = int64_t{1} << 31;
 constexpr int64_t kMaxLayers = 100'000;
+constexpr double kMaxNumber = 1e30;
 
 absl::Status AllProblems(const std::vector<std::string>& problems) {
   if (problems.empty()) return absl::OkStatus();
@@ -44,7 +45,7 @@ absl::StatusOr<ModelConfig> ParseModelConfig(absl::string_view textproto, absl::
 }
 
 absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& path) {
-  ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxTextprotoBytes));
   return ParseModelConfig(text, path);
 }
 
@@ -72,9 +73,11 @@ std::vector<std::string> ModelProblems(const ModelConfig& c) {
     return ok;
   };
   auto finite = [&](absl::string_view field, double value, bool zero_is_legal) {
-    const bool ok = std::isfinite(value) && (zero_is_legal ? value >= 0 : value > 0);
-    if (!ok)
-      add(field, " = ", value, "; it must be finite and ", zero_is_legal ? "not negative" : "positive");
+    const bool ok = value <= kMaxNumber && (zero_is_legal ? value >= 0 : value > 0);
+    if (!ok) {
+      add(field, " = ", value, "; it must be ", zero_is_legal ? "not negative" : "positive", " and at most ",
+          kMaxNumber);
+    }
     return ok;
   };
   if (c.name().empty()) add("name is empty; leave it out for '", ModelConfig::default_instance().name(), "'");

@@ -64,6 +64,12 @@ bool ParsedStrategy::Names(absl::string_view word) const {
 
 ParsedStrategy ParseWords(absl::string_view text) {
   ParsedStrategy out;
+  if (static_cast<int64_t>(text.size()) > kMaxStrategyBytes) {
+    out.problems.push_back(
+        {nullptr, absl::StrCat("a text of ", text.size(), " bytes; at most ", kMaxStrategyBytes, " are read"),
+         UnknownWord(), ""});
+    return out;
+  }
   Strategy& s = out.strategy;
   for (absl::string_view part : absl::StrSplit(text, absl::ByAnyChar(" ,\t\n"), absl::SkipEmpty())) {
     const std::string written(part);

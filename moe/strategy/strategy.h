@@ -50,6 +50,8 @@ absl::StatusOr<Strategy> ParseStrategy(absl::string_view text);
 // experts, where ep is 1, too.
 void Resolve(bool experts, Strategy& s);
 
+// Of the text of a strategy; each word has the bounds of its row in words.inc.
+inline constexpr int64_t kMaxStrategyBytes = int64_t{4} << 20;
 inline constexpr int64_t kMaxExpertSlots = int64_t{1} << 20;
 
 // "1048576", "512KiB", "38.5MiB", "80GiB", and the inverse in the largest unit that is exact.

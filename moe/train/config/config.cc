@@ -72,7 +72,7 @@ RunConfig DefaultRunConfig() {
 }
 
 absl::Status MergeRunConfigFile(const std::string& path, RunConfig& config) {
-  ASSIGN_OR_RETURN(const std::string text, ReadFile(path, 1 << 24));
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxTextprotoBytes));
   RETURN_IF_ERROR(MergeTextproto(text, path, config));
   RunConfig alone;
   RETURN_IF_ERROR(MergeTextproto(text, path, alone));

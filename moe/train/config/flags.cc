@@ -264,7 +264,7 @@ absl::StatusOr<RunConfig> RunConfigFromFlags(const RunConfig& base) {
   }
   if (updates_of_model > 1) {
     const std::string path = absl::GetFlag(FLAGS_model);
-    const absl::StatusOr<std::string> text = ReadFile(path, 1 << 24);
+    const absl::StatusOr<std::string> text = ReadFile(path, kMaxTextprotoBytes);
     RETURN_IF_ERROR(Annotate(text.status(), "--model"));
     config.clear_model();
     RETURN_IF_ERROR(Annotate(MergeTextproto(*text, path, *config.mutable_model()), "--model"));

@@ -157,9 +157,14 @@ std::vector<strategy::Problem> TrainConfigProblems(const RunConfig& config) {
   const TrainConfig& t = config.train();
   auto at_least = [&](absl::string_view field, int64_t value, int64_t least) {
     if (value < least) out.Add(field, " = ", value).legal = absl::StrCat(least, " or more");
+    if (value > kMaxConfigCount)
+      out.Add(field, " = ", value).legal = absl::StrCat(least, " to ", kMaxConfigCount);
   };
   auto within = [&](absl::string_view field, double value, bool good, absl::string_view legal) {
-    if (!std::isfinite(value) || !good) out.Add(field, " = ", value).legal = std::string(legal);
+    if (!std::isfinite(value) || !good || value > kMaxConfigNumber) {
+      out.Add(field, " = ", value).legal =
+          absl::StrCat(legal, value > kMaxConfigNumber ? absl::StrCat(", at most ", kMaxConfigNumber) : "");
+    }
   };
   at_least("train_iters", t.train_iters(), 1);
   at_least("lr_warmup_iters", t.lr_warmup_iters(), 0);

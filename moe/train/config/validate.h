@@ -25,6 +25,11 @@
 
 namespace moe::train {
 
+// Bounds of TrainConfig and ClusterConfig, beside the narrower ones of single fields; those of a model are in
+// moe/model/config.cc, those of a strategy in its words.
+inline constexpr int64_t kMaxConfigCount = int64_t{1} << 40;  // of steps and samples
+inline constexpr double kMaxConfigNumber = 1e300;
+
 // Problems of the model by itself.
 std::vector<strategy::Problem> ModelConfigProblems(const RunConfig& config);
 // Problems of the strategy for this model and batch, also where the model has problems of its own.

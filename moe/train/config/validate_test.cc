@@ -43,6 +43,38 @@ std::string NearestFlags(absl::string_view text) {
 
 TEST(ValidateTest, TheDefaultIsLegal) { EXPECT_OK(ValidateRunConfig(ResolveRunConfig(DefaultRunConfig()))); }
 
+// Every number of a configuration, by itself far beyond anything sensible: refused, and at once.
+TEST(ValidateTest, EveryNumberHasBounds) {
+  using ::google::protobuf::FieldDescriptor;
+  using ::google::protobuf::Message;
+  constexpr int64_t kLeast = std::numeric_limits<int64_t>::min(), kMost = std::numeric_limits<int64_t>::max();
+  int fields = 0;
+  for (const char* part : {"model", "train", "cluster"}) {
+    const auto* of_part = RunConfig::descriptor()->FindFieldByName(part);
+    const auto* descriptor = of_part->message_type();
+    for (int f = 0; f < descriptor->field_count(); ++f) {
+      const FieldDescriptor* field = descriptor->field(f);
+      const auto refused = [&](auto set, auto value) {
+        RunConfig config = With("");
+        Message* message = config.GetReflection()->MutableMessage(&config, of_part);
+        (message->GetReflection()->*set)(message, field, value);
+        const absl::Status status = ValidateRunConfig(ResolveRunConfig(config));
+        EXPECT_FALSE(status.ok()) << part << "." << field->name() << " = " << value;
+        ++fields;
+      };
+      if (field->cpp_type() == FieldDescriptor::CPPTYPE_INT64) {
+        for (const int64_t value : {kLeast, int64_t{-1}, kMost})
+          refused(&google::protobuf::Reflection::SetInt64, value);
+      } else if (field->cpp_type() == FieldDescriptor::CPPTYPE_DOUBLE) {
+        for (const double value : {-1.0, 1e301, HUGE_VAL, -HUGE_VAL, std::nan("")}) {
+          refused(&google::protobuf::Reflection::SetDouble, value);
+        }
+      }
+    }
+  }
+  EXPECT_GT(fields, 80);
+}
+
 TEST(ValidateTest, UnevenStagesAreLegalEmptyOnesNot) {
   EXPECT_OK(ValidateRunConfig(With("model { num_layers: 3 }")));
   EXPECT_OK(ValidateRunConfig(With("model { num_layers: 7 } strategy: 'pp=4'")));
