@@ -6,17 +6,21 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <limits>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
-#include "google/protobuf/io/tokenizer.h"
 #include "google/protobuf/text_format.h"
+#include "moe/base/json_reader.h"
 #include "moe/base/status.h"
+#include "moe/base/textproto.h"
+#include "moe/ir/limits.h"
 #include "moe/model/config.h"
 #include "nlohmann/json.hpp"
 
@@ -27,7 +31,6 @@ using ::nlohmann::json;
 
 constexpr absl::string_view kFormat = "switchyard-checkpoint";
 constexpr absl::string_view kManifest = "manifest.json";
-constexpr int64_t kMaxManifest = 256 << 20;
 
 struct DTypePair {
   DType dtype;
@@ -80,45 +83,146 @@ std::vector<std::vector<const LogicalTensor*>> SplitIntoShards(
   return shards;
 }
 
-class FirstError : public google::protobuf::io::ErrorCollector {
- public:
-  void AddError(int line, int column, const std::string& text) override {
-    if (message.empty()) message = absl::StrCat(line + 1, ":", column + 1, ": ", text);
-  }
-  std::string message;
+// A manifest as it is read, before its files are looked at.
+struct ManifestFile {
+  std::string name, header_hash;
+  int64_t bytes = 0;
+};
+struct ManifestTensor {
+  std::string name, dtype, file, hash;
+  std::vector<int64_t> shape;
+};
+struct Manifest {
+  CheckpointMeta meta;
+  std::vector<ManifestFile> files;
+  std::vector<ManifestTensor> tensors;
 };
 
-// Reads members of the manifest; remembers the first that is missing or of the wrong kind.
-class Members {
- public:
-  explicit Members(const json& object) : object_(object) {}
-  template <typename T>
-  T Get(const char* key) {
-    T value{};
-    const auto it = object_.find(key);
-    bool good = it != object_.end();
-    if constexpr (std::is_same_v<T, std::string>) {
-      good = good && it->is_string();
-    } else if constexpr (std::is_same_v<T, double>) {
-      good = good && it->is_number();
-    } else if constexpr (std::is_same_v<T, uint64_t>) {
-      good = good && it->is_number_unsigned();
-    } else {
-      good = good && it->is_number_integer();
-    }
-    if (good) {
-      value = it->template get<T>();
-    } else if (status_.ok()) {
-      status_ = absl::InvalidArgumentError(absl::StrCat("\"", key, "\" is missing or of the wrong kind"));
-    }
-    return value;
-  }
-  const absl::Status& status() const { return status_; }
+constexpr int64_t kMaxNumber = std::numeric_limits<int64_t>::max();
 
- private:
-  const json& object_;
-  absl::Status status_;
-};
+// What the checksum stands for, without white space and without the member at [begin, end) of the text and one comma
+// beside it: as the JSON library prints it, since the writer sorts keys.
+std::string ChecksumOf(absl::string_view text, int64_t begin, int64_t end) {
+  std::unique_ptr<XXH64_state_t, decltype(&XXH64_freeState)> state(XXH64_createState(), XXH64_freeState);
+  XXH64_reset(state.get(), 0);
+  bool quoted = false, comma = false, first = true;
+  const auto at = [&](size_t i) { return static_cast<int64_t>(i) >= begin && static_cast<int64_t>(i) < end; };
+  for (size_t i = 0; i < text.size();) {
+    size_t stop = i;
+    while (stop < text.size() && !at(stop) && (quoted || !absl::ascii_isspace(text[stop])) &&
+           (quoted || text[stop] != ',')) {
+      if (text[stop] == '"') quoted = !quoted;
+      if (text[stop] == '\\') ++stop;
+      ++stop;
+    }
+    stop = std::min(stop, text.size());
+    if (stop > i) {
+      // A comma is held back until something follows it: at most one stands between two members.
+      if (comma && !first && text[i] != '}') XXH64_update(state.get(), ",", 1);
+      comma = false;
+      XXH64_update(state.get(), text.data() + i, stop - i);
+      first = text[stop - 1] == '{';
+    }
+    if (stop < text.size()) comma = comma || (text[stop] == ',' && !at(stop));
+    i = stop + 1;
+  }
+  return Hex(XXH64_digest(state.get()));
+}
+
+// Format, version and checksum: what must be right before anything else is believed.
+absl::Status CheckWhole(absl::string_view text, bool checksum_is_right) {
+  JsonReader json(text, kManifestLimits);
+  if (json.Peek() != JsonReader::Kind::kObject)
+    return absl::DataLossError("not a JSON object; truncated or damaged");
+  std::string format, checksum;
+  int64_t version = 0, begin = 0, end = 0;
+  JsonFields fields(&json);
+  fields.Text("format", 64, &format);
+  fields.Int("format_version", 1, kMaxNumber, &version);
+  fields.Value("checksum", [&]() -> absl::Status {
+    begin = json.key_begin();
+    ASSIGN_OR_RETURN(checksum, json.Text(64));
+    end = json.position();
+    return absl::OkStatus();
+  });
+  absl::Status read = fields.Read();
+  if (read.ok()) read = json.End();
+  if (!read.ok()) {
+    return absl::DataLossError(absl::StrCat("not a manifest; truncated or damaged: ", read.message()));
+  }
+  if (format != kFormat) return absl::DataLossError(absl::StrCat("not of format ", kFormat));
+  if (version > kCheckpointFormatVersion) {
+    return absl::FailedPreconditionError(absl::StrCat("format_version ", version, " is newer than ",
+                                                      kCheckpointFormatVersion,
+                                                      ", the newest that this build reads"));
+  }
+  if (!checksum_is_right && checksum != ChecksumOf(text, begin, end)) {
+    return absl::DataLossError("its checksum does not match; it was damaged or edited");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadManifestFile(JsonReader* json, ManifestFile* file) {
+  JsonFields fields(json);
+  fields.Text("name", kMaxCheckpointName, &file->name);
+  fields.Int("bytes", 0, kMaxNumber, &file->bytes);
+  fields.Text("header_xxh64", 16, &file->header_hash);
+  return fields.Read();
+}
+
+absl::Status ReadManifestTensor(JsonReader* json, ManifestTensor* tensor) {
+  JsonFields fields(json);
+  fields.Text("name", kMaxCheckpointName, &tensor->name);
+  fields.Text("dtype", kMaxSafetensorsDType, &tensor->dtype);
+  fields.Text("file", kMaxCheckpointName, &tensor->file);
+  fields.Text("xxh64", 16, &tensor->hash);
+  fields.Value("shape", [&] {
+    return json->List(kMaxRank, [&]() -> absl::Status {
+      ASSIGN_OR_RETURN(const int64_t extent, json->Int(0, kMaxExtent));
+      tensor->shape.push_back(extent);
+      return absl::OkStatus();
+    });
+  });
+  return fields.Read();
+}
+
+absl::StatusOr<Manifest> ReadManifest(absl::string_view text, bool checksum_is_right = false) {
+  RETURN_IF_ERROR(CheckWhole(text, checksum_is_right));
+  Manifest manifest;
+  CheckpointMeta& meta = manifest.meta;
+  JsonReader json(text, kManifestLimits);
+  JsonFields fields(&json);
+  fields.Text("model_config", kManifestLimits.string_bytes, &meta.model_config);
+  fields.Text("run_config", kManifestLimits.string_bytes, &meta.run_config);
+  fields.Int("step", 0, kMaxSteps, &meta.step);
+  fields.Int("consumed_samples", 0, kMaxSamples, &meta.consumed_samples);
+  fields.Int("skipped_steps", 0, kMaxSteps, &meta.skipped_steps);
+  fields.Int("nan_steps", 0, kMaxSteps, &meta.nan_steps);
+  fields.Int("consecutive_skips", 0, kMaxSteps, &meta.consecutive_skips);
+  fields.Optional().Number("loss_scale", 0, 0x1p127, &meta.loss_scale.value);
+  fields.Optional().Int("loss_scale_finite_steps", 0, kMaxSteps, &meta.loss_scale.finite_steps);
+  fields.Optional().Int("loss_scale_tolerance", 0, kMaxSteps, &meta.loss_scale.tolerance);
+  fields.Unsigned("seed", &meta.seed);
+  fields.Text("data_fingerprint", kMaxCheckpointName, &meta.data_fingerprint);
+  fields.Value("files", [&] {
+    return json.List(kMaxCheckpointFiles,
+                     [&] { return ReadManifestFile(&json, &manifest.files.emplace_back()); });
+  });
+  fields.Value("tensors", [&] {
+    return json.List(kMaxCheckpointTensors,
+                     [&] { return ReadManifestTensor(&json, &manifest.tensors.emplace_back()); });
+  });
+  RETURN_IF_ERROR(fields.Read());
+  for (const auto& [name, steps] : {std::pair("skipped_steps", meta.skipped_steps),
+                                    {"nan_steps", meta.nan_steps},
+                                    {"consecutive_skips", meta.consecutive_skips}}) {
+    if (steps > meta.step) {
+      return absl::DataLossError(
+          absl::StrCat("\"", name, "\" = ", steps, " is above \"step\" = ", meta.step));
+    }
+  }
+  return manifest;
+}
 
 }  // namespace
 
@@ -196,6 +300,11 @@ absl::Status WriteCheckpoint(const std::string& dir, const CheckpointMeta& meta,
   return folder->Commit();
 }
 
+absl::StatusOr<CheckpointMeta> ParseManifest(absl::string_view text, bool checksum_is_right) {
+  ASSIGN_OR_RETURN(Manifest manifest, ReadManifest(text, checksum_is_right));
+  return std::move(manifest.meta);
+}
+
 absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& dir) {
   auto result = std::unique_ptr<Checkpoint>(new Checkpoint);
   result->dir_ = dir;
@@ -204,93 +313,55 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& 
     return absl::NotFoundError(absl::StrCat(dir, " is not a checkpoint: it has no ", kManifest));
   }
   auto wrong = [&](absl::string_view what) { return absl::DataLossError(absl::StrCat(where, ": ", what)); };
-  ASSIGN_OR_RETURN(const std::string text, ReadFile(where, kMaxManifest));
-  const json manifest = json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (manifest.is_discarded() || !manifest.is_object())
-    return wrong("not a JSON object; truncated or damaged");
-  Members members(manifest);
-  if (members.Get<std::string>("format") != kFormat) return wrong(absl::StrCat("not of format ", kFormat));
-  const int64_t version = members.Get<int64_t>("format_version");
-  if (members.status().ok() && version > kCheckpointFormatVersion) {
-    return absl::FailedPreconditionError(absl::StrCat(where, ": format_version ", version, " is newer than ",
-                                                      kCheckpointFormatVersion,
-                                                      ", the newest that this build reads"));
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(where, kManifestLimits.bytes));
+  absl::StatusOr<Manifest> manifest = ReadManifest(text);
+  if (!manifest.ok()) {
+    return absl::Status(manifest.status().code() == absl::StatusCode::kFailedPrecondition
+                            ? absl::StatusCode::kFailedPrecondition
+                            : absl::StatusCode::kDataLoss,
+                        absl::StrCat(where, ": ", manifest.status().message()));
   }
-  if (members.Get<std::string>("checksum") != Checksum(manifest)) {
-    return wrong("its checksum does not match; it was damaged or edited");
-  }
-  CheckpointMeta& meta = result->meta_;
-  meta.model_config = members.Get<std::string>("model_config");
-  meta.run_config = members.Get<std::string>("run_config");
-  meta.step = members.Get<int64_t>("step");
-  meta.consumed_samples = members.Get<int64_t>("consumed_samples");
-  meta.skipped_steps = members.Get<int64_t>("skipped_steps");
-  meta.nan_steps = members.Get<int64_t>("nan_steps");
-  meta.consecutive_skips = members.Get<int64_t>("consecutive_skips");
-  if (manifest.contains("loss_scale")) {
-    meta.loss_scale = {members.Get<double>("loss_scale"), members.Get<int64_t>("loss_scale_finite_steps"),
-                       members.Get<int64_t>("loss_scale_tolerance")};
-  }
-  meta.seed = members.Get<uint64_t>("seed");
-  meta.data_fingerprint = members.Get<std::string>("data_fingerprint");
-  if (!members.status().ok()) return wrong(members.status().message());
-
-  const json empty = json::array();
-  const json& files = manifest.contains("files") ? manifest["files"] : empty;
-  const json& tensors = manifest.contains("tensors") ? manifest["tensors"] : empty;
-  if (!files.is_array() || !tensors.is_array()) return wrong("\"files\" or \"tensors\" is not a list");
+  result->meta_ = std::move(manifest->meta);
   std::map<std::string, size_t> file_index;
   size_t entries = 0;
-  for (const json& item : files) {
-    if (!item.is_object()) return wrong("\"files\" has an element that is not an object");
-    Members file(item);
-    const std::string name = file.Get<std::string>("name");
-    const int64_t bytes = file.Get<int64_t>("bytes");
-    const std::string header_hash = file.Get<std::string>("header_xxh64");
-    if (!file.status().ok()) return wrong(file.status().message());
-    const absl::Status plain = CheckPlainFileName(name);
+  for (const ManifestFile& file : manifest->files) {
+    const absl::Status plain = CheckPlainFileName(file.name);
     if (!plain.ok()) return wrong(plain.message());
-    const std::string path = JoinPath(dir, name);
+    const std::string path = JoinPath(dir, file.name);
     struct stat info;
-    if (::lstat(path.c_str(), &info) != 0) return wrong(absl::StrCat("its file ", name, " is missing"));
-    if (!S_ISREG(info.st_mode)) return wrong(absl::StrCat("its file ", name, " is not a regular file"));
-    if (info.st_size != bytes) {
-      return absl::DataLossError(absl::StrCat(path, ": ", info.st_size < bytes ? "truncated: " : "",
-                                              "it has ", info.st_size, " bytes, the manifest says ", bytes));
+    if (::lstat(path.c_str(), &info) != 0) return wrong(absl::StrCat("its file ", file.name, " is missing"));
+    if (!S_ISREG(info.st_mode)) return wrong(absl::StrCat("its file ", file.name, " is not a regular file"));
+    if (info.st_size != file.bytes) {
+      return absl::DataLossError(absl::StrCat(path, ": ", info.st_size < file.bytes ? "truncated: " : "",
+                                              "it has ", info.st_size, " bytes, the manifest says ",
+                                              file.bytes));
     }
     ASSIGN_OR_RETURN(auto opened, SafetensorsFile::Open(path));
     ASSIGN_OR_RETURN(const std::string header, opened->ReadHeader());
-    if (Hex(HashOf(header)) != header_hash) {
+    if (Hex(HashOf(header)) != file.header_hash) {
       return absl::DataLossError(
           absl::StrCat(path, ": its header is damaged or edited; the hash does not match"));
     }
-    if (!file_index.emplace(name, result->files_.size()).second)
-      return wrong(absl::StrCat("lists ", name, " twice"));
+    if (!file_index.emplace(file.name, result->files_.size()).second)
+      return wrong(absl::StrCat("lists ", file.name, " twice"));
     entries += opened->entries().size();
     result->files_.push_back(std::move(opened));
   }
-  for (const json& item : tensors) {
-    if (!item.is_object()) return wrong("\"tensors\" has an element that is not an object");
-    Members tensor(item);
-    TensorSpec spec{.name = tensor.Get<std::string>("name")};
-    const std::string dtype = tensor.Get<std::string>("dtype"), file = tensor.Get<std::string>("file");
-    const std::string hash_text = tensor.Get<std::string>("xxh64");
-    if (!tensor.status().ok())
-      return wrong(absl::StrCat("tensor \"", spec.name, "\": ", tensor.status().message()));
+  for (const ManifestTensor& tensor : manifest->tensors) {
+    TensorSpec spec{.name = tensor.name};
     uint64_t hash = 0;
     const auto known = std::find_if(std::begin(kDTypes), std::end(kDTypes),
-                                    [&](const DTypePair& pair) { return pair.stored == dtype; });
-    const auto at = file_index.find(file);
-    if (known == std::end(kDTypes) || at == file_index.end() || !absl::SimpleHexAtoi(hash_text, &hash)) {
+                                    [&](const DTypePair& pair) { return pair.stored == tensor.dtype; });
+    const auto at = file_index.find(tensor.file);
+    if (known == std::end(kDTypes) || at == file_index.end() || !absl::SimpleHexAtoi(tensor.hash, &hash)) {
       return wrong(absl::StrCat("tensor \"", spec.name, "\" has an unknown dtype, file or hash"));
     }
     spec.dtype = known->dtype;
     const SafetensorsEntry* entry = result->files_[at->second]->Find(spec.name);
-    if (entry == nullptr) return wrong(absl::StrCat("tensor \"", spec.name, "\" is not in ", file));
-    const json shape = item.value("shape", json());
-    if (dtype != entry->dtype || shape != json(entry->shape)) {
-      return wrong(absl::StrCat("tensor \"", spec.name, "\" is ", dtype, shape.dump(), " here but ",
-                                SpecText(entry->dtype, entry->shape), " in ", file));
+    if (entry == nullptr) return wrong(absl::StrCat("tensor \"", spec.name, "\" is not in ", tensor.file));
+    if (tensor.dtype != entry->dtype || tensor.shape != entry->shape) {
+      return wrong(absl::StrCat("tensor \"", spec.name, "\" is ", SpecText(tensor.dtype, tensor.shape),
+                                " here but ", SpecText(entry->dtype, entry->shape), " in ", tensor.file));
     }
     spec.dims = entry->shape;
     if (!result->stored_.emplace(spec.name, Stored{at->second, hash}).second) {
@@ -398,13 +469,10 @@ absl::StatusOr<std::vector<std::string>> ModelDifferences(const std::string& sav
       "init_std", "aux_loss_coeff", "aux_loss_scope",  "z_loss_coeff",
       "dtype",    "vocab_blocks"};
   model::ModelConfig saved;
-  FirstError error;
-  google::protobuf::TextFormat::Parser parser;
-  parser.RecordErrorsTo(&error);
-  if (!parser.ParseFromString(saved_text, &saved)) {
-    return absl::DataLossError(
-        absl::StrCat("the checkpoint's model configuration does not parse: ", error.message));
-  }
+  const std::vector<std::string> problems =
+      ParseTextproto(saved_text, "the checkpoint's model configuration", saved);
+  if (!problems.empty())
+    return absl::DataLossError(absl::StrCat("does not parse: ", absl::StrJoin(problems, "\n")));
   saved = model::ResolveModelConfig(std::move(saved));
   const model::ModelConfig wanted = model::ResolveModelConfig(wanted_config);
   const google::protobuf::Descriptor* descriptor = model::ModelConfig::descriptor();

@@ -15,7 +15,7 @@
 //   RETURN_IF_ERROR(CheckSameModel(checkpoint->meta().model_config, config.model()));
 //   RETURN_IF_ERROR(checkpoint->Read("layers.0.wq", {0, 64}, {128, 64}, bytes));
 //
-// A checkpoint is untrusted: Open checks the manifest's own hash, names, sizes and shapes; a tensor's bytes
+// A checkpoint is untrusted: Open checks the manifest's own hash, its limits (below), names, sizes and shapes; a tensor's bytes
 // are hashed in full before the first of its values is handed out. An open checkpoint may be read from
 // several threads.
 #pragma once
@@ -34,6 +34,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
+#include "moe/base/json_reader.h"
 #include "moe/ir/types.h"
 #include "moe/model/config.pb.h"
 #include "moe/train/checkpoint/safetensors.h"
@@ -42,6 +43,18 @@
 namespace moe::train {
 
 inline constexpr int kCheckpointFormatVersion = 1;
+
+// What a manifest may say at most. A tensor takes about 200 bytes and ten values of it.
+inline constexpr int64_t kMaxSteps = int64_t{1} << 40;    // step, and counts of steps
+inline constexpr int64_t kMaxSamples = int64_t{1} << 56;  // consumed_samples
+inline constexpr int64_t kMaxCheckpointTensors = 200'000;
+inline constexpr int64_t kMaxCheckpointFiles = 100'000;
+inline constexpr int64_t kMaxCheckpointName =
+    1024;  // bytes of the name of a tensor or file, of a fingerprint
+inline constexpr JsonLimits kManifestLimits = {.bytes = 64 << 20,
+                                               .values = 4'000'000,
+                                               .string_bytes = 4 << 20,  // of a configuration
+                                               .depth = 4};
 
 struct CheckpointMeta {
   std::string model_config;      // ModelConfig as textproto
@@ -75,6 +88,10 @@ struct TensorSpec {
 absl::Status WriteCheckpoint(const std::string& dir, const CheckpointMeta& meta,
                              const std::vector<LogicalTensor>& tensors,
                              int64_t max_shard_bytes = 5'000'000'000);
+
+// What a manifest says of the run, after everything that Open checks of its text. `checksum_is_right`: take that for
+// granted, so that what comes behind it can be tried.
+absl::StatusOr<CheckpointMeta> ParseManifest(absl::string_view text, bool checksum_is_right = false);
 
 class Checkpoint {
  public:

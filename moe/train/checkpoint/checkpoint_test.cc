@@ -4,12 +4,14 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "moe/base/status_matchers.h"
+#include "nlohmann/json.hpp"
 
 namespace moe::train {
 namespace {
@@ -178,6 +180,63 @@ TEST_F(CheckpointTest, RefusesEditedManifests) {
   ASSERT_OK(WriteFile(Path("manifest.json"), "[1]"));
   ExpectError(Checkpoint::Open(dir_), absl::StatusCode::kDataLoss, "not a JSON object");
   ExpectError(Checkpoint::Open(root_), absl::StatusCode::kNotFound, "not a checkpoint");
+}
+
+// Manifests whose checksum is right, and which say what no run can have done.
+TEST_F(CheckpointTest, RefusesValuesThatNoRunHas) {
+  const auto save = [&](auto change) {
+    CheckpointMeta meta = Meta();
+    change(meta);
+    EXPECT_OK(WriteCheckpoint(dir_, meta, {Iota("a", {}, 7)}));
+    return Checkpoint::Open(dir_).status();
+  };
+  EXPECT_OK(save([](CheckpointMeta& m) { m.skipped_steps = m.step; }));
+  for (const int64_t bad : {int64_t{-1}, kMaxSteps + 1, std::numeric_limits<int64_t>::max()}) {
+    ExpectError(save([&](CheckpointMeta& m) { m.step = bad; }), absl::StatusCode::kDataLoss,
+                "manifest.json: byte ", "not an integer from 0 to 1099511627776, in \"step\"");
+  }
+  ExpectError(save([](CheckpointMeta& m) { m.consumed_samples = std::numeric_limits<int64_t>::max() - 7; }),
+              absl::StatusCode::kDataLoss, "in \"consumed_samples\"");
+  ExpectError(save([](CheckpointMeta& m) { m.skipped_steps = 301; }), absl::StatusCode::kDataLoss,
+              "\"skipped_steps\" = 301 is above \"step\" = 300");
+  ExpectError(save([](CheckpointMeta& m) { m.nan_steps = 301; }), absl::StatusCode::kDataLoss,
+              "\"nan_steps\" = 301");
+  ExpectError(save([](CheckpointMeta& m) { m.consecutive_skips = -1; }), absl::StatusCode::kDataLoss,
+              "in \"consecutive_skips\"");
+  ExpectError(save([](CheckpointMeta& m) { m.loss_scale.value = -1; }), absl::StatusCode::kDataLoss,
+              "in \"loss_scale\"");
+}
+
+TEST_F(CheckpointTest, ManifestsHaveLimits) {
+  Save();
+  ASSERT_OK_AND_ASSIGN(const std::string good, ReadFile(Path("manifest.json")));
+  Edit(Path("manifest.json"), "\"format_version\": 1", "\"format_version\": -1");
+  ExpectError(Checkpoint::Open(dir_), absl::StatusCode::kDataLoss, "in \"format_version\"");
+  for (const std::string& bad : {std::string(60'000, '['), absl::StrCat("{\"a\":", std::string(60'000, '[')),
+                                 absl::StrCat("{\"tensors\":[", std::string(60'000, '{'))}) {
+    ASSERT_OK(WriteFile(Path("manifest.json"), bad));
+    ExpectError(Checkpoint::Open(dir_), absl::StatusCode::kDataLoss, "manifest.json");
+  }
+  // Larger than a manifest may be: refused by its size, not read.
+  ASSERT_OK(WriteFile(Path("manifest.json"), good));
+  ASSERT_EQ(::truncate(Path("manifest.json").c_str(), kManifestLimits.bytes + 1), 0);
+  ExpectError(Checkpoint::Open(dir_), absl::StatusCode::kInvalidArgument, "larger than the 67108864 bytes");
+}
+
+// The checksum stands for what is said, not for how it is set.
+TEST_F(CheckpointTest, ChecksumsIgnoreWhiteSpace) {
+  Save();
+  ASSERT_OK_AND_ASSIGN(const std::string text, ReadFile(Path("manifest.json")));
+  ASSERT_OK(WriteFile(Path("manifest.json"), nlohmann::json::parse(text).dump()));
+  EXPECT_OK(Checkpoint::Open(dir_));
+  ASSERT_OK(WriteFile(Path("manifest.json"), nlohmann::json::parse(text).dump(7)));
+  EXPECT_OK(Checkpoint::Open(dir_));
+  nlohmann::ordered_json last = nlohmann::ordered_json::parse(text);
+  const std::string checksum = last["checksum"];
+  last.erase("checksum");
+  last["checksum"] = checksum;
+  ASSERT_OK(WriteFile(Path("manifest.json"), last.dump(1)));
+  EXPECT_OK(Checkpoint::Open(dir_));
 }
 
 TEST_F(CheckpointTest, AFailedWriteLeavesTheOldOne) {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
+#include <numeric>
 #include <set>
 #include <utility>
 
@@ -9,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "moe/base/json_reader.h"
 #include "moe/base/status.h"
 #include "nlohmann/json.hpp"
 
@@ -17,7 +20,6 @@ namespace {
 
 using ::nlohmann::json;
 
-constexpr int64_t kMaxHeader = 100'000'000;
 constexpr absl::string_view kMetadata = "__metadata__";
 
 // In order of alignment, narrowest first.
@@ -45,69 +47,64 @@ uint64_t LittleEndian64(const char* bytes) {
   return value;
 }
 
-// Parses the header; refuses what the DOM alone would let pass: duplicate keys and deep nesting.
-absl::StatusOr<json> ParseHeader(absl::string_view text) {
-  std::vector<std::set<std::string>> keys;
-  std::string problem;
-  auto watch = [&](int depth, json::parse_event_t event, json& parsed) {
-    if (event == json::parse_event_t::object_start) {
-      keys.emplace_back();
-    } else if (event == json::parse_event_t::object_end) {
-      keys.pop_back();
-    } else if (event == json::parse_event_t::key) {
-      if (!keys.back().insert(parsed.get<std::string>()).second && problem.empty()) {
-        problem = absl::StrCat("key \"", parsed.get<std::string>(), "\" occurs twice");
-      }
-    }
-    if (depth > 4) {
-      if (problem.empty()) problem = "nested too deeply";
-      return false;  // drops what is below
-    }
-    return true;
+absl::StatusOr<SafetensorsEntry> ReadEntry(const std::string& name, JsonReader* json) {
+  SafetensorsEntry entry{.name = name};
+  std::vector<int64_t> range;
+  JsonFields fields(json);
+  const auto sizes = [json](int64_t most, std::vector<int64_t>* to) {
+    return json->List(most, [json, to]() -> absl::Status {
+      ASSIGN_OR_RETURN(const int64_t size, json->Int(0, std::numeric_limits<int64_t>::max()));
+      to->push_back(size);
+      return absl::OkStatus();
+    });
   };
-  json header = json::parse(text.begin(), text.end(), watch, /*allow_exceptions=*/false);
-  if (!problem.empty()) return absl::InvalidArgumentError(absl::StrCat("header: ", problem));
-  if (header.is_discarded() || !header.is_object()) {
-    return absl::InvalidArgumentError("header: not a JSON object in UTF-8");
-  }
-  return header;
-}
-
-bool IsSize(const json& value) {
-  return value.is_number_unsigned() && value.get<uint64_t>() <= static_cast<uint64_t>(INT64_MAX);
-}
-
-absl::StatusOr<SafetensorsEntry> ParseEntry(const std::string& name, const json& value) {
-  auto wrong = [&](absl::string_view what) {
-    return absl::InvalidArgumentError(absl::StrCat("tensor \"", name, "\": ", what));
-  };
-  if (!value.is_object()) return wrong("not a JSON object");
-  for (const auto& [key, unused] : value.items()) {
-    if (key != "dtype" && key != "shape" && key != "data_offsets")
-      return wrong(absl::StrCat("unknown key ", key));
-  }
-  const auto dtype = value.find("dtype"), shape = value.find("shape"), range = value.find("data_offsets");
-  if (dtype == value.end() || !dtype->is_string()) return wrong("dtype is not a string");
-  if (shape == value.end() || !shape->is_array()) return wrong("shape is not a list");
-  if (range == value.end() || !range->is_array() || range->size() != 2 || !IsSize((*range)[0]) ||
-      !IsSize((*range)[1])) {
-    return wrong("data_offsets is not a pair [begin, end] of sizes");
-  }
-  SafetensorsEntry entry{.name = name, .dtype = dtype->get<std::string>()};
-  for (const json& extent : *shape) {
-    if (!IsSize(extent)) return wrong("shape has an element that is not a size");
-    entry.shape.push_back(extent.get<int64_t>());
-  }
+  fields.Text("dtype", kMaxSafetensorsDType, &entry.dtype);
+  fields.Value("shape", [&] { return sizes(kMaxSafetensorsRank, &entry.shape); });
+  fields.Value("data_offsets", [&] { return sizes(2, &range); });
+  RETURN_IF_ERROR(fields.Read(/*skip_others=*/false));
+  if (range.size() != 2) return json->Error("data_offsets is not a pair [begin, end] of sizes");
   const absl::StatusOr<int64_t> bytes = SafetensorsBytes(entry.dtype, entry.shape);
-  if (!bytes.ok()) return wrong(bytes.status().message());
-  const int64_t begin = (*range)[0].get<int64_t>(), end = (*range)[1].get<int64_t>();
-  if (end < begin || end - begin != *bytes) {
-    return wrong(absl::StrCat("data_offsets [", begin, ", ", end, "] do not span the ", *bytes, " bytes of ",
-                              entry.dtype, "[", absl::StrJoin(entry.shape, ", "), "]"));
+  if (!bytes.ok()) return json->Error(bytes.status().message());
+  if (range[1] < range[0] || range[1] - range[0] != *bytes) {
+    return json->Error(absl::StrCat("data_offsets [", range[0], ", ", range[1], "] do not span the ", *bytes,
+                                    " bytes of ", entry.dtype, "[", absl::StrJoin(entry.shape, ", "), "]"));
   }
-  entry.offset = begin;
+  entry.offset = range[0];
   entry.bytes = *bytes;
   return entry;
+}
+
+// The members of __metadata__, which are strings.
+absl::Status ReadMetadata(JsonReader* json, std::map<std::string, std::string>* metadata) {
+  return json->Object([&](const std::string& key) -> absl::Status {
+    if (metadata->size() >= kMaxSafetensorsMetadata) {
+      return json->Error(absl::StrCat("more than ", kMaxSafetensorsMetadata, " members"));
+    }
+    if (json->Peek() != JsonReader::Kind::kText) {
+      return json->Error(absl::StrCat("\"", key, "\" is not a string"), json->position());
+    }
+    ASSIGN_OR_RETURN(std::string value, json->Text(kSafetensorsLimits.string_bytes));
+    if (metadata->emplace(key, std::move(value)).second) return absl::OkStatus();
+    return json->Error(absl::StrCat("key \"", key, "\" occurs twice"));
+  });
+}
+
+// The header: tensors in the order of the text, and metadata. Errors begin with the byte of the file.
+absl::Status ReadSafetensorsHeader(absl::string_view text, std::vector<SafetensorsEntry>* entries,
+                                   std::map<std::string, std::string>* metadata) {
+  JsonReader json(text, kSafetensorsLimits);
+  bool seen = false;
+  RETURN_IF_ERROR(json.Object([&](const std::string& name) -> absl::Status {
+    if (name == kMetadata) {
+      if (std::exchange(seen, true)) return json.Error(absl::StrCat("key \"", name, "\" occurs twice"));
+      return Annotate(ReadMetadata(&json, metadata), kMetadata);
+    }
+    absl::StatusOr<SafetensorsEntry> entry = ReadEntry(name, &json);
+    if (!entry.ok()) return Annotate(entry.status(), absl::StrCat("tensor \"", name, "\""));
+    entries->push_back(*std::move(entry));
+    return absl::OkStatus();
+  }));
+  return json.End();
 }
 
 }  // namespace
@@ -176,9 +173,9 @@ absl::StatusOr<std::string> SafetensorsWriter::Header(
   }
   std::string text = absl::StrCat("{", absl::StrJoin(parts, ","), "}");
   text.append((8 - text.size() % 8) % 8, ' ');
-  if (text.size() > kMaxHeader) {
+  if (text.size() > kMaxSafetensorsHeader) {
     return absl::InvalidArgumentError(
-        absl::StrCat("a header of ", text.size(), " bytes exceeds ", kMaxHeader));
+        absl::StrCat("a header of ", text.size(), " bytes exceeds ", kMaxSafetensorsHeader));
   }
   std::string header(8, '\0');
   for (int i = 0; i < 8; ++i) header[i] = static_cast<char>(static_cast<uint64_t>(text.size()) >> (8 * i));
@@ -214,30 +211,26 @@ absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std
   char length[8];
   RETURN_IF_ERROR(result->file_->ReadAt(0, length));
   const uint64_t n = LittleEndian64(length);
-  if (n > kMaxHeader) return wrong(absl::StrCat("a header of ", n, " bytes exceeds ", kMaxHeader));
+  if (n > kMaxSafetensorsHeader)
+    return wrong(absl::StrCat("a header of ", n, " bytes exceeds ", kMaxSafetensorsHeader));
   if (static_cast<int64_t>(n) > size - 8) {
     return wrong(absl::StrCat("truncated: header of ", n, " bytes in a file of ", size));
   }
   std::string text(n, '\0');
   RETURN_IF_ERROR(result->file_->ReadAt(8, absl::MakeSpan(text.data(), text.size())));
   if (text.empty() || text[0] != '{') return wrong("header does not begin with '{'");
-  absl::StatusOr<json> header = ParseHeader(text);
-  if (!header.ok()) return wrong(header.status().message());
-
-  for (const auto& [name, value] : header->items()) {
-    if (name == kMetadata) {
-      if (!value.is_object()) return wrong("__metadata__ is not an object");
-      for (const auto& [key, item] : value.items()) {
-        if (!item.is_string()) return wrong(absl::StrCat("__metadata__ \"", key, "\" is not a string"));
-        result->metadata_[key] = item.get<std::string>();
-      }
-      continue;
-    }
-    absl::StatusOr<SafetensorsEntry> entry = ParseEntry(name, value);
-    if (!entry.ok()) return wrong(entry.status().message());
-    result->entries_.push_back(*std::move(entry));
-  }
+  const absl::Status read = ReadSafetensorsHeader(text, &result->entries_, &result->metadata_);
+  if (!read.ok()) return wrong(absl::StrCat("header: ", read.message()));
   auto& entries = result->entries_;
+  const auto by_name = [&](size_t a, size_t b) { return entries[a].name < entries[b].name; };
+  std::vector<size_t> order(entries.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::sort(order.begin(), order.end(), by_name);
+  for (size_t i = 1; i < order.size(); ++i) {
+    const std::string& name = entries[order[i]].name;
+    if (name == entries[order[i - 1]].name)
+      return wrong(absl::StrCat("header: key \"", name, "\" occurs twice"));
+  }
   std::sort(entries.begin(), entries.end(), [](const SafetensorsEntry& a, const SafetensorsEntry& b) {
     return std::tuple(a.offset, a.bytes, a.name) < std::tuple(b.offset, b.bytes, b.name);
   });

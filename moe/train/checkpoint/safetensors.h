@@ -10,8 +10,8 @@
 //   ASSIGN_OR_RETURN(auto file, SafetensorsFile::Open("model.safetensors"));
 //   RETURN_IF_ERROR(file->ReadSlice(*file->Find("w"), {0, 1}, {2, 2}, out));   // the last two columns
 //
-// Files are untrusted: Open checks every length, offset, shape and dtype against the size of the file, and
-// its errors say which tensor is wrong and how. An open file may be read from several threads.
+// Files are untrusted: Open checks every length, offset, shape and dtype against the size of the file and the
+// limits below; its errors say which tensor is wrong, how, and at which byte of the header. An open file may be read from several threads.
 #pragma once
 
 #include <cstdint>
@@ -26,8 +26,17 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "moe/base/file.h"
+#include "moe/base/json_reader.h"
 
 namespace moe::train {
+
+// What a file may hold at most. The format says the first; the others keep what is built in proportion to it.
+inline constexpr int64_t kMaxSafetensorsHeader = 100'000'000;  // bytes
+inline constexpr int64_t kMaxSafetensorsRank = 64;
+inline constexpr int64_t kMaxSafetensorsDType = 16;        // characters
+inline constexpr int64_t kMaxSafetensorsMetadata = 65536;  // members of __metadata__
+inline constexpr JsonLimits kSafetensorsLimits = {
+    .bytes = kMaxSafetensorsHeader, .values = 20'000'000, .string_bytes = 16 << 20, .depth = 3};
 
 // Bits of one element of "F32", "BF16", "F4", ...; 0 for a dtype that the format does not know.
 int64_t SafetensorsBits(absl::string_view dtype);
