@@ -126,7 +126,7 @@ absl::StatusOr<inspect::Timeline> ChosenTimeline(const plan::Plan& plan) {
     trace = JoinPath(absl::GetFlag(FLAGS_run), "trace.json");
   if (trace.empty())
     return absl::InvalidArgumentError("--times=measured needs a trace: --run=FOLDER or --trace=FILE");
-  ASSIGN_OR_RETURN(const std::string text, ReadFile(trace));
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(trace, inspect::kTraceLimits.bytes));
   absl::StatusOr<inspect::Timeline> timeline =
       inspect::MeasuredTimeline(text, plan.mesh(), {.step = absl::GetFlag(FLAGS_step)});
   if (!timeline.ok()) return Annotate(timeline.status(), trace);

@@ -9,6 +9,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "moe/base/file.h"
 #include "moe/base/status_matchers.h"
@@ -176,11 +177,20 @@ TEST(TimelineTest, MeasuredFromATrace) {
 
   ExpectError(MeasuredTimeline(trace, Mesh({{"a", 2}}), {.step = 9}), absl::StatusCode::kNotFound,
               "2 whole steps");
-  ExpectError(MeasuredTimeline("{", Mesh()), absl::StatusCode::kInvalidArgument, "no JSON");
+  ExpectError(MeasuredTimeline("{", Mesh()), absl::StatusCode::kInvalidArgument, "byte 1");
   ExpectError(MeasuredTimeline("{\"traceEvents\":[{\"ph\":\"X\"}]}", Mesh()),
               absl::StatusCode::kInvalidArgument, "without");
   ExpectError(MeasuredTimeline("{\"traceEvents\":[3, {\"ph\":7}]}", Mesh()),
-              absl::StatusCode::kInvalidArgument, "no events");
+              absl::StatusCode::kInvalidArgument, "byte 16: not a JSON object");
+  ExpectError(MeasuredTimeline("{\"traceEvents\":[]}", Mesh()), absl::StatusCode::kInvalidArgument,
+              "no events");
+  // A rank that the plan has not, and brackets without end.
+  ExpectError(MeasuredTimeline(absl::StrReplaceAll(trace, {{"\"pid\":1", "\"pid\":2"}}), Mesh({{"a", 2}})),
+              absl::StatusCode::kInvalidArgument, "rank 2", "2 ranks");
+  ExpectError(MeasuredTimeline(absl::StrCat("{\"traceEvents\":", std::string(100'000, '[')), Mesh()),
+              absl::StatusCode::kInvalidArgument, "byte 16: not a JSON object");
+  ExpectError(MeasuredTimeline(absl::StrCat("{\"other\":", std::string(100'000, '[')), Mesh()),
+              absl::StatusCode::kInvalidArgument, "nested more than 8 deep");
 }
 
 TEST(BuffersTest, PictureShowsSlotsAndSpaces) {

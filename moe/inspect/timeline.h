@@ -16,6 +16,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "moe/base/json_reader.h"
 #include "moe/cost/play_actions.h"
 #include "moe/cost/target.h"
 #include "moe/ir/program.h"
@@ -42,8 +43,12 @@ struct TraceOptions {
   int step = -1;      // which step of the trace; -1: the last one that is whole
   int max_rows = 32;  // with more ranks than this, the first rank of each stage stands for its stage
 };
+// What a trace may hold at most. Only spans are kept of it, which take less than their text.
+inline constexpr JsonLimits kTraceLimits = {
+    .bytes = int64_t{1} << 29, .values = 100'000'000, .string_bytes = 1 << 16, .depth = 8};
+
 // From a Chrome trace as the runtime writes it: pid = rank, tid 2 = pipeline actions, tid 1 = communication.
-// Errors: InvalidArgument for something else than that, NotFound for a step that the trace does not hold.
+// Errors: InvalidArgument for something else than that, with the byte, or ranks that the mesh has not; NotFound for a step that the trace does not hold.
 absl::StatusOr<Timeline> MeasuredTimeline(absl::string_view chrome_trace, const Mesh& mesh,
                                           const TraceOptions& options = {});
 

@@ -1,16 +1,17 @@
 #include <algorithm>
-#include <nlohmann/json.hpp>
+#include <limits>
+#include <map>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "moe/base/json_reader.h"
+#include "moe/base/status.h"
 #include "moe/inspect/timeline.h"
 
 namespace moe::inspect {
 namespace {
-
-using Json = nlohmann::json;
 
 constexpr int kCommunicationLane = 1, kActionLane = 2;
 
@@ -43,36 +44,57 @@ struct RankTrace {
   std::vector<TimelineSpan> actions, communication;
 };
 
-absl::StatusOr<std::map<int64_t, RankTrace>> ReadRanks(absl::string_view text) {
+// One event; only those of kind X are looked at, and only actions and communication are kept.
+absl::Status ReadEvent(JsonReader* json, const Mesh& mesh, std::map<int64_t, RankTrace>* ranks) {
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+  constexpr double kLatest = 1e18;  // microseconds
+  std::string kind, name, category;
+  int64_t rank = -1, lane = -1;
+  double begin = -1, duration = -1;
+  JsonFields fields(json);
+  fields.Optional().Text("ph", kTraceLimits.string_bytes, &kind);
+  fields.Optional().Int("pid", 0, kMost, &rank);
+  fields.Optional().Int("tid", 0, kMost, &lane);
+  fields.Optional().Number("ts", 0, kLatest, &begin);
+  fields.Optional().Number("dur", 0, kLatest, &duration);
+  fields.Optional().Text("name", kTraceLimits.string_bytes, &name);
+  fields.Optional().Text("cat", kTraceLimits.string_bytes, &category);
+  RETURN_IF_ERROR(fields.Read());
+  if (kind != "X") return absl::OkStatus();
+  if (rank < 0 || lane < 0 || begin < 0 || duration < 0 || name.empty()) {
+    return json->Error("an event of kind X without pid, tid, ts, dur or name");
+  }
+  if (rank >= mesh.num_ranks()) {
+    return json->Error(
+        absl::StrCat("an event of rank ", rank, "; the plan has ", mesh.num_ranks(), " ranks"));
+  }
+  TimelineSpan span;
+  span.begin = begin * 1e-6;
+  span.end = span.begin + duration * 1e-6;
+  RankTrace& trace = (*ranks)[rank];
+  if (lane == kActionLane && ParseAction(name, &span)) {
+    trace.actions.push_back(std::move(span));
+  } else if (lane == kCommunicationLane || category == "collectives") {
+    span.kind = TimelineSpan::kCollective;
+    span.what = std::move(name);
+    trace.communication.push_back(std::move(span));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::map<int64_t, RankTrace>> ReadRanks(absl::string_view text, const Mesh& mesh) {
   const auto wrong = [](absl::string_view what) {
     return absl::InvalidArgumentError(absl::StrCat("not a trace of this runtime: ", what));
   };
-  const Json json = Json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
-  if (json.is_discarded()) return wrong("no JSON");
-  if (!json.is_object() || !json.contains("traceEvents") || !json["traceEvents"].is_array()) {
-    return wrong("no list \"traceEvents\"");
-  }
   std::map<int64_t, RankTrace> ranks;
-  for (const Json& e : json["traceEvents"]) {
-    const auto number = [&](const char* key) { return e.contains(key) && e[key].is_number(); };
-    if (!e.is_object() || e.value("ph", Json()) != "X") continue;
-    if (!number("pid") || !number("tid") || !number("ts") || !number("dur") || !e.contains("name") ||
-        !e["name"].is_string()) {
-      return wrong("an event of kind X without pid, tid, ts, dur or name");
-    }
-    TimelineSpan span;
-    span.begin = e["ts"].get<double>() * 1e-6;
-    span.end = span.begin + e["dur"].get<double>() * 1e-6;
-    RankTrace& rank = ranks[e["pid"].get<int64_t>()];
-    const int lane = e["tid"].get<int>();
-    if (lane == kActionLane && ParseAction(e["name"].get<std::string>(), &span)) {
-      rank.actions.push_back(std::move(span));
-    } else if (lane == kCommunicationLane || e.value("cat", Json()) == "collectives") {
-      span.kind = TimelineSpan::kCollective;
-      span.what = e["name"].get<std::string>();
-      rank.communication.push_back(std::move(span));
-    }
-  }
+  JsonReader json(text, kTraceLimits);
+  JsonFields fields(&json);
+  fields.Value("traceEvents", [&] {
+    return json.List(kTraceLimits.values, [&] { return ReadEvent(&json, mesh, &ranks); });
+  });
+  absl::Status read = fields.Read();
+  if (read.ok()) read = json.End();
+  if (!read.ok()) return wrong(read.message());
   for (auto& [rank, trace] : ranks) {
     const auto earlier = [](const TimelineSpan& a, const TimelineSpan& b) { return a.begin < b.begin; };
     std::stable_sort(trace.actions.begin(), trace.actions.end(), earlier);
@@ -108,7 +130,7 @@ std::vector<std::pair<size_t, size_t>> StepsOf(const std::vector<TimelineSpan>& 
 
 absl::StatusOr<Timeline> MeasuredTimeline(absl::string_view chrome_trace, const Mesh& mesh,
                                           const TraceOptions& options) {
-  absl::StatusOr<std::map<int64_t, RankTrace>> ranks = ReadRanks(chrome_trace);
+  absl::StatusOr<std::map<int64_t, RankTrace>> ranks = ReadRanks(chrome_trace, mesh);
   if (!ranks.ok()) return ranks.status();
   Timeline t;
   t.seconds = true;

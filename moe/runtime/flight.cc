@@ -1,18 +1,22 @@
 #include "moe/runtime/flight.h"
 
 #include <algorithm>
+#include <iterator>
+#include <limits>
 #include <map>
 #include <set>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "moe/base/json_reader.h"
+#include "moe/base/status.h"
+#include "moe/ir/limits.h"
 #include "nlohmann/json.hpp"
 
 namespace moe::runtime {
 namespace {
 
-using ::nlohmann::json;
 using ::nlohmann::ordered_json;
 
 constexpr const char* kStates[] = {"running", "done", "failed"};
@@ -122,38 +126,57 @@ std::string FlightJson(const FlightRecord& r) {
 }
 
 absl::StatusOr<FlightRecord> ParseFlight(absl::string_view text) {
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+  constexpr int64_t kText = kFlightLimits.string_bytes;
+  constexpr double kLongest = 1e12;  // seconds
   FlightRecord r;
-  try {
-    const json j = json::parse(text.begin(), text.end());
-    r.rank = j.at("rank").get<int64_t>();
-    r.place = j.at("place").get<std::string>();
-    r.host = j.at("host").get<std::string>();
-    r.pid = j.at("pid").get<int64_t>();
-    r.step = j.at("step").get<int64_t>();
-    r.program = j.at("program").get<std::string>();
-    r.node = j.at("node").get<std::string>();
-    r.error = j.at("error").get<std::string>();
-    for (const json& a : j.at("actions")) {
-      r.actions.push_back({a.at("name").get<std::string>(), a.at("seconds_ago").get<double>()});
-    }
-    for (const json& c : j.at("calls")) {
-      comm::RecordedCall call;
-      call.op = c.at("op").get<std::string>();
-      call.what = c.at("what").get<std::string>();
-      const std::string state = c.at("state").get<std::string>();
-      call.state = state == "running"  ? comm::RecordedCall::kRunning
-                   : state == "failed" ? comm::RecordedCall::kFailed
-                                       : comm::RecordedCall::kDone;
-      call.seconds = c.at("seconds").get<double>();
-      call.ago = c.at("ended_seconds_ago").get<double>();
-      call.ranks = c.at("group").get<std::vector<int64_t>>();
-      call.channel = c.at("channel").get<std::string>();
-      call.number = c.at("number").get<int64_t>();
-      r.calls.push_back(std::move(call));
-    }
-  } catch (const json::exception& e) {
-    return absl::InvalidArgumentError(absl::StrCat("not a flight record: ", e.what()));
-  }
+  JsonReader json(text, kFlightLimits);
+  JsonFields fields(&json);
+  fields.Int("rank", 0, kMaxRanks - 1, &r.rank);
+  fields.Text("place", kText, &r.place);
+  fields.Text("host", kText, &r.host);
+  fields.Int("pid", 0, kMost, &r.pid);
+  fields.Int("step", 0, kMost, &r.step);
+  fields.Text("program", kText, &r.program);
+  fields.Text("node", kText, &r.node);
+  fields.Text("error", kText, &r.error);
+  fields.Value("actions", [&] {
+    return json.List(ActionLog::kKept, [&] {
+      FlightRecord::Action& action = r.actions.emplace_back();
+      JsonFields of_action(&json);
+      of_action.Text("name", kText, &action.name);
+      of_action.Number("seconds_ago", -kLongest, kLongest, &action.ago);
+      return of_action.Read();
+    });
+  });
+  fields.Value("calls", [&] {
+    return json.List(kFlightLimits.values, [&]() -> absl::Status {
+      comm::RecordedCall& call = r.calls.emplace_back();
+      std::string state;
+      JsonFields of_call(&json);
+      of_call.Text("op", kText, &call.op);
+      of_call.Text("what", kText, &call.what);
+      of_call.Text("state", kText, &state);
+      of_call.Number("seconds", -kLongest, kLongest, &call.seconds);
+      of_call.Number("ended_seconds_ago", -kLongest, kLongest, &call.ago);
+      of_call.Value("group", [&] {
+        return json.List(kFlightLimits.values, [&]() -> absl::Status {
+          ASSIGN_OR_RETURN(const int64_t rank, json.Int(0, kMaxRanks - 1));
+          call.ranks.push_back(rank);
+          return absl::OkStatus();
+        });
+      });
+      of_call.Text("channel", kText, &call.channel);
+      of_call.Int("number", 0, kMost, &call.number);
+      RETURN_IF_ERROR(of_call.Read());
+      const auto known = std::find(std::begin(kStates), std::end(kStates), state);
+      if (known == std::end(kStates)) return json.Error("the state of a call is running, done or failed");
+      call.state = static_cast<comm::RecordedCall::State>(known - std::begin(kStates));
+      return absl::OkStatus();
+    });
+  });
+  RETURN_IF_ERROR(Annotate(fields.Read(), "not a flight record"));
+  RETURN_IF_ERROR(Annotate(json.End(), "not a flight record"));
   return r;
 }
 

@@ -17,6 +17,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "moe/base/json_reader.h"
 #include "moe/comm/recorded_world.h"
 #include "moe/ir/types.h"
 
@@ -68,7 +69,12 @@ struct FlightRecord {
 // Where a rank stands in the mesh: "stage 1, dp 0, tp 1".
 std::string CoordinatesText(const Mesh& mesh, int64_t rank);
 
+// What a record may hold at most.
+inline constexpr JsonLimits kFlightLimits = {
+    .bytes = 16 << 20, .values = 1 << 20, .string_bytes = 1 << 16, .depth = 4};
+
 std::string FlightJson(const FlightRecord& record);
+// Another process wrote it: bounded, and each value checked. Error: InvalidArgument with the byte.
 absl::StatusOr<FlightRecord> ParseFlight(absl::string_view json);
 
 struct Diagnosis {

@@ -69,7 +69,7 @@ TextDataset::TextDataset(std::string text, const TextOptions& options)
 
 absl::StatusOr<std::string> ReadTrainingText(const std::string& path) {
   if (path.empty()) return absl::InvalidArgumentError("no training text: data_path is empty");
-  absl::StatusOr<std::string> text = ReadFile(path);
+  absl::StatusOr<std::string> text = ReadFile(path, kMaxTrainingTextBytes);
   if (text.ok()) return text;
   return Annotate(text.status(),
                   "no training text (./setup.sh makes the default one, --data_path names another)");

@@ -85,6 +85,9 @@ struct TextOptions {
   uint64_t seed = 1;
 };
 
+// A text is held in memory as a whole.
+inline constexpr int64_t kMaxTrainingTextBytes = int64_t{1} << 36;
+
 // The text itself; NotFound with advice.
 absl::StatusOr<std::string> ReadTrainingText(const std::string& path);
 // "english.txt  4.1 MB, 4,139,038 tokens (5% held out)"

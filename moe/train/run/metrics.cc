@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "moe/base/json_reader.h"
 #include "moe/base/status.h"
 #include "nlohmann/json.hpp"
 
@@ -132,11 +134,15 @@ std::string SummaryJson(const RunSummary& summary) {
 MetricsLines SplitMetrics(absl::string_view text, int64_t iteration) {
   MetricsLines lines;
   for (absl::string_view line : absl::StrSplit(text, '\n', absl::SkipEmpty())) {
-    const nlohmann::json json = nlohmann::json::parse(line.begin(), line.end(), nullptr, false);
-    if (!json.is_object() || !json.contains("iteration") || !json["iteration"].is_number_integer()) continue;
-    const int64_t at = json["iteration"].get<int64_t>();
+    int64_t at = 0;
+    std::string kind;
+    JsonReader json(line, kMetricsLineLimits);
+    JsonFields fields(&json);
+    fields.Int("iteration", 0, std::numeric_limits<int64_t>::max(), &at);
+    fields.Optional().Text("kind", kMetricsLineLimits.string_bytes, &kind);
+    if (!fields.Read().ok() || !json.End().ok()) continue;
     absl::StrAppend(at <= iteration ? &lines.kept : &lines.later, line, "\n");
-    lines.evaluated = lines.evaluated || (at == iteration && json.value("kind", "") == "eval");
+    lines.evaluated = lines.evaluated || (at == iteration && kind == "eval");
   }
   return lines;
 }
@@ -150,7 +156,7 @@ std::string StoppedJson(int64_t step, absl::string_view text) {
 absl::StatusOr<MetricsWriter> MetricsWriter::Open(const std::string& path, int64_t resume_after) {
   std::string kept;
   if (resume_after > 0 && FileExists(path)) {
-    ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
+    ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxMetricsBytes));
     kept = SplitMetrics(text, resume_after).kept;
   }
   RETURN_IF_ERROR(WriteFile(path, kept));

@@ -19,6 +19,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "moe/base/file.h"
+#include "moe/base/json_reader.h"
 
 namespace moe::train {
 
@@ -45,6 +46,11 @@ struct StepMetrics {
   double aux_loss = 0;            // mean over layers, without its coefficient: 1 is balanced
   double z_loss = 0;
 };
+
+// What metrics.jsonl may have when a run goes on in it. A line that is not like this is left out.
+inline constexpr int64_t kMaxMetricsBytes = int64_t{1} << 32;
+inline constexpr JsonLimits kMetricsLineLimits = {
+    .bytes = 1 << 20, .values = 1 << 16, .string_bytes = 1 << 20, .depth = 8};
 
 // " [2025-01-01 00:00:00] iteration       10/     100 | consumed samples: ... | ... |", local time.
 std::string ProgressLine(const StepMetrics& m, absl::Time now, absl::TimeZone zone = absl::LocalTimeZone());
