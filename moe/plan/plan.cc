@@ -2,6 +2,7 @@
 
 #include <google/protobuf/io/coded_stream.h>
 #include <google/protobuf/io/zero_copy_stream_impl_lite.h>
+#include <xxhash.h>
 
 #include <utility>
 #include <vector>
@@ -20,8 +21,18 @@
 namespace moe::plan {
 namespace {
 
-constexpr int64_t kMaxPlanBytes = int64_t{1} << 30;
 constexpr char kFile[] = "plan.pb", kTextFile[] = "plan.txt";
+
+// The field PlanProto::checksum, which ends a file: its tag and eight bytes, the lowest first.
+constexpr char kChecksumTag = PlanProto::kChecksumFieldNumber << 3 | 1;
+constexpr size_t kChecksumBytes = 9;
+
+std::string ChecksumField(absl::string_view bytes) {
+  std::string field(1, kChecksumTag);
+  const uint64_t hash = XXH64(bytes.data(), bytes.size(), 0);
+  for (int i = 0; i < 8; ++i) field.push_back(static_cast<char>(hash >> (8 * i)));
+  return field;
+}
 
 absl::Status Malformed(absl::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat("plan: ", what));
@@ -69,8 +80,21 @@ SlotsProto ToProto(const StageMemory::Slots& s) {
   return p;
 }
 
-StageMemory::Slots FromProto(const SlotsProto& p) {
-  return {p.offset(), p.bytes(), p.count(), p.spill_offset(), p.spill_bytes()};
+absl::StatusOr<StageMemory::Slots> FromProto(const SlotsProto& p) {
+  for (const int64_t bytes : {p.bytes(), p.spill_bytes()}) {
+    if (p.count() < 0 || bytes < 0 || (bytes > 0 && p.count() > kPlanNumbers.most_int64 / bytes)) {
+      return Malformed(absl::StrCat(p.count(), " slots of ", bytes, " bytes each"));
+    }
+  }
+  return StageMemory::Slots{p.offset(), p.bytes(), p.count(), p.spill_offset(), p.spill_bytes()};
+}
+
+template <typename ProtoMap, typename Map>
+absl::Status SlotsFromProto(const ProtoMap& proto, Map* out) {
+  for (const auto& [key, slots] : proto) {
+    ASSIGN_OR_RETURN((*out)[key], FromProto(slots));
+  }
+  return absl::OkStatus();
 }
 
 ActionProto ToProto(const Action& a) {
@@ -200,9 +224,9 @@ absl::StatusOr<MemoryPlan> FromProto(const MemoryPlanProto& p) {
     RETURN_IF_ERROR(FromProto(s.states(), &out.states));
     RETURN_IF_ERROR(FromProto(s.inputs(), &out.inputs));
     RETURN_IF_ERROR(FromProto(s.futures(), &out.futures));
-    for (const auto& [chunk, slots] : s.residuals()) out.residuals[chunk] = FromProto(slots);
-    for (const auto& [chunk, slots] : s.weight_residuals()) out.weight_residuals[chunk] = FromProto(slots);
-    for (const auto& [name, slots] : s.boundaries()) out.boundaries[name] = FromProto(slots);
+    RETURN_IF_ERROR(SlotsFromProto(s.residuals(), &out.residuals));
+    RETURN_IF_ERROR(SlotsFromProto(s.weight_residuals(), &out.weight_residuals));
+    RETURN_IF_ERROR(SlotsFromProto(s.boundaries(), &out.boundaries));
     out.state_bytes = s.state_bytes();
     out.input_bytes = s.input_bytes();
     out.residual_bytes = s.residual_bytes();
@@ -288,6 +312,8 @@ absl::StatusOr<Plan> PlanFromProto(const PlanProto& p) {
         "plan: format version ", p.version(), "; this build reads version ", kPlanVersion,
         p.version() > kPlanVersion ? ": use a newer build, or compile again" : ": compile again"));
   }
+  // The numbers of the module have limits of their own (moe/ir/limits.h).
+  RETURN_IF_ERROR(Annotate(CheckNumbers(p, kPlanNumbers, {"module"}), "plan"));
   Plan plan;
   ASSIGN_OR_RETURN(plan.program.module, FromProto(p.module()));
   RETURN_IF_ERROR(Annotate(Verify(*plan.program.module), "plan"));
@@ -317,15 +343,23 @@ std::string SerializePlan(const Plan& plan) {
     coded.SetSerializationDeterministic(true);  // maps in order of keys
     PlanToProto(plan).SerializeToCodedStream(&coded);
   }
-  return bytes;
+  return bytes + ChecksumField(bytes);
 }
 
 absl::StatusOr<Plan> ParsePlan(absl::string_view bytes) {
-  PlanProto proto;
-  if (static_cast<int64_t>(bytes.size()) > kMaxPlanBytes) return Malformed("larger than 1 GiB");
-  if (!proto.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
-    return Malformed("these bytes are not a plan (protobuf does not parse)");
+  if (static_cast<int64_t>(bytes.size()) > kPlanLimits.bytes) {
+    return Malformed(absl::StrCat(bytes.size(), " bytes; at most ", kPlanLimits.bytes, " are allowed"));
   }
+  if (bytes.size() < kChecksumBytes || bytes[bytes.size() - kChecksumBytes] != kChecksumTag) {
+    return absl::DataLossError(
+        "plan: there is no checksum at its end: an older build wrote it, or it is cut off; compile again");
+  }
+  const absl::string_view body = bytes.substr(0, bytes.size() - kChecksumBytes);
+  if (bytes.substr(body.size()) != ChecksumField(body)) {
+    return absl::DataLossError("plan: its checksum does not match; it was damaged or edited: compile again");
+  }
+  PlanProto proto;
+  RETURN_IF_ERROR(Annotate(ParseProto(body, kPlanLimits, proto), "plan"));
   return PlanFromProto(proto);
 }
 
@@ -397,7 +431,7 @@ absl::Status SavePlan(const Plan& plan, const std::string& folder) {
 
 absl::StatusOr<Plan> LoadPlan(const std::string& path) {
   const std::string file = IsFolder(path) ? JoinPath(path, kFile) : path;
-  ASSIGN_OR_RETURN(const std::string bytes, ReadFile(file, kMaxPlanBytes));
+  ASSIGN_OR_RETURN(const std::string bytes, ReadFile(file, kPlanLimits.bytes));
   absl::StatusOr<Plan> plan = ParsePlan(bytes);
   if (!plan.ok()) return Annotate(plan.status(), file);
   return plan;

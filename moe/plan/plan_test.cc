@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <iostream>
+#include <limits>
 
 #include "moe/base/file.h"
 #include "moe/base/status.h"
@@ -126,10 +127,10 @@ TEST(Plan, RefusesWhatItCannotRead) {
   ASSERT_OK_AND_ASSIGN(const Compiled c, CompileModel("small_test", "pp=2 microbatches=2"));
   PlanProto other = PlanToProto(c.plan);
   other.set_version(kPlanVersion + 1);
-  ExpectError(PlanFromProto(other), absl::StatusCode::kFailedPrecondition, "format version 3",
-              "reads version 2", "newer build");
+  ExpectError(PlanFromProto(other), absl::StatusCode::kFailedPrecondition, "format version 4",
+              "reads version 3", "newer build");
   other.set_version(kPlanVersion - 1);
-  ExpectError(PlanFromProto(other), absl::StatusCode::kFailedPrecondition, "format version 1",
+  ExpectError(PlanFromProto(other), absl::StatusCode::kFailedPrecondition, "format version 2",
               "compile again");
 
   const std::string bytes = SerializePlan(c.plan);
@@ -138,11 +139,46 @@ TEST(Plan, RefusesWhatItCannotRead) {
   }
   PlanProto bad = PlanToProto(c.plan);
   bad.mutable_schedule()->mutable_programs(0)->mutable_stages(0)->mutable_actions(1)->set_residual_slot(
-      1 << 30);
+      1 << 20);
   ExpectError(PlanFromProto(bad), absl::StatusCode::kFailedPrecondition, "residual slot");
   bad = PlanToProto(c.plan);
   bad.mutable_memory()->clear_stages();
   ExpectError(PlanFromProto(bad), absl::StatusCode::kFailedPrecondition, "memory of 0 stages");
+}
+
+TEST(Plan, EveryFlippedByteIsFound) {
+  ASSERT_OK_AND_ASSIGN(const Compiled c, CompileModel("small_test", "dp=2"));
+  const std::string good = SerializePlan(c.plan);
+  ASSERT_OK(ParsePlan(good));
+  for (size_t i = 0; i < good.size(); i += i + 64 < good.size() ? 17 : 1) {
+    std::string bad = good;
+    bad[i] ^= 0x11;
+    ExpectError(ParsePlan(bad), absl::StatusCode::kDataLoss, "checksum");
+  }
+  // As builds before format version 3 wrote them.
+  PlanProto old = PlanToProto(c.plan);
+  old.set_version(2);
+  ExpectError(ParsePlan(old.SerializeAsString()), absl::StatusCode::kDataLoss, "no checksum", "older build",
+              "compile again");
+}
+
+TEST(Plan, NumbersHaveLimits) {
+  ASSERT_OK_AND_ASSIGN(const Compiled c, CompileModel("small_test", "pp=2 microbatches=2"));
+  const PlanProto good = PlanToProto(c.plan);
+  PlanProto bad = good;
+  bad.mutable_memory()->mutable_stages(1)->set_frame_bytes(std::numeric_limits<int64_t>::max());
+  ExpectError(PlanFromProto(bad), absl::StatusCode::kInvalidArgument, "memory.stages[1].frame_bytes");
+  bad = good;
+  bad.mutable_schedule()->set_microbatches(-7);
+  ExpectError(PlanFromProto(bad), absl::StatusCode::kInvalidArgument, "schedule.microbatches = -7");
+  bad = good;
+  bad.mutable_target()->set_flops(std::numeric_limits<double>::quiet_NaN());
+  ExpectError(PlanFromProto(bad), absl::StatusCode::kInvalidArgument, "target.flops = nan");
+  bad = good;
+  SlotsProto& slots = (*bad.mutable_memory()->mutable_stages(0)->mutable_residuals())[0];
+  slots.set_bytes(int64_t{1} << 50);
+  slots.set_count(1 << 20);
+  ExpectError(PlanFromProto(bad), absl::StatusCode::kInvalidArgument, "1048576 slots");
 }
 
 TEST(Plan, AMemoryLimitIsKept) {
