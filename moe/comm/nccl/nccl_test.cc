@@ -2,7 +2,6 @@
 // at most as many ranks as there are GPUs, and what only the emulation can do to NCCL is left out.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -24,7 +23,8 @@
 #include "moe/comm/device_worlds.h"
 #include "moe/comm/in_process/in_process.h"
 #include "moe/comm/nccl/nccl_world.h"
-#include "moe/comm/store/directory_store.h"
+#include "moe/comm/store/store_server.h"
+#include "moe/comm/store/tcp_store.h"
 #include "moe/device/device.h"
 #include "moe/testing/conformance.h"
 #include "moe/testing/process_worlds.h"
@@ -38,6 +38,8 @@ namespace moe::comm {
 namespace {
 
 using testing::CommunicatorConformance;
+
+constexpr char kToken[] = "of the processes of this test";
 
 int Devices() {
 #ifdef MOE_EMULATED
@@ -117,10 +119,13 @@ TEST(Worker, Serves) {
   const std::optional<testing::WorkerRank> me = testing::ThisWorker();
   if (!me.has_value()) GTEST_SKIP() << "this process is not a worker";
   ASSERT_GT(Devices(), 0);
-  const std::vector<std::string> task = absl::StrSplit(me->task, ' ');  // timeout in ms, folder
+  const std::vector<std::string> task = absl::StrSplit(me->task, ' ');  // timeout in ms, port of the store
   int64_t milliseconds = 0;
-  ASSERT_TRUE(task.size() == 2 && absl::SimpleAtoi(task[0], &milliseconds));
-  ASSERT_OK_AND_ASSIGN(const auto store, DirectoryStore::Open(task[1]));
+  int port = 0;
+  ASSERT_TRUE(task.size() == 2 && absl::SimpleAtoi(task[0], &milliseconds) &&
+              absl::SimpleAtoi(task[1], &port));
+  ASSERT_OK_AND_ASSIGN(const auto store,
+                       TcpStore::Connect({SocketAddress{.port = port}}, kToken, absl::Seconds(20)));
   ASSERT_OK_AND_ASSIGN(auto world, NcclWorld::Connect(me->rank, me->num_ranks, store.get(), nullptr,
                                                       {.timeout = absl::Milliseconds(milliseconds)}));
   ASSERT_OK_AND_ASSIGN(std::shared_ptr<device::Device> device,
@@ -129,11 +134,24 @@ TEST(Worker, Serves) {
   ASSERT_OK(testing::ServeRank(*me, set->rank(0)));
 }
 
+// With the store where the processes meet.
+class ProcessSet : public testing::WorldSet {
+ public:
+  ProcessSet(std::unique_ptr<StoreServer> server, std::unique_ptr<testing::WorldSet> ranks)
+      : server_(std::move(server)), ranks_(std::move(ranks)) {}
+  World* rank(int rank) override { return ranks_->rank(rank); }
+
+ private:
+  const std::unique_ptr<StoreServer> server_;
+  const std::unique_ptr<testing::WorldSet> ranks_;
+};
+
 absl::StatusOr<std::unique_ptr<testing::WorldSet>> StartProcesses(
     int n, absl::Duration timeout, const std::vector<std::string>& variables = {}) {
-  static int sets = 0;
-  const std::string folder = JoinPath(::testing::TempDir(), absl::StrCat("nccl", getpid(), ".", ++sets));
-  return testing::StartRanks(n, absl::StrCat(absl::ToInt64Milliseconds(timeout), " ", folder), variables);
+  ASSIGN_OR_RETURN(auto server, StoreServer::Start({.token = kToken}));
+  const std::string task = absl::StrCat(absl::ToInt64Milliseconds(timeout), " ", server->port());
+  ASSIGN_OR_RETURN(auto ranks, testing::StartRanks(n, task, variables));
+  return std::make_unique<ProcessSet>(std::move(server), std::move(ranks));
 }
 
 testing::CommBackend Processes() {
