@@ -24,12 +24,25 @@ namespace moe {
 namespace {
 
 const std::vector<std::string>& Pages() {
-  static const auto& pages = *new std::vector<std::string>{
-      "CONTRIBUTING.md",       "README.md",          "docs/architecture.md", "docs/benchmarks.md",
-      "docs/gpu.md",           "docs/inspecting.md", "docs/ir.md",           "docs/ops.md",
-      "docs/parallelism.md",   "docs/passes.md",     "docs/plans.md",        "docs/precision.md",
-      "docs/processes.md",     "docs/runs.md",       "docs/schedules.md",    "docs/training.md",
-      "docs/writing_a_pass.md"};
+  static const auto& pages = *new std::vector<std::string>{"CONTRIBUTING.md",
+                                                           "README.md",
+                                                           "docs/architecture.md",
+                                                           "docs/benchmarks.md",
+                                                           "docs/gpu.md",
+                                                           "docs/inspecting.md",
+                                                           "docs/ir.md",
+                                                           "docs/ops.md",
+                                                           "docs/parallelism.md",
+                                                           "docs/passes.md",
+                                                           "docs/plans.md",
+                                                           "docs/precision.md",
+                                                           "docs/processes.md",
+                                                           "docs/reliability.md",
+                                                           "docs/limits.md",
+                                                           "docs/runs.md",
+                                                           "docs/schedules.md",
+                                                           "docs/training.md",
+                                                           "docs/writing_a_pass.md"};
   return pages;
 }
 
