@@ -1,6 +1,6 @@
 // Binary protobuf messages that somebody else wrote, read within limits.
 //
-//   PlanProto proto;
+//   plan::PlanProto proto;
 //   RETURN_IF_ERROR(ParseProto(bytes, {.bytes = 1 << 28, .fields = 1 << 24}, proto));
 //   RETURN_IF_ERROR(CheckNumbers(proto, {.most_int64 = int64_t{1} << 60}));
 //

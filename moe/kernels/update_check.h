@@ -1,7 +1,7 @@
 // The finite check of an optimizer's update, which is part of its pass over the weights: an element whose new
 // parameter could not be stored as a finite number stays as it is.
 //
-//   step.largest = LargestOf(out.dtype);
+//   const double largest = LargestOf(dtype);
 //   ...
 //   return all_fit ? absl::OkStatus() : UpdateNotFinite(learning_rate);
 #pragma once

@@ -1,7 +1,7 @@
 // Connections between the ranks of a job: one of each pair, whose ends have shown each other that they belong to it.
 //
 //   ASSIGN_OR_RETURN(const Peers peers, ConnectPeers(rank, num_ranks, store, address, absl::Seconds(60)));
-//   peers.sockets[3]                                       // a connected socket to rank 3
+//   const int socket = peers.sockets[3];  // connected to rank 3
 //
 // Every rank listens at a port of its own for those above it, under a secret of its own that its peers get from the
 // store, and closes the port once they have come. A stranger there is sent away (moe/comm/store/secured_socket.h) and

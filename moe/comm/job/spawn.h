@@ -1,6 +1,6 @@
 // --spawn=N: this program again, N times, as the processes of one job on this machine.
 //
-//   return SpawnProcesses(8, argv, {.grace_after_death = absl::Seconds(70)}, std::cerr);      // in main
+//   return SpawnProcesses(8, argv, std::cerr);  // in main
 //
 // The children get the variables of torchrun, run the same command line, and write to the same streams. The
 // parent runs the rendezvous on a free port of loopback and waits. It passes on what StopRequest hears, and
