@@ -164,7 +164,7 @@ std::string DefaultDataPath() {
   const char* home = std::getenv("HOME");
   const std::string base =
       cache != nullptr && *cache ? std::string(cache) : JoinPath(home != nullptr ? home : "", ".cache");
-  return JoinPath(base, "switchyard/english.txt");
+  return std::filesystem::absolute(JoinPath(base, "switchyard/english.txt")).string();
 }
 
 std::string DescribeStrategy(const RunConfig& config) {

@@ -22,6 +22,14 @@
 namespace moe::train {
 namespace {
 
+// Without where things lie on this host: the plans of all processes are the same, and stay so when a run is moved.
+RunConfig WithoutPlaces(RunConfig config) {
+  config.mutable_train()->clear_data_path();
+  config.mutable_train()->clear_run_dir();
+  config.mutable_train()->clear_resume();
+  return config;
+}
+
 constexpr double kShareOfLimit = 0.9;
 
 int64_t DataRanks(const RunConfig& c) { return StrategyOf(c).dp; }
@@ -110,7 +118,7 @@ class Search {
     ASSIGN_OR_RETURN(std::unique_ptr<Module> module, BuildLogical(config));
     plan::CompileOptions mine = options;
     mine.model_text = model::ModelConfigToText(config.model());
-    mine.train_text = RunConfigToText(config);
+    mine.train_text = RunConfigToText(WithoutPlaces(config));
     ASSIGN_OR_RETURN(step.compiled, plan::Compile(std::move(module), strategy, mine));
     const Program& program = step.compiled.plan.program;
     RETURN_IF_ERROR(CheckTrainable(program));
