@@ -35,7 +35,7 @@ class RunningClock {
       static const int registered = pthread_atfork(nullptr, nullptr, [] { clock = nullptr; });
       (void)registered;
       auto* c = new RunningClock;  // lives as long as its thread
-      std::thread([c] { c->Tick(); }).detach();
+      std::thread([c, now = Elapsed()] { c->Tick(now); }).detach();
       clock.store(c, std::memory_order_release);
     }
     return *clock;
@@ -62,8 +62,9 @@ class RunningClock {
     if (a->next_ != nullptr) a->next_->previous_ = a->previous_;
     a->set_ = false;
   }
-  void Tick() {
-    for (int64_t before = Elapsed();;) {
+  // From `before` on, so that a pause before the thread begins is one, too.
+  void Tick(int64_t before) {
+    for (;;) {
       std::this_thread::sleep_for(std::chrono::nanoseconds(kTickNanos));
       const int64_t now = Elapsed(), passed = now - before, counted = std::min(passed, 2 * kTickNanos);
       before = now;

@@ -144,7 +144,11 @@ std::vector<std::string> ModelProblems(const ModelConfig& c) {
       add("aux_loss_scope = '", c.aux_loss_scope(), "'; legal are sequence, microbatch, global_batch");
     }
   }
-  if (any_dense) positive("ffn_hidden_size", c.ffn_hidden_size());
+  if (any_dense) {
+    positive("ffn_hidden_size", c.ffn_hidden_size());
+  } else if (c.ffn_hidden_size() < 0) {
+    add("ffn_hidden_size = ", c.ffn_hidden_size(), "; it must be at least 0");
+  }
   if (finite("rope_theta", c.rope_theta(), false) && c.rope_theta() < 1) {
     add("rope_theta = ", c.rope_theta(), "; it must be at least 1");
   }
