@@ -122,6 +122,9 @@ void NoteRewrites(const std::string& pass, Program* program) {
   if (program->inventory.empty()) return;
   absl::flat_hash_set<std::pair<absl::string_view, absl::string_view>> present;
   for (const auto& function : program->module->functions()) {
+    // Names are unique within a function: the update may have another node of the same.
+    const FunctionKind kind = function->role().kind;
+    if (kind == FunctionKind::kUpdate || kind == FunctionKind::kReport) continue;
     for (const auto& node : function->body()) {
       if (node->num_results() > 0) present.emplace(node->op_name(), node->result_name());
     }

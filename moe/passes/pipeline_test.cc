@@ -146,6 +146,10 @@ TEST_F(PipelineTest, ValidatesBeforeAgainstAfter) {
 }
 
 TEST_F(PipelineTest, NotesWhichPassReplacedANodeOfTheModel) {
+  // The update has another node of the name; it is none of the model's.
+  program_.module = *ParseModule(
+      "module @m\nfunc @chunk0(%x: f32[8]) {\n  %y = math.silu(%x)\n  return %y\n}\n"
+      "func @update(%x: f32[8]) {\n  %gone = math.mul(%x, %x)\n  return %gone\n}\n");
   program_.inventory = {{"math.silu", "y", {0}, ""}, {"math.mul", "gone", {0}, ""}};
   ASSERT_OK(Run("nothing,double"));
   EXPECT_EQ(program_.inventory[0].rewritten_by, "");
